@@ -1,0 +1,1 @@
+"""Stubs of Cloister's gRPC APIs, generated beside their .proto files (`make generate`)."""

@@ -1,0 +1,1 @@
+"""The `cloister.sessions` API, by version."""

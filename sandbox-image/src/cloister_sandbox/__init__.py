@@ -1,0 +1,1 @@
+"""The exec server: runs tools inside a sandbox pod."""

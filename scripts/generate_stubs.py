@@ -3,6 +3,7 @@
 Run by `make generate`, and by the test that compares its output with the committed stubs.
 """
 
+import os
 import sys
 from importlib import resources
 from pathlib import Path
@@ -20,6 +21,9 @@ def generate(out: Path) -> None:
     printed the file, the line and the reason.
     """
     sources = sorted(str(path.relative_to(PROTO)) for path in PROTO.rglob("*.proto"))
+    # protoc looks for its plugins on PATH only; ours live beside this interpreter.
+    bin_dir = str(Path(sys.executable).parent)
+    os.environ["PATH"] = bin_dir + os.pathsep + os.environ.get("PATH", "")
     well_known = resources.files("grpc_tools") / "_proto"
     code = protoc.main(
         [

@@ -1,0 +1,122 @@
+# Everything a developer or a user runs. `make help` lists it.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+VENV := .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+# bundled: the cluster of devcluster/; current: the current kube context.
+CLUSTER ?= bundled
+DEVCLUSTER := PYTHONPATH=devcluster/src python3 -m cloister_devcluster
+CODE := operator/src sandbox-image/src client/src devcluster/src scripts bench
+export PYTHONDONTWRITEBYTECODE := 1
+
+.PHONY: help
+help: ## list every command
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
+
+# --- the main commands ---------------------------------------------------------------------------
+
+.PHONY: demo
+demo: $(STAMP) ## set up a cluster, install Cloister, run an agent's tools in a sandbox (CLUSTER=current: yours)
+	$(PY) scripts/demo.py --cluster $(CLUSTER)
+
+.PHONY: test
+test: check ## everything: `make check`, then the end-to-end tests on the bundled cluster
+	$(PY) scripts/e2e.py
+
+.PHONY: check
+check: $(STAMP) lint types unit ## what needs no cluster: lint, types, unit, contract and chart tests
+
+# --- parts of check ------------------------------------------------------------------------------
+
+.PHONY: lint
+lint: $(STAMP) ## formatting, lint rules and the import contracts
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/lint-imports --no-cache
+
+.PHONY: types
+types: $(STAMP) ## mypy --strict
+	$(VENV)/bin/mypy $(CODE) tests
+
+.PHONY: unit
+unit: $(STAMP) ## unit, contract and chart tests
+	@$(DEVCLUSTER) build --only helm
+	HELM=$$($(DEVCLUSTER) bin helm) $(VENV)/bin/pytest -n 2 -m 'not e2e' tests
+
+.PHONY: format
+format: $(STAMP) ## rewrite the code in the project's format
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/ruff check --fix .
+
+.PHONY: golden
+golden: $(STAMP) ## rewrite the golden files; read the diff before you commit it
+	HELM=$$($(DEVCLUSTER) bin helm) $(VENV)/bin/pytest -n 2 -m 'not e2e' tests --update-golden
+
+# --- generated files -----------------------------------------------------------------------------
+
+.PHONY: generate
+generate: $(STAMP) ## regenerate the gRPC stubs and the chart's README
+	$(PY) scripts/generate_stubs.py
+	$(PY) scripts/chart_readme.py
+
+.PHONY: lock
+lock: $(STAMP) ## recompile requirements/*.txt from pyproject.toml
+	for group in sandbox operator client dev; do \
+	  $(VENV)/bin/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	    --no-emit-find-links --no-header --no-annotate --group $$group -o requirements/$$group.txt; \
+	done
+
+# --- the cluster ---------------------------------------------------------------------------------
+
+.PHONY: cluster-up
+cluster-up: ## build (once) and start the bundled cluster
+	$(DEVCLUSTER) up
+
+.PHONY: cluster-down
+cluster-down: ## stop the bundled cluster and remove everything of it
+	$(DEVCLUSTER) down
+
+.PHONY: cluster-status
+cluster-status: ## what of the bundled cluster is running, and where its kubeconfig is
+	$(DEVCLUSTER) status
+
+.PHONY: images
+images: ## build the images, and load them into the bundled cluster when it runs
+	$(DEVCLUSTER) images
+
+.PHONY: deploy
+deploy: $(STAMP) ## install or upgrade Cloister on the cluster with helm
+	$(PY) scripts/deploy.py --cluster $(CLUSTER)
+
+.PHONY: e2e
+e2e: $(STAMP) ## only the end-to-end tests (ARGS='-k name' narrows them down)
+	$(PY) scripts/e2e.py -- $(ARGS)
+
+# --- measurements --------------------------------------------------------------------------------
+
+.PHONY: bench-exec
+bench-exec: $(STAMP) ## the exec server against a bare gRPC echo; writes bench/results/exec.json
+	$(PY) bench/bench_exec.py
+
+.PHONY: bench-claims
+bench-claims: $(STAMP) ## claims on the bundled cluster; writes bench/results/claims.json
+	$(PY) bench/bench_claims.py
+
+# --- housekeeping --------------------------------------------------------------------------------
+
+.PHONY: init
+init: $(STAMP) ## only make the virtual environment
+
+$(STAMP): requirements/dev.txt pyproject.toml
+	@echo "setting up $(VENV) from requirements/dev.txt"
+	test -x $(PY) || python3 -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
+
+.PHONY: clean
+clean: ## remove what was built in this folder; the cluster's binaries stay in their cache
+	rm -rf $(VENV) build dist bench/results .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,57 @@
+"""Install Cloister on a cluster with helm, or upgrade it."""
+
+import argparse
+import sys
+
+import target as targets
+from target import IMAGES, ROOT, SANDBOX_NAMESPACE, SYSTEM_NAMESPACE, Target, TargetError
+
+
+def deploy(target: Target) -> None:
+    """Install or upgrade the release and wait until the operator is ready.
+
+    Raises TargetError with helm's or kubectl's words.
+    """
+    existed = "cloister" in target.helm("list", "-n", SYSTEM_NAMESPACE, "-q").split()
+    operator, tag = targets.in_registry(IMAGES["operator"]).rsplit(":", 1)
+    client, _ = targets.in_registry(IMAGES["client"]).rsplit(":", 1)
+    settings = {
+        "image.repository": operator,
+        "image.tag": tag,
+        "tests.image.repository": client,
+        "tests.image.tag": tag,
+        "sandbox.image": targets.in_registry(IMAGES["sandbox"]),
+        "sandboxNamespaces[0].name": SANDBOX_NAMESPACE,
+        "sandboxNamespaces[0].create": "true",
+    }
+    pairs = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+    chart = str(ROOT / "charts" / "cloister")
+    target.helm(
+        *("upgrade", "--install", "cloister", chart, "-n", SYSTEM_NAMESPACE),
+        *("--create-namespace", "--wait", "--timeout", "3m", *pairs),
+    )
+    if existed:
+        # The tag of a development image does not change with its content.
+        target.kubectl("rollout", "restart", "deployment/cloister-operator", "-n", SYSTEM_NAMESPACE)
+    target.kubectl(
+        *("rollout", "status", "deployment/cloister-operator", "-n", SYSTEM_NAMESPACE),
+        "--timeout=3m",
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cluster", choices=["bundled", "current"], default="bundled")
+    arguments = parser.parse_args()
+    try:
+        target = targets.choose(arguments.cluster)
+        deploy(target)
+    except TargetError as error:
+        print(f"deploy: {error}", file=sys.stderr)
+        return 1
+    print(f"Cloister is installed in {SYSTEM_NAMESPACE}; sandboxes live in {SANDBOX_NAMESPACE}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

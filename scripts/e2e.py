@@ -1,0 +1,43 @@
+"""Run the end-to-end tests on the bundled cluster.
+
+The cluster is started if it is down, and then stopped again afterwards; one that was running is
+left running. Tests that disturb the whole installation run after the others, alone.
+"""
+
+import subprocess
+import sys
+
+import target as targets
+from deploy import deploy
+from target import ROOT, TargetError
+
+PARALLEL = "4"
+
+
+def main(arguments: list[str]) -> int:
+    if arguments and arguments[0] == "--":
+        arguments = arguments[1:]
+    was_running = targets.bundled_runs()
+    try:
+        target = targets.bundled()
+        deploy(target)
+        pytest = [sys.executable, "-m", "pytest", "tests/e2e", *arguments]
+        shared = [*pytest, "-m", "e2e and not disruptive", "-n", PARALLEL, "--dist", "loadscope"]
+        alone = [*pytest, "-m", "e2e and disruptive"]
+        codes = [
+            subprocess.run(command, cwd=ROOT, env=target.env, check=False).returncode
+            for command in (shared, alone)
+        ]
+    except TargetError as error:
+        print(f"e2e: {error}", file=sys.stderr)
+        return 1
+    finally:
+        if not was_running:
+            targets.devcluster("down")
+    nothing_selected = 5  # pytest's exit code when -k leaves no test in one of the two runs
+    wrong = [code for code in codes if code not in (0, nothing_selected)]
+    return wrong[0] if wrong else (0 if 0 in codes else nothing_selected)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

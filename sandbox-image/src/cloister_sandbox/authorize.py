@@ -1,0 +1,90 @@
+"""Who may call what, decided from the caller's certificate before any handler runs."""
+
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+
+import grpc
+
+from .errors import CallError, Forbidden
+from .state import ServerState
+
+OPERATOR = "operator:cloister"
+OPERATOR_ONLY = frozenset(
+    f"/cloister.exec.v1.Runtime/{name}" for name in ("Claim", "Probe", "Drain")
+)
+Handler = grpc.RpcMethodHandler
+
+
+def decide(callers: Iterable[str], method: str, session_uid: str) -> bool:
+    """Whether a caller with these certificate URIs may call the method.
+
+    The operator may call everything; the session that owns the pod everything that is not the
+    operator's alone; nobody else anything. `session_uid` is empty before the claim.
+    """
+    names = set(callers)
+    if OPERATOR in names:
+        return True
+    return bool(session_uid) and f"session:{session_uid}" in names and method not in OPERATOR_ONLY
+
+
+def peer_uris(auth_context: Mapping[str, Iterable[bytes]]) -> list[str]:
+    """The URIs of the peer's certificate, as gRPC read them."""
+    return [each.decode(errors="replace") for each in auth_context.get("peer_uri", ())]
+
+
+async def abort(context: grpc.aio.ServicerContext[object, object], error: CallError) -> None:
+    """End the call with the error's status and details."""
+    context.set_trailing_metadata((("grpc-status-details-bin", error.status_details()),))
+    await context.abort(error.code, error.message)
+
+
+class Authorizer(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+    """Refuses callers that `decide` refuses, for every method of every service."""
+
+    def __init__(self, state: ServerState) -> None:
+        self._state = state
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler | None:
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            return None
+        return self._guarded(handler, handler_call_details.method)
+
+    def _guarded(self, handler: Handler, method: str) -> Handler:
+        async def check(context: grpc.aio.ServicerContext[object, object]) -> None:
+            callers = peer_uris(context.auth_context())
+            if not decide(callers, method, self._state.session_uid):
+                await abort(
+                    context,
+                    Forbidden("NOT_YOUR_SANDBOX", "this certificate may not make this call here"),
+                )
+
+        parts = {
+            "request_deserializer": handler.request_deserializer,
+            "response_serializer": handler.response_serializer,
+        }
+        if handler.response_streaming:
+            inner_stream = handler.stream_stream or handler.unary_stream
+
+            async def stream(request: object, context: grpc.aio.ServicerContext[object, object]):  # type: ignore[no-untyped-def]
+                await check(context)
+                async for each in inner_stream(request, context):
+                    yield each
+
+            if handler.request_streaming:
+                return grpc.stream_stream_rpc_method_handler(stream, **parts)
+            return grpc.unary_stream_rpc_method_handler(stream, **parts)
+        inner = handler.stream_unary or handler.unary_unary
+
+        async def unary(
+            request: object, context: grpc.aio.ServicerContext[object, object]
+        ) -> object:
+            await check(context)
+            return await inner(request, context)
+
+        if handler.request_streaming:
+            return grpc.stream_unary_rpc_method_handler(unary, **parts)
+        return grpc.unary_unary_rpc_method_handler(unary, **parts)

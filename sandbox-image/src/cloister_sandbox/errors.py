@@ -1,0 +1,136 @@
+"""Failures of a call, and how they travel: a gRPC status with typed details.
+
+    CallError                    the call failed
+    ├── InvalidField             INVALID_ARGUMENT, names the field
+    ├── NotFound                 NOT_FOUND
+    ├── IdConflict               ALREADY_EXISTS: the id is in use for another payload
+    ├── WrongState               FAILED_PRECONDITION
+    ├── Forbidden                PERMISSION_DENIED
+    ├── Busy                     RESOURCE_EXHAUSTED, with a hint when to retry
+    ├── Unavailable              UNAVAILABLE: preparing or draining
+    └── Corrupt                  DATA_LOSS
+
+The details are `google.rpc.Status` in the trailing metadata `grpc-status-details-bin`, as the gRPC
+richer error model asks. They are encoded here, because the package with the generated messages is
+not part of the sandbox image.
+"""
+
+from collections.abc import Mapping
+
+import grpc
+
+DOMAIN = "exec.cloister.dev"
+_TYPE = "type.googleapis.com/google.rpc."
+
+
+class CallError(Exception):
+    """A call that failed; `reason` is the machine's word, the message the person's sentence."""
+
+    code = grpc.StatusCode.INTERNAL
+
+    def __init__(self, reason: str, message: str, **metadata: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+        self.metadata = metadata
+
+    def details(self) -> list[tuple[str, bytes]]:
+        """Pairs of a message type's name and its encoded value."""
+        return [("ErrorInfo", _error_info(self.reason, self.metadata))]
+
+    def status_details(self) -> bytes:
+        """The encoded google.rpc.Status."""
+        number: int = self.code.value[0]
+        status = _varint(1, number) + _bytes(2, self.message.encode())
+        for name, value in self.details():
+            status += _bytes(3, _bytes(1, (_TYPE + name).encode()) + _bytes(2, value))
+        return status
+
+
+class InvalidField(CallError):
+    """Wrong input; `field` is its path in the request."""
+
+    code = grpc.StatusCode.INVALID_ARGUMENT
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__("INVALID_FIELD", f"{field}: {message}", field=field)
+        self._violation = _bytes(1, field.encode()) + _bytes(2, message.encode())
+
+    def details(self) -> list[tuple[str, bytes]]:
+        return [*super().details(), ("BadRequest", _bytes(1, self._violation))]
+
+
+class NotFound(CallError):
+    """What the call names does not exist."""
+
+    code = grpc.StatusCode.NOT_FOUND
+
+
+class IdConflict(CallError):
+    """The id is already used for something else."""
+
+    code = grpc.StatusCode.ALREADY_EXISTS
+
+
+class WrongState(CallError):
+    """The call does not fit the server's state; repeating it cannot help."""
+
+    code = grpc.StatusCode.FAILED_PRECONDITION
+
+
+class Forbidden(CallError):
+    """The caller, or the path, is not permitted."""
+
+    code = grpc.StatusCode.PERMISSION_DENIED
+
+
+class Busy(CallError):
+    """A bound is reached; try again after `retry_after` seconds."""
+
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+
+    def __init__(self, reason: str, message: str, retry_after: float) -> None:
+        super().__init__(reason, message)
+        self._retry_after = retry_after
+
+    def details(self) -> list[tuple[str, bytes]]:
+        seconds = int(self._retry_after)
+        nanos = int((self._retry_after - seconds) * 1e9)
+        delay = _varint(1, seconds) + _varint(2, nanos)
+        return [*super().details(), ("RetryInfo", _bytes(1, delay))]
+
+
+class Unavailable(CallError):
+    """Not now: the server is preparing or draining."""
+
+    code = grpc.StatusCode.UNAVAILABLE
+
+
+class Corrupt(CallError):
+    """Bytes went missing."""
+
+    code = grpc.StatusCode.DATA_LOSS
+
+
+def _error_info(reason: str, metadata: Mapping[str, str]) -> bytes:
+    info = _bytes(1, reason.encode()) + _bytes(2, DOMAIN.encode())
+    for key, value in sorted(metadata.items()):
+        info += _bytes(3, _bytes(1, key.encode()) + _bytes(2, value.encode()))
+    return info
+
+
+def _number(value: int) -> bytes:
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def _varint(field: int, value: int) -> bytes:
+    return _number(field << 3) + _number(value)
+
+
+def _bytes(field: int, value: bytes) -> bytes:
+    return _number(field << 3 | 2) + _number(len(value)) + value

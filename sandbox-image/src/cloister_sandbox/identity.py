@@ -1,0 +1,59 @@
+"""The server's TLS identity: the pod's until the claim, the session's afterwards.
+
+The session's key never touches a disk. The pod's key is readable in its mount, and worthless after
+the claim, because callers check the session's name.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+
+from .config import ConfigError
+
+
+@dataclass(frozen=True)
+class KeyPair:
+    """A certificate and its key, PEM."""
+
+    certificate: bytes
+    private_key: bytes
+
+
+class ServerIdentity:
+    """Hands the current certificate to every new TLS handshake."""
+
+    def __init__(self, pair: KeyPair, ca: bytes) -> None:
+        self._ca = ca
+        self._current = self._configuration(pair)
+
+    @classmethod
+    def load(cls, directory: Path) -> "ServerIdentity":
+        """Read tls.crt, tls.key and ca.crt; raises ConfigError when one is missing or empty."""
+        parts = []
+        for name in ("tls.crt", "tls.key", "ca.crt"):
+            try:
+                content = (directory / name).read_bytes()
+            except OSError as error:
+                raise ConfigError(
+                    f"no identity, not serving: {directory / name}: {error.strerror}"
+                ) from None
+            if not content:
+                raise ConfigError(f"no identity, not serving: {directory / name} is empty")
+            parts.append(content)
+        return cls(KeyPair(parts[0], parts[1]), parts[2])
+
+    def replace(self, pair: KeyPair) -> None:
+        """Use another certificate from the next handshake on."""
+        self._current = self._configuration(pair)
+
+    def credentials(self) -> grpc.ServerCredentials:
+        """Server credentials that demand a client certificate of our CA."""
+        return grpc.dynamic_ssl_server_credentials(
+            self._current, lambda: self._current, require_client_authentication=True
+        )
+
+    def _configuration(self, pair: KeyPair) -> grpc.ServerCertificateConfiguration:
+        return grpc.ssl_server_certificate_configuration(
+            [(pair.private_key, pair.certificate)], self._ca
+        )

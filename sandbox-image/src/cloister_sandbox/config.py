@@ -55,7 +55,7 @@ class Config:
         roots = env.get("CLOISTER_ROOTS", "/tmp:/home/agent:/mnt/session")  # noqa: S108 - the pod's own
         read_only = env.get("CLOISTER_READ_ONLY_ROOTS", "/mnt/session/uploads")
         return cls(
-            listen=env.get("CLOISTER_LISTEN", "0.0.0.0:7443"),  # noqa: S104 - mTLS guards it
+            listen=env.get("CLOISTER_LISTEN", "0.0.0.0:7443"),
             pod_uid=pod_uid,
             identity_dir=Path(env.get("CLOISTER_IDENTITY_DIR", "/run/cloister/identity")),
             recipe_dir=Path(env.get("CLOISTER_RECIPE_DIR", "/run/cloister/recipe")),

@@ -1,6 +1,7 @@
 """Who may call what, decided from the caller's certificate before any handler runs."""
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from typing import Any, TypeAlias
 
 import grpc
 
@@ -11,7 +12,8 @@ OPERATOR = "operator:cloister"
 OPERATOR_ONLY = frozenset(
     f"/cloister.exec.v1.Runtime/{name}" for name in ("Claim", "Probe", "Drain")
 )
-Handler = grpc.RpcMethodHandler
+Handler: TypeAlias = grpc.RpcMethodHandler[Any, Any]
+Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 
 
 def decide(callers: Iterable[str], method: str, session_uid: str) -> bool:
@@ -31,13 +33,13 @@ def peer_uris(auth_context: Mapping[str, Iterable[bytes]]) -> list[str]:
     return [each.decode(errors="replace") for each in auth_context.get("peer_uri", ())]
 
 
-async def abort(context: grpc.aio.ServicerContext[object, object], error: CallError) -> None:
+async def abort(context: Context, error: CallError) -> None:
     """End the call with the error's status and details."""
     context.set_trailing_metadata((("grpc-status-details-bin", error.status_details()),))
     await context.abort(error.code, error.message)
 
 
-class Authorizer(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+class Authorizer(grpc.aio.ServerInterceptor)
     """Refuses callers that `decide` refuses, for every method of every service."""
 
     def __init__(self, state: ServerState) -> None:
@@ -54,7 +56,7 @@ class Authorizer(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         return self._guarded(handler, handler_call_details.method)
 
     def _guarded(self, handler: Handler, method: str) -> Handler:
-        async def check(context: grpc.aio.ServicerContext[object, object]) -> None:
+        async def check(context: Context) -> None:
             callers = peer_uris(context.auth_context())
             if not decide(callers, method, self._state.session_uid):
                 await abort(
@@ -62,14 +64,14 @@ class Authorizer(grpc.aio.ServerInterceptor):  # type: ignore[misc]
                     Forbidden("NOT_YOUR_SANDBOX", "this certificate may not make this call here"),
                 )
 
-        parts = {
+        parts: dict[str, Any] = {
             "request_deserializer": handler.request_deserializer,
             "response_serializer": handler.response_serializer,
         }
         if handler.response_streaming:
-            inner_stream = handler.stream_stream or handler.unary_stream
+            inner_stream: Any = handler.stream_stream or handler.unary_stream
 
-            async def stream(request: object, context: grpc.aio.ServicerContext[object, object]):  # type: ignore[no-untyped-def]
+            async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
                 await check(context)
                 async for each in inner_stream(request, context):
                     yield each
@@ -77,11 +79,9 @@ class Authorizer(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             if handler.request_streaming:
                 return grpc.stream_stream_rpc_method_handler(stream, **parts)
             return grpc.unary_stream_rpc_method_handler(stream, **parts)
-        inner = handler.stream_unary or handler.unary_unary
+        inner: Any = handler.stream_unary or handler.unary_unary
 
-        async def unary(
-            request: object, context: grpc.aio.ServicerContext[object, object]
-        ) -> object:
+        async def unary(request: Any, context: Context) -> Any:
             await check(context)
             return await inner(request, context)
 

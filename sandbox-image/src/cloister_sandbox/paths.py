@@ -1,0 +1,167 @@
+"""Confinement of file tools, and opening what was confined without a race.
+
+The rules are those of agent_toolset_20260401: relative paths resolve against the workspace; `.` and
+`..` collapse first; then every symbolic link is followed, and the result must lie in a permitted
+directory. The resolved path has no links left, so it is opened component by component without
+following any: a link put there in between makes the open fail instead of leading outside.
+"""
+
+import errno
+import os
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+MAX_HOPS = 40
+_WORDS = {
+    errno.ENOENT: "no such file or directory",
+    errno.ENOTDIR: "not a directory",
+    errno.EISDIR: "is a directory",
+    errno.EACCES: "permission denied",
+    errno.EPERM: "operation not permitted",
+    errno.EEXIST: "file already exists",
+    errno.ELOOP: "too many levels of symbolic links",
+}
+
+
+class ToolFailure(Exception):
+    """A tool's failure, in the words the model sees."""
+
+
+def reason(error: OSError) -> str:
+    """The words for an operating-system error."""
+    number = error.errno or 0
+    return _WORDS.get(number, os.strerror(number).lower())
+
+
+@dataclass(frozen=True)
+class Roots:
+    """The directories that file tools may use."""
+
+    workspace: Path
+    others: tuple[Path, ...]
+    read_only: tuple[Path, ...]
+
+    def resolve(self, tool: str, given: str) -> str:
+        """The absolute, link-free path that `given` means; it need not exist.
+
+        Raises ToolFailure where it leaves the permitted directories or cannot be followed.
+        """
+        if "\0" in given:
+            raise ToolFailure(f"{tool}: embedded null byte")
+        path = os.path.normpath(os.path.join(self.workspace, given))
+        try:
+            resolved = _follow(path)
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                raise ToolFailure(
+                    f"{tool}: path '{given}': too many levels of symbolic links"
+                ) from None
+            raise ToolFailure(f"{tool}: {given}: {reason(error)}") from None
+        if self.holding(resolved) is None:
+            raise ToolFailure(
+                f"{tool}: path '{given}' is outside the session's working directory"
+                + (" and its other permitted directories" if self.others else "")
+            )
+        return resolved
+
+    def writable(self, tool: str, given: str) -> str:
+        """Like `resolve`, for writing; raises ToolFailure in a read-only directory too."""
+        resolved = self.resolve(tool, given)
+        for root in self.read_only:
+            if _within(resolved, os.path.realpath(root)):
+                raise ToolFailure(f"{tool}: {given} is inside read-only directory {root}")
+        return resolved
+
+    def holding(self, resolved: str) -> str | None:
+        """The permitted directory that holds a resolved path, or None."""
+        for root in (self.workspace, *self.others):
+            real = os.path.realpath(root)
+            if _within(resolved, real):
+                return real
+        return None
+
+    def open(self, resolved: str, flags: int, mode: int = 0o644) -> int:
+        """Open a resolved path without following any link; raises OSError.
+
+        Never blocks on a FIFO or a device: the file is opened non-blocking.
+        """
+        root = self.holding(resolved)
+        if root is None:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), resolved)
+        parts = Path(resolved).relative_to(root).parts
+        directory = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            for part in parts[:-1]:
+                below = os.open(
+                    part,
+                    os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC,
+                    dir_fd=directory,
+                )
+                os.close(directory)
+                directory = below
+            last = parts[-1] if parts else "."
+            return os.open(
+                last,
+                flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC,
+                mode,
+                dir_fd=directory,
+            )
+        finally:
+            os.close(directory)
+
+    def open_regular(
+        self, resolved: str, flags: int, complain: Callable[[str], Exception], mode: int = 0o644
+    ) -> int:
+        """Open a regular file; anything else, and every error, raises what `complain` makes."""
+        try:
+            info = os.stat(resolved, follow_symlinks=False)
+            if not stat.S_ISREG(info.st_mode):
+                raise complain("not a regular file")
+        except FileNotFoundError:
+            if not flags & os.O_CREAT:
+                raise complain(_WORDS[errno.ENOENT]) from None
+        except OSError as error:
+            raise complain(reason(error)) from None
+        try:
+            fd = self.open(resolved, flags, mode)
+        except OSError as error:
+            raise complain(reason(error)) from None
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise complain("not a regular file")
+        return fd
+
+
+def _within(path: str, root: str) -> bool:
+    return path == root or path.startswith(root.rstrip("/") + "/")
+
+
+def _follow(path: str) -> str:
+    """Follow every link in an absolute, normalised path; parts that do not exist are kept."""
+    hops = 0
+    done = "/"
+    todo = [part for part in path.split("/") if part]
+    while todo:
+        part = todo.pop(0)
+        if part in ("", "."):
+            continue
+        if part == "..":
+            done = os.path.dirname(done)
+            continue
+        candidate = os.path.join(done, part)
+        try:
+            target = os.readlink(candidate)
+        except OSError as error:
+            if error.errno in (errno.EINVAL, errno.ENOENT, errno.ENOTDIR):
+                done = candidate
+                continue
+            raise
+        hops += 1
+        if hops > MAX_HOPS:
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+        if target.startswith("/"):
+            done = "/"
+        todo = [piece for piece in target.split("/") if piece] + todo
+    return done

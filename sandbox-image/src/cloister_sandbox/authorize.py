@@ -39,7 +39,7 @@ async def abort(context: Context, error: CallError) -> None:
     await context.abort(error.code, error.message)
 
 
-class Authorizer(grpc.aio.ServerInterceptor)
+class Authorizer(grpc.aio.ServerInterceptor):
     """Refuses callers that `decide` refuses, for every method of every service."""
 
     def __init__(self, state: ServerState) -> None:

@@ -75,7 +75,6 @@ class Output:
         self._fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._fd, self._read)
-        self._seen = False
         self.tail: Tail | None = Tail()
 
     def finish(self) -> Tail:
@@ -84,8 +83,6 @@ class Output:
         tail, self.tail = self.tail or Tail(), None
         with contextlib.suppress(OSError):
             self._path.unlink()
-        if not self._seen and self._fd >= 0:
-            self.close()
         return tail
 
     def drain(self) -> None:
@@ -105,24 +102,14 @@ class Output:
         try:
             data = os.read(self._fd, _CHUNK)
         except BlockingIOError:
-            self._seen = True  # somebody has it open for writing
             return False
         if data:
-            self._seen = True
             if self.tail is not None:
                 self.tail.add(data)
             return True
-        if self._seen or self.tail is None:
-            self.close()
-        else:
-            # End of file before the shell opened it: wait for the first writer elsewhere.
-            self._loop.remove_reader(self._fd)
-            self._loop.call_later(0.001, self._again)
+        # End of file is only seen after a writer came and all of them are gone.
+        self.close()
         return False
-
-    def _again(self) -> None:
-        if self._fd >= 0:
-            self._loop.add_reader(self._fd, self._read)
 
 
 @dataclass(frozen=True)
@@ -220,8 +207,7 @@ class Shell:
                 await kill_tree(self._pid, self._mark)
             code = 0
             if status is None:
-                assert self._exit is not None
-                code = await self._exit
+                code = await self._exit if self._exit else 1
                 code = 128 - code if code < 0 else code
             else:
                 found, number_text, cwd = status.split(" ", 2)

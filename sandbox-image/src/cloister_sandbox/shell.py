@@ -273,10 +273,12 @@ class Shell:
                     done.set_result(text)
 
         loop.add_reader(self._status, readable)
-        cancelled = loop.create_task(cancel.wait())
+        cancelled: asyncio.Future[object] = loop.create_task(cancel.wait())
         try:
             await asyncio.wait(
-                {done, cancelled}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED
+                [asyncio.ensure_future(done), cancelled],
+                timeout=timeout,
+                return_when=asyncio.FIRST_COMPLETED,
             )
         finally:
             loop.remove_reader(self._status)

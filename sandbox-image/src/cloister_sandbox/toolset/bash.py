@@ -1,0 +1,83 @@
+"""bash: commands in a context's persistent shell."""
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+from ..paths import ToolFailure
+from ..shell import Shell, ShellError
+from .inputs import Inputs
+from .results import ToolResult
+
+DEFAULT_TIMEOUT = 120.0
+_FIELDS = frozenset({"command", "restart", "timeout_ms"})
+
+
+async def bash(
+    shell: Shell,
+    given: Mapping[str, Any],
+    *,
+    cwd: str,
+    env: Mapping[str, str],
+    budget: float,
+    cancel: asyncio.Event,
+) -> ToolResult:
+    """Run the tool; raises ToolFailure.
+
+    `cwd` and `env` are for a shell that has to be opened. `budget` is the call's bound in seconds,
+    0 is none: the command is stopped by whichever bound comes first.
+    """
+    inputs = Inputs("bash", given, _FIELDS)
+    if inputs.flag("restart"):
+        await _open(shell, cwd, env)
+        return ToolResult("bash session restarted")
+    command = inputs.optional_text("command")
+    if not command:
+        raise ToolFailure("bash: command is required")
+    timeout_ms = inputs.integer("timeout_ms") or 0
+    if timeout_ms < 0:
+        raise ToolFailure("bash: argument timeout_ms must not be negative")
+    timeout = timeout_ms / 1000 or DEFAULT_TIMEOUT
+    if budget:
+        timeout = min(timeout, budget)
+    if not shell.alive:
+        await _open(shell, shell.cwd or cwd, env)
+    finished = await shell.run(command, timeout, cancel)
+    text = finished.output.rstrip("\n")
+    if finished.omitted_bytes:
+        text = "[output truncated]\n" + text
+    notes = []
+    if finished.cancelled:
+        notes.append("bash: command was cancelled")
+    elif finished.timed_out:
+        notes.append(f"bash: bash command timed out after {timeout}s")
+    elif finished.code:
+        notes.append(f"[exit code {finished.code}]")
+    if finished.shell_lost:
+        where = await _reopen(shell, finished.cwd, cwd, env)
+        notes.append(
+            f"[the shell ended and a new one was opened in {where}; "
+            "variables, functions and background jobs are gone]"
+        )
+    text = "\n".join([each for each in (text, *notes) if each])
+    return ToolResult(
+        text,
+        is_error=finished.code != 0 or bool(finished.timed_out or finished.cancelled),
+        finished=finished,
+    )
+
+
+async def _open(shell: Shell, cwd: str, env: Mapping[str, str]) -> None:
+    try:
+        await shell.open(cwd, env)
+    except ShellError as error:
+        raise ToolFailure(f"bash: {error}") from None
+
+
+async def _reopen(shell: Shell, wanted: str, fallback: str, env: Mapping[str, str]) -> str:
+    """Open a new shell where the old one was, or in the workspace when that is gone."""
+    try:
+        await shell.open(wanted, env)
+    except ShellError:
+        await _open(shell, fallback, env)
+    return shell.cwd

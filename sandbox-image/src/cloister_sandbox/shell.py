@@ -273,16 +273,13 @@ class Shell:
                     done.set_result(text)
 
         loop.add_reader(self._status, readable)
-        cancelled: asyncio.Future[object] = loop.create_task(cancel.wait())
+        cancelled = loop.create_task(cancel.wait())
+        cancelled.add_done_callback(lambda _: done.done() or done.cancel())
         try:
-            await asyncio.wait(
-                [asyncio.ensure_future(done), cancelled],
-                timeout=timeout,
-                return_when=asyncio.FIRST_COMPLETED,
-            )
+            await asyncio.wait([done], timeout=timeout)
         finally:
             loop.remove_reader(self._status)
             cancelled.cancel()
-        if done.done():
+        if done.done() and not done.cancelled():
             return done.result(), None
         return None, "cancel" if cancel.is_set() else "timeout"

@@ -79,7 +79,7 @@ def _lines(path: str, file: Any, start: int, end: int) -> str:
     start = max(start, 1)
     kept: list[bytes] = []
     held = number = 0
-    for number, line in enumerate(_iterate(path, file, start, end), start=1):
+    for number, line in enumerate(_iterate(path, file, start), start=1):
         if number < start:
             continue
         held += len(line)
@@ -101,7 +101,7 @@ def _lines(path: str, file: Any, start: int, end: int) -> str:
     return _decode(path, whole)
 
 
-def _iterate(path: str, file: Any, start: int, end: int) -> Any:
+def _iterate(path: str, file: Any, start: int) -> Any:
     """Lines with their ends; a line that alone exceeds the limit is refused if it is wanted."""
     number, pending = 1, b""
     skipped = False

@@ -1,0 +1,120 @@
+"""The calls of a session: each runs once, whoever asks and however often.
+
+A call runs in a task of its own, so that losing its stream never stops it. The same id attaches to
+it or gets the kept result; another payload under the same id is refused.
+"""
+
+import asyncio
+import hashlib
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+from .errors import Busy, IdConflict, NotFound
+from .toolset.results import ToolResult
+
+MAX_RUNNING = 256
+KEEP_RESULTS = 256
+KEEP_BYTES = 64 * 1024 * 1024
+KEEP_SECONDS = 600.0
+
+
+@dataclass
+class Call:
+    """One call, running or finished."""
+
+    digest: bytes
+    task: asyncio.Task[ToolResult]
+    cancel: asyncio.Event
+    finished_at: float = 0.0
+    size: int = 0
+    printed: Callable[[], int] = field(default=lambda: 0)
+    """Bytes its command has printed so far."""
+
+
+class Calls:
+    """Registry of calls by request id, bounded in number, bytes and time."""
+
+    def __init__(self) -> None:
+        self._calls: OrderedDict[str, Call] = OrderedDict()
+        self._running = 0
+        self._kept_bytes = 0
+
+    @property
+    def running(self) -> int:
+        """Calls under way."""
+        return self._running
+
+    def start(
+        self,
+        request_id: str,
+        payload: bytes,
+        work: Callable[[asyncio.Event], Awaitable[ToolResult]],
+    ) -> tuple[Call, bool]:
+        """The call of this id, and whether it existed before.
+
+        Raises IdConflict when the id stands for another payload, and Busy at the bound.
+        """
+        self._expire()
+        digest = hashlib.sha256(payload).digest()
+        known = self._calls.get(request_id)
+        if known is not None:
+            if known.digest != digest:
+                raise IdConflict(
+                    "ID_CONFLICT",
+                    "request_id is in use for another tool or input",
+                    request_id=request_id,
+                )
+            return known, True
+        if self._running >= MAX_RUNNING:
+            raise Busy("TOO_MANY_CALLS", f"{MAX_RUNNING} calls are under way", retry_after=0.5)
+        cancel = asyncio.Event()
+
+        async def run() -> ToolResult:
+            return await work(cancel)
+
+        call = Call(digest, asyncio.create_task(run()), cancel)
+        self._calls[request_id] = call
+        self._running += 1
+        call.task.add_done_callback(lambda task: self._finished(call, task))
+        return call, False
+
+    def cancel(self, request_id: str) -> None:
+        """Ask a call to stop; raises NotFound for an id that is unknown or forgotten."""
+        call = self._calls.get(request_id)
+        if call is None:
+            raise NotFound("UNKNOWN_ID", "no such call", request_id=request_id)
+        call.cancel.set()
+
+    async def settle(self, grace: float) -> None:
+        """Wait for running calls, at most `grace` seconds, then stop the rest."""
+        tasks = [call.task for call in self._calls.values() if not call.task.done()]
+        if not tasks:
+            return
+        _, late = await asyncio.wait(tasks, timeout=grace)
+        for call in self._calls.values():
+            if call.task in late:
+                call.cancel.set()
+        if late:
+            await asyncio.wait(late, timeout=2.0)
+
+    def _finished(self, call: Call, task: asyncio.Task[ToolResult]) -> None:
+        self._running -= 1
+        call.finished_at = time.monotonic()
+        if not task.cancelled() and task.exception() is None:
+            call.size = task.result().size
+        self._kept_bytes += call.size
+        self._expire()
+
+    def _expire(self) -> None:
+        now = time.monotonic()
+        finished = [key for key, call in self._calls.items() if call.finished_at]
+        excess = len(finished) - KEEP_RESULTS
+        for index, key in enumerate(finished):
+            call = self._calls[key]
+            old = now - call.finished_at > KEEP_SECONDS
+            if not (old or index < excess or self._kept_bytes > KEEP_BYTES):
+                break
+            del self._calls[key]
+            self._kept_bytes -= call.size

@@ -1,0 +1,104 @@
+"""Contexts: each has a shell of its own, and runs its calls one at a time."""
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from .config import Config
+from .errors import Busy, NotFound
+from .paths import Roots, ToolFailure
+from .processes import Reaper
+from .shell import Shell
+from .state import ServerState
+from .toolset import search, write
+from .toolset.bash import bash
+from .toolset.read import read
+from .toolset.results import ToolResult
+
+MAX_CONTEXTS = 64
+TOOLS = ("bash", "read", "write", "edit", "glob", "grep")
+
+
+@dataclass
+class Context:
+    """A shell and the lock that serialises what uses it."""
+
+    shell: Shell
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+class Contexts:
+    """Runs tools; knows every context by its id."""
+
+    def __init__(self, config: Config, state: ServerState, reaper: Reaper) -> None:
+        self._config = config
+        self._state = state
+        self._reaper = reaper
+        self._contexts: dict[str, Context] = {}
+        self.roots = Roots(config.workspace, config.roots, config.read_only_roots)
+
+    def get(self, context_id: str) -> Context:
+        """The context of this id, made when it is new; raises Busy at the bound."""
+        found = self._contexts.get(context_id)
+        if found is None:
+            if len(self._contexts) >= MAX_CONTEXTS:
+                raise Busy("TOO_MANY_CONTEXTS", f"{MAX_CONTEXTS} contexts are open", 1.0)
+            shell = Shell(f"c{len(self._contexts)}", self._config.state_dir, self._reaper)
+            found = self._contexts[context_id] = Context(shell)
+        return found
+
+    async def run(
+        self,
+        context: Context,
+        tool: str,
+        given: Mapping[str, Any],
+        budget: float,
+        cancel: asyncio.Event,
+    ) -> ToolResult:
+        """Run a tool and return its result; a failure of the tool is a result too."""
+        async with context.lock:
+            try:
+                return await self._run(context, tool, given, budget, cancel)
+            except ToolFailure as failure:
+                return ToolResult(str(failure), is_error=True)
+
+    async def _run(
+        self,
+        context: Context,
+        tool: str,
+        given: Mapping[str, Any],
+        budget: float,
+        cancel: asyncio.Event,
+    ) -> ToolResult:
+        env = self._state.environment
+        if tool == "bash":
+            return await bash(
+                context.shell,
+                given,
+                cwd=str(self._config.workspace),
+                env=env,
+                budget=budget,
+                cancel=cancel,
+            )
+        if tool == "read":
+            return await asyncio.to_thread(read, self.roots, given)
+        if tool == "write":
+            return await asyncio.to_thread(write.write, self.roots, given)
+        if tool == "edit":
+            return await asyncio.to_thread(write.edit, self.roots, given)
+        if tool == "glob":
+            return await asyncio.to_thread(search.glob, self.roots, given)
+        return await asyncio.to_thread(search.grep, self.roots, given, env)
+
+    async def close(self, context_id: str) -> None:
+        """End a context and its processes; raises NotFound when it does not exist."""
+        found = self._contexts.pop(context_id, None)
+        if found is None:
+            raise NotFound("UNKNOWN_ID", "no such context", context_id=context_id)
+        await found.shell.close()
+
+    async def close_all(self) -> None:
+        """End every context."""
+        for context_id in list(self._contexts):
+            await self.close(context_id)

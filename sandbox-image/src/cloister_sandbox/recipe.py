@@ -1,0 +1,97 @@
+"""What the Environment asks of a pod before it is warm: variables, files to copy, a setup script."""
+
+import asyncio
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .processes import Reaper
+from .shell import Shell, ShellError
+
+_TAIL = 500
+
+
+class RecipeError(Exception):
+    """The recipe cannot be carried out; the message is for the Environment's author."""
+
+
+@dataclass(frozen=True)
+class Copy:
+    """A file to put into place."""
+
+    source: str
+    path: str
+    mode: int
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """recipe.json, read."""
+
+    env: Mapping[str, str]
+    setup: str
+    setup_timeout: float
+    copies: tuple[Copy, ...]
+
+    @classmethod
+    def load(cls, directory: Path) -> "Recipe":
+        """Read recipe.json from the directory; without one there is nothing to do."""
+        try:
+            raw: dict[str, Any] = json.loads((directory / "recipe.json").read_text())
+        except FileNotFoundError:
+            return cls({}, "", 0.0, ())
+        except (OSError, ValueError) as error:
+            raise RecipeError(f"recipe.json cannot be read: {error}") from None
+        return cls(
+            env=raw.get("env", {}),
+            setup=raw.get("setup") or "",
+            setup_timeout=float(raw.get("setupTimeoutSeconds", 600)),
+            copies=tuple(Copy(**each) for each in raw.get("copies", [])),
+        )
+
+
+def place(path: str, mode: int, content: bytes) -> None:
+    """Write a file with exactly this mode, making its parents; raises OSError."""
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.partial")
+    fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+    with os.fdopen(fd, "wb") as file:
+        file.write(content)
+        os.fchmod(file.fileno(), mode & 0o777)
+    partial.rename(target)
+
+
+async def carry_out(
+    recipe: Recipe,
+    directory: Path,
+    workspace: Path,
+    state_dir: Path,
+    env: Mapping[str, str],
+    reaper: Reaper,
+) -> None:
+    """Copy the files, then run the setup script; raises RecipeError with what went wrong."""
+    for each in recipe.copies:
+        try:
+            content = await asyncio.to_thread((directory / each.source).read_bytes)
+            await asyncio.to_thread(place, each.path, each.mode, content)
+        except OSError as error:
+            raise RecipeError(f"file {each.path} cannot be placed: {error.strerror}") from None
+    if not recipe.setup:
+        return
+    shell = Shell("setup", state_dir, reaper)
+    try:
+        await shell.open(str(workspace), env)
+        finished = await shell.run(recipe.setup, recipe.setup_timeout, asyncio.Event())
+    except ShellError as error:
+        raise RecipeError(f"the setup script could not start: {error}") from None
+    finally:
+        await shell.close()
+    if finished.timed_out:
+        raise RecipeError(f"the setup script took longer than {recipe.setup_timeout:.0f} s")
+    if finished.code:
+        tail = finished.output.strip()[-_TAIL:]
+        raise RecipeError(f"the setup script ended with exit code {finished.code}: {tail}")

@@ -1,0 +1,133 @@
+"""Assembles the server, prepares the pod, and stops everything in order."""
+
+import asyncio
+import contextlib
+import ctypes
+import logging
+import signal
+
+import grpc
+
+from cloister_api.exec.v1 import exec_pb2_grpc
+
+from .authorize import Authorizer
+from .calls import Calls
+from .config import Config, ConfigError
+from .contexts import Contexts
+from .identity import ServerIdentity
+from .processes import Reaper
+from .recipe import Recipe, RecipeError, carry_out
+from .services.files import FilesService
+from .services.health import HealthHandler
+from .services.runtime import RuntimeService
+from .services.tools import ToolsService
+from .state import Activity, Phase, ServerState
+
+MAX_MESSAGE = 32 * 1024 * 1024
+"""Bytes; a PDF of the largest size that `read` returns fits."""
+DRAIN_SECONDS = 3.0
+"""Below the pod's grace period, so that results still leave before the kubelet's SIGKILL."""
+_PR_SET_DUMPABLE = 4
+_PR_SET_CHILD_SUBREAPER = 36
+log = logging.getLogger(__name__)
+
+
+def harden() -> None:
+    """Close this process to its children: no core dumps, no ptrace, no /proc/<pid>/mem.
+
+    Raises ConfigError when the kernel refuses: a server that can be read must not hold a key.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
+        raise ConfigError("the server cannot be made non-dumpable; not serving")
+    # Orphans of tools come to us also where we are not PID 1.
+    libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+class Server:
+    """One exec server."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._identity = ServerIdentity.load(config.identity_dir)
+        self._state = ServerState(environment=config.tool_environment())
+        self._reaper = Reaper()
+        self._calls = Calls()
+        self._activity = Activity()
+        self._contexts = Contexts(config, self._state, self._reaper)
+        self._stopping = asyncio.Event()
+        self._grpc: grpc.aio.Server | None = None
+        self.port = 0
+
+    async def start(self) -> None:
+        """Serve, then prepare the pod. Returns when it is warm, or has failed for good."""
+        self._reaper.install()
+        server = grpc.aio.server(
+            interceptors=[Authorizer(self._state)],
+            options=[
+                ("grpc.max_receive_message_length", MAX_MESSAGE),
+                ("grpc.max_send_message_length", MAX_MESSAGE),
+                ("grpc.keepalive_permit_without_calls", 1),
+                ("grpc.http2.min_ping_interval_without_data_ms", 5000),
+                ("grpc.so_reuseport", 0),
+            ],
+        )
+        exec_pb2_grpc.add_ToolsServicer_to_server(
+            ToolsService(self._state, self._contexts, self._calls, self._activity), server
+        )
+        exec_pb2_grpc.add_FilesServicer_to_server(
+            FilesService(self._state, self._contexts.roots, self._activity), server
+        )
+        exec_pb2_grpc.add_RuntimeServicer_to_server(
+            RuntimeService(self._config, self._state, self._identity, self._activity, self.drain),
+            server,
+        )
+        server.add_generic_rpc_handlers((HealthHandler(self._state),))
+        self.port = server.add_secure_port(self._config.listen, self._identity.credentials())
+        await server.start()
+        self._grpc = server
+        await self._prepare()
+
+    async def _prepare(self) -> None:
+        self._config.state_dir.mkdir(parents=True, exist_ok=True)
+        try:
+            recipe = Recipe.load(self._config.recipe_dir)
+            self._state.environment.update(recipe.env)
+            await carry_out(
+                recipe,
+                self._config.recipe_dir,
+                self._config.workspace,
+                self._config.state_dir,
+                self._state.environment,
+                self._reaper,
+            )
+        except RecipeError as error:
+            self._state.problem = str(error)
+            self._state.phase = Phase.FAILED
+            log.warning("the exec server cannot become warm: its recipe failed")
+            return
+        self._state.phase = Phase.WARM
+        log.info("exec server ready on port %d", self.port)
+
+    async def drain(self, grace: float) -> None:
+        """Refuse new calls, let running ones finish for `grace` seconds, end the rest."""
+        self._state.phase = Phase.DRAINING
+        await self._calls.settle(grace)
+        await self._contexts.close_all()
+
+    async def run(self) -> None:
+        """Serve until SIGTERM or SIGINT, then drain and stop."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stopping.set)
+        await self.start()
+        await self._stopping.wait()
+        log.info("exec server stopping")
+        await self.stop()
+
+    async def stop(self) -> None:
+        """End calls, processes and connections, in that order."""
+        await self.drain(DRAIN_SECONDS)
+        if self._grpc is not None:
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._grpc.stop(grace=1.0)

@@ -1,0 +1,1 @@
+"""The gRPC services: translation between messages and the domain, nothing else."""

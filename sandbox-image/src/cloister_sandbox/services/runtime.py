@@ -1,0 +1,154 @@
+"""cloister.exec.v1.Runtime."""
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+import re
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from pathlib import PurePosixPath
+from typing import Any
+
+from cloister_api.exec.v1 import exec_pb2, exec_pb2_grpc
+
+from ..config import API_GENERATION, VERSION, Config
+from ..errors import InvalidField, Unavailable, WrongState
+from ..identity import KeyPair, ServerIdentity
+from ..recipe import place
+from ..state import Activity, Phase, ServerState
+from .common import require_length, unary
+
+CAPABILITIES = ("tools", "files")
+MAX_TARGETS = 16
+MAX_PROBE_SECONDS = 5.0
+_ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_STATES = {
+    Phase.PREPARING: exec_pb2.RuntimeInfo.STATE_PREPARING,
+    Phase.WARM: exec_pb2.RuntimeInfo.STATE_WARM,
+    Phase.CLAIMED: exec_pb2.RuntimeInfo.STATE_CLAIMED,
+    Phase.DRAINING: exec_pb2.RuntimeInfo.STATE_DRAINING,
+    Phase.FAILED: exec_pb2.RuntimeInfo.STATE_FAILED,
+}
+log = logging.getLogger(__name__)
+
+
+class RuntimeService(exec_pb2_grpc.RuntimeServicer):
+    """Identity, claim, network probe, activity and drain."""
+
+    def __init__(
+        self,
+        config: Config,
+        state: ServerState,
+        identity: ServerIdentity,
+        activity: Activity,
+        drain: Callable[[float], Awaitable[None]],
+    ) -> None:
+        self._config = config
+        self._state = state
+        self._identity = identity
+        self._activity = activity
+        self._drain = drain
+        self._claiming = asyncio.Lock()
+
+    @unary
+    async def Info(self, request: exec_pb2.InfoRequest, context: Any) -> Any:  # noqa: ARG002, N802
+        return exec_pb2.RuntimeInfo(
+            version=VERSION,
+            api_generation=API_GENERATION,
+            capabilities=CAPABILITIES,
+            boot_id=self._state.boot_id,
+            state=_STATES[self._state.phase],
+            problem=self._state.problem,
+            session_uid=self._state.session_uid,
+        )
+
+    @unary
+    async def Claim(self, request: exec_pb2.ClaimRequest, context: Any) -> Any:  # noqa: ARG002, N802
+        require_length("session_uid", request.session_uid, 128)
+        _check_claim(request)
+        async with self._claiming:
+            if self._state.session_uid:
+                if self._state.session_uid != request.session_uid:
+                    raise WrongState("CLAIMED", "another session owns this pod")
+                return exec_pb2.ClaimResponse(boot_id=self._state.boot_id, replayed=True)
+            if request.pod_uid != self._config.pod_uid:
+                raise WrongState("WRONG_POD", "pod_uid is not the UID of this pod")
+            if self._state.phase is not Phase.WARM:
+                raise Unavailable("NOT_WARM", f"this pod is {self._state.phase.value}")
+            for each in request.files:
+                try:
+                    await asyncio.to_thread(place, each.path, each.mode or 0o644, each.content)
+                except OSError as error:
+                    raise InvalidField("files", f"{each.path}: {error.strerror}") from None
+            self._identity.replace(KeyPair(request.certificate_pem, request.private_key_pem))
+            self._state.environment.update(request.env)
+            self._state.session_uid = request.session_uid
+            self._state.phase = Phase.CLAIMED
+            self._activity.reset()
+        log.info("claimed by session %s", request.session_name)
+        return exec_pb2.ClaimResponse(boot_id=self._state.boot_id)
+
+    @unary
+    async def Probe(self, request: exec_pb2.ProbeRequest, context: Any) -> Any:  # noqa: ARG002, N802
+        if self._state.session_uid:
+            raise WrongState("CLAIMED", "the network is probed before the claim only")
+        if len(request.targets) > MAX_TARGETS:
+            raise InvalidField("targets", f"at most {MAX_TARGETS}")
+        seconds = request.timeout.ToTimedelta() / timedelta(seconds=1) or 1.0
+        seconds = min(seconds, MAX_PROBE_SECONDS)
+        targets = [_target(index, each) for index, each in enumerate(request.targets)]
+        found = await asyncio.gather(*(_accepts(*target, seconds) for target in targets))
+        reachable = [
+            given for given, accepted in zip(request.targets, found, strict=True) if accepted
+        ]
+        return exec_pb2.ProbeResponse(reachable=reachable)
+
+    @unary
+    async def Activity(self, request: exec_pb2.ActivityRequest, context: Any) -> Any:  # noqa: ARG002, N802
+        response = exec_pb2.ActivityResponse(running_calls=self._activity.running)
+        response.idle_for.FromTimedelta(timedelta(seconds=self._activity.idle_for))
+        response.active.FromTimedelta(timedelta(seconds=self._activity.active))
+        return response
+
+    @unary
+    async def Drain(self, request: exec_pb2.DrainRequest, context: Any) -> Any:  # noqa: ARG002, N802
+        await self._drain(request.grace.ToTimedelta() / timedelta(seconds=1))
+        return exec_pb2.DrainResponse()
+
+
+def _check_claim(request: exec_pb2.ClaimRequest) -> None:
+    for name in ("certificate_pem", "private_key_pem"):
+        if not getattr(request, name).startswith(b"-----BEGIN "):
+            raise InvalidField(name, "must be PEM")
+    for key in request.env:
+        if not _ENV_NAME.fullmatch(key):
+            raise InvalidField("env", f"{key!r} is not a variable's name")
+    for index, each in enumerate(request.files):
+        path = PurePosixPath(each.path)
+        allowed = ("/workspace/", "/mnt/session/uploads/")
+        if ".." in path.parts or not str(path).startswith(allowed):
+            raise InvalidField(
+                f"files[{index}].path", "must be below /workspace or /mnt/session/uploads"
+            )
+        if each.mode > 0o777:
+            raise InvalidField(f"files[{index}].mode", "must be permission bits, at most 0777")
+
+
+def _target(index: int, given: str) -> tuple[str, int]:
+    host, _, port = given.rpartition(":")
+    with contextlib.suppress(ValueError):
+        return str(ipaddress.ip_address(host.strip("[]"))), int(port)
+    raise InvalidField(
+        f"targets[{index}]", "must be an IP address and a port, such as 10.0.0.1:443"
+    )
+
+
+async def _accepts(host: str, port: int, seconds: float) -> bool:
+    try:
+        async with asyncio.timeout(seconds):
+            _, writer = await asyncio.open_connection(host, port)
+    except (OSError, TimeoutError):
+        return False
+    writer.close()
+    return True

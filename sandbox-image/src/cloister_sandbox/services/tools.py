@@ -1,0 +1,113 @@
+"""cloister.exec.v1.Tools."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from typing import Any
+
+from google.protobuf import json_format
+
+from cloister_api.exec.v1 import exec_pb2, exec_pb2_grpc
+
+from ..calls import Calls
+from ..contexts import TOOLS, Context, Contexts
+from ..errors import InvalidField
+from ..state import Activity, ServerState
+from ..toolset.results import NO_OUTPUT, ToolResult
+from .common import require_claimed, require_length, streaming, unary
+
+PROGRESS_SECONDS = 5.0
+MAX_ID = 128
+
+
+class ToolsService(exec_pb2_grpc.ToolsServicer):
+    """Thin: checks the request, finds or starts the call, follows it."""
+
+    def __init__(
+        self, state: ServerState, contexts: Contexts, calls: Calls, activity: Activity
+    ) -> None:
+        self._state = state
+        self._contexts = contexts
+        self._calls = calls
+        self._activity = activity
+
+    @streaming
+    async def Call(self, request: exec_pb2.CallRequest, context: Any) -> AsyncIterator[Any]:  # noqa: ARG002, N802
+        require_claimed(self._state)
+        require_length("request_id", request.request_id, MAX_ID)
+        if len(request.context_id) > MAX_ID:
+            raise InvalidField("context_id", f"must have at most {MAX_ID} characters")
+        if request.tool not in TOOLS:
+            raise InvalidField("tool", f"must be one of {', '.join(TOOLS)}")
+        budget = request.budget.ToTimedelta() / timedelta(seconds=1)
+        if budget < 0:
+            raise InvalidField("budget", "must not be negative")
+        target = self._contexts.get(request.context_id)
+        payload = b"\0".join(
+            (request.tool.encode(), request.context_id.encode())
+        ) + request.input.SerializeToString(deterministic=True)
+        given = json_format.MessageToDict(request.input)
+
+        async def work(cancel: asyncio.Event) -> ToolResult:
+            with self._activity:
+                return await self._contexts.run(target, request.tool, given, budget, cancel)
+
+        call, replayed = self._calls.start(request.request_id, payload, work)
+        while not call.task.done():
+            await asyncio.wait([call.task], timeout=PROGRESS_SECONDS)
+            if not call.task.done():
+                yield exec_pb2.CallEvent(progress=exec_pb2.Progress(output_bytes=_printed(target)))
+        yield exec_pb2.CallEvent(result=_result(call.task.result(), replayed))
+
+    @unary
+    async def Cancel(self, request: exec_pb2.CancelRequest, context: Any) -> Any:  # noqa: ARG002, N802
+        self._calls.cancel(request.request_id)
+        return exec_pb2.CancelResponse()
+
+    @unary
+    async def CloseContext(self, request: exec_pb2.CloseContextRequest, context: Any) -> Any:  # noqa: ARG002, N802
+        await self._contexts.close(request.context_id)
+        return exec_pb2.CloseContextResponse()
+
+
+def _printed(context: Context) -> int:
+    output = context.shell.output
+    return output.tail.total if output is not None and output.tail is not None else 0
+
+
+def _result(result: ToolResult, replayed: bool) -> exec_pb2.CallResult:
+    message = exec_pb2.CallResult(is_error=result.is_error, replayed=replayed)
+    block = message.content.add()
+    if result.blob is not None:
+        blob = exec_pb2.Blob(media_type=result.blob.media_type, data=result.blob.data)
+        if result.blob.media_type.startswith("image/"):
+            block.image.CopyFrom(blob)
+        else:
+            block.document.CopyFrom(blob)
+    else:
+        # protobuf refuses lone surrogates, and models read replacement characters.
+        text = result.text or NO_OUTPUT
+        block.text = text.encode("utf-8", errors="replace").decode("utf-8")
+    finished = result.finished
+    if finished is None:
+        return message
+    info = message.exit
+    if finished.code > 128 and finished.shell_lost:
+        info.signal = finished.code - 128
+    else:
+        info.code = finished.code
+    if finished.cancelled:
+        info.reason = exec_pb2.ExitInfo.REASON_CANCELLED
+    elif finished.timed_out:
+        info.reason = exec_pb2.ExitInfo.REASON_TIMED_OUT
+    elif finished.shell_lost:
+        info.reason = exec_pb2.ExitInfo.REASON_SHELL_LOST
+    else:
+        info.reason = exec_pb2.ExitInfo.REASON_EXITED
+    info.wall.FromTimedelta(timedelta(seconds=finished.wall))
+    info.cwd = finished.cwd.encode("utf-8", errors="replace").decode("utf-8")
+    message.state_lost = finished.shell_lost
+    if finished.omitted_bytes:
+        message.truncation.total_bytes = finished.total_bytes
+        message.truncation.omitted_bytes = finished.omitted_bytes
+    return message

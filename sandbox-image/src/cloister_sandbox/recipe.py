@@ -1,4 +1,4 @@
-"""What the Environment asks of a pod before it is warm: variables, files to copy, a setup script."""
+"""What the Environment asks of a pod before it is warm: variables, files, a setup script."""
 
 import asyncio
 import json

@@ -99,7 +99,7 @@ class FilesService(exec_pb2_grpc.FilesServicer):
         finally:
             os.close(fd)
             if not complete:
-                Path(partial).unlink(missing_ok=True)
+                await asyncio.to_thread(Path(partial).unlink, missing_ok=True)
         entry = await asyncio.to_thread(_entry, target)
         if entry.size != size:
             raise Corrupt("SIZE_CHANGED", "the file changed while it was written")

@@ -1,0 +1,163 @@
+"""A real exec server in a process of its own, for tests and benchmarks on one machine."""
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from cloister_api.exec.v1 import exec_pb2, exec_pb2_grpc
+from support.certificates import Pair, TestAuthority
+
+POD_UID = "pod-uid-1"
+SESSION_UID = "session-uid-1"
+POD_NAME = f"pod-{POD_UID}.sandbox.cloister.dev"
+SESSION_NAME = f"session-{SESSION_UID}.sandbox.cloister.dev"
+OPERATOR = "operator:cloister"
+
+
+@dataclass
+class Sandbox:
+    """A running exec server and how to reach it."""
+
+    authority: TestAuthority
+    port: int
+    process: "subprocess.Popen[bytes]"
+    workspace: Path
+
+    def channel(self, caller: Pair | None, name: str, ca: bytes | None = None) -> grpc.Channel:
+        """A channel with a caller's certificate, expecting the server under this name."""
+        credentials = grpc.ssl_channel_credentials(
+            ca or self.authority.pem,
+            caller.private_key if caller else None,
+            caller.certificate if caller else None,
+        )
+        options = [
+            ("grpc.ssl_target_name_override", name),
+            ("grpc.max_receive_message_length", 64 * 1024 * 1024),
+        ]
+        return grpc.secure_channel(f"127.0.0.1:{self.port}", credentials, options)
+
+    def operator(self, name: str = POD_NAME) -> grpc.Channel:
+        """The operator's channel."""
+        return self.channel(self.authority.issue(uri=OPERATOR), name)
+
+    def worker(self) -> grpc.Channel:
+        """The session's own worker."""
+        return self.channel(self.authority.issue(uri=f"session:{SESSION_UID}"), SESSION_NAME)
+
+    def wait_for(self, state: "exec_pb2.RuntimeInfo.State.ValueType") -> exec_pb2.RuntimeInfo:
+        """Wait until the server reports a state."""
+        end = time.monotonic() + 10
+        with self.operator() as channel:
+            stub = exec_pb2_grpc.RuntimeStub(channel)
+            while True:
+                with contextlib.suppress(grpc.RpcError):
+                    info: exec_pb2.RuntimeInfo = stub.Info(exec_pb2.InfoRequest(), timeout=5)
+                    if info.state == state:
+                        return info
+                assert self.process.poll() is None, "the exec server ended"
+                assert time.monotonic() < end, f"state {state} was not reached"
+                time.sleep(0.005)
+
+    def claim(self, session_uid: str = SESSION_UID, **fields: Any) -> exec_pb2.ClaimResponse:
+        """Claim the pod as the operator does."""
+        pair = self.authority.issue(dns=f"session-{session_uid}.sandbox.cloister.dev")
+        request = exec_pb2.ClaimRequest(
+            **{
+                "session_uid": session_uid,
+                "session_name": "s",
+                "pod_uid": POD_UID,
+                "certificate_pem": pair.certificate,
+                "private_key_pem": pair.private_key,
+                **fields,
+            }
+        )
+        with self.operator() as channel:
+            response: exec_pb2.ClaimResponse = exec_pb2_grpc.RuntimeStub(channel).Claim(
+                request, timeout=5
+            )
+            return response
+
+
+class Tools:
+    """Calls tools over a channel as a worker does."""
+
+    def __init__(self, channel: grpc.Channel) -> None:
+        self._stub = exec_pb2_grpc.ToolsStub(channel)
+
+    def call(self, tool: str, request_id: str = "", **given: Any) -> exec_pb2.CallResult:
+        """Run one tool; returns its result."""
+        request = exec_pb2.CallRequest(request_id=request_id or uuid.uuid4().hex, tool=tool)
+        request.input.update(given)
+        last = None
+        for event in self._stub.Call(request, timeout=60):
+            last = event
+        assert last is not None
+        assert last.HasField("result")
+        return last.result
+
+    def text(self, tool: str, **given: Any) -> str:
+        """The text a tool answers with."""
+        return self.call(tool, **given).content[0].text
+
+    def bash(self, command: str, **given: Any) -> str:
+        """The text of a command's result."""
+        return self.text("bash", command=command, **given)
+
+
+def free_port() -> int:
+    """A TCP port nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextlib.contextmanager
+def sandbox(
+    directory: Path, recipe: dict[str, Any] | None = None, **payload: bytes
+) -> Iterator[Sandbox]:
+    """Start an exec server below `directory`; it is stopped afterwards."""
+    authority = TestAuthority()
+    identity, recipes = directory / "identity", directory / "recipe"
+    workspace, home = directory / "workspace", directory / "home"
+    for each in (identity, recipes, workspace, home):
+        each.mkdir(parents=True)
+    pair = authority.issue(dns=POD_NAME)
+    (identity / "tls.crt").write_bytes(pair.certificate)
+    (identity / "tls.key").write_bytes(pair.private_key)
+    (identity / "ca.crt").write_bytes(authority.pem)
+    if recipe is not None:
+        (recipes / "recipe.json").write_text(json.dumps(recipe))
+        for name, content in payload.items():
+            (recipes / name).write_bytes(content)
+    port = free_port()
+    env = {
+        "PATH": os.environ["PATH"],
+        "PYTHONPATH": os.pathsep.join(sys.path),
+        "CLOISTER_POD_UID": POD_UID,
+        "CLOISTER_LISTEN": f"127.0.0.1:{port}",
+        "CLOISTER_IDENTITY_DIR": str(identity),
+        "CLOISTER_RECIPE_DIR": str(recipes),
+        "CLOISTER_STATE_DIR": str(directory / "state"),
+        "CLOISTER_WORKSPACE": str(workspace),
+        "CLOISTER_HOME": str(home),
+        "CLOISTER_ROOTS": str(directory / "extra"),
+        "CLOISTER_READ_ONLY_ROOTS": str(directory / "extra" / "uploads"),
+    }
+    process = subprocess.Popen([sys.executable, "-m", "cloister_sandbox"], env=env)
+    try:
+        yield Sandbox(authority, port, process, workspace)
+    finally:
+        process.terminate()
+        process.wait(timeout=20)

@@ -33,6 +33,8 @@ class Sandbox:
     port: int
     process: "subprocess.Popen[bytes]"
     workspace: Path
+    command: list[str]
+    env: dict[str, str]
 
     def channel(self, caller: Pair | None, name: str, ca: bytes | None = None) -> grpc.Channel:
         """A channel with a caller's certificate, expecting the server under this name."""
@@ -155,9 +157,10 @@ def sandbox(
         "CLOISTER_ROOTS": str(directory / "extra"),
         "CLOISTER_READ_ONLY_ROOTS": str(directory / "extra" / "uploads"),
     }
-    process = subprocess.Popen([sys.executable, "-m", "cloister_sandbox"], env=env)
+    command = [sys.executable, "-m", "cloister_sandbox"]
+    process = subprocess.Popen(command, env=env)
     try:
-        yield Sandbox(authority, port, process, workspace)
+        yield Sandbox(authority, port, process, workspace, command, env)
     finally:
         process.terminate()
         process.wait(timeout=20)

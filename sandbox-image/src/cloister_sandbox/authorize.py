@@ -1,5 +1,7 @@
 """Who may call what, decided from the caller's certificate before any handler runs."""
 
+from __future__ import annotations
+
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from typing import Any, TypeAlias
 
@@ -12,8 +14,8 @@ OPERATOR = "operator:cloister"
 OPERATOR_ONLY = frozenset(
     f"/cloister.exec.v1.Runtime/{name}" for name in ("Claim", "Probe", "Drain")
 )
-Handler: TypeAlias = grpc.RpcMethodHandler[Any, Any]
-Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
 def decide(callers: Iterable[str], method: str, session_uid: str) -> bool:

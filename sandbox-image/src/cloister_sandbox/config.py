@@ -76,6 +76,4 @@ class Config:
             "LANG": "C.UTF-8",
             "TERM": "dumb",
             "TMPDIR": "/tmp",  # noqa: S108 - the pod's own
-            "PS1": "",
-            "PS2": "",
         }

@@ -4,6 +4,8 @@ The two messages have one field each, and are encoded by hand: the package with 
 is not part of the sandbox image, and its names would clash with it where both are installed.
 """
 
+from __future__ import annotations
+
 import asyncio
 from collections.abc import AsyncIterator
 from typing import Any

@@ -1,0 +1,1 @@
+"""The bundled single-node Kubernetes cluster. Standard library only: it runs before any install."""

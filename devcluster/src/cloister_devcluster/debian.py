@@ -38,7 +38,7 @@ def missing() -> list[str]:
 
 
 def ensure() -> None:
-    """Install what is missing where that is possible; otherwise raise ClusterError with the line."""
+    """Install what is missing, or raise ClusterError with the command that would."""
     packages = missing()
     if not packages:
         return

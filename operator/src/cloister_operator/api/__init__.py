@@ -1,0 +1,1 @@
+"""Typed views of the custom resources, and what the operator's layers ask of each other."""

@@ -1,0 +1,116 @@
+"""What the outer layers (Sessions API, health endpoints) ask of the inner ones."""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Protocol
+
+from .session import SessionObject
+
+
+@dataclass(frozen=True)
+class NewFile:
+    """A file that a caller sends with a new session."""
+
+    path: str
+    mode: int
+    content: bytes
+
+
+@dataclass(frozen=True)
+class NewSession:
+    """A caller's request for a session, validated in form."""
+
+    namespace: str
+    environment: str
+    name: str
+    """Empty: the backend chooses one."""
+    request_id: str
+    env: Mapping[str, str] = field(default_factory=dict)
+    files: Sequence[NewFile] = ()
+    idle_timeout: timedelta | None = None
+    max_lifetime: timedelta | None = None
+
+
+@dataclass(frozen=True)
+class SessionChange:
+    """What a watcher sees: a session's new state, a deletion, or the end of the initial state."""
+
+    session: SessionObject | None = None
+    deleted: tuple[str, str] | None = None
+    synced: bool = False
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who a bearer token belongs to, by TokenReview."""
+
+    username: str
+    uid: str = ""
+    groups: tuple[str, ...] = ()
+    extra: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+class SessionsBackend(Protocol):
+    """Sessions, for the Sessions API."""
+
+    async def create_session(self, new: NewSession) -> SessionObject:
+        """Make the Session, or find the one that the same request id made.
+
+        Starts its claim at once; it need not be Running yet. Raises PermanentError (reason
+        EnvironmentNotFound, AlreadyExists with field `name`, NamespaceNotEnabled, or a wrong
+        field) and TransientError.
+        """
+        ...
+
+    async def wait_settled(self, namespace: str, name: str, timeout: float) -> SessionObject | None:
+        """The Session once it runs, has ended or waits for a person (condition Ready False with
+        its pod not coming); as it is after `timeout` seconds; None when it is gone.
+        """
+        ...
+
+    def get_session(self, namespace: str, name: str) -> SessionObject | None:
+        """The Session, or None."""
+        ...
+
+    def list_sessions(self, namespace: str, environment: str) -> list[SessionObject]:
+        """Sessions of a namespace, of one Environment unless that is empty, by name."""
+        ...
+
+    def watch_sessions(self, namespace: str, name: str) -> AsyncIterator[SessionChange]:
+        """Follow sessions of a namespace, or the one named unless that is empty."""
+        ...
+
+    def expires_at(self, session: SessionObject) -> datetime | None:
+        """When its lifetime ends, if its Environment is known."""
+        ...
+
+    async def delete_session(self, namespace: str, name: str) -> bool:
+        """End and delete it; False when there was none."""
+        ...
+
+
+class Reviewer(Protocol):
+    """Who is calling, and may they?"""
+
+    async def review_token(self, token: str) -> Caller | None:
+        """TokenReview; None for a token that is not valid. Raises TransientError."""
+        ...
+
+    async def review_access(
+        self, caller: Caller, verb: str, resource: str, subresource: str, namespace: str, name: str
+    ) -> bool:
+        """SubjectAccessReview in group cloister.dev. Raises TransientError."""
+        ...
+
+
+class HealthState(Protocol):
+    """Whether this process is worth keeping, and worth calling."""
+
+    def live(self) -> str | None:
+        """A sentence about what is stuck, or None."""
+        ...
+
+    def ready(self) -> str | None:
+        """A sentence about what is missing, or None."""
+        ...

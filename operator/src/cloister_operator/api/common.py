@@ -1,0 +1,101 @@
+"""What specs of Environments and Sessions share."""
+
+import re
+from datetime import timedelta
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.alias_generators import to_camel
+
+from ..errors import PermanentError
+
+JSON = dict[str, Any]
+
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+class Model(BaseModel):
+    """camelCase outside, snake_case inside. The API server has validated what comes in: unknown
+    fields are those of a newer schema and are ignored here.
+    """
+
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, frozen=True)
+
+
+def duration(text: str, field: str) -> timedelta:
+    """A Go-style duration such as `30m` or `1h30m`; raises PermanentError that names the field."""
+    if not text or _DURATION.sub("", text):
+        raise PermanentError("InvalidSpec", f"{text!r} is not a duration such as 30m", field)
+    return timedelta(seconds=sum(float(n) * _UNITS[unit] for n, unit in _DURATION.findall(text)))
+
+
+class KeyRef(Model):
+    """A key of a Secret or ConfigMap in the same namespace."""
+
+    name: str
+    key: str
+
+
+class SecretRef(Model):
+    """A Secret in the same namespace."""
+
+    name: str
+
+
+class GitSource(Model):
+    """A file out of a git repository."""
+
+    url: str
+    ref: str | None = None
+    secret_ref: SecretRef | None = None
+
+
+class FileSpec(Model):
+    """A file in the sandbox, with one source."""
+
+    path: str
+    mode: str | None = None
+    read_only: bool = True
+    content: str | None = None
+    config_map_key_ref: KeyRef | None = None
+    secret_key_ref: KeyRef | None = None
+    git: GitSource | None = None
+
+    @property
+    def permissions(self) -> int:
+        """The mode as a number; 0444 for mounted files, 0644 for copied ones by default."""
+        return int(self.mode, 8) if self.mode else (0o444 if self.read_only else 0o644)
+
+
+class EnvVar(Model):
+    """A variable for tools."""
+
+    name: str
+    value: str | None = None
+    secret_key_ref: KeyRef | None = None
+
+
+class ObjectMeta(Model):
+    """What the operator reads of an object's metadata."""
+
+    name: str
+    namespace: str = ""
+    uid: str = ""
+    resource_version: str = "0"
+    generation: int = 0
+    creation_timestamp: str | None = None
+    deletion_timestamp: str | None = None
+    labels: dict[str, str] = Field(default_factory=dict)
+    annotations: dict[str, str] = Field(default_factory=dict)
+
+
+class Condition(Model):
+    """A condition by the Kubernetes API conventions."""
+
+    type: str
+    status: Literal["True", "False", "Unknown"]
+    reason: str
+    message: str
+    last_transition_time: str
+    observed_generation: int = 0

@@ -1,0 +1,95 @@
+"""The Session: one claimed pod, its life bounded by policy."""
+
+from enum import StrEnum
+from typing import Literal
+
+from pydantic import Field
+
+from .. import names
+from .common import JSON, Condition, EnvVar, FileSpec, Model, ObjectMeta
+
+
+class Phase(StrEnum):
+    """Where a Session is in its life."""
+
+    PENDING = "Pending"
+    RUNNING = "Running"
+    SUSPENDED = "Suspended"
+    FAILED = "Failed"
+    TERMINATED = "Terminated"
+
+    @property
+    def ended(self) -> bool:
+        """Whether it will never run again."""
+        return self in (Phase.FAILED, Phase.TERMINATED)
+
+
+class SessionLifecycle(Model):
+    """Limits of this session; only shorter than the Environment's."""
+
+    idle_timeout: str | None = None
+    max_lifetime: str | None = None
+
+
+class SessionSpec(Model):
+    """The spec, as the custom resource's schema has it."""
+
+    environment_name: str
+    files: list[FileSpec] = Field(default_factory=list)
+    env: list[EnvVar] = Field(default_factory=list)
+    state: Literal["Running", "Suspended"] = "Running"
+    lifecycle: SessionLifecycle = Field(default_factory=SessionLifecycle)
+
+
+class SessionStatus(Model):
+    """The status, written by the operator only."""
+
+    observed_generation: int = 0
+    phase: Phase = Phase.PENDING
+    reason: str | None = None
+    conditions: list[Condition] = Field(default_factory=list)
+    pod_name: str | None = None
+    pod_uid: str | None = Field(default=None, alias="podUID")
+    endpoint: str | None = None
+    server_name: str | None = None
+    credentials_secret_name: str | None = None
+    recipe_hash: str | None = None
+    started_at: str | None = None
+    ended_at: str | None = None
+    running_seconds: int = 0
+    active_seconds: int = 0
+    last_activity_time: str | None = None
+    restarts: int = 0
+
+
+class SessionObject(Model):
+    """A Session as the API server has it."""
+
+    metadata: ObjectMeta
+    spec: SessionSpec
+    status: SessionStatus = Field(default_factory=SessionStatus)
+
+    @classmethod
+    def parse(cls, raw: JSON) -> "SessionObject":
+        """Read an object; raises pydantic.ValidationError."""
+        return cls.model_validate(raw)
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Namespace and name."""
+        return self.metadata.namespace, self.metadata.name
+
+    @property
+    def through_api(self) -> bool:
+        """Whether the Sessions API made it, and handed its credentials to the caller."""
+        return self.metadata.annotations.get(names.ISSUED_BY) == names.ISSUED_BY_API
+
+    def owner_reference(self) -> JSON:
+        """For objects that go with this one."""
+        return {
+            "apiVersion": names.API_VERSION,
+            "kind": names.SESSION_KIND,
+            "name": self.metadata.name,
+            "uid": self.metadata.uid,
+            "controller": True,
+        }

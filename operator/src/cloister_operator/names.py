@@ -1,0 +1,71 @@
+"""Every name that the operator gives or reads: labels, ports, objects, TLS names."""
+
+from typing import Final
+
+GROUP: Final = "cloister.dev"
+VERSION: Final = "v1alpha1"
+API_VERSION: Final = f"{GROUP}/{VERSION}"
+ENVIRONMENT_KIND: Final = "Environment"
+SESSION_KIND: Final = "Session"
+ENVIRONMENTS: Final = "environments"
+SESSIONS: Final = "sessions"
+
+FIELD_MANAGER: Final = "cloister-operator"
+MANAGED_BY_LABEL: Final = "app.kubernetes.io/managed-by"
+MANAGED_BY: Final = "cloister"
+ENVIRONMENT_LABEL: Final = f"{GROUP}/environment"
+RECIPE_LABEL: Final = f"{GROUP}/recipe"
+STATE_LABEL: Final = f"{GROUP}/state"
+SESSION_LABEL: Final = f"{GROUP}/session"
+
+STATE_STARTING: Final = "starting"
+STATE_WARM: Final = "warm"
+STATE_CLAIMED: Final = "claimed"
+
+SANDBOXES_LABEL: Final = f"{GROUP}/sandboxes"
+"""The platform's label, with value `enabled`, on a namespace that takes part."""
+ALLOW_LABEL: Final = f"{GROUP}/allow-in-sandbox"
+"""The platform's label, with value `true`, on Secrets and ConfigMaps that Environments may name."""
+ISSUED_BY: Final = f"{GROUP}/issued-by"
+"""Annotation of a Session made through the Sessions API: its caller got the credentials there."""
+ISSUED_BY_API: Final = "sessions-api"
+REQUEST_ID: Final = f"{GROUP}/request-id"
+"""Annotation with the request id that made a Session, so that a repeated call finds it."""
+
+EXEC_PORT: Final = 7443
+SESSIONS_PORT: Final = 8443
+HTTP_PORT: Final = 8080
+
+CA_SECRET: Final = "cloister-ca"
+CLIENT_CONFIG: Final = "cloister-client-config"
+DENY_POLICY: Final = "cloister-default-deny"
+EXEC_POLICY: Final = "cloister-exec-ingress"
+SESSIONS_SERVER_NAME: Final = "sessions.cloister.dev"
+OPERATOR_URI: Final = "operator:cloister"
+
+CONTAINER: Final = "sandbox"
+
+
+def pod_server_name(pod_uid: str) -> str:
+    """The TLS name that an exec server shows before its pod is claimed."""
+    return f"pod-{pod_uid}.sandbox.cloister.dev"
+
+
+def session_server_name(session_uid: str) -> str:
+    """The TLS name that an exec server shows once its pod is claimed."""
+    return f"session-{session_uid}.sandbox.cloister.dev"
+
+
+def session_uri(session_uid: str) -> str:
+    """The URI in the certificate of a session's worker."""
+    return f"session:{session_uid}"
+
+
+def recipe_secret(environment: str, recipe_hash: str) -> str:
+    """The Secret that carries one resolved version of an Environment."""
+    return f"{environment}-{recipe_hash}"
+
+
+def credentials_secret(session: str) -> str:
+    """The Secret with the client certificate of a Session made with kubectl."""
+    return f"{session}-credentials"

@@ -1,0 +1,78 @@
+"""The operator's settings: read once, from CLOISTER_* environment variables that the chart sets."""
+
+import os
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+
+class SettingsError(Exception):
+    """A setting is missing or wrong; the message names its variable."""
+
+
+class Settings(BaseModel):
+    """What the platform decided; field names are the variables' names without CLOISTER_."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    namespace: str
+    """The operator's own namespace."""
+    pod_ip: str
+    """The operator's own address: sandboxes try to reach it when enforcement is proven."""
+    service: str = "cloister"
+    """The Service in front of the Sessions API."""
+    sandbox_namespaces: tuple[str, ...] = ()
+    """Namespaces whose sandboxes this operator runs; each must also carry the label."""
+    sandbox_image: str
+    sandbox_image_pull_policy: str = "IfNotPresent"
+    sandbox_user_namespaces: bool = True
+    allowed_images: tuple[str, ...] = ()
+    """Globs of images that Environments may name; empty allows any."""
+    allowed_runtime_classes: tuple[str, ...] = ()
+    """Runtime classes that Environments may name."""
+    worker_namespaces: tuple[str, ...] = ()
+    """Namespaces whose pods may reach exec servers."""
+    default_cpu: str = "1"
+    default_memory: str = "1Gi"
+    default_disk: str = "2Gi"
+    copied_labels: tuple[str, ...] = ()
+    """Label keys that are copied from Environments and Sessions to pods."""
+    ended_session_ttl_seconds: float = Field(default=3600, ge=0)
+    log_level: str = "INFO"
+
+    @field_validator(
+        "sandbox_namespaces",
+        "allowed_images",
+        "allowed_runtime_classes",
+        "worker_namespaces",
+        "copied_labels",
+        mode="before",
+    )
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @property
+    def ended_session_ttl(self) -> timedelta:
+        """How long an ended Session stays to be read."""
+        return timedelta(seconds=self.ended_session_ttl_seconds)
+
+
+def load(environ: Mapping[str, str] = os.environ) -> Settings:
+    """Read the settings; raises SettingsError that names every wrong variable."""
+    given = {
+        name: environ[f"CLOISTER_{name.upper()}"]
+        for name in Settings.model_fields
+        if f"CLOISTER_{name.upper()}" in environ
+    }
+    try:
+        return Settings.model_validate(given)
+    except ValidationError as error:
+        problems = "; ".join(
+            f"CLOISTER_{str(each['loc'][0]).upper()}: {each['msg']}" for each in error.errors()
+        )
+        raise SettingsError(problems) from None

@@ -36,7 +36,7 @@ EXEC_PORT: Final = 7443
 SESSIONS_PORT: Final = 8443
 HTTP_PORT: Final = 8080
 
-CA_SECRET: Final = "cloister-ca"
+CA_SECRET: Final = "cloister-ca"  # noqa: S105 - the name of a Secret
 CLIENT_CONFIG: Final = "cloister-client-config"
 DENY_POLICY: Final = "cloister-default-deny"
 EXEC_POLICY: Final = "cloister-exec-ingress"

@@ -1,0 +1,102 @@
+"""Conditions of Environments and Sessions: their reasons, and how a list of them is updated.
+
+Every False condition's message is a sentence that a person can act on.
+"""
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Final, Literal, NamedTuple
+
+from .common import Condition
+
+READY: Final = "Ready"
+POOL_READY: Final = "PoolReady"
+NETWORK_ENFORCED: Final = "NetworkEnforced"
+
+# Of Environments.
+AVAILABLE: Final = "Available"
+"""Sessions can be claimed."""
+NAMESPACE_NOT_ENABLED: Final = "NamespaceNotEnabled"
+"""The platform has not opened this namespace for sandboxes."""
+INVALID_SPEC: Final = "InvalidSpec"
+"""A field is wrong in a way that the schema cannot see."""
+REFERENCE_NOT_FOUND: Final = "ReferenceNotFound"
+"""A Secret or ConfigMap that the spec names, or its key, does not exist."""
+REFERENCE_REFUSED: Final = "ReferenceRefused"
+"""A Secret or ConfigMap that the spec names is not labelled for use in sandboxes."""
+POLICY_REFUSED: Final = "PolicyRefused"
+"""The platform's policy forbids this image or runtime class."""
+POOL_FILLED: Final = "PoolFilled"
+"""As many warm pods as asked for."""
+POOL_FILLING: Final = "PoolFilling"
+"""Warm pods are being made."""
+SETUP_FAILED: Final = "SetupFailed"
+"""The setup script or a file failed in a new pod."""
+POD_FAILED: Final = "PodFailed"
+"""A new pod ended, or cannot start."""
+UNSCHEDULABLE: Final = "Unschedulable"
+"""No node takes the pods."""
+PROVEN: Final = "Proven"
+"""New sandboxes tried to reach the cluster and could not."""
+NOT_PROVEN: Final = "NotProven"
+"""No sandbox has been probed yet."""
+NETWORK_NOT_ENFORCED: Final = "NetworkNotEnforced"
+"""A sandbox reached what it must not reach: no pod becomes warm, no session is given."""
+
+# Of Sessions.
+CLAIMED: Final = "Claimed"
+"""A pod is the session's and answers."""
+STARTING: Final = "Starting"
+"""A pod is being made for the session."""
+ENVIRONMENT_NOT_FOUND: Final = "EnvironmentNotFound"
+"""The Environment that the session names does not exist."""
+ENVIRONMENT_NOT_READY: Final = "EnvironmentNotReady"
+"""The Environment has a problem of its own."""
+MAX_SESSIONS_REACHED: Final = "MaxSessionsReached"
+"""The session waits until another one of its Environment ends."""
+IDLE_TIMEOUT: Final = "IdleTimeout"
+MAX_LIFETIME: Final = "MaxLifetime"
+POD_DELETED: Final = "PodDeleted"
+OOM_KILLED: Final = "OOMKilled"
+EVICTED: Final = "Evicted"
+POD_ENDED: Final = "PodEnded"
+
+Status = Literal["True", "False", "Unknown"]
+
+
+class Finding(NamedTuple):
+    """A condition before it is stamped with times."""
+
+    type: str
+    status: Status
+    reason: str
+    message: str
+
+
+def update(
+    present: Sequence[Condition], findings: Iterable[Finding], generation: int, now: datetime
+) -> list[Condition]:
+    """Conditions after these findings; a time changes only when its status does."""
+    by_type = {each.type: each for each in present}
+    for finding in findings:
+        old = by_type.get(finding.type)
+        same = old is not None and old.status == finding.status
+        by_type[finding.type] = Condition(
+            type=finding.type,
+            status=finding.status,
+            reason=finding.reason,
+            message=finding.message[:1000],
+            last_transition_time=old.last_transition_time if old and same else timestamp(now),
+            observed_generation=generation,
+        )
+    return list(by_type.values())
+
+
+def timestamp(when: datetime) -> str:
+    """A time as Kubernetes writes it; `when` is in UTC."""
+    return when.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def parse_time(text: str) -> datetime:
+    """A time as Kubernetes writes it."""
+    return datetime.fromisoformat(text)

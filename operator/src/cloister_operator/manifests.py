@@ -1,0 +1,317 @@
+"""Objects that the operator makes, rendered from typed input. Nothing here talks to anybody."""
+
+import base64
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from . import names
+from .api.common import JSON
+from .api.environment import EnvironmentObject
+from .api.session import SessionObject
+from .recipe import Recipe
+from .settings import Settings
+
+AGENT_UID = 1000
+_WRITABLE = {"tmp": "/tmp", "home": "/home/agent", "session": "/mnt/session"}  # noqa: S108
+
+
+@dataclass(frozen=True)
+class SandboxPod:
+    """A pod to be made: warm for a pool, or claimed by a session from the start."""
+
+    name: str
+    environment: EnvironmentObject
+    recipe: Recipe
+    session: SessionObject | None = None
+
+
+def sandbox_pod(pod: SandboxPod, settings: Settings) -> JSON:
+    """The pod, with the strict profile: it passes Pod Security `restricted`."""
+    environment, spec = pod.environment, pod.environment.spec
+    labels = _copied_labels(pod, settings) | {
+        names.MANAGED_BY_LABEL: names.MANAGED_BY,
+        names.ENVIRONMENT_LABEL: environment.metadata.name,
+        names.RECIPE_LABEL: pod.recipe.hash,
+        names.STATE_LABEL: names.STATE_CLAIMED if pod.session else names.STATE_STARTING,
+    }
+    owner = environment.owner_reference()
+    if pod.session:
+        labels[names.SESSION_LABEL] = pod.session.metadata.uid
+        owner = pod.session.owner_reference()
+    manifest: JSON = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "name": pod.name,
+            "namespace": environment.metadata.namespace,
+            "labels": labels,
+            "ownerReferences": [owner],
+        },
+        "spec": {
+            "restartPolicy": "Never",
+            "terminationGracePeriodSeconds": 5,
+            "automountServiceAccountToken": False,
+            "enableServiceLinks": False,
+            "hostname": "sandbox",
+            "hostUsers": not settings.sandbox_user_namespaces,
+            # No DNS: names are resolved by the egress gateway, never by a sandbox.
+            "dnsPolicy": "None",
+            "dnsConfig": {"nameservers": ["127.0.0.1"]},
+            "securityContext": {
+                "runAsNonRoot": True,
+                "runAsUser": AGENT_UID,
+                "runAsGroup": AGENT_UID,
+                "fsGroup": AGENT_UID,
+                "fsGroupChangePolicy": "OnRootMismatch",
+                "seccompProfile": {"type": "RuntimeDefault"},
+            },
+            "containers": [_container(pod, settings)],
+            "volumes": _volumes(pod, settings),
+        },
+    }
+    _schedule(manifest["spec"], pod)
+    if spec.isolation.runtime_class_name:
+        manifest["spec"]["runtimeClassName"] = spec.isolation.runtime_class_name
+    return manifest
+
+
+def _copied_labels(pod: SandboxPod, settings: Settings) -> dict[str, str]:
+    sources = [pod.environment.metadata.labels]
+    if pod.session:
+        sources.append(pod.session.metadata.labels)
+    return {
+        key: labels[key] for labels in sources for key in settings.copied_labels if key in labels
+    }
+
+
+def _container(pod: SandboxPod, settings: Settings) -> JSON:
+    resources = pod.environment.spec.resources
+    limits: JSON = {
+        "cpu": str(resources.cpu or settings.default_cpu),
+        "memory": str(resources.memory or settings.default_memory),
+        "ephemeral-storage": str(resources.disk or settings.default_disk),
+        **{key: str(value) for key, value in resources.extended.items()},
+    }
+    # Memory and disk are reserved whole, since neither can be taken back; a share of a CPU is
+    # enough for a sandbox that mostly waits for its model.
+    requests = {**limits, "cpu": "50m"}
+    mounts = [
+        {"name": "workspace", "mountPath": "/workspace"},
+        *(
+            {"name": "scratch", "mountPath": path, "subPath": sub}
+            for sub, path in _WRITABLE.items()
+        ),
+        {"name": "state", "mountPath": "/run/cloister/state"},
+        {"name": "identity", "mountPath": "/run/cloister/identity", "readOnly": True},
+        {"name": "recipe", "mountPath": "/run/cloister/recipe", "readOnly": True},
+        *(
+            {"name": "files", "mountPath": mount.path, "subPath": mount.key, "readOnly": True}
+            for mount in pod.recipe.mounts
+        ),
+    ]
+    return {
+        "name": names.CONTAINER,
+        "image": pod.recipe.image,
+        "imagePullPolicy": settings.sandbox_image_pull_policy,
+        "env": [
+            {
+                "name": "CLOISTER_POD_UID",
+                "valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}},
+            }
+        ],
+        "ports": [{"name": "exec", "containerPort": names.EXEC_PORT}],
+        "resources": {"requests": requests, "limits": limits},
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+            "readOnlyRootFilesystem": True,
+        },
+        "volumeMounts": mounts,
+    }
+
+
+def _volumes(pod: SandboxPod, settings: Settings) -> list[JSON]:
+    spec = pod.environment.spec
+    recipe = names.recipe_secret(pod.environment.metadata.name, pod.recipe.hash)
+    volumes: list[JSON] = [
+        {"name": "workspace", "emptyDir": {"sizeLimit": str(spec.workspace.size)}},
+        {
+            "name": "scratch",
+            "emptyDir": {"sizeLimit": str(spec.resources.disk or settings.default_disk)},
+        },
+        {"name": "state", "emptyDir": {"medium": "Memory", "sizeLimit": "64Mi"}},
+        {"name": "identity", "secret": {"secretName": pod.name, "defaultMode": 0o440}},
+        {"name": "recipe", "secret": {"secretName": recipe, "defaultMode": 0o440}},
+    ]
+    if pod.recipe.mounts:
+        items = [
+            {"key": each.key, "path": each.key, "mode": each.mode} for each in pod.recipe.mounts
+        ]
+        volumes.append({"name": "files", "secret": {"secretName": recipe, "items": items}})
+    return volumes
+
+
+def _schedule(spec: JSON, pod: SandboxPod) -> None:
+    wanted = pod.environment.spec.scheduling
+    if wanted.node_selector:
+        spec["nodeSelector"] = wanted.node_selector
+    if wanted.tolerations:
+        spec["tolerations"] = wanted.tolerations
+    if wanted.priority_class_name:
+        spec["priorityClassName"] = wanted.priority_class_name
+    if wanted.image_pull_secrets:
+        spec["imagePullSecrets"] = [{"name": each.name} for each in wanted.image_pull_secrets]
+
+
+def _encoded(data: Mapping[str, bytes]) -> dict[str, str]:
+    return {key: base64.b64encode(value).decode() for key, value in data.items()}
+
+
+def recipe_secret(environment: EnvironmentObject, recipe: Recipe) -> JSON:
+    """The Secret that carries the recipe; its name contains the hash, so it never changes."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {
+            "name": names.recipe_secret(environment.metadata.name, recipe.hash),
+            "namespace": environment.metadata.namespace,
+            "labels": {
+                names.MANAGED_BY_LABEL: names.MANAGED_BY,
+                names.ENVIRONMENT_LABEL: environment.metadata.name,
+                names.RECIPE_LABEL: recipe.hash,
+            },
+            "ownerReferences": [environment.owner_reference()],
+        },
+        "immutable": True,
+        "data": _encoded(recipe.payload),
+    }
+
+
+def identity_secret(
+    namespace: str,
+    pod: str,
+    pod_uid: str,
+    environment: str,
+    certificate: bytes,
+    key: bytes,
+    ca: bytes,
+) -> JSON:
+    """The Secret with a pod's bootstrap identity, owned by the pod."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {
+            "name": pod,
+            "namespace": namespace,
+            "labels": {
+                names.MANAGED_BY_LABEL: names.MANAGED_BY,
+                names.ENVIRONMENT_LABEL: environment,
+            },
+            "ownerReferences": [
+                {"apiVersion": "v1", "kind": "Pod", "name": pod, "uid": pod_uid, "controller": True}
+            ],
+        },
+        "type": "kubernetes.io/tls",
+        "immutable": True,
+        "data": _encoded({"tls.crt": certificate, "tls.key": key, "ca.crt": ca}),
+    }
+
+
+def credentials_secret(session: SessionObject, certificate: bytes, key: bytes, ca: bytes) -> JSON:
+    """The Secret with the client certificate of a Session made with kubectl."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {
+            "name": names.credentials_secret(session.metadata.name),
+            "namespace": session.metadata.namespace,
+            "labels": {
+                names.MANAGED_BY_LABEL: names.MANAGED_BY,
+                names.ENVIRONMENT_LABEL: session.spec.environment_name,
+                names.SESSION_LABEL: session.metadata.uid,
+            },
+            "ownerReferences": [session.owner_reference()],
+        },
+        "type": "kubernetes.io/tls",
+        "data": _encoded({"tls.crt": certificate, "tls.key": key, "ca.crt": ca}),
+    }
+
+
+def network_policies(namespace: str, settings: Settings) -> list[JSON]:
+    """Deny everything in the namespace; then let only the operator and workers reach :7443."""
+    callers: list[JSON] = [
+        {
+            "namespaceSelector": {
+                "matchLabels": {"kubernetes.io/metadata.name": settings.namespace}
+            },
+            "podSelector": {"matchLabels": {"app.kubernetes.io/component": "operator"}},
+        },
+        *(
+            {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": each}}}
+            for each in settings.worker_namespaces
+        ),
+    ]
+    exec_port = {"protocol": "TCP", "port": names.EXEC_PORT}
+    return [
+        _policy(
+            names.DENY_POLICY,
+            namespace,
+            {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]},
+        ),
+        _policy(
+            names.EXEC_POLICY,
+            namespace,
+            {
+                "podSelector": {"matchLabels": {names.MANAGED_BY_LABEL: names.MANAGED_BY}},
+                "policyTypes": ["Ingress"],
+                "ingress": [{"from": callers, "ports": [exec_port]}],
+            },
+        ),
+    ]
+
+
+def _policy(name: str, namespace: str, spec: JSON) -> JSON:
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": {
+            "name": name,
+            "namespace": namespace,
+            "labels": {names.MANAGED_BY_LABEL: names.MANAGED_BY},
+        },
+        "spec": spec,
+    }
+
+
+def client_config(settings: Settings, ca: bytes, address: str, version: str) -> JSON:
+    """The ConfigMap by which clients find the Sessions API."""
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {
+            "name": names.CLIENT_CONFIG,
+            "namespace": settings.namespace,
+            "labels": {names.MANAGED_BY_LABEL: names.MANAGED_BY},
+        },
+        "data": {
+            "ca.crt": ca.decode(),
+            "sessionsAddress": address,
+            "sessionsServerName": names.SESSIONS_SERVER_NAME,
+            "version": version,
+        },
+    }
+
+
+def ca_secret(settings: Settings, data: Mapping[str, bytes]) -> JSON:
+    """The Secret with the certificate authority."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {
+            "name": names.CA_SECRET,
+            "namespace": settings.namespace,
+            "labels": {names.MANAGED_BY_LABEL: names.MANAGED_BY},
+        },
+        "type": "kubernetes.io/tls",
+        "data": _encoded(data),
+    }

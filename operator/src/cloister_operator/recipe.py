@@ -1,0 +1,205 @@
+"""An Environment's recipe: its references resolved, its files packed, its hash."""
+
+import base64
+import fnmatch
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from . import names
+from .api import conditions
+from .api.common import JSON, EnvVar, FileSpec, KeyRef
+from .api.environment import EnvironmentObject, EnvironmentSpec
+from .errors import PermanentError
+from .settings import Settings
+
+SETUP_TIMEOUT_SECONDS = 600
+MAX_PAYLOAD_BYTES = 900_000
+"""A Secret holds 1 MiB; the rest is for recipe.json."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A key of a Secret or ConfigMap that a spec names, and where it names it."""
+
+    kind: str
+    name: str
+    key: str
+    field: str
+
+
+@dataclass(frozen=True)
+class Mount:
+    """A read-only file: the payload key, where it is mounted, its permissions."""
+
+    key: str
+    path: str
+    mode: int
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that a new pod of an Environment needs, resolved."""
+
+    hash: str
+    image: str
+    mounts: tuple[Mount, ...]
+    payload: Mapping[str, bytes] = field(repr=False)
+    """The recipe Secret's data: recipe.json and the files."""
+
+
+def references(
+    files: Iterable[FileSpec], env: Iterable[EnvVar], prefix: str = "spec"
+) -> list[Reference]:
+    """The Secrets and ConfigMaps that files and variables name."""
+    found = []
+
+    def add(kind: str, ref: KeyRef | None, where: str) -> None:
+        if ref:
+            found.append(Reference(kind, ref.name, ref.key, where))
+
+    for index, file in enumerate(files):
+        add("ConfigMap", file.config_map_key_ref, f"{prefix}.files[{index}].configMapKeyRef")
+        add("Secret", file.secret_key_ref, f"{prefix}.files[{index}].secretKeyRef")
+    for index, variable in enumerate(env):
+        add("Secret", variable.secret_key_ref, f"{prefix}.env[{index}].secretKeyRef")
+    return found
+
+
+def value_of(reference: Reference, found: JSON | None) -> bytes:
+    """What the reference stands for, given the object it names (None: it does not exist).
+
+    Raises PermanentError when the object or its key is missing, or when the platform has not
+    labelled it for use in sandboxes.
+    """
+    what = f"{reference.kind} {reference.name}"
+    if found is None:
+        raise PermanentError(
+            conditions.REFERENCE_NOT_FOUND,
+            f"{what} does not exist in this namespace; create it",
+            reference.field,
+        )
+    labels = found.get("metadata", {}).get("labels") or {}
+    if labels.get(names.ALLOW_LABEL) != "true":
+        raise PermanentError(
+            conditions.REFERENCE_REFUSED,
+            f"{what} is not for sandboxes: the platform allows it with the label "
+            f"{names.ALLOW_LABEL}=true",
+            reference.field,
+        )
+    data = found.get("data") or {}
+    binary = found.get("binaryData") or {}
+    if reference.key in data:
+        text = data[reference.key]
+        return base64.b64decode(text) if reference.kind == "Secret" else text.encode()
+    if reference.key in binary:
+        return base64.b64decode(binary[reference.key])
+    raise PermanentError(
+        conditions.REFERENCE_NOT_FOUND,
+        f"{what} has no key {reference.key}",
+        reference.field,
+    )
+
+
+def content_of(file: FileSpec, index: int, values: Mapping[str, bytes]) -> bytes:
+    """A file's bytes; `values` are the resolved references by field."""
+    if file.content is not None:
+        return file.content.encode()
+    for source in ("configMapKeyRef", "secretKeyRef"):
+        found = values.get(f"spec.files[{index}].{source}")
+        if found is not None:
+            return found
+    raise PermanentError(conditions.INVALID_SPEC, "a file needs a source", f"spec.files[{index}]")
+
+
+def variables(env: Iterable[EnvVar], values: Mapping[str, bytes]) -> dict[str, str]:
+    """Variables by name; `values` are the resolved references by field."""
+    found = {}
+    for index, variable in enumerate(env):
+        where = f"spec.env[{index}].secretKeyRef"
+        if where in values:
+            try:
+                found[variable.name] = values[where].decode()
+            except UnicodeDecodeError:
+                raise PermanentError(
+                    conditions.INVALID_SPEC, "a variable's value must be UTF-8 text", where
+                ) from None
+        else:
+            found[variable.name] = variable.value or ""
+    return found
+
+
+def check_policy(spec: EnvironmentSpec, settings: Settings) -> None:
+    """Refuse what the platform does not allow; raises PermanentError that names the field."""
+    allowed = settings.allowed_images
+    if spec.image and allowed and not any(fnmatch.fnmatch(spec.image, each) for each in allowed):
+        raise PermanentError(
+            conditions.POLICY_REFUSED,
+            f"the platform allows only images like {', '.join(allowed)}",
+            "spec.image",
+        )
+    runtime = spec.isolation.runtime_class_name
+    if runtime and runtime not in settings.allowed_runtime_classes:
+        known = ", ".join(settings.allowed_runtime_classes) or "none"
+        raise PermanentError(
+            conditions.POLICY_REFUSED,
+            f"the platform allows these runtime classes: {known}",
+            "spec.isolation.runtimeClassName",
+        )
+
+
+def build(
+    environment: EnvironmentObject, values: Mapping[str, bytes], settings: Settings
+) -> Recipe:
+    """Resolve an Environment; raises PermanentError that names the field."""
+    spec = environment.spec
+    check_policy(spec, settings)
+    files: dict[str, bytes] = {}
+    copies: list[JSON] = []
+    mounts: list[Mount] = []
+    for index, file in enumerate(spec.files):
+        key = f"f{index}"
+        files[key] = content_of(file, index, values)
+        if file.read_only:
+            mounts.append(Mount(key, file.path, file.permissions))
+        else:
+            copies.append({"source": key, "path": file.path, "mode": file.permissions})
+    if sum(map(len, files.values())) > MAX_PAYLOAD_BYTES:
+        raise PermanentError(
+            conditions.INVALID_SPEC,
+            f"all files together are larger than {MAX_PAYLOAD_BYTES} bytes",
+            "spec.files",
+        )
+    recipe = {
+        "env": variables(spec.env, values),
+        "setup": spec.setup,
+        "setupTimeoutSeconds": SETUP_TIMEOUT_SECONDS,
+        "copies": copies,
+    }
+    payload = {"recipe.json": json.dumps(recipe, sort_keys=True).encode(), **files}
+    image = spec.image or settings.sandbox_image
+    return Recipe(_hash(spec, image, payload, settings), image, tuple(mounts), payload)
+
+
+def _hash(
+    spec: EnvironmentSpec, image: str, payload: Mapping[str, bytes], settings: Settings
+) -> str:
+    """Ten hex digits that change with all that makes a new pod differ from an old one.
+
+    The pool's size and the lifecycle are left out: they change nothing in a pod.
+    """
+    shape = spec.model_dump(
+        mode="json", by_alias=True, exclude={"pool", "lifecycle", "files", "env", "setup", "image"}
+    )
+    paths = [[each.path, each.permissions, each.read_only] for each in spec.files]
+    defaults = [
+        settings.default_cpu,
+        settings.default_memory,
+        settings.default_disk,
+        settings.sandbox_user_namespaces,
+    ]
+    digest = hashlib.sha256(json.dumps([shape, image, paths, defaults], sort_keys=True).encode())
+    for key in sorted(payload):
+        digest.update(hashlib.sha256(payload[key]).digest())
+    return digest.hexdigest()[:10]

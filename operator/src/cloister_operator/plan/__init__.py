@@ -1,0 +1,1 @@
+"""Decisions: pure functions of what is observed, what is wanted and the time."""

@@ -9,9 +9,10 @@ import hashlib
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from .errors import Busy, IdConflict, NotFound
+from .shell import Cancel
 from .toolset.results import ToolResult
 
 MAX_RUNNING = 256
@@ -26,11 +27,14 @@ class Call:
 
     digest: bytes
     task: asyncio.Task[ToolResult]
-    cancel: asyncio.Event
+    cancel: Cancel
     finished_at: float = 0.0
     size: int = 0
-    printed: Callable[[], int] = field(default=lambda: 0)
-    """Bytes its command has printed so far."""
+
+    def stop(self) -> None:
+        """Ask its tool to end."""
+        if not self.cancel.done():
+            self.cancel.set_result(None)
 
 
 class Calls:
@@ -50,7 +54,7 @@ class Calls:
         self,
         request_id: str,
         payload: bytes,
-        work: Callable[[asyncio.Event], Awaitable[ToolResult]],
+        work: Callable[[Cancel], Awaitable[ToolResult]],
     ) -> tuple[Call, bool]:
         """The call of this id, and whether it existed before.
 
@@ -69,7 +73,7 @@ class Calls:
             return known, True
         if self._running >= MAX_RUNNING:
             raise Busy("TOO_MANY_CALLS", f"{MAX_RUNNING} calls are under way", retry_after=0.5)
-        cancel = asyncio.Event()
+        cancel: Cancel = asyncio.get_running_loop().create_future()
 
         async def run() -> ToolResult:
             return await work(cancel)
@@ -85,7 +89,7 @@ class Calls:
         call = self._calls.get(request_id)
         if call is None:
             raise NotFound("UNKNOWN_ID", "no such call", request_id=request_id)
-        call.cancel.set()
+        call.stop()
 
     async def settle(self, grace: float) -> None:
         """Wait for running calls, at most `grace` seconds, then stop the rest."""
@@ -95,7 +99,7 @@ class Calls:
         _, late = await asyncio.wait(tasks, timeout=grace)
         for call in self._calls.values():
             if call.task in late:
-                call.cancel.set()
+                call.stop()
         if late:
             await asyncio.wait(late, timeout=2.0)
 

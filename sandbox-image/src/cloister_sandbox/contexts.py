@@ -1,6 +1,7 @@
 """Contexts: each has a shell of its own, and runs its calls one at a time."""
 
 import asyncio
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,7 +10,7 @@ from .config import Config
 from .errors import Busy, NotFound
 from .paths import Roots, ToolFailure
 from .processes import Reaper
-from .shell import Shell
+from .shell import Cancel, Shell
 from .state import ServerState
 from .toolset import search, write
 from .toolset.bash import bash
@@ -54,10 +55,20 @@ class Contexts:
         tool: str,
         given: Mapping[str, Any],
         budget: float,
-        cancel: asyncio.Event,
+        cancel: Cancel,
     ) -> ToolResult:
-        """Run a tool and return its result; a failure of the tool is a result too."""
+        """Run a tool and return its result; a failure of the tool is a result too.
+
+        Waiting for the calls before it in the context uses the budget (seconds, 0 is none) up.
+        """
+        began = time.monotonic()
         async with context.lock:
+            if budget:
+                budget -= time.monotonic() - began
+                if budget <= 0:
+                    return ToolResult(f"{tool}: timed out behind other calls", is_error=True)
+            if cancel.done():
+                return ToolResult(f"{tool}: cancelled before it ran", is_error=True)
             try:
                 return await self._run(context, tool, given, budget, cancel)
             except ToolFailure as failure:
@@ -69,7 +80,7 @@ class Contexts:
         tool: str,
         given: Mapping[str, Any],
         budget: float,
-        cancel: asyncio.Event,
+        cancel: Cancel,
     ) -> ToolResult:
         env = self._state.environment
         if tool == "bash":
@@ -96,7 +107,7 @@ class Contexts:
         found = self._contexts.pop(context_id, None)
         if found is None:
             raise NotFound("UNKNOWN_ID", "no such context", context_id=context_id)
-        await found.shell.close()
+        await found.shell.retire()
 
     async def close_all(self) -> None:
         """End every context."""

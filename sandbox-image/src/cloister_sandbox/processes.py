@@ -14,7 +14,6 @@ from pathlib import Path
 
 MARK = "CLOISTER_CONTEXT"
 """Variable by which processes that left their parents are still found."""
-_KEEP_UNCLAIMED = 256
 
 
 class Reaper:
@@ -23,19 +22,39 @@ class Reaper:
     def __init__(self) -> None:
         self._waiting: dict[int, asyncio.Future[int]] = {}
         self._unclaimed: dict[int, int] = {}
+        self._starting = 0
 
     def install(self) -> None:
         """Start reaping on the running event loop."""
         asyncio.get_running_loop().add_signal_handler(signal.SIGCHLD, self._reap)
 
-    def wait(self, pid: int) -> asyncio.Future[int]:
-        """A future of the exit code; negative is the signal that ended it."""
-        future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        if pid in self._unclaimed:
-            future.set_result(self._unclaimed.pop(pid))
-        else:
-            self._waiting[pid] = future
-        return future
+    async def start(
+        self,
+        argv: Sequence[str],
+        *,
+        cwd: str,
+        env: Mapping[str, str],
+        stdin: int,
+        pass_fds: Sequence[int],
+    ) -> "tuple[int, asyncio.Future[int]]":
+        """Start a program as the leader of a session of its own.
+
+        Returns its pid and a future of its exit code, where a negative one is the signal that
+        ended it. Raises OSError when it cannot be started.
+        """
+        self._starting += 1
+        try:
+            pid = await asyncio.to_thread(_spawn, argv, cwd, env, stdin, pass_fds)
+            future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+            if pid in self._unclaimed:
+                future.set_result(self._unclaimed.pop(pid))
+            else:
+                self._waiting[pid] = future
+            return pid, future
+        finally:
+            self._starting -= 1
+            if not self._starting:
+                self._unclaimed.clear()
 
     def _reap(self) -> None:
         while True:
@@ -48,48 +67,35 @@ class Reaper:
             code = os.waitstatus_to_exitcode(status)
             future = self._waiting.pop(pid, None)
             if future is None:
-                # An orphan, or one of ours that ended before its starter asked: keep a few.
-                self._unclaimed[pid] = code
-                while len(self._unclaimed) > _KEEP_UNCLAIMED:
-                    del self._unclaimed[next(iter(self._unclaimed))]
+                # An orphan; or a program that ended before `start` learned its pid, which is why
+                # codes are kept while one starts, and no longer, because pids come again.
+                if self._starting:
+                    self._unclaimed[pid] = code
             elif not future.done():
                 future.set_result(code)
 
 
-async def spawn(
-    argv: Sequence[str],
-    *,
-    cwd: str,
-    env: Mapping[str, str],
-    stdin: int = subprocess.DEVNULL,
-    stdout: int = subprocess.DEVNULL,
-    stderr: int = subprocess.DEVNULL,
-    pass_fds: Sequence[int] = (),
+def _spawn(
+    argv: Sequence[str], cwd: str, env: Mapping[str, str], stdin: int, pass_fds: Sequence[int]
 ) -> int:
-    """Start a program as the leader of a session of its own; returns its pid.
-
-    Raises OSError when it cannot be started. There is no preexec function: with one, Python would
-    fork this process with its gRPC threads instead of using vfork.
+    """Start a program; there is no preexec function: with one, Python would fork this process
+    with its gRPC threads instead of using vfork.
     """
-
-    def start() -> int:
-        process = subprocess.Popen(
-            argv,
-            cwd=cwd,
-            env=env,
-            stdin=stdin,
-            stdout=stdout,
-            stderr=stderr,
-            pass_fds=pass_fds,
-            start_new_session=True,
-        )
-        process.returncode = 0  # the reaper waits for it, the Popen object must not
-        with contextlib.suppress(OSError):
-            # When memory runs out, a tool goes before the server.
-            Path(f"/proc/{process.pid}/oom_score_adj").write_text("500")
-        return process.pid
-
-    return await asyncio.to_thread(start)
+    process = subprocess.Popen(
+        argv,
+        cwd=cwd,
+        env=env,
+        stdin=stdin,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        pass_fds=pass_fds,
+        start_new_session=True,
+    )
+    process.returncode = 0  # the reaper waits for it, the Popen object must not
+    with contextlib.suppress(OSError):
+        # When memory runs out, a tool goes before the server.
+        Path(f"/proc/{process.pid}/oom_score_adj").write_text("500")
+    return process.pid
 
 
 def _table() -> dict[int, tuple[int, int]]:
@@ -119,7 +125,8 @@ def members(leader: int, mark: str) -> list[int]:
     """Every process of a tree: descendants, members of its sessions, and marked orphans."""
     table = _table()
     me = os.getpid()
-    found = {leader} if leader in table else set()
+    # The pid of a leader that is gone may be another process by now.
+    found = {leader} if table.get(leader) == (me, leader) else set()
     sessions = {leader}
     found |= {
         pid

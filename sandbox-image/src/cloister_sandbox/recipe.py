@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .processes import Reaper
-from .shell import Shell, ShellError
+from .shell import Cancel, Shell, ShellError
 
 _TAIL = 500
 
@@ -85,11 +85,12 @@ async def carry_out(
     shell = Shell("setup", state_dir, reaper)
     try:
         await shell.open(str(workspace), env)
-        finished = await shell.run(recipe.setup, recipe.setup_timeout, asyncio.Event())
+        never: Cancel = asyncio.get_running_loop().create_future()
+        finished = await shell.run(recipe.setup, recipe.setup_timeout, never)
     except ShellError as error:
         raise RecipeError(f"the setup script could not start: {error}") from None
     finally:
-        await shell.close()
+        await shell.retire()
     if finished.timed_out:
         raise RecipeError(f"the setup script took longer than {recipe.setup_timeout:.0f} s")
     if finished.code:

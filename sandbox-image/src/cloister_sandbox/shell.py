@@ -8,21 +8,27 @@ a command prints can be mistaken for its status.
 
 import asyncio
 import contextlib
-import itertools
 import os
 import re
 import secrets
 import shlex
+import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeAlias
 
-from .processes import MARK, Reaper, kill_tree, spawn
+from .processes import MARK, Reaper, kill_tree
 
 KEEP_BYTES = 102_400
 """Of a command's output, the last so many bytes are kept (agent_toolset_20260401)."""
 _CHUNK = 65_536
+_INLINE = 65_536
+_QUICK = 0.002
+"""Seconds after which a command's output is read while it runs; most commands ended before."""
+Cancel: TypeAlias = "asyncio.Future[None]"
+"""Done when the caller no longer wants the result."""
 _CSI = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
 
 
@@ -69,31 +75,40 @@ class Output:
     that they never block on a full pipe.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: str) -> None:
         os.mkfifo(path, 0o600)
         self._path = path
         self._fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         self._loop = asyncio.get_running_loop()
-        self._loop.add_reader(self._fd, self._read)
+        self._watched = False
         self.tail: Tail | None = Tail()
+
+    @property
+    def held(self) -> bool:
+        """Whether a process may still print."""
+        return self._fd >= 0
+
+    def watch(self) -> None:
+        """Read from now on whenever there is something."""
+        if self.held and not self._watched:
+            self._watched = True
+            self._loop.add_reader(self._fd, self._read)
 
     def finish(self) -> Tail:
         """Take what the command printed; foreground writes happened before its status."""
-        self.drain()
-        tail, self.tail = self.tail or Tail(), None
-        with contextlib.suppress(OSError):
-            self._path.unlink()
-        return tail
-
-    def drain(self) -> None:
-        """Read all that is there now."""
-        while self._fd >= 0 and self._read():
+        while self.held and self._read():
             pass
+        tail, self.tail = self.tail or Tail(), None
+        self.watch()
+        with contextlib.suppress(OSError):
+            os.unlink(self._path)  # noqa: PTH108 - a Path costs more than the call
+        return tail
 
     def close(self) -> None:
         """Stop reading."""
-        if self._fd >= 0:
-            self._loop.remove_reader(self._fd)
+        if self.held:
+            if self._watched:
+                self._loop.remove_reader(self._fd)
             os.close(self._fd)
             self._fd = -1
 
@@ -107,7 +122,7 @@ class Output:
             if self.tail is not None:
                 self.tail.add(data)
             return True
-        # End of file is only seen after a writer came and all of them are gone.
+        # End of file: all writers are gone. Before the first one came nobody reads.
         self.close()
         return False
 
@@ -129,23 +144,26 @@ class Finished:
 
 
 class ShellError(Exception):
-    """bash could not be started; the message says why."""
+    """bash cannot be started or used; the message says why."""
 
 
 class Shell:
     """A persistent bash of one context. Commands run one at a time; the caller serialises them."""
 
     def __init__(self, name: str, state_dir: Path, reaper: Reaper) -> None:
-        self._mark = f"{name}-{secrets.token_hex(8)}"
-        self._dir = state_dir
+        self._mark = f"{name}-{secrets.token_hex(4)}"
+        self._dir = state_dir / self._mark
+        self._command = str(self._dir / "command")
+        self._out = str(self._dir / "out")
         self._reaper = reaper
-        self._numbers = itertools.count()
-        self._pid = 0
         self._exit: asyncio.Future[int] | None = None
-        self._stdin = -1
-        self._status = -1
+        self._pid = 0
+        self._stdin = self._status = -1
+        self._received = bytearray()
+        self._waiter: asyncio.Future[str | None] | None = None
         self._outputs: list[Output] = []
         self.cwd = ""
+        self.retired = False
         self.output: Output | None = None
         """Of the running command."""
 
@@ -157,10 +175,13 @@ class Shell:
     async def open(self, cwd: str, env: Mapping[str, str]) -> None:
         """Start bash in `cwd` with exactly these variables; raises ShellError."""
         await self.close()
+        if self.retired:
+            raise ShellError("this context was closed")
         stdin_read, stdin_write = os.pipe()
         status_read, status_write = os.pipe()
         try:
-            self._pid = await spawn(
+            self._prepare()
+            self._pid, self._exit = await self._reaper.start(
                 ["/bin/bash", "--noprofile", "--norc"],
                 cwd=cwd,
                 env={**env, MARK: self._mark},
@@ -177,49 +198,68 @@ class Shell:
         os.set_blocking(status_read, False)
         os.set_blocking(stdin_write, False)
         self._stdin, self._status = stdin_write, status_read
-        self._exit = self._reaper.wait(self._pid)
+        self._received.clear()
+        asyncio.get_running_loop().add_reader(status_read, self._read_status)
         self.cwd = cwd
         self._send(f"exec 200>&{status_write} {status_write}>&-\n")
 
-    async def run(self, command: str, timeout: float, cancel: asyncio.Event) -> Finished:
+    def _prepare(self) -> None:
+        """Write what every command of this shell goes through.
+
+        bash reads its standard input byte by byte, a system call each, so the two lines that it
+        gets per command only name these files. Two, because some errors make bash drop whatever
+        the line it is at began: the second line still reports the status.
+        """
+        self._dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        Path(self._out).unlink(missing_ok=True)
+        command, into = shlex.quote(self._command), shlex.quote(self._out)
+        (self._dir / "run").write_text(f"builtin source {command} </dev/null >{into} 2>&1 200>&-\n")
+        (self._dir / "end").write_text(
+            """{ builtin printf '%s %d %s\\0' "$1" "$?" "$PWD" >&200; } 2>/dev/null\n"""
+        )
+        self._lines = "".join(
+            f"builtin source {shlex.quote(str(self._dir / name))}{suffix}\n"
+            for name, suffix in (("run", ""), ("end", " %s"))
+        )
+
+    async def run(self, command: str, timeout: float, cancel: Cancel) -> Finished:
         """Run a command; `timeout` is in seconds.
 
         A command that runs out of time, or is cancelled, is ended with the shell and everything it
-        started, and what it printed until then is kept.
+        started, and what it printed until then is kept. Raises ShellError when a tool took the
+        shell's own files away; only a new shell helps then.
         """
         began = time.monotonic()
-        number = next(self._numbers)
-        nonce = secrets.token_hex(8)
-        script = self._dir / f"{self._mark}.{number}"
-        await asyncio.to_thread(script.write_text, command + "\n", errors="surrogatepass")
-        fifo = self._dir / f"{self._mark}.{number}.out"
-        output = self.output = Output(fifo)
-        self._outputs = [each for each in self._outputs if each._fd >= 0]  # noqa: SLF001
-        self._outputs.append(output)
-        quoted, into = shlex.quote(str(script)), shlex.quote(str(fifo))
-        self._send(
-            f"builtin source {quoted} </dev/null >{into} 2>&1 200>&-\n"
-            f'{{ builtin printf \'%s %d %s\\0\' {nonce} "$?" "$PWD" >&200; }} 2>/dev/null\n'
-        )
+        nonce = secrets.token_hex(4)
         try:
-            status, reason = await self._await_status(timeout, cancel)
-            if status is None and reason:
-                await kill_tree(self._pid, self._mark)
+            await self._write(command)
+            output = self.output = Output(self._out)
+        except OSError as error:
+            raise ShellError(f"its files in {self._dir} cannot be used: {error.strerror}") from None
+        self._outputs = [each for each in self._outputs if each.held]
+        self._outputs.append(output)
+        loop = asyncio.get_running_loop()
+        self._waiter = loop.create_future()
+        watching = loop.call_later(_QUICK, output.watch)
+        self._send(self._lines % nonce)
+        try:
+            status, reason = await self._await_status(self._waiter, timeout, cancel)
             code = 0
+            if status is not None:
+                found, number, cwd = status.split(" ", 2)
+                if found == nonce:
+                    code, self.cwd = int(number), cwd
+                else:
+                    status = None
             if status is None:
+                if reason != "end":
+                    await kill_tree(self._pid, self._mark)
                 code = await self._exit if self._exit else 1
                 code = 128 - code if code < 0 else code
-            else:
-                found, number_text, cwd = status.split(" ", 2)
-                if found == nonce:
-                    code, self.cwd = int(number_text), cwd
-                else:
-                    await kill_tree(self._pid, self._mark)
-                    code, status = 1, None
-            tail = output.finish()
         finally:
-            self.output = None
-            script.unlink(missing_ok=True)
+            watching.cancel()
+            self._waiter = self.output = None
+            tail = output.finish()
         return Finished(
             output=_CSI.sub("", tail.text()),
             total_bytes=tail.total,
@@ -241,45 +281,74 @@ class Shell:
         for output in self._outputs:
             output.close()
         self._outputs.clear()
+        self._report(None)
+        if self._status >= 0:
+            asyncio.get_running_loop().remove_reader(self._status)
         for fd in (self._stdin, self._status):
             if fd >= 0:
                 os.close(fd)
         self._pid, self._exit, self._stdin, self._status = 0, None, -1, -1
 
-    def _send(self, line: str) -> None:
+    async def retire(self) -> None:
+        """Close for good; a command that runs ends with what it printed."""
+        self.retired = True
+        await self.close()
+        await asyncio.to_thread(shutil.rmtree, self._dir, ignore_errors=True)
+
+    async def _write(self, command: str) -> None:
+        data = f"{command}\n".encode(errors="surrogatepass")
+        if len(data) <= _INLINE:
+            # The state directory is in memory: this is quicker than handing it to a thread.
+            _replace(self._command, data)
+        else:
+            await asyncio.to_thread(_replace, self._command, data)
+
+    def _send(self, lines: str) -> None:
         # A pipe takes 64 KiB at once; the lines sent are far shorter, and bash reads each one
         # before it runs what the line names.
         with contextlib.suppress(BrokenPipeError):
-            os.write(self._stdin, line.encode())
+            os.write(self._stdin, lines.encode())
 
-    async def _await_status(
-        self, timeout: float, cancel: asyncio.Event
-    ) -> tuple[str | None, str | None]:
-        """The status line, or None and why there is none: timeout, cancel, or the shell's end."""
-        loop = asyncio.get_running_loop()
-        done: asyncio.Future[str | None] = loop.create_future()
-        received = bytearray()
-
-        def readable() -> None:
-            try:
-                data = os.read(self._status, 8192)
-            except BlockingIOError:
-                return
-            received.extend(data)
-            if not data or received.endswith(b"\0"):
-                loop.remove_reader(self._status)
-                if not done.done():
-                    text = received[:-1].decode(errors="surrogateescape") if data else None
-                    done.set_result(text)
-
-        loop.add_reader(self._status, readable)
-        cancelled = loop.create_task(cancel.wait())
-        cancelled.add_done_callback(lambda _: done.done() or done.cancel())
+    def _read_status(self) -> None:
         try:
-            await asyncio.wait([done], timeout=timeout)
-        finally:
-            loop.remove_reader(self._status)
-            cancelled.cancel()
-        if done.done() and not done.cancelled():
-            return done.result(), None
-        return None, "cancel" if cancel.is_set() else "timeout"
+            data = os.read(self._status, 8192)
+        except BlockingIOError:
+            return
+        if not data:
+            asyncio.get_running_loop().remove_reader(self._status)
+            self._report(None)
+            return
+        self._received.extend(data)
+        if self._received.endswith(b"\0"):
+            text = self._received[:-1].decode(errors="surrogateescape")
+            self._received.clear()
+            self._report(text)
+
+    def _report(self, status: str | None) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(status)
+
+    @staticmethod
+    async def _await_status(
+        waiter: "asyncio.Future[str | None]", timeout: float, cancel: Cancel
+    ) -> tuple[str | None, str]:
+        """The status line, or None; and what came first: status, end, timeout or cancel.
+
+        `end` stands for a shell that ended by itself, or was closed meanwhile.
+        """
+        either: list[asyncio.Future[Any]] = [waiter, cancel]
+        await asyncio.wait(either, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        if waiter.done():
+            return waiter.result(), "end" if waiter.result() is None else "status"
+        return None, "cancel" if cancel.done() else "timeout"
+
+
+def _replace(path: str, data: bytes) -> None:
+    """Write a small file; the bare calls, because every command waits for this."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    fd = os.open(path, flags, 0o600)
+    try:
+        while data:
+            data = data[os.write(fd, data) :]
+    finally:
+        os.close(fd)

@@ -5,13 +5,14 @@ from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
 
-from google.protobuf import json_format
+from google.protobuf import struct_pb2
 
 from cloister_api.exec.v1 import exec_pb2, exec_pb2_grpc
 
 from ..calls import Calls
 from ..contexts import TOOLS, Context, Contexts
 from ..errors import InvalidField
+from ..shell import Cancel
 from ..state import Activity, ServerState
 from ..toolset.results import NO_OUTPUT, ToolResult
 from .common import require_claimed, require_length, streaming, unary
@@ -46,9 +47,9 @@ class ToolsService(exec_pb2_grpc.ToolsServicer):
         payload = b"\0".join(
             (request.tool.encode(), request.context_id.encode())
         ) + request.input.SerializeToString(deterministic=True)
-        given = json_format.MessageToDict(request.input)
+        given = {name: _plain(value) for name, value in request.input.fields.items()}
 
-        async def work(cancel: asyncio.Event) -> ToolResult:
+        async def work(cancel: Cancel) -> ToolResult:
             with self._activity:
                 return await self._contexts.run(target, request.tool, given, budget, cancel)
 
@@ -68,6 +69,16 @@ class ToolsService(exec_pb2_grpc.ToolsServicer):
     async def CloseContext(self, request: exec_pb2.CloseContextRequest, context: Any) -> Any:  # noqa: ARG002, N802
         await self._contexts.close(request.context_id)
         return exec_pb2.CloseContextResponse()
+
+
+def _plain(value: struct_pb2.Value) -> Any:
+    """A value as Python has it; quicker than the general JSON conversion, and takes NaN."""
+    kind = value.WhichOneof("kind")
+    if kind == "struct_value":
+        return {name: _plain(each) for name, each in value.struct_value.fields.items()}
+    if kind == "list_value":
+        return [_plain(each) for each in value.list_value.values]
+    return None if kind in (None, "null_value") else getattr(value, kind)
 
 
 def _printed(context: Context) -> int:

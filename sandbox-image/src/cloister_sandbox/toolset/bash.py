@@ -1,11 +1,10 @@
 """bash: commands in a context's persistent shell."""
 
-import asyncio
 from collections.abc import Mapping
 from typing import Any
 
 from ..paths import ToolFailure
-from ..shell import Shell, ShellError
+from ..shell import Cancel, Shell, ShellError
 from .inputs import Inputs
 from .results import ToolResult
 
@@ -20,7 +19,7 @@ async def bash(
     cwd: str,
     env: Mapping[str, str],
     budget: float,
-    cancel: asyncio.Event,
+    cancel: Cancel,
 ) -> ToolResult:
     """Run the tool; raises ToolFailure.
 
@@ -42,7 +41,11 @@ async def bash(
         timeout = min(timeout, budget)
     if not shell.alive:
         await _open(shell, shell.cwd or cwd, env)
-    finished = await shell.run(command, timeout, cancel)
+    try:
+        finished = await shell.run(command, timeout, cancel)
+    except ShellError as error:
+        where = await _reopen(shell, shell.cwd, cwd, env)
+        raise ToolFailure(f"bash: {error}; a new shell was opened in {where}") from None
     text = finished.output.rstrip("\n")
     if finished.omitted_bytes:
         text = "[output truncated]\n" + text
@@ -53,7 +56,9 @@ async def bash(
         notes.append(f"bash: bash command timed out after {timeout}s")
     elif finished.code:
         notes.append(f"[exit code {finished.code}]")
-    if finished.shell_lost:
+    if finished.shell_lost and shell.retired:
+        notes.append("[the shell ended: its context was closed]")
+    elif finished.shell_lost:
         where = await _reopen(shell, finished.cwd, cwd, env)
         notes.append(
             f"[the shell ended and a new one was opened in {where}; "

@@ -1,5 +1,6 @@
 """Checking a tool's input; every refusal names the field and what was expected."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -60,7 +61,9 @@ class Inputs:
                 return int(found.strip())
             except ValueError:
                 raise self._wrong(name, "a whole number", found) from None
-        if isinstance(found, bool) or not isinstance(found, int | float) or found != int(found):
+        if isinstance(found, bool) or not isinstance(found, int | float):
+            raise self._wrong(name, "a whole number", found)
+        if not math.isfinite(found) or found != int(found):
             raise self._wrong(name, "a whole number", found)
         return int(found)
 

@@ -1,0 +1,447 @@
+"""Dialing exec servers: a real one, and impostors."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf.duration_pb2 import Duration
+
+from cloister_api.exec.v1 import exec_pb2, exec_pb2_grpc
+from cloister_operator.api.backend import NewFile
+from cloister_operator.errors import ConflictError, LostError, PermanentError, TransientError
+from cloister_operator.identity import Authority, Identity
+from cloister_operator.sandboxes import (
+    ClaimPayload,
+    PodAddress,
+    Sandboxes,
+    SandboxFailed,
+    SandboxState,
+    clean,
+)
+from support.certificates import Pair
+from support.sandbox_server import POD_UID, Sandbox, Tools, free_port, sandbox
+
+HOUR = timedelta(hours=1)
+SESSION = "11111111-2222-3333-4444-555555555555"
+
+
+class Signer:
+    """The product's authority where the exec server's helper expects the tests' own."""
+
+    def __init__(self) -> None:
+        self.authority = Authority.create(datetime.now(UTC))
+        self.pem = self.authority.ca_pem
+
+    def issue(self, *, dns: str = "", uri: str = "") -> Pair:
+        now = datetime.now(UTC)
+        if dns:
+            made = self.authority.pod_server(dns.removeprefix("pod-").split(".")[0], now)
+        else:
+            made = self.authority.operator_client(now)
+        return Pair(made.certificate_pem, made.private_key_pem)
+
+
+@pytest.fixture
+def authority(monkeypatch: pytest.MonkeyPatch) -> Authority:
+    signer = Signer()
+    monkeypatch.setattr("support.sandbox_server.TestAuthority", lambda: signer)
+    return signer.authority
+
+
+@pytest.fixture
+def server(authority: Authority, tmp_path: Path) -> Iterator[Sandbox]:
+    with sandbox(tmp_path) as made:
+        yield made
+
+
+@pytest.fixture
+async def sandboxes(authority: Authority) -> AsyncIterator[Sandboxes]:
+    made = Sandboxes(authority)
+    yield made
+    await made.aclose()
+
+
+def address(port: int, uid: str = POD_UID) -> PodAddress:
+    return PodAddress(name="pod-1", uid=uid, ip="127.0.0.1", port=port)
+
+
+def soon(seconds: float = 10) -> float:
+    return time.monotonic() + seconds
+
+
+def payload(authority: Authority, session: str = SESSION, **given: Any) -> ClaimPayload:
+    identity = authority.session_server(session, datetime.now(UTC), HOUR)
+    return ClaimPayload(session, "s1", identity, **given)
+
+
+async def test_a_session_is_handed_over(
+    authority: Authority, server: Sandbox, sandboxes: Sandboxes
+) -> None:
+    pod = address(server.port)
+    info = await sandboxes.wait_warm(pod, soon())
+    assert info.state is SandboxState.WARM
+    assert info.boot_id
+    await sandboxes.claim(
+        pod,
+        payload(authority, env={"GREETING": "hello"}),
+    )
+    client = authority.session_client(SESSION, datetime.now(UTC), HOUR)
+    pair = Pair(client.certificate_pem, client.private_key_pem)
+    with server.channel(pair, f"session-{SESSION}.sandbox.cloister.dev") as channel:
+        said = await asyncio.to_thread(Tools(channel).bash, "echo $GREETING")
+    assert said.strip() == "hello"
+    activity = await sandboxes.activity(pod, SESSION)
+    assert activity.idle_for >= timedelta(0)
+    assert activity.running_calls == 0
+    await sandboxes.drain(pod, SESSION, timedelta(seconds=1))
+
+
+async def test_before_the_server_listens_it_is_dialed_again(
+    authority: Authority, sandboxes: Sandboxes
+) -> None:
+    async with fake(authority, FakeRuntime(), start=False) as (pod, begin):
+        waiting = asyncio.ensure_future(sandboxes.wait_warm(pod, soon()))
+        refused = asyncio.ensure_future(sandboxes.wait_warm(pod, soon(0.1)))
+        with pytest.raises(TransientError, match="does not answer"):
+            await refused
+        await begin()
+        assert (await waiting).state is SandboxState.WARM
+
+
+async def test_a_failed_setup_is_reported_with_its_reason(
+    authority: Authority, sandboxes: Sandboxes, tmp_path: Path
+) -> None:
+    recipe = {"setup": "echo broken >&2; exit 3"}
+    with sandbox(tmp_path, recipe) as server, pytest.raises(SandboxFailed) as failure:
+        await sandboxes.wait_warm(address(server.port), soon())
+    assert failure.value.reason == "SetupFailed"
+    assert failure.value.sentence
+
+
+async def test_claiming_again_is_a_replay_and_another_session_is_refused(
+    authority: Authority, server: Sandbox, sandboxes: Sandboxes
+) -> None:
+    pod = address(server.port)
+    await sandboxes.wait_warm(pod, soon())
+    first = payload(authority)
+    await sandboxes.claim(pod, first)
+    await sandboxes.claim(pod, first)
+    # A new operator knows nothing of the claim.
+    other = Sandboxes(authority)
+    info = await other.wait_warm(pod, soon(), session_uid=SESSION)
+    assert (info.state, info.session_uid) == (SandboxState.CLAIMED, SESSION)
+    await other.claim(pod, first)
+    with pytest.raises(TransientError):
+        await other.claim(pod, payload(authority, "99999999-2222-3333-4444-555555555555"))
+    await other.aclose()
+
+
+async def test_another_session_is_a_conflict_on_a_connection_older_than_the_claim(
+    authority: Authority, server: Sandbox, sandboxes: Sandboxes
+) -> None:
+    pod = address(server.port)
+    other = Sandboxes(authority)
+    await sandboxes.wait_warm(pod, soon())
+    await other.wait_warm(pod, soon())
+    await sandboxes.claim(pod, payload(authority))
+    with pytest.raises(ConflictError):
+        await other.claim(pod, payload(authority, "99999999-2222-3333-4444-555555555555"))
+    await other.aclose()
+
+
+async def test_a_pod_refuses_what_is_meant_for_another_pod(
+    authority: Authority, server: Sandbox, sandboxes: Sandboxes
+) -> None:
+    with pytest.raises(TransientError, match="not ready in time"):
+        await sandboxes.wait_warm(address(server.port, uid="other-pod"), soon(0.5))
+    with pytest.raises(TransientError):
+        await sandboxes.claim(address(server.port, uid="other-pod"), payload(authority))
+    info = await sandboxes.wait_warm(address(server.port), soon())
+    assert info.session_uid == ""
+
+
+async def test_an_operator_of_a_foreign_ca_gets_nowhere(server: Sandbox) -> None:
+    foreign = Sandboxes(Authority.create(datetime.now(UTC)))
+    with pytest.raises(TransientError):
+        await foreign.wait_warm(address(server.port), soon(0.5))
+    await foreign.aclose()
+
+
+async def test_refused_files_name_their_field(
+    authority: Authority, server: Sandbox, sandboxes: Sandboxes
+) -> None:
+    pod = address(server.port)
+    await sandboxes.wait_warm(pod, soon())
+    with pytest.raises(PermanentError, match=r"files\[0\]") as failure:
+        await sandboxes.claim(pod, payload(authority, files=[NewFile("/etc/x", 0o644, b"")]))
+    assert failure.value.reason == "SessionRefused"
+    await sandboxes.claim(pod, payload(authority))
+
+
+async def test_probe_finds_what_can_be_reached(server: Sandbox, sandboxes: Sandboxes) -> None:
+    pod = address(server.port)
+    await sandboxes.wait_warm(pod, soon())
+    own = f"127.0.0.1:{server.port}"
+    assert await sandboxes.probe(pod, ["127.0.0.1:1", own]) == [own]
+    assert await sandboxes.probe(pod, ["127.0.0.1:1"]) == []
+
+
+async def test_a_forgotten_pod_is_dialed_anew(server: Sandbox, sandboxes: Sandboxes) -> None:
+    pod = address(server.port)
+    await sandboxes.wait_warm(pod, soon())
+    sandboxes.forget(pod.uid)
+    sandboxes.forget("never known")
+    assert (await sandboxes.wait_warm(pod, soon())).state is SandboxState.WARM
+
+
+# Impostors: exec servers that answer as a hostile pod may.
+
+
+class FakeRuntime(exec_pb2_grpc.RuntimeServicer):
+    """Answers what a test puts in; a warm pod by default."""
+
+    def __init__(self) -> None:
+        self.info = exec_pb2.RuntimeInfo(state=exec_pb2.RuntimeInfo.STATE_WARM, boot_id="b")
+        self.probe = exec_pb2.ProbeResponse()
+        self.activity = exec_pb2.ActivityResponse()
+        self.peers: list[str] = []
+        self.block: asyncio.Event | None = None
+        self.called = asyncio.Event()
+
+    async def Info(self, request: Any, context: Any) -> exec_pb2.RuntimeInfo:  # noqa: N802
+        self.peers.append(context.peer())
+        self.called.set()
+        if self.block:
+            await self.block.wait()
+        return self.info
+
+    async def Claim(self, request: Any, context: Any) -> exec_pb2.ClaimResponse:  # noqa: N802
+        self.called.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def Probe(self, request: Any, context: Any) -> exec_pb2.ProbeResponse:  # noqa: N802
+        return self.probe
+
+    async def Activity(self, request: Any, context: Any) -> exec_pb2.ActivityResponse:  # noqa: N802
+        return self.activity
+
+    async def Drain(self, request: Any, context: Any) -> exec_pb2.DrainResponse:  # noqa: N802
+        await context.abort(grpc.StatusCode.INTERNAL, "no\n\x1b[31m2026-01-01 INFO forged line")
+        raise AssertionError
+
+
+def server_credentials(identity: Identity) -> grpc.ServerCredentials:
+    return grpc.ssl_server_credentials(
+        [(identity.private_key_pem, identity.certificate_pem)],
+        identity.ca_pem,
+        require_client_auth=True,
+    )
+
+
+@asynccontextmanager
+async def fake(
+    authority: Authority, runtime: FakeRuntime, uid: str = POD_UID, start: bool = True
+) -> AsyncIterator[tuple[PodAddress, Callable[[], Awaitable[None]]]]:
+    """A server under a pod's certificate, unless `uid` is a session's name."""
+    now = datetime.now(UTC)
+    if uid == SESSION:
+        identity = authority.session_server(uid, now, HOUR)
+    else:
+        identity = authority.pod_server(uid, now)
+    server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+    exec_pb2_grpc.add_RuntimeServicer_to_server(runtime, server)
+    if start:
+        port = server.add_secure_port("127.0.0.1:0", server_credentials(identity))
+        await server.start()
+    else:
+        port = free_port()
+
+    async def begin() -> None:
+        server.add_secure_port(f"127.0.0.1:{port}", server_credentials(identity))
+        await server.start()
+
+    try:
+        yield address(port), begin
+    finally:
+        await server.stop(None)
+
+
+async def test_answers_are_cleaned(authority: Authority, sandboxes: Sandboxes) -> None:
+    runtime = FakeRuntime()
+    runtime.info.version = "v" * 5000
+    runtime.info.boot_id = "b\r\nINFO forged\u202etxet"
+    async with fake(authority, runtime) as (pod, _):
+        info = await sandboxes.wait_warm(pod, soon())
+        assert len(info.version) == 128
+        assert info.boot_id == "b INFO forged txet"
+        runtime.info.state = exec_pb2.RuntimeInfo.STATE_FAILED
+        runtime.info.problem = "no\x00\x1b[2J" + "y" * 9000
+        with pytest.raises(SandboxFailed) as failure:
+            await sandboxes.wait_warm(pod, soon())
+        assert failure.value.sentence.startswith("no [2Jyyy")
+        assert len(failure.value.sentence) == 1024
+
+
+async def test_a_state_that_does_not_exist_is_misbehaviour(
+    authority: Authority, sandboxes: Sandboxes
+) -> None:
+    runtime = FakeRuntime()
+    runtime.info = exec_pb2.RuntimeInfo.FromString(b"\x28\x63")  # state = 99
+    async with fake(authority, runtime) as (pod, _):
+        with pytest.raises(SandboxFailed) as failure:
+            await sandboxes.wait_warm(pod, soon())
+    assert failure.value.reason == "SandboxMisbehaves"
+
+
+async def test_a_huge_answer_is_misbehaviour(authority: Authority, sandboxes: Sandboxes) -> None:
+    runtime = FakeRuntime()
+    runtime.info.problem = "x" * 1_000_000
+    async with fake(authority, runtime) as (pod, _):
+        with pytest.raises(SandboxFailed) as failure:
+            await sandboxes.wait_warm(pod, soon())
+    assert failure.value.reason == "SandboxMisbehaves"
+
+
+async def test_reaching_what_was_not_asked_is_misbehaviour(
+    authority: Authority, sandboxes: Sandboxes
+) -> None:
+    runtime = FakeRuntime()
+    runtime.probe.reachable.append("10.0.0.1:443")
+    async with fake(authority, runtime) as (pod, _):
+        with pytest.raises(SandboxFailed):
+            await sandboxes.probe(pod, ["10.0.0.2:443"])
+
+
+@pytest.mark.parametrize(
+    ("given", "seen"),
+    [
+        (Duration(seconds=-5), timedelta(0)),
+        (Duration(seconds=7), timedelta(seconds=7)),
+        (Duration(seconds=60_000_000_000), timedelta(days=3650)),
+        (Duration(seconds=2**62), None),
+    ],
+)
+async def test_times_that_cannot_be(
+    authority: Authority, sandboxes: Sandboxes, given: Duration, seen: timedelta | None
+) -> None:
+    runtime = FakeRuntime()
+    runtime.activity.idle_for.CopyFrom(given)
+    async with fake(authority, runtime, uid=SESSION) as (pod, _):
+        if seen is None:
+            with pytest.raises(SandboxFailed):
+                await sandboxes.activity(pod, SESSION)
+        else:
+            assert (await sandboxes.activity(pod, SESSION)).idle_for == seen
+
+
+async def test_the_words_of_a_failure_are_cleaned(
+    authority: Authority, sandboxes: Sandboxes
+) -> None:
+    async with fake(authority, FakeRuntime(), uid=SESSION) as (pod, _):
+        with pytest.raises(SandboxFailed) as failure:
+            await sandboxes.drain(pod, SESSION, timedelta(0))
+    assert "INTERNAL: no [31m2026" in str(failure.value)
+    assert str(failure.value).isprintable()
+
+
+async def test_a_claim_without_an_answer_is_lost(
+    authority: Authority, sandboxes: Sandboxes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cloister_operator.sandboxes.CALL_SECONDS", 0.2)
+    async with fake(authority, FakeRuntime()) as (pod, _):
+        with pytest.raises(LostError):
+            await sandboxes.claim(pod, payload(authority))
+
+
+async def test_a_claim_larger_than_a_pod_takes_is_refused_before_it_is_sent(
+    authority: Authority, sandboxes: Sandboxes
+) -> None:
+    big = NewFile("/workspace/a", 0o644, b"x" * (33 * 1024 * 1024))
+    with pytest.raises(PermanentError) as failure:
+        await sandboxes.claim(address(1), payload(authority, files=[big]))
+    assert failure.value.field == "spec.files"
+
+
+async def test_one_channel_serves_until_the_operators_certificate_is_renewed(
+    authority: Authority,
+) -> None:
+    now = datetime.now(UTC) - timedelta(days=61)
+    sandboxes = Sandboxes(authority, clock=lambda: now)
+    runtime = FakeRuntime()
+    async with fake(authority, runtime) as (pod, _):
+        await sandboxes.wait_warm(pod, soon())
+        await sandboxes.wait_warm(pod, soon())
+        assert len(set(runtime.peers)) == 1
+        now += timedelta(days=61)
+        await sandboxes.wait_warm(pod, soon())
+        assert len(set(runtime.peers)) == 2
+        await sandboxes.aclose()
+
+
+async def test_open_channels_are_bounded_and_calls_are_not_cut(authority: Authority) -> None:
+    sandboxes = Sandboxes(authority, max_links=1)
+    first, second = FakeRuntime(), FakeRuntime()
+    first.block = asyncio.Event()
+    async with fake(authority, first) as (one, _), fake(authority, second, "pod-2") as (two, _):
+        waiting = asyncio.ensure_future(sandboxes.wait_warm(one, soon()))
+        await first.called.wait()
+        await sandboxes.wait_warm(PodAddress("pod-2", "pod-2", two.ip, two.port), soon())
+        first.block.set()
+        await waiting
+        # Both are idle now: the next use of one closes the other.
+        await sandboxes.wait_warm(one, soon())
+        await sandboxes.wait_warm(PodAddress("pod-2", "pod-2", two.ip, two.port), soon())
+        await sandboxes.wait_warm(one, soon())
+        assert len(set(first.peers)) + len(set(second.peers)) > 2
+        await sandboxes.aclose()
+
+
+async def test_closing_a_channel_under_a_call_is_no_cancellation(
+    authority: Authority, sandboxes: Sandboxes
+) -> None:
+    runtime = FakeRuntime()
+    async with fake(authority, runtime) as (pod, _):
+        claim = asyncio.ensure_future(sandboxes.claim(pod, payload(authority)))
+        await runtime.called.wait()
+        sandboxes.forget(pod.uid)
+        await asyncio.wait([claim])
+        assert not claim.cancelled()
+        assert isinstance(claim.exception(), LostError)
+
+
+async def test_a_cancelled_caller_is_cancelled(authority: Authority, sandboxes: Sandboxes) -> None:
+    runtime = FakeRuntime()
+    async with fake(authority, runtime) as (pod, _):
+        claim = asyncio.ensure_future(sandboxes.claim(pod, payload(authority)))
+        await runtime.called.wait()
+        claim.cancel()
+        await asyncio.wait([claim])
+        assert claim.cancelled()
+
+
+@pytest.mark.parametrize(
+    ("given", "seen"),
+    [
+        ("", ""),
+        ("plain sentence.", "plain sentence."),
+        ("a\tb\n\nc", "a b c"),
+        ("x" * 20, "xxxxxxxxx…"),
+        ("\u2028\u202e\ufeff\x7f\x9b", ""),
+        ("äöü 漢字", "äöü 漢字"),
+    ],
+)
+def test_clean(given: str, seen: str) -> None:
+    assert clean(given, 10 if len(given) >= 20 else 100) == seen
+
+
+def test_ipv6_endpoints_have_brackets() -> None:
+    assert PodAddress("p", "u", "fd00::1").endpoint == "[fd00::1]:7443"
+    with pytest.raises(ValueError, match="does not appear to be"):
+        _ = PodAddress("p", "u", "host.example").endpoint

@@ -7,7 +7,7 @@ it or gets the kept result; another payload under the same id is refused.
 import asyncio
 import hashlib
 import time
-from collections import OrderedDict
+from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
@@ -41,7 +41,8 @@ class Calls:
     """Registry of calls by request id, bounded in number, bytes and time."""
 
     def __init__(self) -> None:
-        self._calls: OrderedDict[str, Call] = OrderedDict()
+        self._calls: dict[str, Call] = {}
+        self._kept: deque[str] = deque()
         self._running = 0
         self._kept_bytes = 0
 
@@ -81,7 +82,7 @@ class Calls:
         call = Call(digest, asyncio.create_task(run()), cancel)
         self._calls[request_id] = call
         self._running += 1
-        call.task.add_done_callback(lambda task: self._finished(call, task))
+        call.task.add_done_callback(lambda task: self._finished(request_id, call, task))
         return call, False
 
     def cancel(self, request_id: str) -> None:
@@ -103,22 +104,21 @@ class Calls:
         if late:
             await asyncio.wait(late, timeout=2.0)
 
-    def _finished(self, call: Call, task: asyncio.Task[ToolResult]) -> None:
+    def _finished(self, request_id: str, call: Call, task: asyncio.Task[ToolResult]) -> None:
         self._running -= 1
         call.finished_at = time.monotonic()
         if not task.cancelled() and task.exception() is None:
             call.size = task.result().size
         self._kept_bytes += call.size
+        self._kept.append(request_id)
         self._expire()
 
     def _expire(self) -> None:
         now = time.monotonic()
-        finished = [key for key, call in self._calls.items() if call.finished_at]
-        excess = len(finished) - KEEP_RESULTS
-        for index, key in enumerate(finished):
-            call = self._calls[key]
+        while self._kept:
+            call = self._calls[self._kept[0]]
             old = now - call.finished_at > KEEP_SECONDS
-            if not (old or index < excess or self._kept_bytes > KEEP_BYTES):
+            if not (old or len(self._kept) > KEEP_RESULTS or self._kept_bytes > KEEP_BYTES):
                 break
-            del self._calls[key]
+            del self._calls[self._kept.popleft()]
             self._kept_bytes -= call.size

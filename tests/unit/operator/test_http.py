@@ -1,0 +1,93 @@
+"""Metrics and health."""
+
+from collections.abc import AsyncIterator
+
+import aiohttp
+import pytest
+
+from cloister_operator import metrics
+from cloister_operator.http import HttpServer
+
+
+class Health:
+    """A HealthState that says what a test wants."""
+
+    def __init__(self) -> None:
+        self.stuck: str | None = None
+        self.missing: str | None = None
+
+    def live(self) -> str | None:
+        return self.stuck
+
+    def ready(self) -> str | None:
+        return self.missing
+
+
+@pytest.fixture
+def health() -> Health:
+    return Health()
+
+
+@pytest.fixture
+async def base(health: Health) -> AsyncIterator[str]:
+    server = HttpServer(health)
+    port = await server.start("127.0.0.1", 0)
+    yield f"http://127.0.0.1:{port}"
+    await server.stop()
+
+
+async def fetch(url: str, method: str = "GET") -> tuple[int, str]:
+    async with aiohttp.ClientSession() as session, session.request(method, url) as response:
+        return response.status, await response.text()
+
+
+async def test_health_answers_a_sentence(base: str, health: Health) -> None:
+    assert await fetch(f"{base}/healthz") == (200, "ok\n")
+    assert await fetch(f"{base}/readyz") == (200, "ok\n")
+    health.missing = "The Environments have not been listed yet."
+    assert await fetch(f"{base}/readyz") == (503, "The Environments have not been listed yet.\n")
+    assert await fetch(f"{base}/healthz") == (200, "ok\n")
+    health.stuck = "The work queue has not moved for 60 s."
+    assert await fetch(f"{base}/healthz") == (503, "The work queue has not moved for 60 s.\n")
+
+
+async def test_metrics_are_served(base: str) -> None:
+    metrics.SESSIONS.labels(phase="Running").set(3)
+    metrics.API_WRITES.labels(verb="patch", resource="pods").inc()
+    status, text = await fetch(f"{base}/metrics")
+    assert status == 200
+    assert 'cloister_sessions{phase="Running"} 3.0' in text
+    assert 'cloister_api_writes_total{resource="pods",verb="patch"} ' in text
+    assert "process_resident_memory_bytes" in text
+
+
+async def test_the_series_of_a_deleted_environment_go(base: str) -> None:
+    for name in ("gone", "kept"):
+        for state in ("warm", "claimed"):
+            metrics.POOL_PODS.labels(namespace="ns", environment=name, state=state).set(1)
+    metrics.forget_environment("ns", "gone")
+    _, text = await fetch(f"{base}/metrics")
+    assert 'environment="gone"' not in text
+    assert text.count('environment="kept"') == 2
+    metrics.forget_environment("ns", "kept")
+    metrics.forget_environment("ns", "never known")
+
+
+async def test_nothing_else_is_served(base: str) -> None:
+    assert (await fetch(f"{base}/"))[0] == 404
+    assert (await fetch(f"{base}/metrics", "POST"))[0] == 405
+
+
+async def test_the_lag_of_the_loop_is_measured(base: str) -> None:
+    async def observed() -> float:
+        _, text = await fetch(f"{base}/metrics")
+        line = next(
+            each
+            for each in text.splitlines()
+            if each.startswith("cloister_event_loop_lag_seconds_count")
+        )
+        return float(line.split()[1])
+
+    before = await observed()
+    while await observed() == before:
+        pass

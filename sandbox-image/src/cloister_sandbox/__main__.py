@@ -8,6 +8,7 @@ import sys
 # The server never forks: tools start by vfork, and gRPC's fork handlers would only cost.
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
 
+from . import signals
 from .config import Config, ConfigError
 from .server import Server, harden
 
@@ -18,6 +19,7 @@ def main() -> int:
     try:
         config = Config.from_environment()
         harden()
+        signals.block()
 
         async def serve() -> None:
             await Server(config).run()

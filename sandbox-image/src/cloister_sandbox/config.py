@@ -34,6 +34,8 @@ class Config:
     """Directories beside the workspace that file tools may use."""
     read_only_roots: tuple[Path, ...]
     """Directories in which file tools may not write."""
+    mount_table: Path = Path("/proc/self/mountinfo")
+    """Tells which single files are mounted; they may be read wherever they are."""
 
     @classmethod
     def from_environment(cls, environ: dict[str, str] | None = None) -> "Config":
@@ -64,6 +66,7 @@ class Config:
             home=Path(env.get("CLOISTER_HOME", "/home/agent")),
             roots=tuple(Path(each) for each in roots.split(":") if each),
             read_only_roots=tuple(Path(each) for each in read_only.split(":") if each),
+            mount_table=Path(env.get("CLOISTER_MOUNT_TABLE", "/proc/self/mountinfo")),
         )
 
     def tool_environment(self) -> dict[str, str]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from .config import Config
 from .errors import Busy, NotFound
+from .mounts import mounted_files
 from .paths import Roots, ToolFailure
 from .processes import Reaper
 from .shell import Cancel, Shell
@@ -37,7 +38,12 @@ class Contexts:
         self._state = state
         self._reaper = reaper
         self._contexts: dict[str, Context] = {}
-        self.roots = Roots(config.workspace, config.roots, config.read_only_roots)
+        self.roots = Roots(
+            config.workspace,
+            config.roots,
+            config.read_only_roots,
+            mounted_files(config.mount_table),
+        )
 
     def get(self, context_id: str) -> Context:
         """The context of this id, made when it is new; raises Busy at the bound."""
@@ -100,7 +106,7 @@ class Contexts:
             return await asyncio.to_thread(write.edit, self.roots, given)
         if tool == "glob":
             return await asyncio.to_thread(search.glob, self.roots, given)
-        return await asyncio.to_thread(search.grep, self.roots, given, env)
+        return await asyncio.to_thread(search.grep, self.roots, given, env, budget, cancel.done)
 
     async def close(self, context_id: str) -> None:
         """End a context and its processes; raises NotFound when it does not exist."""

@@ -3,17 +3,20 @@
 The rules are those of agent_toolset_20260401: relative paths resolve against the workspace; `.` and
 `..` collapse first; then every symbolic link is followed, and the result must lie in a permitted
 directory. The resolved path has no links left, so it is opened component by component without
-following any: a link put there in between makes the open fail instead of leading outside.
+following any: a link put there in between makes the open fail instead of leading outside. Files
+that the Environment mounts at paths of their own may be read too.
 """
 
+import contextlib
 import errno
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 MAX_HOPS = 40
+_DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _WORDS = {
     errno.ENOENT: "no such file or directory",
     errno.ENOTDIR: "not a directory",
@@ -42,6 +45,8 @@ class Roots:
     workspace: Path
     others: tuple[Path, ...]
     read_only: tuple[Path, ...]
+    mounted: frozenset[str] = frozenset()
+    """Single files elsewhere that may be read."""
 
     def resolve(self, tool: str, given: str) -> str:
         """The absolute, link-free path that `given` means; it need not exist.
@@ -59,7 +64,7 @@ class Roots:
                     f"{tool}: path '{given}': too many levels of symbolic links"
                 ) from None
             raise ToolFailure(f"{tool}: {given}: {reason(error)}") from None
-        if self.holding(resolved) is None:
+        if self.holding(resolved) is None and resolved not in self.mounted:
             raise ToolFailure(
                 f"{tool}: path '{given}' is outside the session's working directory"
                 + (" and its other permitted directories" if self.others else "")
@@ -67,8 +72,10 @@ class Roots:
         return resolved
 
     def writable(self, tool: str, given: str) -> str:
-        """Like `resolve`, for writing; raises ToolFailure in a read-only directory too."""
+        """Like `resolve`, for writing; raises ToolFailure for what is read-only too."""
         resolved = self.resolve(tool, given)
+        if resolved in self.mounted:
+            raise ToolFailure(f"{tool}: {given} is a read-only file of the Environment")
         for root in self.read_only:
             if _within(resolved, os.path.realpath(root)):
                 raise ToolFailure(f"{tool}: {given} is inside read-only directory {root}")
@@ -82,34 +89,41 @@ class Roots:
                 return real
         return None
 
+    @contextlib.contextmanager
+    def parent(self, resolved: str, *, create: bool = False) -> Iterator[tuple[int, str]]:
+        """The directory that holds a resolved path, open, and the path's name in it.
+
+        No link on the way is followed. With `create`, directories that are missing are made.
+        Raises OSError.
+        """
+        root = self.holding(resolved) or ("/" if resolved in self.mounted else None)
+        if root is None:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), resolved)
+        if create:
+            os.makedirs(root, exist_ok=True)
+        parts = Path(resolved).relative_to(root).parts
+        directory = os.open(root, _DIRECTORY & ~os.O_NOFOLLOW)
+        try:
+            for part in parts[:-1]:
+                if create:
+                    with contextlib.suppress(FileExistsError):
+                        os.mkdir(part, dir_fd=directory)
+                below = os.open(part, _DIRECTORY, dir_fd=directory)
+                os.close(directory)
+                directory = below
+            yield directory, parts[-1] if parts else "."
+        finally:
+            os.close(directory)
+
     def open(self, resolved: str, flags: int, mode: int = 0o644) -> int:
         """Open a resolved path without following any link; raises OSError.
 
-        Never blocks on a FIFO or a device: the file is opened non-blocking.
+        Never blocks on a FIFO or a device: the file is opened non-blocking. With O_CREAT, missing
+        directories above it are made too.
         """
-        root = self.holding(resolved)
-        if root is None:
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), resolved)
-        parts = Path(resolved).relative_to(root).parts
-        directory = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            for part in parts[:-1]:
-                below = os.open(
-                    part,
-                    os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC,
-                    dir_fd=directory,
-                )
-                os.close(directory)
-                directory = below
-            last = parts[-1] if parts else "."
-            return os.open(
-                last,
-                flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC,
-                mode,
-                dir_fd=directory,
-            )
-        finally:
-            os.close(directory)
+        flags |= os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        with self.parent(resolved, create=bool(flags & os.O_CREAT)) as (directory, name):
+            return os.open(name, flags, mode, dir_fd=directory)
 
     def open_regular(
         self, resolved: str, flags: int, complain: Callable[[str], Exception], mode: int = 0o644

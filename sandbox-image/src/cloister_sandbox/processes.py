@@ -12,6 +12,8 @@ import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from .signals import unblocked
+
 MARK = "CLOISTER_CONTEXT"
 """Variable by which processes that left their parents are still found."""
 
@@ -81,16 +83,17 @@ def _spawn(
     """Start a program; there is no preexec function: with one, Python would fork this process
     with its gRPC threads instead of using vfork.
     """
-    process = subprocess.Popen(
-        argv,
-        cwd=cwd,
-        env=env,
-        stdin=stdin,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        pass_fds=pass_fds,
-        start_new_session=True,
-    )
+    with unblocked():
+        process = subprocess.Popen(
+            argv,
+            cwd=cwd,
+            env=env,
+            stdin=stdin,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            pass_fds=pass_fds,
+            start_new_session=True,
+        )
     process.returncode = 0  # the reaper waits for it, the Popen object must not
     with contextlib.suppress(OSError):
         # When memory runs out, a tool goes before the server.

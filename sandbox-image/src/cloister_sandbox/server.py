@@ -4,12 +4,12 @@ import asyncio
 import contextlib
 import ctypes
 import logging
-import signal
 
 import grpc
 
 from cloister_api.exec.v1 import exec_pb2_grpc
 
+from . import signals
 from .authorize import Authorizer
 from .calls import Calls
 from .config import Config, ConfigError
@@ -116,10 +116,9 @@ class Server:
         await self._contexts.close_all()
 
     async def run(self) -> None:
-        """Serve until SIGTERM or SIGINT, then drain and stop."""
+        """Serve until the pod is ended (see signals), then drain and stop."""
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stopping.set)
+        signals.watch(lambda: loop.call_soon_threadsafe(self._stopping.set))
         await self.start()
         await self._stopping.wait()
         log.info("exec server stopping")

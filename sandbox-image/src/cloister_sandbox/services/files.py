@@ -1,6 +1,7 @@
 """cloister.exec.v1.Files."""
 
 import asyncio
+import contextlib
 import os
 import secrets
 import stat
@@ -82,28 +83,33 @@ class FilesService(exec_pb2_grpc.FilesServicer):
         if target in map(os.path.realpath, (self._roots.workspace, *self._roots.others)):
             raise InvalidField("start.path", "must name a file")
         partial = f"{target}.{secrets.token_hex(6)}.partial"
-        try:
-            await asyncio.to_thread(Path(target).parent.mkdir, parents=True, exist_ok=True)
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
-            fd = await asyncio.to_thread(self._roots.open, partial, flags, 0o600)
-        except OSError as error:
-            raise _failed(start.path, error) from None
         complete = False
         try:
-            size = await _receive(frames, fd)
-            await asyncio.to_thread(os.fchmod, fd, start.mode or 0o644)
-            await asyncio.to_thread(os.rename, partial, target)
-            complete = True
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+            fd = await asyncio.to_thread(self._roots.open, partial, flags, 0o600)
+            try:
+                size = await _receive(frames, fd)
+                await asyncio.to_thread(os.fchmod, fd, start.mode or 0o644)
+                await asyncio.to_thread(self._rename, partial, target)
+                complete = True
+            finally:
+                os.close(fd)
+                if not complete:
+                    self._remove(partial)
         except OSError as error:
             raise _failed(start.path, error) from None
-        finally:
-            os.close(fd)
-            if not complete:
-                await asyncio.to_thread(Path(partial).unlink, missing_ok=True)
         entry = await asyncio.to_thread(_entry, target)
         if entry.size != size:
             raise Corrupt("SIZE_CHANGED", "the file changed while it was written")
         return entry
+
+    def _rename(self, partial: str, target: str) -> None:
+        with self._roots.parent(partial) as (directory, name):
+            os.rename(name, Path(target).name, src_dir_fd=directory, dst_dir_fd=directory)
+
+    def _remove(self, path: str) -> None:
+        with contextlib.suppress(OSError), self._roots.parent(path) as (directory, name):
+            os.unlink(name, dir_fd=directory)
 
     def _resolve(self, path: str) -> str:
         try:

@@ -62,7 +62,7 @@ def read(roots: Roots, given: Mapping[str, Any]) -> ToolResult:
 
 def _blob(path: str, data: bytes, size: int, media: str, view: list[int] | None) -> Blob | None:
     """The file as an image or PDF; None when its bytes are something else under that name."""
-    if not data.startswith(_MAGIC[media]):
+    if not data.startswith(_MAGIC[media]) or (media == "image/webp" and data[8:12] != b"WEBP"):
         return None
     if view is not None:
         raise ToolFailure("read: view_range is not supported for image/PDF files")

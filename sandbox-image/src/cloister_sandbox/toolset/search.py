@@ -1,20 +1,28 @@
 """glob and grep."""
 
+import contextlib
 import os
-import re
+import selectors
+import signal
 import subprocess
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ..paths import Roots, ToolFailure
+from ..signals import unblocked
 from .inputs import Inputs
+from .patterns import BadPattern, Pattern
 from .results import ToolResult
 
 MAX_PATHS = 200
 MAX_WALK = 500_000
 MAX_GREP = 102_400
 GREP_SECONDS = 60
+_COMPLAINT = 4096
+_LOOK = 0.2
+"""Seconds between looks at whether anybody still wants the result."""
 NO_MATCHES = "no matches"
 _FIELDS = frozenset({"pattern", "path"})
 
@@ -30,10 +38,13 @@ def glob(roots: Roots, given: Mapping[str, Any]) -> ToolResult:
     if ".." in pattern.split("/"):
         raise ToolFailure("glob: '..' is not permitted in the pattern")
     root = roots.resolve("glob", inputs.optional_text("path") or ".")
-    matchers = [_compile(each) for each in _braces(pattern)]
+    try:
+        wanted = Pattern(pattern)
+    except BadPattern as error:
+        raise ToolFailure(f"glob: invalid pattern: {error}") from None
     found: list[tuple[float, str]] = []
     for relative, info in _walk(root):
-        if any(matcher.fullmatch(relative) for matcher in matchers):
+        if wanted.matches(relative):
             path = str(Path(root) / relative)
             if roots.holding(os.path.realpath(path)) is not None:
                 found.append((info.st_mtime, path))
@@ -73,86 +84,81 @@ def _walk(root: str) -> Iterator[tuple[str, os.stat_result]]:
                 pending.append(relative)
 
 
-def _braces(pattern: str) -> list[str]:
-    """Expand {a,b} alternatives, at most 64 of them."""
-    expanded = [pattern]
-    while True:
-        match = next((re.search(r"\{([^{}]*)\}", each) for each in expanded if "{" in each), None)
-        if match is None or len(expanded) > 64:
-            return expanded
-        whole, choices = match.group(0), match.group(1).split(",")
-        expanded = [
-            each.replace(whole, choice, 1)
-            for each in expanded
-            for choice in (choices if whole in each else [whole])
-        ]
+def grep(
+    roots: Roots,
+    given: Mapping[str, Any],
+    env: Mapping[str, str],
+    budget: float,
+    stopped: Callable[[], bool],
+) -> ToolResult:
+    """Run the grep tool with ripgrep: path:line:text; raises ToolFailure.
 
-
-def _compile(pattern: str) -> re.Pattern[str]:
-    """A glob as a regular expression: ** spans directories, * and ? do not."""
-    out = ""
-    at = 0
-    while at < len(pattern):
-        char = pattern[at]
-        if pattern.startswith("**/", at):
-            out += "(?:[^/]+/)*"
-            at += 3
-            continue
-        if pattern.startswith("**", at):
-            out += ".*"
-            at += 2
-            continue
-        if char == "*":
-            out += "[^/]*"
-        elif char == "?":
-            out += "[^/]"
-        elif char == "[" and (end := pattern.find("]", at + 2)) > 0:
-            inside = pattern[at + 1 : end].replace("\\", "\\\\")
-            out += f"[{'^' + inside[1:] if inside.startswith('!') else inside}]"
-            at = end
-        else:
-            out += re.escape(char)
-        at += 1
-    try:
-        return re.compile(out, re.DOTALL)
-    except re.error:
-        raise ToolFailure(f"glob: invalid pattern: {pattern}") from None
-
-
-def grep(roots: Roots, given: Mapping[str, Any], env: Mapping[str, str]) -> ToolResult:
-    """Run the grep tool with ripgrep: path:line:text; raises ToolFailure."""
+    `budget` is in seconds, 0 is the tool's own bound; `stopped` tells that nobody wants the result.
+    """
     inputs = Inputs("grep", given, _FIELDS)
     pattern = inputs.text("pattern")
     root = roots.resolve("grep", inputs.optional_text("path") or ".")
     argv = ["rg", "--no-config", "-n", "-H", "--no-heading", "--color=never", "--sort=path"]
     try:
-        process = subprocess.Popen(
-            [*argv, "-e", pattern, "--", root],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            cwd=str(roots.workspace),
-            env=dict(env),
-            start_new_session=True,
-        )
+        with unblocked():
+            process = subprocess.Popen(
+                [*argv, "-e", pattern, "--", root],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                cwd=str(roots.workspace),
+                env=dict(env),
+                start_new_session=True,
+            )
     except OSError:
         raise ToolFailure("grep: ripgrep is not installed in this image") from None
-    return _collect(process)
-
-
-def _collect(process: "subprocess.Popen[bytes]") -> ToolResult:
-    if process.stdout is None or process.stderr is None:
-        raise ToolFailure("grep: rg could not be started")
-    with process.stdout, process.stderr:
-        data = process.stdout.read(MAX_GREP + 1)
-        if len(data) > MAX_GREP:
-            process.kill()
-            text = data[:MAX_GREP].decode("utf-8", errors="ignore")
-            return ToolResult(f"{text}\n[output truncated at {MAX_GREP} bytes]")
-        complaint = process.stderr.read(4096).decode("utf-8", errors="replace").strip()
-    text = data.decode("utf-8", errors="replace").rstrip("\n")
-    if complaint and not text:
-        raise ToolFailure(f"grep: rg failed: {complaint}")
-    if complaint:
-        return ToolResult(f"{text}\n[some files were not searched: {complaint.splitlines()[0]}]")
+    except ValueError:
+        raise ToolFailure("grep: embedded null byte") from None
+    process.returncode = 0  # the reaper waits for it, the Popen object must not
+    seconds = min(budget or GREP_SECONDS, GREP_SECONDS)
+    found, complaint, why = _collect(process, time.monotonic() + seconds, stopped)
+    text = found[:MAX_GREP].decode("utf-8", errors="ignore" if why else "replace").rstrip("\n")
+    if why == "full":
+        return ToolResult(f"{text}\n[output truncated at {MAX_GREP} bytes]")
+    if why:
+        note = "grep: cancelled" if why == "stopped" else f"grep: timed out after {seconds:g}s"
+        return ToolResult("\n".join(filter(None, (text, note))), is_error=True)
+    words = complaint.decode("utf-8", errors="replace").strip()
+    if words and not text:
+        raise ToolFailure(f"grep: rg failed: {words}")
+    if words:
+        return ToolResult(f"{text}\n[some files were not searched: {words.splitlines()[0]}]")
     return ToolResult(text or NO_MATCHES)
+
+
+def _collect(
+    process: "subprocess.Popen[bytes]", deadline: float, stopped: Callable[[], bool]
+) -> tuple[bytes, bytes, str]:
+    """Standard output, the beginning of standard error, and why reading ended early, if it did.
+
+    Both pipes are read at once: complaints about thousands of files must not block the search.
+    """
+    kept = {"stdout": bytearray(), "stderr": bytearray()}
+    bounds = {"stdout": MAX_GREP + 1, "stderr": _COMPLAINT}
+    why = ""
+    with selectors.DefaultSelector() as selector, contextlib.ExitStack() as pipes:
+        for name in kept:
+            pipe = pipes.enter_context(getattr(process, name))
+            selector.register(pipe, selectors.EVENT_READ, name)
+        while selector.get_map() and not why:
+            for key, _ in selector.select(timeout=_LOOK):
+                data = os.read(key.fd, 65_536)
+                if not data:
+                    selector.unregister(key.fileobj)
+                room = bounds[key.data] - len(kept[key.data])
+                kept[key.data] += data[:room]
+            if len(kept["stdout"]) > MAX_GREP:
+                why = "full"
+            elif stopped():
+                why = "stopped"
+            elif time.monotonic() > deadline:
+                why = "late"
+        if why:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGKILL)
+    return bytes(kept["stdout"]), bytes(kept["stderr"]), why

@@ -10,6 +10,8 @@ from .inputs import Inputs
 from .read import MAX_BYTES
 from .results import ToolResult
 
+MAX_EDITED = 64 * 1024 * 1024
+"""Characters; a small edit of a small file must not use up the pod's memory."""
 _WRITE = frozenset({"file_path", "content"})
 _EDIT = frozenset({"file_path", "old_string", "new_string", "replace_all"})
 
@@ -23,7 +25,8 @@ def write(roots: Roots, given: Mapping[str, Any]) -> ToolResult:
     except UnicodeEncodeError:
         raise ToolFailure("write: content has a character that UTF-8 cannot encode") from None
     resolved = roots.writable("write", path)
-    _make_parents(path, resolved)
+    if Path(resolved).parent.is_file():
+        raise ToolFailure(f"write: {path}: file already exists")
     if Path(resolved).is_dir():
         raise ToolFailure(f"write: {path}: is a directory")
     _store(roots, "write", path, resolved, data)
@@ -60,16 +63,11 @@ def edit(roots: Roots, given: Mapping[str, Any]) -> ToolResult:
         raise ToolFailure(f"edit: old_string not found in {path}{hint}")
     if count > 1 and not replace_all:
         raise ToolFailure(f"edit: old_string appears {count} times in {path} (must be unique)")
+    if len(text) + count * len(new) > MAX_EDITED:
+        raise ToolFailure(f"edit: the result of {path} would exceed {MAX_EDITED} characters")
     changed = text.replace(old, new)
     _store(roots, "edit", path, resolved, changed.encode("utf-8", errors="strict"))
     return ToolResult(f"edited {path} ({count} replacement(s))")
-
-
-def _make_parents(path: str, resolved: str) -> None:
-    try:
-        Path(resolved).parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ToolFailure(f"write: {path}: {reason(error)}") from None
 
 
 def _store(roots: Roots, tool: str, path: str, resolved: str, data: bytes) -> None:

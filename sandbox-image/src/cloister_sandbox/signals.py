@@ -1,0 +1,48 @@
+"""Telling the kubelet's SIGTERM from a tool's.
+
+A tool may signal the server, because they share a user. In a pod the server is PID 1, and a sender
+outside its PID namespace is seen as pid 0: only that one ends the server. A Python signal handler
+does not learn the sender, so the signals are blocked and a thread waits for them.
+"""
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+
+_ENDING = (signal.SIGTERM, signal.SIGINT)
+
+
+def ends_server(sender: int, own_pid: int) -> bool:
+    """Whether a signal from this sender is to be obeyed by the server with this pid."""
+    return own_pid != 1 or sender == 0
+
+
+def block() -> None:
+    """Block the signals in this thread and all that it starts; call before there are others."""
+    for number in _ENDING:
+        # While a tool starts, its thread lets them through: they must not end the process then.
+        signal.signal(number, lambda *_: None)
+    signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+
+
+def watch(stop: Callable[[], object]) -> None:
+    """Call `stop`, from a thread, at the first signal that is to be obeyed."""
+
+    def wait() -> None:
+        while not ends_server(signal.sigwaitinfo(_ENDING).si_pid, os.getpid()):
+            pass
+        stop()
+
+    threading.Thread(target=wait, name="signals", daemon=True).start()
+
+
+@contextlib.contextmanager
+def unblocked() -> Iterator[None]:
+    """Let the signals through in this thread; a program started meanwhile inherits that."""
+    before = signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -1,0 +1,137 @@
+"""Glob patterns, matched in bounded time whatever the pattern.
+
+`**` spans directories, `*` and `?` stay in one, `[a-z]` and `[!a-z]` are sets, `{a,b}` are
+alternatives. Not translated to regular expressions: those take exponential time on hostile
+patterns, and hold the interpreter while they do.
+"""
+
+import re
+from dataclasses import dataclass
+
+MAX_LENGTH = 4096
+MAX_ALTERNATIVES = 64
+
+
+class BadPattern(Exception):
+    """The pattern cannot be used; the message says why."""
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """A set of characters; `?` is the negation of an empty one."""
+
+    members: frozenset[str]
+    ranges: tuple[tuple[str, str], ...]
+    negated: bool
+
+    def accepts(self, char: str) -> bool:
+        """Whether the character is in the set."""
+        inside = char in self.members or any(low <= char <= high for low, high in self.ranges)
+        return inside is not self.negated
+
+
+_ANY = OneOf(frozenset(), (), negated=True)
+Token = OneOf | None
+"""None is a star: any run of characters."""
+
+
+class Pattern:
+    """One compiled pattern; raises BadPattern when it is too long or has too many alternatives."""
+
+    def __init__(self, text: str) -> None:
+        if len(text) > MAX_LENGTH:
+            raise BadPattern(f"longer than {MAX_LENGTH} characters")
+        self._alternatives = [
+            [None if part == "**" else _component(part) for part in each.split("/") if part]
+            for each in _braces(text)
+        ]
+
+    def matches(self, relative: str) -> bool:
+        """Whether a path relative to the root matches."""
+        parts = relative.split("/")
+        return any(_match_path(each, parts) for each in self._alternatives)
+
+
+def _match_path(pattern: "list[list[Token] | None]", parts: list[str]) -> bool:
+    """Components against components; None in the pattern is any number of directories.
+
+    The same walk as for stars in a name: only the last `**` ever has to be widened.
+    """
+    at = position = 0
+    star, resume = -1, 0
+    while position < len(parts):
+        part = pattern[at] if at < len(pattern) else []
+        if at < len(pattern) and part is None:
+            star, resume = at, position
+            at += 1
+        elif part and _match_name(part, parts[position]):
+            at += 1
+            position += 1
+        elif star >= 0:
+            resume += 1
+            at, position = star + 1, resume
+        else:
+            return False
+    return all(each is None for each in pattern[at:])
+
+
+def _match_name(tokens: list[Token], name: str) -> bool:
+    at = position = 0
+    star, resume = -1, 0
+    while position < len(name):
+        token = tokens[at] if at < len(tokens) else _END
+        if token is None:
+            star, resume = at, position
+            at += 1
+        elif token.accepts(name[position]):
+            at += 1
+            position += 1
+        elif star >= 0:
+            resume += 1
+            at, position = star + 1, resume
+        else:
+            return False
+    return all(each is None for each in tokens[at:])
+
+
+_END = OneOf(frozenset(), (), negated=False)
+"""Accepts nothing: the pattern is used up."""
+
+
+def _component(text: str) -> list[Token]:
+    tokens: list[Token] = []
+    at = 0
+    while at < len(text):
+        char = text[at]
+        end = text.find("]", at + (3 if text.startswith("[!", at) else 2)) if char == "[" else -1
+        if char == "*":
+            if not tokens or tokens[-1] is not None:
+                tokens.append(None)
+        elif char == "?":
+            tokens.append(_ANY)
+        elif end > 0:
+            tokens.append(_set(text[at + 1 : end]))
+            at = end
+        else:
+            tokens.append(OneOf(frozenset(char), (), negated=False))
+        at += 1
+    return tokens
+
+
+def _set(inside: str) -> OneOf:
+    negated = inside.startswith("!")
+    body = inside[1:] if negated else inside
+    ranges = [(match[0][0], match[0][2]) for match in re.finditer(r".-.", body, re.DOTALL)]
+    rest = re.sub(r".-.", "", body, flags=re.DOTALL)
+    return OneOf(frozenset(rest), tuple(ranges), negated)
+
+
+def _braces(text: str) -> list[str]:
+    """Every pattern that {a,b} alternatives stand for; braces without a partner are literal."""
+    expanded = [text]
+    while match := re.search(r"\{([^{}]*)\}", expanded[0]):
+        whole, choices = match[0], match[1].split(",")
+        if len(expanded) * len(choices) > MAX_ALTERNATIVES:
+            raise BadPattern(f"more than {MAX_ALTERNATIVES} alternatives")
+        expanded = [each.replace(whole, choice, 1) for each in expanded for choice in choices]
+    return expanded

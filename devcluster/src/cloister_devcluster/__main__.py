@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from . import build, debian, lifecycle, oci
+from . import build, debian, images, lifecycle, oci
 from .components import PROGRAMS
 from .errors import ClusterError
 from .places import here
@@ -32,9 +32,14 @@ def parser() -> argparse.ArgumentParser:
     commands.add_parser("up", help="start the cluster (builds first), and wait until it is Ready")
     commands.add_parser("down", help="stop the cluster and remove everything of it")
     commands.add_parser("status", help=f"what runs; exit code {NOT_RUNNING} if it cannot be used")
-    images = commands.add_parser("images", help="build the images and load them into the cluster")
-    images.add_argument(
+    build_images = commands.add_parser(
+        "images", help="build the images and load them into the cluster"
+    )
+    build_images.add_argument(
         "--engine", help="docker or podman: build there, from a public base; load nothing"
+    )
+    build_images.add_argument(
+        "--full", action="store_true", help="also sandbox-full, with more languages"
     )
     load = commands.add_parser("load", help="import image archives into the cluster")
     load.add_argument("archives", nargs="+", type=Path, metavar="FILE")
@@ -63,6 +68,12 @@ def run(arguments: argparse.Namespace) -> int:
             lifecycle.down(places)
         case "status":
             return 0 if lifecycle.status(places) else NOT_RUNNING
+        case "images" if arguments.engine:
+            images.with_engine(arguments.engine, full=arguments.full)
+        case "images":
+            debian.ensure()
+            config = lifecycle.config_of(places) if lifecycle.is_ready(places) else None
+            images.bundled(config, full=arguments.full)
         case "load":
             config = lifecycle.running(places)
             for archive in arguments.archives:

@@ -6,7 +6,9 @@ import json
 import platform
 import subprocess
 import tarfile
+import tempfile
 from pathlib import Path
+from typing import IO, Any
 
 from .components import PAUSE_IMAGE, Config
 from .errors import ClusterError
@@ -30,6 +32,7 @@ int main(void) {
     for (;;) pause();
 }
 """
+_REFERENCE = "org.opencontainers.image.ref.name"
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 
@@ -78,7 +81,7 @@ def pack(name: str, program: bytes, architecture: str) -> bytes:
     entry = _descriptor(f"{image}.manifest.v1+json", manifest_bytes)
     entry["annotations"] = {
         "io.containerd.image.name": name,
-        "org.opencontainers.image.ref.name": name.rsplit(":", 1)[1],
+        _REFERENCE: name.rsplit(":", 1)[1],
     }
     index = {"schemaVersion": 2, "mediaType": f"{image}.index.v1+json", "manifests": [entry]}
     blobs = [layer, config_bytes, manifest_bytes]
@@ -93,17 +96,98 @@ def pack(name: str, program: bytes, architecture: str) -> bytes:
 
 def load(config: Config, archive: Path) -> None:
     """Import an OCI or docker archive into the node's containerd; raises ClusterError."""
+    _ctr(config, "images", "import", str(archive))
+
+
+def manifest(layout: Path, reference: str) -> dict[str, Any] | None:
+    """The descriptor of an image in an OCI image layout, or None."""
+    for entry in _index(layout):
+        if entry.get("annotations", {}).get(_REFERENCE) == reference:
+            return entry
+    return None
+
+
+def size(layout: Path, reference: str) -> int:
+    """Bytes of an image's layers, as they are in the layout."""
+    entry = manifest(layout, reference)
+    if entry is None:
+        raise ClusterError(f"{layout} has no image {reference}")
+    return sum(int(each["size"]) for each in _content(layout, entry)["layers"])
+
+
+def prune(layout: Path) -> None:
+    """Remove the blobs that no image of the layout needs any more."""
+    needed = {digest for entry in _index(layout) for digest in _blobs(layout, entry)}
+    for path in (layout / "blobs" / "sha256").iterdir():
+        if f"sha256:{path.name}" not in needed:
+            path.unlink()
+
+
+def send(config: Config, layout: Path, reference: str, name: str) -> bool:
+    """Import an image of the layout into the node; returns False when the node has this very one.
+
+    Only the blobs that the node lacks are sent.
+    """
+    entry = manifest(layout, reference)
+    if entry is None:
+        raise ClusterError(f"{layout} has no image {reference}")
+    for line in _ctr(config, "images", "list").splitlines():
+        if line.split()[:1] == [name] and entry["digest"] in line.split():
+            return False
+    present = set(_ctr(config, "content", "list", "--quiet").split())
+    named = {**entry, "annotations": {"io.containerd.image.name": name}}
+    index = {"schemaVersion": 2, "manifests": [named]}
+    with tempfile.TemporaryFile() as file:
+        with tarfile.open(fileobj=file, mode="w") as archive:
+            _add(archive, "oci-layout", b'{"imageLayoutVersion":"1.0.0"}')
+            for digest in _blobs(layout, entry):
+                if digest not in present or digest == entry["digest"]:
+                    path = _path(layout, digest)
+                    archive.add(path, f"blobs/sha256/{path.name}", recursive=False)
+            _add(archive, "index.json", json.dumps(index).encode())
+        file.seek(0)
+        _ctr(config, "images", "import", "-", source=file)
+    return True
+
+
+def _ctr(config: Config, *arguments: str, source: IO[bytes] | None = None) -> str:
+    command = [str(config.bin / "ctr"), f"--address={config.places.socket}", "--namespace=k8s.io"]
     done = subprocess.run(
-        [
-            *(str(config.bin / "ctr"), f"--address={config.places.socket}", "--namespace=k8s.io"),
-            *("images", "import", str(archive)),
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
+        [*command, *arguments], stdin=source, capture_output=True, text=True, check=False
     )
     if done.returncode:
-        raise ClusterError(f"{archive} cannot be imported: {done.stderr.strip()}")
+        raise ClusterError(f"`ctr {' '.join(arguments)}` failed: {done.stderr.strip()}")
+    return done.stdout
+
+
+def _index(layout: Path) -> list[dict[str, Any]]:
+    path = layout / "index.json"
+    if not path.exists():
+        return []
+    entries: list[dict[str, Any]] = json.loads(path.read_text())["manifests"]
+    return entries
+
+
+def _path(layout: Path, digest: str) -> Path:
+    return layout / "blobs" / "sha256" / digest.partition(":")[2]
+
+
+def _content(layout: Path, entry: dict[str, Any]) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(_path(layout, entry["digest"]).read_text())
+    return content
+
+
+def _blobs(layout: Path, entry: dict[str, Any]) -> list[str]:
+    """The digests of an image's manifest, configuration and layers."""
+    content = _content(layout, entry)
+    layers = [each["digest"] for each in content["layers"]]
+    return [entry["digest"], content["config"]["digest"], *dict.fromkeys(layers)]
+
+
+def _add(archive: tarfile.TarFile, name: str, data: bytes, mode: int = 0o444) -> None:
+    entry = tarfile.TarInfo(name)
+    entry.size, entry.mode = len(data), mode
+    archive.addfile(entry, io.BytesIO(data))
 
 
 def _digest(data: bytes) -> str:
@@ -119,7 +203,5 @@ def _tar(files: dict[str, bytes], mode: int = 0o444) -> bytes:
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as archive:
         for name, data in files.items():
-            entry = tarfile.TarInfo(name)
-            entry.size, entry.mode = len(data), mode
-            archive.addfile(entry, io.BytesIO(data))
+            _add(archive, name, data, mode)
     return out.getvalue()

@@ -1,0 +1,29 @@
+"""`python -m cloister_operator`: settings from the environment, logs to stderr."""
+
+import asyncio
+import logging
+import sys
+
+from . import app, settings
+
+
+def main() -> int:
+    """Run the operator; the exit code is 2 when a setting is wrong."""
+    try:
+        given = settings.load()
+    except settings.SettingsError as error:
+        print(f"cloister-operator: {error}", file=sys.stderr)
+        return 2
+    logging.basicConfig(
+        level=given.log_level,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+    # They log every watch and every request.
+    logging.getLogger("kopf").setLevel(logging.WARNING)
+    logging.getLogger("aiohttp").setLevel(logging.WARNING)
+    return asyncio.run(app.run(given))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,289 @@
+"""The verbs of the Kubernetes API, with its answers turned into this package's errors once.
+
+Bodies are plain dicts and answers are decoded with orjson: the client library's models cost
+several times more per object. Its configuration, authentication and connections are used as they
+are.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any, Final, Protocol
+
+import aiohttp
+import orjson
+from kubernetes.aio import client, config
+
+from .. import names
+from ..api.common import JSON
+from ..errors import (
+    ConflictError,
+    LostError,
+    NotFoundError,
+    OperatorError,
+    PermanentError,
+    TransientError,
+)
+from ..metrics import API_WRITES
+from .resources import Resource
+
+JSON_PATCH: Final = "application/json-patch+json"
+MERGE_PATCH: Final = "application/merge-patch+json"
+APPLY_PATCH: Final = "application/apply-patch+yaml"
+_TIMEOUT = aiohttp.ClientTimeout(total=15, connect=3)
+_WATCH_SECONDS = 240
+_WATCH_SILENCE_SECONDS = 90
+_TOO_OLD = 410
+
+
+class ExpiredError(OperatorError):
+    """The watch's resourceVersion is too old: list again."""
+
+
+class Api(Protocol):
+    """What the operator asks of the API server."""
+
+    async def get(self, resource: Resource, namespace: str, name: str) -> JSON:
+        """An object; raises NotFoundError."""
+        ...
+
+    async def list(
+        self, resource: Resource, namespace: str = "", selector: str = ""
+    ) -> tuple[Sequence[JSON], str]:
+        """All objects, and the resourceVersion to watch from."""
+        ...
+
+    def watch(
+        self, resource: Resource, namespace: str, selector: str, resource_version: str
+    ) -> AsyncIterator[tuple[str, JSON]]:
+        """Events (type, object) until the server ends the watch; raises ExpiredError."""
+        ...
+
+    async def create(self, resource: Resource, namespace: str, body: JSON) -> JSON:
+        """Make an object; raises ConflictError when the name is taken."""
+        ...
+
+    async def apply(self, resource: Resource, namespace: str, body: JSON) -> JSON:
+        """Server-side apply, as owner of all its fields."""
+        ...
+
+    async def json_patch(
+        self, resource: Resource, namespace: str, name: str, operations: Sequence[JSON]
+    ) -> JSON:
+        """Patch; raises ConflictError when a `test` fails."""
+        ...
+
+    async def patch_status(
+        self,
+        resource: Resource,
+        namespace: str,
+        name: str,
+        status: Mapping[str, Any],
+        version: str = "",
+    ) -> JSON:
+        """Merge into the status; None removes a field.
+
+        With `version` only if the object is unchanged; otherwise raises ConflictError.
+        """
+        ...
+
+    async def delete(
+        self, resource: Resource, namespace: str, name: str, uid: str = "", version: str = ""
+    ) -> None:
+        """Delete; with `uid` only that very object, with `version` only unchanged.
+
+        Raises ConflictError when the precondition fails, NotFoundError.
+        """
+        ...
+
+
+def _message(body: bytes) -> str:
+    try:
+        return str(orjson.loads(body).get("message", ""))[:500]
+    except (orjson.JSONDecodeError, AttributeError):
+        return body[:200].decode(errors="replace")
+
+
+def error_of(status: int, body: bytes, retry_after: str | None, patch_test: bool) -> OperatorError:
+    """The error that an answer of the API server stands for."""
+    message = _message(body)
+    if status == 404:
+        return NotFoundError(message)
+    # A JSON-Patch whose `test` fails is answered 422, as an object that breaks the schema is.
+    if status == 409 or (status == 422 and patch_test):
+        return ConflictError(message)
+    if status == 429 or status >= 500:
+        wait = float(retry_after) if retry_after and retry_after.isdigit() else None
+        return TransientError(f"the API server answered {status}: {message}", wait)
+    if status in (401, 403):
+        # RBAC is mended from outside, while the operator runs.
+        return TransientError(f"the API server refused: {message}")
+    return PermanentError("Rejected", message or f"the API server answered {status}")
+
+
+class HttpApi:
+    """The API over HTTP, with the standard kube configuration."""
+
+    def __init__(self, api_client: client.ApiClient) -> None:
+        self._client = api_client
+
+    @classmethod
+    async def connect(cls) -> "HttpApi":
+        """In the cluster the ServiceAccount's identity, outside the kubeconfig's."""
+        configuration = client.Configuration()
+        try:
+            config.load_incluster_config(client_configuration=configuration)
+        except config.ConfigException:
+            await config.load_kube_config(client_configuration=configuration)
+        # Proxies named in the environment are for the internet, not for the API server.
+        configuration.client_session_kwargs = {"trust_env": False}
+        return cls(client.ApiClient(configuration=configuration))
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._client.close()
+
+    async def _open(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str],
+        body: Any,
+        content_type: str,
+        timeout: aiohttp.ClientTimeout,
+    ) -> aiohttp.ClientResponse:
+        headers = {"Accept": "application/json", "Content-Type": content_type}
+        method, url, headers, body, _ = await self._client.param_serialize(
+            method,
+            path,
+            query_params=list(query.items()),
+            header_params=headers,
+            body=body,
+            auth_settings=["BearerToken"],
+        )
+        answer = await self._client.rest_client.request(
+            method, url, headers=headers, body=body, _request_timeout=timeout
+        )
+        response: aiohttp.ClientResponse = answer.response
+        return response
+
+    async def _call(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str] | None = None,
+        body: Any = None,
+        content_type: str = "application/json",
+    ) -> JSON:
+        write = method != "GET"
+        try:
+            response = await self._open(method, path, query or {}, body, content_type, _TIMEOUT)
+            content = await response.read()
+        except aiohttp.ClientConnectorError as error:
+            raise TransientError(f"the API server cannot be reached: {error}") from error
+        except (aiohttp.ClientError, TimeoutError) as error:
+            kind = LostError if write else TransientError
+            raise kind(f"no answer from the API server: {error!r}") from error
+        if response.status >= 400:
+            retry_after = response.headers.get("Retry-After")
+            raise error_of(response.status, content, retry_after, content_type == JSON_PATCH)
+        found: JSON = orjson.loads(content)
+        return found
+
+    async def get(self, resource: Resource, namespace: str, name: str) -> JSON:
+        return await self._call("GET", resource.path(namespace, name))
+
+    async def list(
+        self, resource: Resource, namespace: str = "", selector: str = ""
+    ) -> tuple[Sequence[JSON], str]:
+        query = {"labelSelector": selector} if selector else {}
+        found = await self._call("GET", resource.path(namespace), query)
+        return found.get("items") or [], found["metadata"]["resourceVersion"]
+
+    async def watch(
+        self, resource: Resource, namespace: str, selector: str, resource_version: str
+    ) -> AsyncIterator[tuple[str, JSON]]:
+        query = {
+            "watch": "true",
+            "resourceVersion": resource_version,
+            "allowWatchBookmarks": "true",
+            "timeoutSeconds": str(_WATCH_SECONDS),
+            **({"labelSelector": selector} if selector else {}),
+        }
+        # Bookmarks come every minute: a longer silence is a dead connection.
+        timeout = aiohttp.ClientTimeout(total=None, connect=3, sock_read=_WATCH_SILENCE_SECONDS)
+        try:
+            response = await self._open(
+                "GET", resource.path(namespace), query, None, "application/json", timeout
+            )
+            async with response:
+                if response.status == _TOO_OLD:
+                    raise ExpiredError("the watch is too old")
+                if response.status >= 400:
+                    raise error_of(response.status, await response.read(), None, patch_test=False)
+                async for line in response.content:
+                    event = orjson.loads(line)
+                    if event["type"] == "ERROR":
+                        if event["object"].get("code") == _TOO_OLD:
+                            raise ExpiredError("the watch is too old")
+                        raise TransientError(f"watch: {event['object'].get('message')}")
+                    yield event["type"], event["object"]
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise TransientError(f"the watch broke: {error!r}") from error
+
+    async def create(self, resource: Resource, namespace: str, body: JSON) -> JSON:
+        API_WRITES.labels("create", resource.plural).inc()
+        return await self._call("POST", resource.path(namespace), body=body)
+
+    async def apply(self, resource: Resource, namespace: str, body: JSON) -> JSON:
+        API_WRITES.labels("apply", resource.plural).inc()
+        path = resource.path(namespace, body["metadata"]["name"])
+        query = {"fieldManager": names.FIELD_MANAGER, "force": "true"}
+        return await self._call("PATCH", path, query, body, APPLY_PATCH)
+
+    async def json_patch(
+        self, resource: Resource, namespace: str, name: str, operations: Sequence[JSON]
+    ) -> JSON:
+        API_WRITES.labels("patch", resource.plural).inc()
+        return await self._call(
+            "PATCH",
+            resource.path(namespace, name),
+            body=list(operations),
+            content_type=JSON_PATCH,
+        )
+
+    async def patch_status(
+        self,
+        resource: Resource,
+        namespace: str,
+        name: str,
+        status: Mapping[str, Any],
+        version: str = "",
+    ) -> JSON:
+        API_WRITES.labels("patch", f"{resource.plural}/status").inc()
+        body: JSON = {"status": dict(status)}
+        if version:
+            body["metadata"] = {"resourceVersion": version}
+        return await self._call(
+            "PATCH",
+            resource.path(namespace, name, "status"),
+            body=body,
+            content_type=MERGE_PATCH,
+        )
+
+    async def delete(
+        self, resource: Resource, namespace: str, name: str, uid: str = "", version: str = ""
+    ) -> None:
+        API_WRITES.labels("delete", resource.plural).inc()
+        preconditions = {
+            **({"uid": uid} if uid else {}),
+            **({"resourceVersion": version} if version else {}),
+        }
+        body: JSON = {"kind": "DeleteOptions", "apiVersion": "v1"}
+        if preconditions:
+            body["preconditions"] = preconditions
+        await self._call("DELETE", resource.path(namespace, name), body=body)
+
+
+async def backoff(attempt: int) -> None:
+    """Wait before repeating a read: 0.1 s, doubling to 5 s."""
+    await asyncio.sleep(min(5.0, 0.1 * 2**attempt))

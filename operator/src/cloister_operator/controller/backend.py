@@ -1,0 +1,189 @@
+"""Sessions for the Sessions API: made, followed and ended through the same reconciler."""
+
+import asyncio
+import hashlib
+import secrets
+from collections.abc import AsyncIterator
+from datetime import datetime, timedelta
+
+from .. import names
+from ..api import conditions
+from ..api.backend import NewFile, NewSession, SessionChange
+from ..api.common import JSON
+from ..api.session import Phase, SessionObject
+from ..cluster.resources import SESSIONS
+from ..errors import ConflictError, LostError, NotFoundError, PermanentError
+from ..plan.session import expires_at
+from .context import Context
+
+_WATCH_BUFFER = 1000
+_HOPELESS = frozenset({conditions.ENVIRONMENT_NOT_FOUND})
+
+
+class Backend:
+    """api.backend.SessionsBackend."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._settled: dict[tuple[str, str], set[asyncio.Future[None]]] = {}
+        self._watchers: set[asyncio.Queue[SessionChange | None]] = set()
+        context.sessions.listen(self._changed)
+
+    def _changed(self, before: SessionObject | None, after: SessionObject | None) -> None:
+        session = after or before
+        if session is None:
+            return
+        if after is None or _settled(after):
+            for future in self._settled.pop(session.key, ()):
+                if not future.done():
+                    future.set_result(None)
+        change = SessionChange(session=after) if after else SessionChange(deleted=session.key)
+        for queue in list(self._watchers):
+            if queue.full():
+                # Too slow: its stream ends, and the caller starts again from the present state.
+                self._watchers.discard(queue)
+                queue.get_nowait()
+                queue.put_nowait(None)
+            else:
+                queue.put_nowait(change)
+
+    async def create_session(self, new: NewSession) -> SessionObject:
+        """See SessionsBackend."""
+        context = self._context
+        if context.environments.get(new.namespace, new.environment) is None:
+            raise PermanentError(
+                conditions.ENVIRONMENT_NOT_FOUND,
+                f"there is no Environment {new.environment} in namespace {new.namespace}",
+                "environment",
+            )
+        name = new.name or _name(new)
+        try:
+            made = await context.api.create(SESSIONS, new.namespace, _body(new, name))
+        except (ConflictError, LostError):
+            made = await context.api.get(SESSIONS, new.namespace, name)
+            annotations = made["metadata"].get("annotations") or {}
+            if annotations.get(names.REQUEST_ID) != new.request_id:
+                raise PermanentError(
+                    "AlreadyExists", f"there is a session {name} already", "name"
+                ) from None
+        context.sessions.put(made)
+        session = SessionObject.parse(made)
+        context.queue.add(("session", *session.key))
+        return context.sessions.get(*session.key) or session
+
+    async def wait_settled(self, namespace: str, name: str, timeout: float) -> SessionObject | None:
+        """See SessionsBackend."""
+        session = self.get_session(namespace, name)
+        if session is None or _settled(session):
+            return session
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        waiting = self._settled.setdefault((namespace, name), set())
+        waiting.add(future)
+        try:
+            await asyncio.wait_for(future, timeout)
+        except TimeoutError:
+            waiting.discard(future)
+        return self.get_session(namespace, name)
+
+    def get_session(self, namespace: str, name: str) -> SessionObject | None:
+        """See SessionsBackend."""
+        return self._context.sessions.get(namespace, name)
+
+    def list_sessions(self, namespace: str, environment: str) -> list[SessionObject]:
+        """See SessionsBackend."""
+        group = ("environment", namespace, environment) if environment else ("namespace", namespace)
+        found = self._context.sessions.group(group)
+        return sorted(found, key=lambda session: session.metadata.name)
+
+    async def watch_sessions(self, namespace: str, name: str) -> AsyncIterator[SessionChange]:
+        """See SessionsBackend."""
+        queue: asyncio.Queue[SessionChange | None] = asyncio.Queue(_WATCH_BUFFER)
+        self._watchers.add(queue)
+        try:
+            for session in self.list_sessions(namespace, ""):
+                if name in ("", session.metadata.name):
+                    yield SessionChange(session=session)
+            yield SessionChange(synced=True)
+            while True:
+                change = await queue.get()
+                if change is None:
+                    return
+                key = change.session.key if change.session else change.deleted
+                if key and key[0] == namespace and name in ("", key[1]):
+                    yield change
+        finally:
+            self._watchers.discard(queue)
+
+    def expires_at(self, session: SessionObject) -> datetime | None:
+        """See SessionsBackend."""
+        environment = self._context.environments.get(
+            session.metadata.namespace, session.spec.environment_name
+        )
+        return expires_at(session, environment)
+
+    async def delete_session(self, namespace: str, name: str) -> bool:
+        """See SessionsBackend."""
+        try:
+            await self._context.api.delete(SESSIONS, namespace, name)
+        except NotFoundError:
+            return False
+        return True
+
+
+def _settled(session: SessionObject) -> bool:
+    status = session.status
+    if status.phase is Phase.RUNNING or status.phase.ended:
+        return True
+    return status.reason in _HOPELESS
+
+
+def _name(new: NewSession) -> str:
+    """A name that the same request id makes again."""
+    if not new.request_id:
+        return f"{new.environment}-{secrets.token_hex(4)}"
+    digest = hashlib.sha256(f"{new.environment}\0{new.request_id}".encode()).hexdigest()
+    return f"{new.environment}-{digest[:8]}"
+
+
+def _body(new: NewSession, name: str) -> JSON:
+    lifecycle = {
+        key: _seconds(value)
+        for key, value in (("idleTimeout", new.idle_timeout), ("maxLifetime", new.max_lifetime))
+        if value is not None
+    }
+    spec: JSON = {
+        "environmentName": new.environment,
+        "env": [{"name": key, "value": value} for key, value in new.env.items()],
+        "files": [_file(each, index) for index, each in enumerate(new.files)],
+    }
+    if lifecycle:
+        spec["lifecycle"] = lifecycle
+    return {
+        "apiVersion": names.API_VERSION,
+        "kind": names.SESSION_KIND,
+        "metadata": {
+            "name": name,
+            "namespace": new.namespace,
+            "annotations": {
+                names.ISSUED_BY: names.ISSUED_BY_API,
+                names.REQUEST_ID: new.request_id,
+            },
+        },
+        "spec": spec,
+    }
+
+
+def _file(file: NewFile, index: int) -> JSON:
+    try:
+        content = file.content.decode()
+    except UnicodeDecodeError:
+        raise PermanentError(
+            "InvalidArgument",
+            "must be UTF-8 text; send other files with Files.Upload once the session runs",
+            f"files[{index}].content",
+        ) from None
+    return {"path": file.path, "mode": f"{file.mode:04o}", "readOnly": False, "content": content}
+
+
+def _seconds(value: timedelta) -> str:
+    return f"{max(1, round(value.total_seconds()))}s"

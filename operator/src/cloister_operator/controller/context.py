@@ -1,0 +1,134 @@
+"""What the reconcilers share."""
+
+import asyncio
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Protocol
+
+from ..api.environment import EnvironmentObject
+from ..api.pod import PodView, view
+from ..api.session import SessionObject
+from ..cache import Key, Store
+from ..cluster.api import Api
+from ..identity import Authority
+from ..plan.pool import Failure, Proof
+from ..recipe import Recipe
+from ..sandboxes import Activity, ClaimPayload, PodAddress, SandboxInfo
+from ..settings import Settings
+from ..workqueue import WorkQueue
+
+WorkKey = tuple[str, str, str]
+"""Kind (environment or session), namespace, name."""
+
+
+class Dialer(Protocol):
+    """Calls to exec servers; see sandboxes.Sandboxes."""
+
+    async def wait_warm(
+        self, pod: PodAddress, deadline: float, session_uid: str = ""
+    ) -> SandboxInfo: ...
+
+    async def probe(self, pod: PodAddress, targets: list[str]) -> list[str]: ...
+
+    async def claim(self, pod: PodAddress, claim: ClaimPayload) -> None: ...
+
+    async def activity(self, pod: PodAddress, session_uid: str) -> Activity: ...
+
+    async def drain(self, pod: PodAddress, session_uid: str, grace: timedelta) -> None: ...
+
+    def forget(self, pod_uid: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """An Environment as it was last resolved: a recipe, or why there is none."""
+
+    generation: int
+    recipe: Recipe | None = None
+    problem: Failure | None = None
+
+
+def _pod_groups(pod: PodView) -> Iterable[tuple[str, ...]]:
+    yield ("environment", pod.namespace, pod.environment)
+    yield ("recipe", pod.namespace, pod.environment, pod.recipe)
+    yield ("state", pod.namespace, pod.environment, pod.recipe, pod.state)
+    if pod.session_uid:
+        yield ("session", pod.session_uid)
+
+
+def _session_groups(session: SessionObject) -> Iterable[tuple[str, ...]]:
+    yield ("environment", session.metadata.namespace, session.spec.environment_name)
+    yield ("namespace", session.metadata.namespace)
+
+
+@dataclass
+class Context:
+    """The API, exec servers, mirrors of objects, and what this process found out about pods.
+
+    What it found out is lost at a restart and found out again.
+    """
+
+    api: Api
+    dialer: Dialer
+    authority: Authority
+    settings: Settings
+    clock: Callable[[], datetime]
+    queue: WorkQueue[WorkKey] = field(init=False)
+    environments: Store[EnvironmentObject] = field(
+        default_factory=lambda: Store(EnvironmentObject.parse, lambda _: ())
+    )
+    sessions: Store[SessionObject] = field(
+        default_factory=lambda: Store(SessionObject.parse, _session_groups)
+    )
+    pods: Store[PodView] = field(default_factory=lambda: Store(view, _pod_groups))
+    synced: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when every mirror has had its first list: nothing is decided before."""
+    resolved: dict[Key, Resolved] = field(default_factory=dict)
+    failures: dict[str, Failure] = field(default_factory=dict)
+    """Why a pod cannot serve, by its UID."""
+    usable: set[str] = field(default_factory=set)
+    """UIDs of pods that answer, are set up and were proven isolated, by this process."""
+    identified: set[str] = field(default_factory=set)
+    """UIDs of pods whose identity Secret this process knows to exist."""
+    reserved: set[str] = field(default_factory=set)
+    """UIDs of warm pods that a claim in this process has taken."""
+    proofs: dict[str, Proof] = field(default_factory=dict)
+    """By namespace, what the last probe found."""
+    probe_targets: list[str] = field(default_factory=list)
+    """host:port that no sandbox may reach, and the operator does."""
+
+    def enqueue_pod_owners(self, pod: PodView) -> None:
+        """Look again at the Environment and the Session of a pod."""
+        if pod.environment:
+            self.queue.add(("environment", pod.namespace, pod.environment))
+        if pod.session_name:
+            self.queue.add(("session", pod.namespace, pod.session_name))
+
+    def enqueue_waiting_sessions(self, namespace: str, environment: str) -> None:
+        """Look again at an Environment's sessions that have not come to their end."""
+        for session in self.sessions.group(("environment", namespace, environment)):
+            if not session.status.phase.ended:
+                self.queue.add(("session", *session.key))
+
+    def forget_pod(self, uid: str) -> None:
+        """Drop what is known about a pod that is gone."""
+        self.failures.pop(uid, None)
+        self.usable.discard(uid)
+        self.reserved.discard(uid)
+        self.identified.discard(uid)
+        self.dialer.forget(uid)
+
+    def take_warm(self, environment: EnvironmentObject, recipe: str) -> PodView | None:
+        """Reserve a warm pod of the recipe: no await between the look and the reservation."""
+        group = ("state", *environment.key, recipe, "warm")
+        for pod in self.pods.group(group):
+            if pod.alive and pod.uid in self.usable and pod.uid not in self.reserved:
+                self.reserved.add(pod.uid)
+                return pod
+        return None
+
+
+def address(pod: PodView) -> PodAddress:
+    """Where to dial a pod."""
+    return PodAddress(pod.name, pod.uid, pod.ip)

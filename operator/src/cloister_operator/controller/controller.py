@@ -1,0 +1,170 @@
+"""Puts mirrors, queue and reconcilers together."""
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from datetime import timedelta
+from typing import Any
+
+from .. import names
+from ..api.common import JSON
+from ..api.environment import EnvironmentObject
+from ..api.pod import PodView
+from ..api.session import SessionObject
+from ..cluster.reflector import Reflector
+from ..cluster.resources import ENVIRONMENTS, PODS, SESSIONS
+from ..errors import OperatorError
+from ..workqueue import WorkQueue
+from .context import Context, WorkKey
+from .environments import EnvironmentReconciler
+from .events import Recorder
+from .sessions import SessionReconciler
+from .warmer import Warmer
+
+log = logging.getLogger(__name__)
+
+RESYNC = timedelta(seconds=60)
+"""Custom resources are listed again this often: kopf does not tell of those that were deleted
+while its watch was down."""
+
+
+class Controller:
+    """The operator without its outer shells."""
+
+    def __init__(self, context: Context, recorder: Recorder) -> None:
+        self._context = context
+        self._recorder = recorder
+        self._warmer = Warmer(context)
+        self._environments = EnvironmentReconciler(context, self._warmer, recorder)
+        self._sessions = SessionReconciler(context, self._warmer, recorder)
+        context.queue = WorkQueue(self._handle)
+        context.environments.listen(self._environment_changed)
+        context.sessions.listen(self._session_changed)
+        context.pods.listen(self._pod_changed)
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> None:
+        """Work until cancelled."""
+        context = self._context
+        reflectors = [
+            Reflector(
+                context.api,
+                PODS,
+                namespace,
+                f"{names.MANAGED_BY_LABEL}={names.MANAGED_BY}",
+                context.pods,
+            )
+            for namespace in context.settings.sandbox_namespaces
+        ]
+        try:
+            async with asyncio.TaskGroup() as group:
+                for reflector in reflectors:
+                    group.create_task(reflector.run())
+                group.create_task(self._recorder.run())
+                for reflector in reflectors:
+                    await reflector.synced.wait()
+                await self._first_list()
+                context.synced.set()
+                group.create_task(context.queue.run())
+                group.create_task(self._resync())
+        finally:
+            await self._warmer.close()
+
+    def observe(self, resource: str, kind: str | None, obj: JSON) -> None:
+        """An event of a custom resource, as kopf tells it."""
+        store = self._context.environments if resource == names.ENVIRONMENTS else None
+        mirror = store or self._context.sessions
+        try:
+            if kind == "DELETED":
+                mirror.remove(obj)
+            else:
+                mirror.put(obj)
+        except ValueError as error:
+            name = obj["metadata"].get("name")
+            log.error("%s %s cannot be read: %s", resource, name, error)  # noqa: TRY400
+
+    async def _first_list(self) -> None:
+        pause = 0.1
+        while True:
+            try:
+                return await self._list()
+            except OperatorError as error:
+                log.warning("custom resources cannot be listed yet: %s", error)
+                await asyncio.sleep(pause)
+                pause = min(5.0, pause * 2)
+
+    async def _list(self) -> None:
+        context = self._context
+        environments, version = await context.api.list(ENVIRONMENTS)
+        context.environments.replace(environments, int(version))
+        sessions, version = await context.api.list(SESSIONS)
+        context.sessions.replace(sessions, int(version))
+
+    async def _resync(self) -> None:
+        while True:
+            await asyncio.sleep(RESYNC.total_seconds())
+            try:
+                await self._list()
+            except OperatorError as error:
+                log.warning("resync: %s", error)
+                continue
+            for key in list(self._context.environments):
+                self._context.queue.add(("environment", *key))
+            for key in list(self._context.sessions):
+                self._context.queue.add(("session", *key))
+
+    async def _handle(self, key: WorkKey) -> float | None:
+        kind, namespace, name = key
+        if kind == "environment":
+            return await self._environments.reconcile(namespace, name)
+        return await self._sessions.reconcile(namespace, name)
+
+    def _environment_changed(
+        self, before: EnvironmentObject | None, after: EnvironmentObject | None
+    ) -> None:
+        environment = after or before
+        if environment is None:
+            return
+        # Our own status write changes nothing that a reconcile decides on.
+        spec_changed = (
+            before is None
+            or after is None
+            or before.metadata.generation != (after.metadata.generation)
+        )
+        labels_changed = before and after and before.metadata.labels != after.metadata.labels
+        if spec_changed or labels_changed or (after and after.metadata.deletion_timestamp):
+            self._context.queue.add(("environment", *environment.key))
+
+    def _session_changed(self, before: SessionObject | None, after: SessionObject | None) -> None:
+        session = after or before
+        if session is None:
+            return
+        self._context.queue.add(("session", *session.key))
+        ended = after is None or (after.status.phase.ended and before is not None)
+        if after is None or after.metadata.deletion_timestamp:
+            self._start(self._sessions.ended(session))
+        if ended:
+            self._context.enqueue_waiting_sessions(
+                session.metadata.namespace, session.spec.environment_name
+            )
+
+    def _pod_changed(self, before: PodView | None, after: PodView | None) -> None:
+        pod = after or before
+        if pod is None:
+            return
+        if after is None or (before and after.uid != before.uid):
+            gone = before or pod
+            self._warmer.forget(gone.uid)
+            self._context.forget_pod(gone.uid)
+        self._context.enqueue_pod_owners(pod)
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        async def guarded() -> None:
+            try:
+                await work
+            except OperatorError as error:
+                log.info("left to owner references: %s", error)
+
+        task = asyncio.create_task(guarded())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

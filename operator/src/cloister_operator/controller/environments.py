@@ -1,0 +1,239 @@
+"""Reconciles an Environment: policies first, then its recipe, its pool and its status."""
+
+import asyncio
+import logging
+
+from .. import manifests, names
+from ..api import conditions
+from ..api.conditions import Finding
+from ..api.environment import EnvironmentObject, PoolCounts
+from ..api.pod import PodView
+from ..cache import Key
+from ..cluster.resources import ENVIRONMENTS, NAMESPACES, NETWORK_POLICIES, SECRETS
+from ..errors import ConflictError, NotFoundError, OperatorError, PermanentError
+from ..plan.pool import Failure, Wanted, counts, findings, plan_pool
+from ..recipe import Recipe, build, references
+from . import pods
+from .context import Context, Resolved
+from .events import Recorder
+from .references import read
+from .warmer import Warmer
+
+log = logging.getLogger(__name__)
+
+RECHECKED_AFTER_SECONDS = 50.0
+"""A little less than the resync: each one applies the policies and reads the references again."""
+
+
+class EnvironmentReconciler:
+    """The reconcile function of Environments."""
+
+    def __init__(self, context: Context, warmer: Warmer, recorder: Recorder) -> None:
+        self._context = context
+        self._warmer = warmer
+        self._recorder = recorder
+        self._policies_applied: dict[str, float] = {}
+        self._resolved_at: dict[Key, float] = {}
+        self._recipes: dict[Key, set[str]] = {}
+
+    async def reconcile(self, namespace: str, name: str) -> float | None:
+        """Move one Environment on; the answer is when to look again, in seconds."""
+        environment = self._context.environments.get(namespace, name)
+        if environment is None or environment.metadata.deletion_timestamp:
+            await self._remove(namespace, name)
+            return None
+        group = ("environment", namespace, name)
+        try:
+            recipe = await self._resolve(environment)
+        except PermanentError as error:
+            await self._refuse(environment, error)
+            return None
+        context = self._context
+        mine = [pod for pod in context.pods.group(group) if pod.state != names.STATE_CLAIMED]
+        for pod in mine:
+            self._warmer.ensure(pod)
+        wanted = Wanted(recipe.hash, environment.spec.pool.size)
+        plan = plan_pool(context.pods.group(group), context.failures, wanted, context.clock())
+        problems = await self._execute(environment, recipe, plan.create, plan.delete)
+        await self._drop_old_recipes(environment, recipe)
+        await self._write_status(
+            environment,
+            findings(
+                context.pods.group(group),
+                context.failures,
+                wanted,
+                context.proofs.get(namespace),
+            ),
+            counts(context.pods.group(group), context.failures),
+            recipe.hash,
+        )
+        for problem in problems:
+            if isinstance(problem, PermanentError):
+                await self._refuse(environment, problem)
+            raise problem
+        if plan.look_again:
+            return max(0.1, (plan.look_again - context.clock()).total_seconds())
+        return None
+
+    async def _resolve(self, environment: EnvironmentObject) -> Recipe:
+        namespace, now = environment.metadata.namespace, asyncio.get_running_loop().time()
+        before = self._context.resolved.get(environment.key)
+        fresh = now < self._resolved_at.get(environment.key, -1e9) + RECHECKED_AFTER_SECONDS
+        if (
+            fresh
+            and before
+            and before.recipe
+            and before.generation == environment.metadata.generation
+        ):
+            return before.recipe
+        await self._check_namespace(namespace)
+        await self._ensure_policies(namespace)
+        spec = environment.spec
+        values = await read(self._context.api, namespace, references(spec.files, spec.env))
+        recipe = build(environment, values, self._context.settings)
+        known = self._recipes.setdefault(environment.key, set())
+        if recipe.hash not in known:
+            try:
+                body = manifests.recipe_secret(environment, recipe)
+                await self._context.api.create(SECRETS, namespace, body)
+            except ConflictError:
+                log.debug("recipe %s is there", recipe.hash)
+            known.add(recipe.hash)
+        if environment.status.recipe_hash:
+            known.add(environment.status.recipe_hash)
+        self._resolved_at[environment.key] = now
+        self._publish(environment, Resolved(environment.metadata.generation, recipe))
+        return recipe
+
+    def _publish(self, environment: EnvironmentObject, resolved: Resolved) -> None:
+        context = self._context
+        before = context.resolved.get(environment.key)
+        context.resolved[environment.key] = resolved
+        if before != resolved:
+            context.enqueue_waiting_sessions(*environment.key)
+
+    async def _check_namespace(self, namespace: str) -> None:
+        context = self._context
+        if namespace not in context.settings.sandbox_namespaces:
+            raise PermanentError(
+                conditions.NAMESPACE_NOT_ENABLED,
+                f"namespace {namespace} is not open for sandboxes; the platform adds it to "
+                "sandboxNamespaces in the chart's values",
+            )
+        found = await context.api.get(NAMESPACES, "", namespace)
+        labels = found["metadata"].get("labels") or {}
+        if labels.get(names.SANDBOXES_LABEL) != "enabled":
+            raise PermanentError(
+                conditions.NAMESPACE_NOT_ENABLED,
+                f"namespace {namespace} lacks the label {names.SANDBOXES_LABEL}=enabled",
+            )
+        if labels.get("pod-security.kubernetes.io/enforce") != "restricted":
+            raise PermanentError(
+                conditions.NAMESPACE_NOT_ENABLED,
+                f"namespace {namespace} must enforce Pod Security: label it "
+                "pod-security.kubernetes.io/enforce=restricted",
+            )
+
+    async def _ensure_policies(self, namespace: str) -> None:
+        loop = asyncio.get_running_loop()
+        applied = self._policies_applied.get(namespace)
+        if applied is not None and loop.time() < applied + RECHECKED_AFTER_SECONDS:
+            return
+        for policy in manifests.network_policies(namespace, self._context.settings):
+            await self._context.api.apply(NETWORK_POLICIES, namespace, policy)
+        self._policies_applied[namespace] = loop.time()
+
+    async def _execute(
+        self,
+        environment: EnvironmentObject,
+        recipe: Recipe,
+        create: int,
+        delete: tuple[PodView, ...],
+    ) -> list[OperatorError]:
+        """Carry out a plan; what failed is returned, after everything was tried."""
+        work = [pods.create(self._context, environment, recipe) for _ in range(create)]
+        results = await asyncio.gather(
+            *work,
+            *(pods.delete_unclaimed(self._context, pod) for pod in delete),
+            return_exceptions=True,
+        )
+        for result in results:
+            if isinstance(result, BaseException) and not isinstance(result, OperatorError):
+                raise result
+        return [each for each in results if isinstance(each, OperatorError)]
+
+    async def _drop_old_recipes(self, environment: EnvironmentObject, current: Recipe) -> None:
+        """Delete the Secrets of recipes that no pod mounts any more."""
+        known = self._recipes[environment.key]
+        for pod in self._context.pods.group(("environment", *environment.key)):
+            known.add(pod.recipe)
+        for old in known - {current.hash}:
+            if self._context.pods.group(("recipe", *environment.key, old)):
+                continue
+            namespace, name = environment.key
+            try:
+                await self._context.api.delete(SECRETS, namespace, names.recipe_secret(name, old))
+            except NotFoundError:
+                log.debug("recipe %s is gone", old)
+            known.discard(old)
+
+    async def _refuse(self, environment: EnvironmentObject, error: PermanentError) -> None:
+        """Say what is wrong; the pods of the last good recipe stay as they are."""
+        name = environment.metadata.name
+        problem = Failure(
+            conditions.ENVIRONMENT_NOT_READY, f"Environment {name} is not ready: {error}"
+        )
+        self._publish(environment, Resolved(environment.metadata.generation, None, problem))
+        group = ("environment", *environment.key)
+        finding = Finding(conditions.READY, "False", error.reason, str(error))
+        pods_now = self._context.pods.group(group)
+        await self._write_status(
+            environment, [finding], counts(pods_now, self._context.failures), None
+        )
+
+    async def _write_status(
+        self,
+        environment: EnvironmentObject,
+        found: list[Finding],
+        pool: PoolCounts,
+        recipe_hash: str | None,
+    ) -> None:
+        status, metadata = environment.status, environment.metadata
+        updated = conditions.update(
+            status.conditions, found, metadata.generation, self._context.clock()
+        )
+        new = status.model_copy(
+            update={
+                "observed_generation": metadata.generation,
+                "conditions": updated,
+                "pool": pool,
+                "recipe_hash": recipe_hash or status.recipe_hash,
+            }
+        )
+        if new == status:
+            return
+        body = new.model_dump(mode="json", by_alias=True)
+        namespace, name = environment.key
+        answer = await self._context.api.patch_status(ENVIRONMENTS, namespace, name, body)
+        self._context.environments.put(answer)
+        for finding in found:
+            old = next((each for each in status.conditions if each.type == finding.type), None)
+            if finding.status != "Unknown" and (old is None or old.status != finding.status):
+                self._recorder.record(
+                    names.ENVIRONMENT_KIND,
+                    metadata,
+                    finding.reason,
+                    finding.message,
+                    "Normal" if finding.status == "True" else "Warning",
+                )
+
+    async def _remove(self, namespace: str, name: str) -> None:
+        """The Environment is gone: its pool goes; claimed pods are their sessions'."""
+        context = self._context
+        context.resolved.pop((namespace, name), None)
+        self._recipes.pop((namespace, name), None)
+        self._resolved_at.pop((namespace, name), None)
+        for pod in context.pods.group(("environment", namespace, name)):
+            if pod.state != names.STATE_CLAIMED and not pod.deleting:
+                await pods.delete_unclaimed(context, pod)
+        context.enqueue_waiting_sessions(namespace, name)

@@ -1,0 +1,102 @@
+"""Makes and deletes sandbox pods, and gives each its identity."""
+
+import logging
+import secrets
+
+from .. import manifests, names
+from ..api.environment import EnvironmentObject
+from ..api.pod import PodView, view
+from ..api.session import SessionObject
+from ..cluster.resources import PODS, SECRETS
+from ..errors import ConflictError, LostError, NotFoundError
+from ..recipe import Recipe
+from .context import Context
+
+log = logging.getLogger(__name__)
+
+
+def new_name(environment: str, recipe: str) -> str:
+    """A name nobody else has; chosen here, so that a lost answer can be looked up."""
+    return f"{environment}-{recipe[:5]}-{secrets.token_hex(4)}"
+
+
+async def create(
+    context: Context,
+    environment: EnvironmentObject,
+    recipe: Recipe,
+    session: SessionObject | None = None,
+) -> PodView:
+    """Make a pod, and its identity right after it; raises OperatorError.
+
+    An answer that is lost is looked up under the pod's name. A kill between the two writes is
+    mended by `ensure_identity` when the pod is next looked at.
+    """
+    pod = manifests.SandboxPod(
+        new_name(environment.metadata.name, recipe.hash), environment, recipe, session
+    )
+    body = manifests.sandbox_pod(pod, context.settings)
+    namespace = environment.metadata.namespace
+    try:
+        made = await context.api.create(PODS, namespace, body)
+    except LostError:
+        made = await context.api.get(PODS, namespace, pod.name)
+    found = view(made)
+    # The identity first: the mirror's listeners may dial the pod.
+    await ensure_identity(context, found)
+    context.pods.put(made)
+    return found
+
+
+async def ensure_identity(context: Context, pod: PodView) -> None:
+    """Make the Secret that the pod mounts; that it is there already is fine."""
+    identity = context.authority.pod_server(pod.uid, context.clock())
+    body = manifests.identity_secret(
+        pod.namespace,
+        pod.name,
+        pod.uid,
+        pod.environment,
+        identity.certificate_pem,
+        identity.private_key_pem,
+        identity.ca_pem,
+    )
+    try:
+        await context.api.create(SECRETS, pod.namespace, body)
+    except ConflictError:
+        log.debug("pod %s has its identity", pod.name)
+    context.identified.add(pod.uid)
+
+
+async def delete(context: Context, pod: PodView) -> None:
+    """Delete that very pod; that it is gone already is fine."""
+    try:
+        await context.api.delete(PODS, pod.namespace, pod.name, uid=pod.uid)
+    except (NotFoundError, ConflictError):
+        log.debug("pod %s is gone", pod.name)
+    context.forget_pod(pod.uid)
+
+
+async def delete_unclaimed(context: Context, pod: PodView) -> None:
+    """Delete a pool's pod unless somebody has claimed it since; then nothing happens.
+
+    Claims change the pod, so that the precondition on its version sees them.
+    """
+    if pod.uid in context.reserved:
+        return
+    context.reserved.add(pod.uid)
+    try:
+        latest = await context.api.get(PODS, pod.namespace, pod.name)
+        now = view(latest)
+        if now.uid != pod.uid or now.state == names.STATE_CLAIMED:
+            context.pods.put(latest)
+            context.reserved.discard(pod.uid)
+            return
+        await context.api.delete(
+            PODS, pod.namespace, pod.name, uid=pod.uid, version=str(now.resource_version)
+        )
+    except NotFoundError:
+        log.debug("pod %s is gone", pod.name)
+    except ConflictError:
+        # It changed in between: the next reconcile decides anew.
+        context.reserved.discard(pod.uid)
+        raise
+    context.dialer.forget(pod.uid)

@@ -1,0 +1,172 @@
+"""Follows each new pod until it is usable: it answers, it is set up, its network is closed."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+
+from .. import names
+from ..api import conditions
+from ..api.pod import PodView
+from ..cluster.resources import PODS
+from ..errors import ConflictError, NotFoundError, PermanentError, TransientError
+from ..plan.pool import Failure, Proof
+from ..sandboxes import PodAddress, SandboxState
+from . import pods
+from .context import Context, address
+
+log = logging.getLogger(__name__)
+
+DIAL_SECONDS = 30.0
+STARTUP_LIMIT = timedelta(minutes=15)
+"""From a pod's creation to its being usable: the setup script may take ten minutes."""
+ENFORCEMENT_GRACE_SECONDS = 10.0
+"""Policy engines need a moment for a new pod."""
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 5.0
+
+
+class Warmer:
+    """One task per pod that is not usable yet."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+
+    def ensure(self, pod: PodView, session_uid: str = "") -> None:
+        """Follow the pod, unless it is followed already or its result is known.
+
+        Called at each change of the pod: one without an address only gets its identity. With
+        `session_uid` a pod that this session has claimed already is usable as well.
+        """
+        context = self._context
+        known = pod.uid in context.usable or pod.uid in context.failures
+        if known or pod.uid in self._tasks or not pod.alive:
+            return
+        if not pod.ip and pod.uid in context.identified:
+            return
+        task = asyncio.create_task(self._follow(pod, session_uid))
+        self._tasks[pod.uid] = task
+        task.add_done_callback(lambda _: self._tasks.pop(pod.uid, None))
+
+    def forget(self, uid: str) -> None:
+        """The pod is gone."""
+        task = self._tasks.pop(uid, None)
+        if task:
+            task.cancel()
+
+    async def close(self) -> None:
+        """Stop following."""
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _follow(self, pod: PodView, session_uid: str) -> None:
+        context = self._context
+        try:
+            if pod.ip:
+                await self._until_usable(pod, session_uid)
+                context.usable.add(pod.uid)
+                context.failures.pop(pod.uid, None)
+            else:
+                await self._repeat(pod, lambda: pods.ensure_identity(context, pod))
+        except PermanentError as error:
+            context.failures[pod.uid] = Failure(error.reason, error.sentence)
+        except (NotFoundError, ConflictError) as error:
+            log.info("pod %s is not ours to warm any more: %s", pod.name, error)
+        except Exception:
+            log.exception("pod %s cannot be followed; the next reconcile goes on", pod.name)
+        # The task ends after this: what the queue does next sees it gone.
+        asyncio.get_running_loop().call_soon(context.enqueue_pod_owners, pod)
+
+    async def _until_usable(self, pod: PodView, session_uid: str) -> None:
+        where = address(pod)
+        while True:
+            try:
+                deadline = time.monotonic() + DIAL_SECONDS
+                info = await self._context.dialer.wait_warm(where, deadline, session_uid)
+                break
+            except TransientError as error:
+                if self._context.clock() > pod.created + STARTUP_LIMIT:
+                    message = f"pod {pod.name} does not get ready: {error}"
+                    raise PermanentError(conditions.POD_FAILED, message) from None
+        if info.state is SandboxState.WARM:
+            await self._prove(pod, where)
+        if pod.state == names.STATE_STARTING:
+            await self._repeat(pod, lambda: self._label(pod))
+
+    async def _prove(self, pod: PodView, where: PodAddress) -> None:
+        """Return once the pod has tried to reach the cluster and could not."""
+        context = self._context
+        targets = context.probe_targets
+        began, pause = time.monotonic(), _FIRST_PAUSE
+        while True:
+            try:
+                reached = await context.dialer.probe(where, targets)
+            except TransientError as error:
+                log.info("pod %s: probing again: %s", pod.name, error)
+            else:
+                if not reached:
+                    break
+                if time.monotonic() - began > ENFORCEMENT_GRACE_SECONDS:
+                    self._refute(pod, reached)
+            await asyncio.sleep(pause)
+            pause = min(_LONGEST_PAUSE, pause * 1.5)
+        message = f"pod {pod.name} tried to reach {', '.join(targets)} and could not"
+        context.failures.pop(pod.uid, None)
+        self._record(pod, Proof(True, message, context.clock()))
+
+    def _refute(self, pod: PodView, reached: list[str]) -> None:
+        message = (
+            f"pod {pod.name} reached {', '.join(reached)} in spite of the NetworkPolicy "
+            f"{names.DENY_POLICY}: this cluster's network plugin does not enforce it, or is down; "
+            "no session is given until it does"
+        )
+        self._context.failures[pod.uid] = Failure(conditions.NETWORK_NOT_ENFORCED, message)
+        self._record(pod, Proof(False, message, self._context.clock()))
+
+    def _record(self, pod: PodView, proof: Proof) -> None:
+        context = self._context
+        before = context.proofs.get(pod.namespace)
+        context.proofs[pod.namespace] = proof
+        if before is None or before.enforced != proof.enforced:
+            for namespace, name in list(context.environments):
+                if namespace == pod.namespace:
+                    context.queue.add(("environment", namespace, name))
+
+    async def _label(self, pod: PodView) -> None:
+        label = names.STATE_LABEL.replace("/", "~1")
+        made = await self._context.api.json_patch(
+            PODS,
+            pod.namespace,
+            pod.name,
+            [
+                {"op": "test", "path": "/metadata/uid", "value": pod.uid},
+                {
+                    "op": "test",
+                    "path": f"/metadata/labels/{label}",
+                    "value": names.STATE_STARTING,
+                },
+                {
+                    "op": "replace",
+                    "path": f"/metadata/labels/{label}",
+                    "value": names.STATE_WARM,
+                },
+            ],
+        )
+        self._context.usable.add(pod.uid)
+        self._context.pods.put(made)
+
+    async def _repeat(self, pod: PodView, attempt: Callable[[], Awaitable[None]]) -> None:
+        pause = _FIRST_PAUSE
+        while True:
+            try:
+                await attempt()
+                return
+            except ConflictError:
+                raise
+            except TransientError as error:
+                log.info("pod %s: again in %.2f s: %s", pod.name, pause, error)
+                await asyncio.sleep(pause)
+                pause = min(_LONGEST_PAUSE, pause * 2)

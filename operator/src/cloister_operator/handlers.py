@@ -1,0 +1,101 @@
+"""kopf hands over the events of custom resources; nothing else happens here.
+
+kopf runs in a thread with a loop of its own: at its end it cancels what it finds on its loop.
+"""
+
+import asyncio
+import itertools
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import kopf
+
+from . import names
+from .api.common import JSON
+
+log = logging.getLogger(__name__)
+
+Observe = Callable[[str, str | None, JSON], None]
+
+
+class _Forever:
+    """Backoffs without an end: an API server that is away must not end the operator."""
+
+    def __iter__(self) -> Iterator[float]:
+        yield from (0.2, 0.5, 1.0)
+        yield from itertools.repeat(2.0)
+
+
+def settings() -> kopf.OperatorSettings:
+    """kopf without what it would write or decide by itself."""
+    made = kopf.OperatorSettings()
+    made.networking.error_backoffs = _Forever()
+    made.networking.request_timeout = 15
+    made.networking.connect_timeout = 3
+    # A watch that is dead without a sign is given up after this.
+    made.watching.server_timeout = 240
+    made.watching.client_timeout = 270
+    made.watching.connect_timeout = 3
+    made.scanning.disabled = True
+    made.posting.enabled = False
+    made.peering.standalone = True
+    made.execution.max_workers = 2
+    return made
+
+
+def registry(observe: Observe) -> kopf.OperatorRegistry:
+    """Handlers that only pass on what happened."""
+    made = kopf.OperatorRegistry()
+
+    @kopf.on.login(registry=made)
+    def login(**kwargs: Any) -> Any:
+        return kopf.login_with_service_account(**kwargs) or kopf.login_with_kubeconfig(**kwargs)
+
+    def pass_on(resource: str) -> None:
+        @kopf.on.event(names.GROUP, names.VERSION, resource, registry=made, id=resource)
+        async def changed(type: str | None, body: kopf.Body, **_: Any) -> None:  # noqa: A002
+            observe(resource, type, dict(body))
+
+    pass_on(names.ENVIRONMENTS)
+    pass_on(names.SESSIONS)
+    return made
+
+
+class Watcher:
+    """The thread that runs kopf."""
+
+    def __init__(self, observe: Observe, ended: Callable[[], None]) -> None:
+        """`observe` and `ended` are called on the loop that is running now."""
+        self._loop = asyncio.get_running_loop()
+        self._observe = observe
+        self._ended = ended
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="kopf", daemon=True)
+
+    def start(self) -> None:
+        """Start watching."""
+        self._thread.start()
+
+    async def stop(self) -> None:
+        """Stop watching, and wait for the thread."""
+        self._stop.set()
+        await asyncio.to_thread(self._thread.join, 10)
+
+    def _run(self) -> None:
+        def hand_over(resource: str, kind: str | None, obj: JSON) -> None:
+            self._loop.call_soon_threadsafe(self._observe, resource, kind, obj)
+
+        try:
+            kopf.run(
+                registry=registry(hand_over),
+                settings=settings(),
+                clusterwide=True,
+                standalone=True,
+                stop_flag=self._stop,
+            )
+        except Exception:
+            log.exception("kopf ended")
+        if not self._stop.is_set():
+            self._loop.call_soon_threadsafe(self._ended)

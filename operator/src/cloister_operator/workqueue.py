@@ -1,0 +1,121 @@
+"""Work by key: asked for any number of times, done once, one at a time per key."""
+
+import asyncio
+import heapq
+import itertools
+import logging
+import random
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Hashable
+from typing import Generic, TypeVar
+
+from .errors import NotFoundError, OperatorError, TransientError
+
+log = logging.getLogger(__name__)
+
+K = TypeVar("K", bound=Hashable)
+FIRST_BACKOFF = 0.02
+LONGEST_BACKOFF = 30.0
+
+
+class WorkQueue(Generic[K]):
+    """Runs a handler for each key that was added.
+
+    A key added while it is handled is handled again afterwards. The handler's answer is the delay
+    in seconds after which the key is added again, or None. A TransientError is repeated with
+    backoff that grows per key, in the time the other side asked for if it did; any other
+    exception likewise, and is logged with its traceback.
+    """
+
+    def __init__(self, handler: Callable[[K], Awaitable[float | None]], at_once: int = 64) -> None:
+        self._handler = handler
+        self._at_once = at_once
+        self._ready: OrderedDict[K, None] = OrderedDict()
+        self._running: dict[K, asyncio.Task[None]] = {}
+        self._again: set[K] = set()
+        self._later: list[tuple[float, int, K]] = []
+        self._due: dict[K, float] = {}
+        self._failures: dict[K, int] = {}
+        self._count = itertools.count()
+        self._wake = asyncio.Event()
+        self.progress = 0
+        """Grows with each key handled."""
+
+    def __len__(self) -> int:
+        """Keys that wait to be handled now."""
+        return len(self._ready)
+
+    def add(self, key: K) -> None:
+        """Handle the key as soon as possible."""
+        self._due.pop(key, None)
+        if key in self._running:
+            self._again.add(key)
+        elif key not in self._ready:
+            self._ready[key] = None
+            self._wake.set()
+
+    def add_after(self, key: K, seconds: float) -> None:
+        """Handle the key in a while; the earliest of several times counts."""
+        due = asyncio.get_running_loop().time() + seconds
+        if self._due.get(key, due + 1) <= due:
+            return
+        self._due[key] = due
+        heapq.heappush(self._later, (due, next(self._count), key))
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Work until cancelled."""
+        loop = asyncio.get_running_loop()
+        try:
+            while True:
+                while self._later and self._later[0][0] <= loop.time():
+                    due, _, key = heapq.heappop(self._later)
+                    if self._due.get(key) == due:
+                        self.add(key)
+                while self._ready and len(self._running) < self._at_once:
+                    key, _ = self._ready.popitem(last=False)
+                    self._running[key] = asyncio.create_task(self._work(key))
+                self._wake.clear()
+                pause = self._later[0][0] - loop.time() if self._later else None
+                try:
+                    await asyncio.wait_for(self._wake.wait(), pause)
+                except TimeoutError:
+                    continue
+        finally:
+            tasks = list(self._running.values())
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _work(self, key: K) -> None:
+        delay: float | None
+        try:
+            delay = await self._handler(key)
+            self._failures.pop(key, None)
+        except TransientError as error:
+            delay = error.retry_after or self._backoff(key)
+            log.info("%s: again in %.2f s: %s", key, delay, error)
+        except NotFoundError as error:
+            delay = self._backoff(key)
+            log.info("%s: again in %.2f s: %s", key, delay, error)
+        except OperatorError as error:
+            delay = self._backoff(key)
+            log.warning("%s: again in %.2f s: %s", key, delay, error)
+        except Exception:
+            delay = self._backoff(key)
+            log.exception("%s: again in %.2f s", key, delay)
+        self.progress += 1
+        del self._running[key]
+        if key in self._again:
+            self._again.discard(key)
+            self.add(key)
+        elif delay is not None:
+            self.add_after(key, delay)
+        self._wake.set()
+
+    def _backoff(self, key: K) -> float:
+        failures = self._failures.get(key, 0)
+        self._failures[key] = failures + 1
+        longest: float = min(LONGEST_BACKOFF, FIRST_BACKOFF * 2.0**failures)
+        # Half of it at random: keys that failed together do not come back together.
+        return longest * random.uniform(0.5, 1)  # noqa: S311

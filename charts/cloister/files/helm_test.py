@@ -2,7 +2,7 @@
 
 It runs in a pod of the release's namespace with the client's image, as a worker would. Its settings
 are the environment variables TEST_NAMESPACE (a sandbox namespace) and TEST_ENVIRONMENT (the name of
-the Environment that it makes there). It ends with exit code 0, or with a sentence about what failed.
+its Environment there). It ends with exit code 0, or with a sentence about what failed.
 """
 
 import os

@@ -355,7 +355,7 @@ def test_a_good_environment_is_accepted(_what: str, spec: Spec) -> None:
 
 
 def test_files_that_are_too_large_together_are_refused() -> None:
-    """By server-side apply: the other kind keeps the manifest in an annotation, which is smaller."""
+    """By server-side apply: the other kind keeps the manifest in an annotation, with a limit."""
     files = [{"path": f"/etc/{index}", "content": "x" * 200_000} for index in range(4)]
     code, said = dry_run(environment("wrong", files=files), "--server-side")
     assert code != 0, "it was accepted"

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import pytest
 
 from cloister_api.exec.v1 import exec_pb2, exec_pb2_grpc
 from support.certificates import Pair, TestAuthority
@@ -97,9 +98,20 @@ class Tools:
     def __init__(self, channel: grpc.Channel) -> None:
         self._stub = exec_pb2_grpc.ToolsStub(channel)
 
-    def call(self, tool: str, request_id: str = "", **given: Any) -> exec_pb2.CallResult:
-        """Run one tool; returns its result."""
-        request = exec_pb2.CallRequest(request_id=request_id or uuid.uuid4().hex, tool=tool)
+    def call(
+        self,
+        tool: str,
+        request_id: str = "",
+        *,
+        context_id: str = "",
+        budget: float = 0,
+        **given: Any,
+    ) -> exec_pb2.CallResult:
+        """Run one tool; returns its result. The budget is in seconds."""
+        request = exec_pb2.CallRequest(
+            request_id=request_id or uuid.uuid4().hex, tool=tool, context_id=context_id
+        )
+        request.budget.FromMicroseconds(int(budget * 1e6))
         request.input.update(given)
         last = None
         for event in self._stub.Call(request, timeout=60):
@@ -117,6 +129,18 @@ class Tools:
         return self.text("bash", command=command, **given)
 
 
+@contextlib.contextmanager
+def refused(code: grpc.StatusCode, message: str = "", reason: str = "") -> Iterator[None]:
+    """A block whose call must fail: with this status, a message that begins so, this reason."""
+    with pytest.raises(grpc.RpcError) as failure:
+        yield
+    error: Any = failure.value
+    assert error.code() is code, error.details()
+    assert error.details().startswith(message)
+    details = dict(error.trailing_metadata()).get("grpc-status-details-bin", b"")
+    assert reason.encode() in details
+
+
 def free_port() -> int:
     """A TCP port nobody listens on."""
     with socket.socket() as probe:
@@ -127,9 +151,17 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def sandbox(
-    directory: Path, recipe: dict[str, Any] | None = None, **payload: bytes
+    directory: Path,
+    recipe: dict[str, Any] | None = None,
+    *,
+    env: dict[str, str] | None = None,
+    open_files: int = 1024,
+    **payload: bytes,
 ) -> Iterator[Sandbox]:
-    """Start an exec server below `directory`; it is stopped afterwards."""
+    """Start an exec server below `directory`, with more variables and a bound of open files.
+
+    It is stopped afterwards, and must leave no process behind.
+    """
     authority = TestAuthority()
     identity, recipes = directory / "identity", directory / "recipe"
     workspace, home = directory / "workspace", directory / "home"
@@ -144,7 +176,7 @@ def sandbox(
         for name, content in payload.items():
             (recipes / name).write_bytes(content)
     port = free_port()
-    env = {
+    variables = {
         "PATH": os.environ["PATH"],
         "PYTHONPATH": os.pathsep.join(sys.path),
         "CLOISTER_POD_UID": POD_UID,
@@ -156,11 +188,24 @@ def sandbox(
         "CLOISTER_HOME": str(home),
         "CLOISTER_ROOTS": str(directory / "extra"),
         "CLOISTER_READ_ONLY_ROOTS": str(directory / "extra" / "uploads"),
+        **(env or {}),
     }
     command = [sys.executable, "-m", "cloister_sandbox"]
-    process = subprocess.Popen(command, env=env)
+    limited = ["/bin/bash", "-c", f'ulimit -n {open_files}; exec "$@"', "-", *command]
+    process = subprocess.Popen(limited, env=variables)
     try:
-        yield Sandbox(authority, port, process, workspace, command, env)
+        yield Sandbox(authority, port, process, workspace, command, variables)
     finally:
         process.terminate()
         process.wait(timeout=20)
+    assert processes_with(f"HOME={home}") == []
+
+
+def processes_with(variable: str) -> list[str]:
+    """The names of the processes that have this variable in their environment."""
+    found = []
+    for directory in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if variable.encode() in (directory / "environ").read_bytes().split(b"\0"):
+                found.append((directory / "comm").read_text().strip())
+    return found

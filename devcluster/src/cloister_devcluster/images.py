@@ -180,13 +180,15 @@ def _build(image: Image, context: Path, key: str) -> None:
         *(f"--build-arg=BASE_IMAGE={_base(image)}", f"--build-arg=GROUP={image.group}"),
         *(f"--target={image.target}", f"--tag={image.tag}", str(context)),
     )
-    # Uncompressed: nobody sends it anywhere, and the node need not unpack it.
-    destination = f"oci:{_layout()}:{_reference(image)}"
-    _run("push", "--disable-compression", "--format=oci", image.tag, destination)
+    # The layers are compressed again on every push, the base's too: this way takes half the time.
+    quick = ("--compression-format=zstd", "--compression-level=1")
+    _run("push", *quick, "--format=oci", image.tag, f"oci:{_layout()}:{_reference(image)}")
     oci.prune(_layout())
     (_folder() / f"{_reference(image)}.key").write_text(key)
-    size = oci.size(_layout(), _reference(image))
-    say(f"{image.tag}: {size / 1e6:.0f} MB unpacked, built in {time.monotonic() - began:.1f} s")
+    packed = oci.size(_layout(), _reference(image)) / 1e6
+    unpacked = _run("images", "--format={{.Size}}", image.tag).strip()
+    spent = time.monotonic() - began
+    say(f"{image.tag}: {unpacked} unpacked, {packed:.0f} MB compressed; built in {spent:.1f} s")
 
 
 def _make_base(image: Image) -> None:

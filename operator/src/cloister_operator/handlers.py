@@ -4,6 +4,7 @@ kopf runs in a thread with a loop of its own: at its end it cancels what it find
 """
 
 import asyncio
+import dataclasses
 import itertools
 import logging
 import threading
@@ -14,6 +15,7 @@ import kopf
 
 from . import names
 from .api.common import JSON
+from .controller import bootstrap
 
 log = logging.getLogger(__name__)
 
@@ -50,8 +52,12 @@ def registry(observe: Observe) -> kopf.OperatorRegistry:
     made = kopf.OperatorRegistry()
 
     @kopf.on.login(registry=made)
-    def login(**kwargs: Any) -> Any:
-        return kopf.login_with_service_account(**kwargs) or kopf.login_with_kubeconfig(**kwargs)
+    def login(**kwargs: Any) -> kopf.ConnectionInfo | None:
+        account = kopf.login_with_service_account(**kwargs)
+        if account is None:
+            return kopf.login_with_kubeconfig(**kwargs)
+        # By address, as every other in-cluster client: a cluster need not have DNS.
+        return dataclasses.replace(account, server=f"https://{bootstrap.api_server()}")
 
     def pass_on(resource: str) -> None:
         @kopf.on.event(names.GROUP, names.VERSION, resource, registry=made, id=resource)

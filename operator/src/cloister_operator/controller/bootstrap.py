@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import ipaddress
 import logging
 import os
 from datetime import datetime
@@ -39,9 +38,7 @@ async def authority(api: Api, settings: Settings, now: datetime) -> Authority:
 
 def service_address(service: JSON) -> str:
     """Where clients in the cluster dial the Sessions API: no DNS is needed for it."""
-    address = ipaddress.ip_address(service["spec"]["clusterIP"])
-    host = f"[{address}]" if address.version == 6 else str(address)
-    return f"{host}:{names.SESSIONS_PORT}"
+    return _joined(service["spec"]["clusterIP"], names.SESSIONS_PORT)
 
 
 async def publish(api: Api, settings: Settings, ca_pem: bytes, version: str) -> str:
@@ -53,17 +50,18 @@ async def publish(api: Api, settings: Settings, ca_pem: bytes, version: str) -> 
     return address
 
 
+def _joined(host: str, port: str | int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def api_server() -> str:
+    """host:port of the API server, as the kubelet tells every pod."""
+    return _joined(os.environ["KUBERNETES_SERVICE_HOST"], os.environ["KUBERNETES_SERVICE_PORT"])
+
+
 def probe_targets(settings: Settings) -> list[str]:
     """host:port that no sandbox may reach: the API server and the operator itself."""
-    targets = []
-    host, port = (
-        os.environ.get("KUBERNETES_SERVICE_HOST"),
-        os.environ.get("KUBERNETES_SERVICE_PORT"),
-    )
-    for where, at in ((host, port), (settings.pod_ip, str(names.HTTP_PORT))):
-        if where and at:
-            targets.append(f"[{where}]:{at}" if ":" in where else f"{where}:{at}")
-    return targets
+    return [api_server(), _joined(settings.pod_ip, names.HTTP_PORT)]
 
 
 async def check_targets(targets: list[str]) -> None:

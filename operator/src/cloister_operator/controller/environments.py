@@ -218,7 +218,8 @@ class EnvironmentReconciler:
         self._context.environments.put(answer)
         for finding in found:
             old = next((each for each in status.conditions if each.type == finding.type), None)
-            if finding.status != "Unknown" and (old is None or old.status != finding.status):
+            news = finding.status != "Unknown" and finding.reason != conditions.POOL_FILLING
+            if news and (old is None or old.status != finding.status):
                 self._recorder.record(
                     names.ENVIRONMENT_KIND,
                     metadata,

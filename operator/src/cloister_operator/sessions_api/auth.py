@@ -1,0 +1,176 @@
+"""Who calls, and may they: asked of the API server, remembered for moments.
+
+Nothing is allowed that was not asked: when the API server cannot answer, the call fails.
+"""
+
+import asyncio
+import hashlib
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Final, Generic, NamedTuple, TypeVar
+
+from .. import names
+from ..api.backend import Caller, Reviewer
+from ..errors import OperatorError
+from .status import Forbidden, Unauthenticated, Unavailable
+
+TOKEN_SECONDS: Final = 10.0
+"""How long a valid token is not asked about again, and so the longest that a revoked one works."""
+ACCESS_SECONDS: Final = 5.0
+REFUSAL_SECONDS: Final = 2.0
+"""Refusals are remembered for less: a right just granted should work at once."""
+MAX_TOKEN: Final = 16 * 1024
+MAX_ENTRIES: Final = 4096
+
+_Value = TypeVar("_Value")
+_Question = TypeVar("_Question")
+
+
+class Right(NamedTuple):
+    """What RBAC must allow in group cloister.dev."""
+
+    verb: str
+    subresource: str = ""
+
+    def __str__(self) -> str:
+        resource = f"{names.SESSIONS}/{self.subresource}" if self.subresource else names.SESSIONS
+        return f"{self.verb} on {resource}.{names.GROUP}"
+
+
+_EXEC = Right("create", "exec")
+RIGHTS: Final[dict[str, tuple[Right, ...]]] = {
+    "Create": (Right("create"), _EXEC),
+    "Get": (Right("get"),),
+    "List": (Right("list"),),
+    "Watch": (Right("watch"),),
+    "Renew": (Right("get"), _EXEC),
+    "Suspend": (Right("update"),),
+    "Resume": (Right("update"), _EXEC),
+    "Delete": (Right("delete"),),
+}
+"""By method; a method that is not listed is refused to everybody."""
+
+
+class _Remembered(Generic[_Question, _Value]):
+    """Answers by question, each for its own time; equal questions at the same time are one."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._answers: OrderedDict[_Question, tuple[float, _Value]] = OrderedDict()
+        self._asking: dict[_Question, asyncio.Task[_Value]] = {}
+
+    async def get(
+        self,
+        question: _Question,
+        ask: Callable[[], Awaitable[_Value]],
+        lifetime: Callable[[_Value], float],
+    ) -> _Value:
+        """The remembered answer, or a new one; failures are not remembered."""
+        known = self._answers.get(question)
+        if known is not None and self._clock() < known[0]:
+            return known[1]
+        task = self._asking.get(question)
+        if task is None:
+            # Counted from before the question, so that no answer is used for longer than it says.
+            task = asyncio.ensure_future(self._ask(question, ask, lifetime, self._clock()))
+            self._asking[question] = task
+            task.add_done_callback(lambda _: self._asking.pop(question, None))
+        # A caller that goes away must not fail the others that wait for the same answer.
+        return await asyncio.shield(task)
+
+    async def _ask(
+        self,
+        question: _Question,
+        ask: Callable[[], Awaitable[_Value]],
+        lifetime: Callable[[_Value], float],
+        asked: float,
+    ) -> _Value:
+        answer = await ask()
+        self._answers.pop(question, None)
+        self._answers[question] = (asked + lifetime(answer), answer)
+        while len(self._answers) > MAX_ENTRIES:
+            self._answers.popitem(last=False)
+        return answer
+
+
+class Auth:
+    """Authenticates by TokenReview and authorises by SubjectAccessReview."""
+
+    def __init__(self, reviewer: Reviewer, clock: Callable[[], float] = time.monotonic) -> None:
+        """`clock`: monotonic seconds."""
+        self._reviewer = reviewer
+        # Keyed by digest: a token is nowhere kept.
+        self._callers: _Remembered[bytes, Caller | None] = _Remembered(clock)
+        self._access: _Remembered[tuple[object, ...], bool] = _Remembered(clock)
+
+    async def authenticate(self, metadata: Iterable[tuple[str, str | bytes]]) -> Caller:
+        """The caller whose bearer token is in the metadata; raises Unauthenticated, Unavailable."""
+        token = bearer_token(metadata)
+        try:
+            caller = await self._callers.get(
+                hashlib.sha256(token.encode()).digest(),
+                lambda: self._reviewer.review_token(token),
+                lambda found: TOKEN_SECONDS if found else REFUSAL_SECONDS,
+            )
+        except OperatorError:
+            raise Unavailable(
+                "TOKEN_REVIEW_FAILED", "the API server could not check the token; try again"
+            ) from None
+        if caller is None:
+            raise Unauthenticated(
+                "INVALID_TOKEN", "the API server does not accept this token: it may have expired"
+            )
+        return caller
+
+    async def authorize(self, caller: Caller, method: str, namespace: str, name: str) -> None:
+        """Raise Forbidden unless the caller has every right that the method needs, Unavailable
+        when that cannot be asked. The answer is the same whether the session exists or not.
+        """
+        rights = RIGHTS.get(method)
+        if not rights:
+            raise Forbidden("NO_SUCH_RIGHT", "nobody may call this method")
+        for right in rights:
+            if not await self._allowed(caller, right, namespace, name):
+                raise Forbidden(
+                    "MISSING_RIGHT",
+                    f"{caller.username[:256]!r} lacks {right} in namespace {namespace}; "
+                    "an administrator can grant it with a Role",
+                    verb=right.verb,
+                    resource=names.SESSIONS,
+                    subresource=right.subresource,
+                    namespace=namespace,
+                )
+
+    async def _allowed(self, caller: Caller, right: Right, namespace: str, name: str) -> bool:
+        extra = tuple(sorted(caller.extra.items()))
+        identity = (caller.username, caller.uid, caller.groups, extra)
+        try:
+            return await self._access.get(
+                (*identity, right, namespace, name),
+                lambda: self._reviewer.review_access(
+                    caller, right.verb, names.SESSIONS, right.subresource, namespace, name
+                ),
+                lambda allowed: ACCESS_SECONDS if allowed else REFUSAL_SECONDS,
+            )
+        except OperatorError:
+            raise Unavailable(
+                "ACCESS_REVIEW_FAILED", "the API server could not check your rights; try again"
+            ) from None
+
+
+def bearer_token(metadata: Iterable[tuple[str, str | bytes]]) -> str:
+    """The one bearer token in a call's metadata; raises Unauthenticated."""
+    found = [value for key, value in metadata if key == "authorization"]
+    if not found:
+        raise Unauthenticated(
+            "NO_TOKEN", "send a Kubernetes token as metadata `authorization: Bearer <token>`"
+        )
+    value = found[0]
+    if len(found) > 1 or not isinstance(value, str):
+        raise Unauthenticated("INVALID_TOKEN", "send one authorization entry only")
+    scheme, _, token = value.partition(" ")
+    token = token.strip()
+    if scheme.lower() != "bearer" or not token or len(token) > MAX_TOKEN:
+        raise Unauthenticated("INVALID_TOKEN", "authorization must be `Bearer <token>`")
+    return token

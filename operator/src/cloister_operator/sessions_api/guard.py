@@ -1,0 +1,206 @@
+"""What surrounds every call: a place, the caller, the rights, the status, the figures."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any, Final, NoReturn, TypeAlias
+
+import grpc
+
+from ..api.backend import Caller
+from ..metrics import SESSIONS_API_CALLS, SESSIONS_API_SECONDS
+from ..sandboxes import clean
+from . import translate
+from .auth import RIGHTS, Auth
+from .status import Busy, CallError, Forbidden, from_error
+
+SERVICE: Final = "/cloister.sessions.v1.Sessions/"
+MAX_CALLS: Final = 256
+MAX_WATCHES: Final = 256
+RECHECK_SECONDS: Final = 30.0
+"""How often a Watch asks again whether its caller is still known and may watch."""
+_NAMELESS = frozenset({"Create", "List"})
+"""Methods whose rights are asked without a session's name."""
+_NAME_OPTIONAL = frozenset({"Create", "List", "Watch"})
+_LOGGED = frozenset({"Create", "Renew", "Delete"})
+
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+log = logging.getLogger(__name__)
+
+
+class _Call:
+    """How one call went, for figures and for the log."""
+
+    def __init__(self, method: str) -> None:
+        self.caller: Caller | None = None
+        self._method = method
+        self._code = grpc.StatusCode.CANCELLED
+        self._started = time.monotonic()
+
+    def done(self, request: Any, answer: Any) -> None:
+        """It succeeded."""
+        self._code = grpc.StatusCode.OK
+        if self._method in _LOGGED:
+            name = request.name or getattr(getattr(answer, "session", None), "name", "")
+            log.info("%s %s/%s by %s", self._method, request.namespace, name, self._who())
+
+    async def fail(self, context: Context, error: Exception, request: Any) -> NoReturn:
+        """End the call with the error's status and details."""
+        failed: CallError = from_error(error)
+        self._code = failed.code
+        if isinstance(failed, Forbidden):
+            log.warning(
+                "%s in namespace %s refused to %s", self._method, request.namespace, self._who()
+            )
+        context.set_trailing_metadata((("grpc-status-details-bin", failed.status_details()),))
+        await context.abort(failed.code, failed.message)
+
+    def count(self) -> None:
+        """Record it."""
+        SESSIONS_API_CALLS.labels(method=self._method, code=self._code.name).inc()
+        elapsed = time.monotonic() - self._started
+        SESSIONS_API_SECONDS.labels(method=self._method).observe(elapsed)
+
+    def _who(self) -> str:
+        return clean(self.caller.username, 256) if self.caller else "somebody unknown"
+
+
+class Guard(grpc.aio.ServerInterceptor):
+    """Wraps every handler; a method of another service, or one without rights, is not served."""
+
+    def __init__(
+        self,
+        auth: Auth,
+        *,
+        max_calls: int = MAX_CALLS,
+        max_watches: int = MAX_WATCHES,
+        recheck_seconds: float = RECHECK_SECONDS,
+    ) -> None:
+        self._auth = auth
+        self._free = {False: max_calls, True: max_watches}
+        self._recheck_seconds = recheck_seconds
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler | None:
+        handler = await continuation(handler_call_details)
+        service, _, method = handler_call_details.method.rpartition("/")
+        if handler is None or f"{service}/" != SERVICE or method not in RIGHTS:
+            return None
+        parts: dict[str, Any] = {
+            "request_deserializer": handler.request_deserializer,
+            "response_serializer": handler.response_serializer,
+        }
+        if handler.response_streaming:
+            stream = self._stream(method, handler.unary_stream)
+            return grpc.unary_stream_rpc_method_handler(stream, **parts)
+        return grpc.unary_unary_rpc_method_handler(
+            self._unary(method, handler.unary_unary), **parts
+        )
+
+    def _unary(self, method: str, inner: Any) -> Any:
+        async def call(request: Any, context: Context) -> Any:
+            with self._observed(method) as seen:
+                try:
+                    with self._place(streaming=False):
+                        await self._admit(seen, method, request, context)
+                        answer = await inner(request, context)
+                except Exception as error:
+                    await seen.fail(context, error, request)
+                seen.done(request, answer)
+                return answer
+
+        return call
+
+    def _stream(self, method: str, inner: Any) -> Any:
+        async def call(request: Any, context: Context) -> AsyncIterator[Any]:
+            with self._observed(method) as seen:
+                try:
+                    with self._place(streaming=True):
+                        recheck = await self._admit(seen, method, request, context)
+                        # Headers at once: a caller with nothing to see yet knows that it watches.
+                        await context.send_initial_metadata(())
+                        async with contextlib.aclosing(inner(request, context)) as items:
+                            async for each in _rechecked(items, recheck, self._recheck_seconds):
+                                yield each
+                except Exception as error:
+                    await seen.fail(context, error, request)
+                seen.done(request, None)
+
+        return call
+
+    async def _admit(
+        self, seen: _Call, method: str, request: Any, context: Context
+    ) -> Callable[[], Awaitable[None]]:
+        """Raise CallError unless the caller may; returns what asks all that once more."""
+        metadata = tuple(context.invocation_metadata() or ())
+        name = getattr(request, "name", "")
+        # As the Kubernetes API does: creating and listing have no name to be allowed for.
+        asked = "" if method in _NAMELESS else name
+
+        async def admit() -> None:
+            seen.caller = await self._auth.authenticate(metadata)
+            translate.check_target(
+                request.namespace, name, name_required=method not in _NAME_OPTIONAL
+            )
+            await self._auth.authorize(seen.caller, method, request.namespace, asked)
+
+        await admit()
+        return admit
+
+    @contextlib.contextmanager
+    def _place(self, *, streaming: bool) -> Iterator[None]:
+        if self._free[streaming] <= 0:
+            what = "watches" if streaming else "calls"
+            raise Busy("TOO_MANY_CALLS", f"too many {what} at the same time; try again")
+        self._free[streaming] -= 1
+        try:
+            yield
+        finally:
+            self._free[streaming] += 1
+
+    @contextlib.contextmanager
+    def _observed(self, method: str) -> Iterator[_Call]:
+        seen = _Call(method)
+        try:
+            yield seen
+        finally:
+            seen.count()
+
+
+async def _rechecked(
+    items: AsyncIterator[Any], check: Callable[[], Awaitable[None]], seconds: float
+) -> AsyncIterator[Any]:
+    """The items, for as long as `check` does not raise; it is asked every `seconds`."""
+    loop = asyncio.get_running_loop()
+    due = loop.time() + seconds
+    pending: asyncio.Task[Any] | None = None
+    try:
+        while True:
+            if loop.time() >= due:
+                await check()
+                due = loop.time() + seconds
+            if pending is None:
+                pending = asyncio.ensure_future(anext(items, _END))
+            await asyncio.wait({pending}, timeout=max(0.0, due - loop.time()))
+            if not pending.done():
+                continue
+            item, pending = pending.result(), None
+            if item is _END:
+                return
+            yield item
+    finally:
+        if pending is not None:
+            pending.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await pending
+
+
+_END = object()

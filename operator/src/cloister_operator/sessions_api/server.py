@@ -1,0 +1,106 @@
+"""The Sessions API's listener: TLS under a certificate of our own CA, renewed without a restart."""
+
+import logging
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import Final
+
+import grpc
+
+from cloister_api.sessions.v1 import sessions_pb2_grpc
+
+from .. import names
+from ..api.backend import Reviewer, SessionsBackend
+from ..identity import OPERATOR_LIFETIME, Authority, Identity
+from .auth import Auth
+from .guard import Guard
+from .servicer import SessionsServicer
+
+MAX_MESSAGE: Final = 4 * 1024 * 1024
+"""Bytes of a request."""
+_OPTIONS: tuple[tuple[str, int], ...] = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE),
+    # A long list may be larger than any request.
+    ("grpc.max_send_message_length", 8 * MAX_MESSAGE),
+    # Tokens with many groups are long.
+    ("grpc.max_metadata_size", 24 * 1024),
+    ("grpc.absolute_max_metadata_size", 32 * 1024),
+    ("grpc.max_concurrent_streams", 256),
+    ("grpc.server_handshake_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.so_reuseport", 0),
+)
+log = logging.getLogger(__name__)
+
+
+class SessionsServer:
+    """Serves the Sessions API."""
+
+    def __init__(
+        self,
+        backend: SessionsBackend,
+        reviewer: Reviewer,
+        authority: Authority,
+        *,
+        ip_addresses: Sequence[str] = (),
+        guard: Guard | None = None,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        """`ip_addresses`: further names of the certificate, such as the Service's address."""
+        self._certificate = _Renewed(authority, ip_addresses, clock)
+        self._server = grpc.aio.server(
+            interceptors=[guard or Guard(Auth(reviewer))], options=_OPTIONS
+        )
+        sessions_pb2_grpc.add_SessionsServicer_to_server(
+            SessionsServicer(backend, authority, clock), self._server
+        )
+
+    async def start(self, address: str = f"[::]:{names.SESSIONS_PORT}") -> int:
+        """Listen; returns the port. Raises RuntimeError when the address is taken."""
+        credentials = grpc.dynamic_ssl_server_credentials(
+            self._certificate.fetch(), self._certificate.fetch
+        )
+        port = self._server.add_secure_port(address, credentials)
+        await self._server.start()
+        log.info("Sessions API ready on port %d", port)
+        return port
+
+    async def stop(self, grace: float = 5.0) -> None:
+        """Take no new calls, and let those under way finish for `grace` seconds."""
+        await self._server.stop(grace)
+
+
+class _Renewed:
+    """The server's certificate, a new one when a third of its time is left."""
+
+    def __init__(
+        self, authority: Authority, ip_addresses: Sequence[str], clock: Callable[[], datetime]
+    ) -> None:
+        self._authority = authority
+        self._ip_addresses = tuple(ip_addresses)
+        self._clock = clock
+        self._identity = self._issue()
+        self._configuration = _configuration(self._identity)
+
+    def fetch(self) -> grpc.ServerCertificateConfiguration:
+        """For a new handshake; gRPC calls it in threads of its own.
+
+        Two threads may renew at the same time: either certificate is as good.
+        """
+        if self._identity.not_after - self._clock() < OPERATOR_LIFETIME / 3:
+            self._identity = self._issue()
+            self._configuration = _configuration(self._identity)
+            log.info("the Sessions API's certificate was renewed")
+        return self._configuration
+
+    def _issue(self) -> Identity:
+        return self._authority.sessions_api_server(
+            self._clock(), [names.SESSIONS_SERVER_NAME], self._ip_addresses
+        )
+
+
+def _configuration(identity: Identity) -> grpc.ServerCertificateConfiguration:
+    return grpc.ssl_server_certificate_configuration(
+        [(identity.private_key_pem, identity.certificate_pem)]
+    )

@@ -1,0 +1,159 @@
+"""cloister.sessions.v1.Sessions: asks the backend and answers. The guard has let the call in."""
+
+import time
+from collections.abc import AsyncIterator, Callable
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+from cloister_api.sessions.v1 import sessions_pb2, sessions_pb2_grpc
+
+from ..api import conditions
+from ..api.backend import SessionsBackend
+from ..api.session import Phase, SessionObject
+from ..identity import Authority
+from . import translate
+from .status import (
+    RETRY_SECONDS,
+    Busy,
+    NotFound,
+    NotImplementedYet,
+    Unfinished,
+    WrongState,
+    upper_snake,
+)
+
+CLIENT_LIFETIME: Final = timedelta(hours=1)
+"""A client certificate's; at most the session's rest."""
+_ANSWER_MARGIN = 0.25
+"""Seconds before the caller's own deadline, so that our sentence still reaches it."""
+_NOT_SUPPORTED = (
+    "suspended sessions are not supported by this version: workspaces do not persist yet; "
+    "delete the session to end it"
+)
+
+
+class SessionsServicer(sessions_pb2_grpc.SessionsServicer):
+    """The methods; all raise status.CallError or an OperatorError, which the guard translates."""
+
+    def __init__(
+        self, backend: SessionsBackend, authority: Authority, clock: Callable[[], datetime]
+    ) -> None:
+        self._backend = backend
+        self._authority = authority
+        self._clock = clock
+
+    async def Create(  # noqa: N802
+        self, request: sessions_pb2.CreateSessionRequest, context: Any
+    ) -> sessions_pb2.CreateSessionResponse:
+        new, wait = translate.new_session(request), translate.wait_of(request).total_seconds()
+        started = time.monotonic()
+        remaining = context.time_remaining()
+        if remaining is not None:
+            wait = max(0.0, min(wait, remaining - _ANSWER_MARGIN))
+        made = await self._backend.create_session(new)
+        namespace, name = made.key
+        left = max(0.0, wait - (time.monotonic() - started))
+        settled = await self._backend.wait_settled(namespace, name, left)
+        if settled is None:
+            raise NotFound("DELETED", "the session was deleted while it started", session=name)
+        if settled.status.phase is not Phase.RUNNING:
+            raise self._not_running(settled, time_is_over=time.monotonic() - started >= wait)
+        return sessions_pb2.CreateSessionResponse(
+            session=self._shown(settled), credentials=self._credentials(settled)
+        )
+
+    async def Get(  # noqa: N802
+        self,
+        request: sessions_pb2.GetSessionRequest,
+        context: Any,  # noqa: ARG002
+    ) -> sessions_pb2.Session:
+        return self._shown(self._found(request.namespace, request.name))
+
+    async def List(  # noqa: N802
+        self,
+        request: sessions_pb2.ListSessionsRequest,
+        context: Any,  # noqa: ARG002
+    ) -> sessions_pb2.ListSessionsResponse:
+        translate.check_environment_filter(request.environment)
+        found = self._backend.list_sessions(request.namespace, request.environment)
+        found = sorted(
+            found, key=lambda each: (each.metadata.creation_timestamp or "", each.metadata.name)
+        )
+        return sessions_pb2.ListSessionsResponse(sessions=[self._shown(each) for each in found])
+
+    async def Watch(  # noqa: N802
+        self,
+        request: sessions_pb2.WatchSessionsRequest,
+        context: Any,  # noqa: ARG002
+    ) -> AsyncIterator[sessions_pb2.SessionEvent]:
+        async for change in self._backend.watch_sessions(request.namespace, request.name):
+            expires = self._backend.expires_at(change.session) if change.session else None
+            yield translate.event(change, expires)
+
+    async def Renew(  # noqa: N802
+        self,
+        request: sessions_pb2.RenewRequest,
+        context: Any,  # noqa: ARG002
+    ) -> sessions_pb2.Credentials:
+        found = self._found(request.namespace, request.name)
+        if found.status.phase is not Phase.RUNNING:
+            raise self._not_running(found, time_is_over=False)
+        return self._credentials(found)
+
+    async def Suspend(self, request: Any, context: Any) -> Any:  # noqa: ARG002, N802
+        raise NotImplementedYet("NOT_SUPPORTED", _NOT_SUPPORTED)
+
+    async def Resume(self, request: Any, context: Any) -> Any:  # noqa: ARG002, N802
+        raise NotImplementedYet("NOT_SUPPORTED", _NOT_SUPPORTED)
+
+    async def Delete(  # noqa: N802
+        self,
+        request: sessions_pb2.DeleteSessionRequest,
+        context: Any,  # noqa: ARG002
+    ) -> sessions_pb2.DeleteSessionResponse:
+        if not await self._backend.delete_session(request.namespace, request.name):
+            raise _no_such(request.namespace, request.name)
+        return sessions_pb2.DeleteSessionResponse()
+
+    def _found(self, namespace: str, name: str) -> SessionObject:
+        found = self._backend.get_session(namespace, name)
+        if found is None:
+            raise _no_such(namespace, name)
+        return found
+
+    def _shown(self, found: SessionObject) -> sessions_pb2.Session:
+        return translate.session(found, self._backend.expires_at(found))
+
+    def _credentials(self, found: SessionObject) -> sessions_pb2.Credentials:
+        now = self._clock()
+        lifetime = CLIENT_LIFETIME
+        expires = self._backend.expires_at(found)
+        if expires is not None:
+            lifetime = min(lifetime, expires - now)
+        if lifetime < timedelta(seconds=1):
+            raise WrongState(
+                "MAX_LIFETIME", "the session has reached its longest lifetime and is ending"
+            )
+        identity = self._authority.session_client(found.metadata.uid, now, lifetime)
+        return translate.credentials(identity)
+
+    @staticmethod
+    def _not_running(found: SessionObject, *, time_is_over: bool) -> Exception:
+        name, phase = found.metadata.name, found.status.phase
+        reason, message = translate.explanation(found)
+        word = upper_snake(reason) or "NOT_RUNNING"
+        because = f": {message}" if message else ""
+        about = {"session": name, "namespace": found.metadata.namespace, "phase": str(phase)}
+        if phase is Phase.PENDING and time_is_over:
+            return Unfinished(
+                word,
+                f"session {name} is not running yet{because}; it stays, and may run later",
+                **about,
+            )
+        if phase is Phase.PENDING and reason == conditions.MAX_SESSIONS_REACHED:
+            return Busy(word, f"session {name} has to wait{because}", RETRY_SECONDS, **about)
+        return WrongState(word, f"session {name} is {phase}{because}", **about)
+
+
+def _no_such(namespace: str, name: str) -> NotFound:
+    return NotFound("SESSION_NOT_FOUND", f"there is no session {name} in namespace {namespace}")

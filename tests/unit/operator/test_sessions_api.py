@@ -1,0 +1,814 @@
+"""The Sessions API over a real TLS connection, with a backend and a reviewer of the tests' own."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import grpc
+import pytest
+from cryptography import x509
+from google.protobuf.duration_pb2 import Duration
+from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
+
+from cloister_api.sessions.v1 import sessions_pb2, sessions_pb2_grpc
+from cloister_operator.api.backend import Caller, NewSession, SessionChange
+from cloister_operator.api.session import SessionObject
+from cloister_operator.errors import PermanentError, TransientError
+from cloister_operator.identity import Authority
+from cloister_operator.sessions_api.auth import RIGHTS, Auth
+from cloister_operator.sessions_api.guard import Guard
+from cloister_operator.sessions_api.server import SessionsServer
+
+ALICE, BOB = "token-of-alice", "token-of-bob"
+NS = "team-a"
+UID = "0f8fad5b-d9cb-469f-a165-70867728950e"
+
+
+def made(name: str = "s1", phase: str = "Running", **status: Any) -> SessionObject:
+    running = {
+        "podName": "pod-1",
+        "endpoint": "10.0.0.9:7443",
+        "serverName": f"session-{UID}.sandbox.cloister.dev",
+        "recipeHash": "0123456789",
+    }
+    return SessionObject.parse(
+        {
+            "metadata": {
+                "name": name,
+                "namespace": NS,
+                "uid": UID,
+                "creationTimestamp": "2026-05-01T12:00:00Z",
+            },
+            "spec": {"environmentName": "data"},
+            "status": {"phase": phase, **(running if phase == "Running" else {}), **status},
+        }
+    )
+
+
+def not_ready(reason: str, message: str) -> list[dict[str, str]]:
+    return [
+        {
+            "type": "Ready",
+            "status": "False",
+            "reason": reason,
+            "message": message,
+            "lastTransitionTime": "2026-05-01T12:00:00Z",
+        }
+    ]
+
+
+class FakeBackend:
+    """One namespace's sessions, and the answers that a test puts in."""
+
+    def __init__(self) -> None:
+        self.sessions: dict[str, SessionObject] = {}
+        self.asked: list[NewSession] = []
+        self.settles: SessionObject | None = made()
+        self.never_settles = False
+        self.raises: Exception | None = None
+        self.expires: datetime | None = datetime.now(UTC) + timedelta(hours=5)
+        self.changes: asyncio.Queue[SessionChange | None] = asyncio.Queue()
+        self.watchers = 0
+        self.entered: asyncio.Queue[str] = asyncio.Queue()
+        self.left: asyncio.Queue[str] = asyncio.Queue()
+        self.hold: asyncio.Event | None = None
+
+    async def create_session(self, new: NewSession) -> SessionObject:
+        self.asked.append(new)
+        self.entered.put_nowait("Create")
+        try:
+            if self.hold:
+                await self.hold.wait()
+        finally:
+            self.left.put_nowait("Create")
+        if self.raises:
+            raise self.raises
+        return made(new.name or "s1", phase="Pending")
+
+    async def wait_settled(self, namespace: str, name: str, timeout: float) -> SessionObject | None:
+        if self.never_settles:
+            await asyncio.sleep(timeout)
+        return self.settles
+
+    def get_session(self, namespace: str, name: str) -> SessionObject | None:
+        if self.raises:
+            raise self.raises
+        return self.sessions.get(name) if namespace == NS else None
+
+    def list_sessions(self, namespace: str, environment: str) -> list[SessionObject]:
+        return [
+            each
+            for each in self.sessions.values()
+            if not environment or each.spec.environment_name == environment
+        ]
+
+    async def watch_sessions(self, namespace: str, name: str) -> AsyncIterator[SessionChange]:
+        self.watchers += 1
+        try:
+            while (change := await self.changes.get()) is not None:
+                yield change
+        finally:
+            self.watchers -= 1
+            self.left.put_nowait("Watch")
+
+    def expires_at(self, session: SessionObject) -> datetime | None:
+        return self.expires
+
+    async def delete_session(self, namespace: str, name: str) -> bool:
+        return self.sessions.pop(name, None) is not None
+
+
+class FakeReviewer:
+    """Knows two tokens; Alice may do everything until a test takes a right away."""
+
+    def __init__(self) -> None:
+        self.missing: set[tuple[str, str]] = set()
+        self.valid = {ALICE: "alice", BOB: "bob"}
+        self.token_reviews: list[str] = []
+        self.access_reviews: list[tuple[str, str, str, str, str, str]] = []
+        self.down = False
+
+    async def review_token(self, token: str) -> Caller | None:
+        self.token_reviews.append(token)
+        await asyncio.sleep(0)
+        if self.down:
+            raise TransientError("connection refused")
+        name = self.valid.get(token)
+        return Caller(name, groups=("system:authenticated",)) if name else None
+
+    async def review_access(
+        self, caller: Caller, verb: str, resource: str, subresource: str, namespace: str, name: str
+    ) -> bool:
+        asked = (caller.username, verb, resource, subresource, namespace, name)
+        self.access_reviews.append(asked)
+        if self.down:
+            raise TransientError("connection refused")
+        return caller.username == "alice" and (verb, subresource) not in self.missing
+
+
+class Clock:
+    """Monotonic seconds that a test moves."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@dataclass
+class Api:
+    """A running server and a client on it."""
+
+    backend: FakeBackend
+    reviewer: FakeReviewer
+    clock: Clock
+    authority: Authority
+    port: int
+    stub: Any
+
+    async def call(self, method: str, request: Any, token: str | None = ALICE, **given: Any) -> Any:
+        """A unary call with a token."""
+        metadata = [("authorization", f"Bearer {token}")] if token is not None else []
+        return await getattr(self.stub, method)(request, metadata=metadata, timeout=10, **given)
+
+
+@pytest.fixture
+async def api() -> AsyncIterator[Api]:
+    backend, reviewer, clock = FakeBackend(), FakeReviewer(), Clock()
+    authority = Authority.create(datetime.now(UTC))
+    guard = Guard(Auth(reviewer, clock), max_calls=4, max_watches=1, recheck_seconds=0.05)
+    server = SessionsServer(backend, reviewer, authority, guard=guard)
+    port = await server.start("127.0.0.1:0")
+    async with channel(port, authority) as opened:
+        stub = sessions_pb2_grpc.SessionsStub(opened)
+        yield Api(backend, reviewer, clock, authority, port, stub)
+    await server.stop(0)
+
+
+def channel(port: int, authority: Authority) -> grpc.aio.Channel:
+    return grpc.aio.secure_channel(
+        f"127.0.0.1:{port}",
+        grpc.ssl_channel_credentials(authority.ca_pem),
+        options=[
+            ("grpc.ssl_target_name_override", "sessions.cloister.dev"),
+            ("grpc.use_local_subchannel_pool", 1),
+        ],
+    )
+
+
+@dataclass
+class Failure:
+    """A failed call, its details unpacked."""
+
+    code: grpc.StatusCode
+    message: str
+    reason: str
+    metadata: dict[str, str]
+    fields: dict[str, str]
+    retry_seconds: float | None
+
+
+def unpack(error: grpc.aio.AioRpcError) -> Failure:
+    raw = dict(error.trailing_metadata())["grpc-status-details-bin"]
+    status = status_pb2.Status.FromString(raw)
+    assert status.code == error.code().value[0]
+    assert status.message == error.details()
+    info, bad, retry = (
+        error_details_pb2.ErrorInfo(),
+        error_details_pb2.BadRequest(),
+        error_details_pb2.RetryInfo(),
+    )
+    has_retry = False
+    for each in status.details:
+        each.Unpack(info)
+        each.Unpack(bad)
+        has_retry |= each.Unpack(retry)
+    assert info.domain == "sessions.cloister.dev"
+    return Failure(
+        error.code(),
+        error.details() or "",
+        info.reason,
+        dict(info.metadata),
+        {each.field: each.description for each in bad.field_violations},
+        retry.retry_delay.ToTimedelta().total_seconds() if has_retry else None,
+    )
+
+
+async def failure(awaited: Any) -> Failure:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await awaited
+    return unpack(caught.value)
+
+
+def create(**given: Any) -> sessions_pb2.CreateSessionRequest:
+    return sessions_pb2.CreateSessionRequest(**{"namespace": NS, "environment": "data", **given})
+
+
+def get(name: str = "s1", namespace: str = NS) -> sessions_pb2.GetSessionRequest:
+    return sessions_pb2.GetSessionRequest(namespace=namespace, name=name)
+
+
+EVERY_CALL: list[tuple[str, Any]] = [
+    ("Create", create()),
+    ("Get", get()),
+    ("List", sessions_pb2.ListSessionsRequest(namespace=NS)),
+    ("Renew", sessions_pb2.RenewRequest(namespace=NS, name="s1")),
+    ("Suspend", sessions_pb2.SuspendRequest(namespace=NS, name="s1")),
+    ("Resume", sessions_pb2.ResumeRequest(namespace=NS, name="s1")),
+    ("Delete", sessions_pb2.DeleteSessionRequest(namespace=NS, name="s1")),
+]
+
+
+# What the calls do.
+
+
+async def test_create_answers_with_a_running_session_and_its_certificate(api: Api) -> None:
+    answer = await api.call(
+        "Create",
+        create(
+            name="s1",
+            request_id="r-1",
+            env={"A": "1"},
+            files=[sessions_pb2.File(path="/workspace/in.txt", content=b"x")],
+            idle_timeout=Duration(seconds=60),
+            max_lifetime=Duration(seconds=600),
+        ),
+    )
+    assert answer.session.phase == sessions_pb2.Session.PHASE_RUNNING
+    assert answer.session.endpoint == "10.0.0.9:7443"
+    assert answer.session.server_name == f"session-{UID}.sandbox.cloister.dev"
+    assert answer.session.expires_at.ToDatetime(UTC) == api.backend.expires
+    (new,) = api.backend.asked
+    assert (new.namespace, new.environment, new.name, new.request_id) == (NS, "data", "s1", "r-1")
+    assert (new.idle_timeout, new.max_lifetime) == (timedelta(minutes=1), timedelta(minutes=10))
+    assert [(each.path, each.mode) for each in new.files] == [("/workspace/in.txt", 0o644)]
+    certificate = x509.load_pem_x509_certificate(answer.credentials.certificate_pem)
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert names.get_values_for_type(x509.UniformResourceIdentifier) == [f"session:{UID}"]
+    left = certificate.not_valid_after_utc - datetime.now(UTC)
+    assert timedelta(minutes=59) < left <= timedelta(hours=1)
+    assert answer.credentials.ca_pem == api.authority.ca_pem
+
+
+async def test_a_certificate_does_not_outlive_its_session(api: Api) -> None:
+    api.backend.sessions["s1"] = made()
+    api.backend.expires = datetime.now(UTC) + timedelta(minutes=7)
+    answer = await api.call("Renew", sessions_pb2.RenewRequest(namespace=NS, name="s1"))
+    assert answer.expires_at.ToDatetime(UTC) <= api.backend.expires
+    api.backend.expires = datetime.now(UTC) - timedelta(seconds=1)
+    failed = await failure(api.call("Renew", sessions_pb2.RenewRequest(namespace=NS, name="s1")))
+    assert (failed.code, failed.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "MAX_LIFETIME")
+
+
+async def test_each_renewal_is_another_key(api: Api) -> None:
+    api.backend.sessions["s1"] = made()
+    request = sessions_pb2.RenewRequest(namespace=NS, name="s1")
+    first, second = await api.call("Renew", request), await api.call("Renew", request)
+    assert first.private_key_pem != second.private_key_pem
+
+
+async def test_a_repeated_create_is_the_same_session(api: Api) -> None:
+    first = await api.call("Create", create(request_id="again"))
+    second = await api.call("Create", create(request_id="again"))
+    assert first.session.uid == second.session.uid
+    assert [each.request_id for each in api.backend.asked] == ["again", "again"]
+
+
+async def test_the_same_request_id_with_another_payload_is_refused(api: Api) -> None:
+    api.backend.raises = PermanentError(
+        "AlreadyExists", "another session was made with this request id", "requestId"
+    )
+    failed = await failure(api.call("Create", create(request_id="again")))
+    assert failed.code is grpc.StatusCode.ALREADY_EXISTS
+    assert failed.reason == "ALREADY_EXISTS"
+
+
+async def test_a_create_that_has_no_pod_in_time_names_its_session(api: Api) -> None:
+    api.backend.never_settles = True
+    api.backend.settles = made("s7", "Pending", conditions=not_ready("Starting", "A pod starts."))
+    request = create(name="s7", wait=Duration(nanos=20_000_000))
+    failed = await failure(api.call("Create", request))
+    assert failed.code is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert failed.metadata["session"] == "s7"
+    assert failed.reason == "STARTING"
+    assert "A pod starts." in failed.message
+
+
+async def test_the_callers_own_deadline_is_answered_before_it_strikes(api: Api) -> None:
+    api.backend.never_settles = True
+    api.backend.settles = made("s7", "Pending")
+    metadata = [("authorization", f"Bearer {ALICE}")]
+    failed = await failure(api.stub.Create(create(name="s7"), metadata=metadata, timeout=1))
+    assert (failed.code, failed.metadata["session"]) == (grpc.StatusCode.DEADLINE_EXCEEDED, "s7")
+
+
+async def test_a_session_that_ended_at_once_says_why(api: Api) -> None:
+    api.backend.settles = made(
+        phase="Failed", conditions=not_ready("SetupFailed", "pip could not find numpi.")
+    )
+    failed = await failure(api.call("Create", create()))
+    assert (failed.code, failed.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "SETUP_FAILED")
+    assert "pip could not find numpi." in failed.message
+    assert failed.metadata["phase"] == "Failed"
+
+
+async def test_a_session_that_must_wait_for_others_may_be_retried(api: Api) -> None:
+    api.backend.settles = made(
+        phase="Pending", conditions=not_ready("MaxSessionsReached", "All 2 sessions are in use.")
+    )
+    failed = await failure(api.call("Create", create()))
+    assert failed.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert failed.retry_seconds == 1.0
+
+
+async def test_a_session_deleted_while_it_starts(api: Api) -> None:
+    api.backend.settles = None
+    assert (await failure(api.call("Create", create()))).code is grpc.StatusCode.NOT_FOUND
+
+
+async def test_get_and_list(api: Api) -> None:
+    api.backend.sessions = {"b": made("b"), "a": made("a", "Pending")}
+    assert (await api.call("Get", get("a"))).phase == sessions_pb2.Session.PHASE_PENDING
+    request = sessions_pb2.ListSessionsRequest(namespace=NS)
+    assert [each.name for each in (await api.call("List", request)).sessions] == ["a", "b"]
+    request.environment = "other"
+    assert not (await api.call("List", request)).sessions
+    failed = await failure(api.call("Get", get("none")))
+    assert (failed.code, failed.reason) == (grpc.StatusCode.NOT_FOUND, "SESSION_NOT_FOUND")
+
+
+async def test_delete(api: Api) -> None:
+    api.backend.sessions["s1"] = made()
+    request = sessions_pb2.DeleteSessionRequest(namespace=NS, name="s1")
+    await api.call("Delete", request)
+    assert (await failure(api.call("Delete", request))).code is grpc.StatusCode.NOT_FOUND
+
+
+async def test_suspend_and_resume_say_that_they_are_not_supported(api: Api) -> None:
+    for method, request in EVERY_CALL:
+        if method in ("Suspend", "Resume"):
+            failed = await failure(api.call(method, request))
+            assert failed.code is grpc.StatusCode.UNIMPLEMENTED
+            assert "not supported by this version" in failed.message
+
+
+async def test_watch_hands_on_each_change_until_the_caller_leaves(api: Api) -> None:
+    request = sessions_pb2.WatchSessionsRequest(namespace=NS)
+    call = api.stub.Watch(request, metadata=[("authorization", f"Bearer {ALICE}")])
+    for change in (
+        SessionChange(session=made("a")),
+        SessionChange(synced=True),
+        SessionChange(deleted=(NS, "a")),
+    ):
+        api.backend.changes.put_nowait(change)
+    events = [await call.read() for _ in range(3)]
+    assert [each.WhichOneof("event") for each in events] == ["session", "synced", "deleted"]
+    assert events[2].deleted.name == "a"
+    assert api.backend.watchers == 1
+    call.cancel()
+    assert await api.backend.left.get() == "Watch"
+    assert api.backend.watchers == 0
+    again = api.stub.Watch(request, metadata=[("authorization", f"Bearer {ALICE}")])
+    api.backend.changes.put_nowait(None)
+    assert await again.read() is grpc.aio.EOF
+
+
+# Who may call.
+
+
+@pytest.mark.parametrize(("method", "request_"), EVERY_CALL)
+async def test_nobody_gets_in_without_a_valid_token(api: Api, method: str, request_: Any) -> None:
+    failed = await failure(api.call(method, request_, token=None))
+    assert (failed.code, failed.reason) == (grpc.StatusCode.UNAUTHENTICATED, "NO_TOKEN")
+    failed = await failure(api.call(method, request_, token="stolen"))
+    assert (failed.code, failed.reason) == (grpc.StatusCode.UNAUTHENTICATED, "INVALID_TOKEN")
+    assert not api.reviewer.access_reviews
+    assert not api.backend.asked
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        [("authorization", "Bearer ")],
+        [("authorization", "Basic YTpi")],
+        [("authorization", ALICE)],
+        [("authorization", f"Bearer {ALICE}"), ("authorization", f"Bearer {ALICE}")],
+        [("authorization", "Bearer " + "x" * 17_000)],
+    ],
+)
+async def test_malformed_authorization(api: Api, metadata: list[tuple[str, str]]) -> None:
+    failed = await failure(api.stub.Get(get(), metadata=metadata, timeout=10))
+    assert failed.code is grpc.StatusCode.UNAUTHENTICATED
+    assert not api.reviewer.token_reviews
+
+
+@pytest.mark.parametrize(
+    ("method", "request_", "rights"),
+    [
+        (method, request, rights)
+        for (method, request), rights in zip(
+            EVERY_CALL,
+            [
+                [("create", ""), ("create", "exec")],
+                [("get", "")],
+                [("list", "")],
+                [("get", ""), ("create", "exec")],
+                [("update", "")],
+                [("update", ""), ("create", "exec")],
+                [("delete", "")],
+            ],
+            strict=True,
+        )
+    ],
+)
+async def test_each_right_is_needed(
+    api: Api, method: str, request_: Any, rights: list[tuple[str, str]]
+) -> None:
+    for right in rights:
+        api.clock.now += 60
+        api.reviewer.missing = {right}
+        failed = await failure(api.call(method, request_))
+        assert (failed.code, failed.reason) == (
+            grpc.StatusCode.PERMISSION_DENIED,
+            "MISSING_RIGHT",
+        )
+        assert (failed.metadata["verb"], failed.metadata["subresource"]) == right
+    assert not api.backend.asked
+
+
+async def test_a_missing_right_does_not_tell_what_exists(api: Api) -> None:
+    api.backend.sessions["s1"] = made()
+    there = await failure(api.call("Get", get("s1"), token=BOB))
+    absent = await failure(api.call("Get", get("s2"), token=BOB))
+    assert there == absent
+    assert there.code is grpc.StatusCode.PERMISSION_DENIED
+
+
+async def test_rights_are_asked_for_the_named_session_in_its_namespace(api: Api) -> None:
+    await failure(api.call("Get", get("s9", namespace="team-b")))
+    assert api.reviewer.access_reviews == [("alice", "get", "sessions", "", "team-b", "s9")]
+
+
+async def test_when_the_api_server_cannot_answer_nobody_gets_in(api: Api) -> None:
+    api.reviewer.down = True
+    failed = await failure(api.call("Create", create()))
+    assert (failed.code, failed.reason) == (grpc.StatusCode.UNAVAILABLE, "TOKEN_REVIEW_FAILED")
+    assert failed.retry_seconds == 1.0
+    api.reviewer.down = False
+    await api.call("Create", create())
+    api.reviewer.down = True
+    api.clock.now += 6  # rights are forgotten, the token is not
+    failed = await failure(api.call("Create", create()))
+    assert (failed.code, failed.reason) == (grpc.StatusCode.UNAVAILABLE, "ACCESS_REVIEW_FAILED")
+    assert len(api.backend.asked) == 1
+
+
+async def test_reviews_are_remembered_for_moments_only(api: Api) -> None:
+    api.backend.sessions["s1"] = made()
+    for _ in range(3):
+        await api.call("Get", get())
+    assert (len(api.reviewer.token_reviews), len(api.reviewer.access_reviews)) == (1, 1)
+    api.clock.now += 5
+    await api.call("Get", get())
+    assert (len(api.reviewer.token_reviews), len(api.reviewer.access_reviews)) == (1, 2)
+    del api.reviewer.valid[ALICE]
+    api.clock.now += 5
+    assert (await failure(api.call("Get", get()))).code is grpc.StatusCode.UNAUTHENTICATED
+
+
+async def test_refusals_are_forgotten_soon(api: Api) -> None:
+    api.backend.sessions["s1"] = made()
+    api.reviewer.missing = {("get", "")}
+    await failure(api.call("Get", get()))
+    await failure(api.call("Get", get(), token="new"))
+    api.reviewer.missing.clear()
+    api.reviewer.valid["new"] = "alice"
+    await failure(api.call("Get", get()))
+    api.clock.now += 2
+    await api.call("Get", get())
+    await api.call("Get", get(), token="new")
+
+
+async def test_equal_questions_at_the_same_time_are_one(api: Api) -> None:
+    api.backend.sessions["s1"] = made()
+    await asyncio.gather(*(api.call("Get", get()) for _ in range(4)))
+    assert api.reviewer.token_reviews == [ALICE]
+
+
+async def test_a_watch_ends_when_the_right_is_taken_away(api: Api) -> None:
+    request = sessions_pb2.WatchSessionsRequest(namespace=NS, name="s1")
+    call = api.stub.Watch(request, metadata=[("authorization", f"Bearer {ALICE}")], timeout=10)
+    api.backend.changes.put_nowait(SessionChange(synced=True))
+    assert (await call.read()).HasField("synced")
+    api.reviewer.missing = {("watch", "")}
+    api.clock.now += 10
+    assert (await failure(call.read())).reason == "MISSING_RIGHT"
+
+
+async def test_a_watch_ends_when_its_token_is_revoked(api: Api) -> None:
+    request = sessions_pb2.WatchSessionsRequest(namespace=NS, name="s1")
+    call = api.stub.Watch(request, metadata=[("authorization", f"Bearer {ALICE}")], timeout=10)
+    await call.initial_metadata()
+    del api.reviewer.valid[ALICE]
+    api.clock.now += 10
+    assert (await failure(call.read())).reason == "INVALID_TOKEN"
+
+
+# Bad input.
+
+LONG = "x" * 64
+BAD_CREATES: list[tuple[dict[str, Any], str]] = [
+    ({"namespace": ""}, "namespace"),
+    ({"namespace": "Team_A"}, "namespace"),
+    ({"namespace": LONG}, "namespace"),
+    ({"environment": ""}, "environment"),
+    ({"environment": "../x"}, "environment"),
+    ({"environment": "e" * 41}, "environment"),
+    ({"name": "-a"}, "name"),
+    ({"name": "a.b"}, "name"),
+    ({"name": LONG}, "name"),
+    ({"request_id": "a b"}, "request_id"),
+    ({"request_id": "x" * 65}, "request_id"),
+    ({"env": {"1A": ""}}, "env"),
+    ({"env": {"": "x"}}, "env"),
+    ({"env": {"A": "a\0b"}}, "env[A]"),
+    ({"env": {"LD_PRELOAD": "x"}}, "env[LD_PRELOAD]"),
+    ({"env": {"CLOISTER_POD_UID": "x"}}, "env[CLOISTER_POD_UID]"),
+    ({"env": {"A": "x" * 32_769}}, "env[A]"),
+    ({"env": {f"A{index}": "" for index in range(101)}}, "env"),
+    ({"files": [{"path": "relative"}]}, "files[0].path"),
+    ({"files": [{"path": "/etc/passwd"}]}, "files[0].path"),
+    ({"files": [{"path": "/workspace/../etc/x"}]}, "files[0].path"),
+    ({"files": [{"path": "/workspace/a\nb"}]}, "files[0].path"),
+    ({"files": [{"path": "/workspace/" + "x" * 512}]}, "files[0].path"),
+    ({"files": [{"path": "/workspace/a"}, {"path": "/workspace/a"}]}, "files[1].path"),
+    ({"files": [{"path": "/workspace/a/b"}, {"path": "/workspace/a"}]}, "files[0].path"),
+    ({"files": [{"path": "/workspace/a", "mode": 0o4755}]}, "files[0].mode"),
+    ({"files": [{"path": "/workspace/a", "content": b"\xff\xfe"}]}, "files[0].content"),
+    ({"files": [{"path": "/workspace/a", "content": b"x" * 262_145}]}, "files[0].content"),
+    (
+        {"files": [{"path": f"/workspace/{i}", "content": b"x" * 200_000} for i in range(4)]},
+        "files",
+    ),
+    ({"files": [{"path": f"/workspace/{i}"} for i in range(65)]}, "files"),
+    ({"idle_timeout": Duration(seconds=0)}, "idle_timeout"),
+    ({"idle_timeout": Duration(seconds=-5)}, "idle_timeout"),
+    ({"max_lifetime": Duration(seconds=2**60)}, "max_lifetime"),
+    ({"idle_timeout": Duration(seconds=9), "max_lifetime": Duration(seconds=8)}, "idle_timeout"),
+    ({"wait": Duration(seconds=-1)}, "wait"),
+    ({"wait": Duration(seconds=601)}, "wait"),
+]
+
+
+@pytest.mark.parametrize(("given", "field_"), BAD_CREATES)
+async def test_wrong_input_names_its_field(api: Api, given: dict[str, Any], field_: str) -> None:
+    failed = await failure(api.call("Create", create(**given)))
+    assert failed.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert failed.reason == "INVALID_FIELD"
+    assert list(failed.fields) == [field_]
+    assert not api.backend.asked
+
+
+async def test_all_that_is_wrong_is_named_at_once(api: Api) -> None:
+    failed = await failure(
+        api.call("Create", create(environment="", request_id=" ", env={"-": ""}))
+    )
+    assert set(failed.fields) == {"environment", "request_id", "env"}
+
+
+async def test_a_session_must_be_named_where_it_is_meant(api: Api) -> None:
+    for method, request in EVERY_CALL:
+        if method in ("Create", "List"):
+            continue
+        nameless = type(request)(namespace=NS)
+        assert list((await failure(api.call(method, nameless))).fields) == ["name"]
+
+
+async def test_a_request_that_is_too_large_is_refused(api: Api) -> None:
+    files = [sessions_pb2.File(path="/workspace/a", content=b"x" * 5_000_000)]
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await api.call("Create", create(files=files))
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+# What the backend says.
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "reason", "fields"),
+    [
+        (
+            PermanentError(
+                "EnvironmentNotFound", "there is no such Environment", "environmentName"
+            ),
+            grpc.StatusCode.NOT_FOUND,
+            "ENVIRONMENT_NOT_FOUND",
+            [],
+        ),
+        (
+            PermanentError("AlreadyExists", "the name is taken", "name"),
+            grpc.StatusCode.ALREADY_EXISTS,
+            "ALREADY_EXISTS",
+            [],
+        ),
+        (
+            PermanentError("NamespaceNotEnabled", "label the namespace first"),
+            grpc.StatusCode.FAILED_PRECONDITION,
+            "NAMESPACE_NOT_ENABLED",
+            [],
+        ),
+        (
+            PermanentError("InvalidSpec", "longer than 30m", "spec.lifecycle.idleTimeout"),
+            grpc.StatusCode.INVALID_ARGUMENT,
+            "INVALID_SPEC",
+            ["idle_timeout"],
+        ),
+        (
+            PermanentError("InvalidSpec", "not here", "spec.files[2].path"),
+            grpc.StatusCode.INVALID_ARGUMENT,
+            "INVALID_SPEC",
+            ["files[2].path"],
+        ),
+    ],
+)
+async def test_the_backends_refusals(
+    api: Api, error: PermanentError, code: grpc.StatusCode, reason: str, fields: list[str]
+) -> None:
+    api.backend.raises = error
+    failed = await failure(api.call("Create", create()))
+    assert (failed.code, failed.reason, list(failed.fields)) == (code, reason, fields)
+    assert error.sentence in failed.message
+
+
+async def test_a_hint_when_to_retry_is_handed_on(api: Api) -> None:
+    api.backend.raises = TransientError("429 from 10.0.0.1", retry_after=3)
+    failed = await failure(api.call("Create", create()))
+    assert (failed.code, failed.retry_seconds) == (grpc.StatusCode.UNAVAILABLE, 3.0)
+    assert "10.0.0.1" not in failed.message
+
+
+async def test_an_unforeseen_error_tells_nothing(
+    api: Api, caplog: pytest.LogCaptureFixture
+) -> None:
+    api.backend.raises = RuntimeError("password=hunter2")
+    failed = await failure(api.call("Get", get()))
+    assert (failed.code, failed.reason) == (grpc.StatusCode.INTERNAL, "INTERNAL")
+    assert "hunter2" not in failed.message + caplog.text
+    assert "RuntimeError" in caplog.text
+
+
+# The server itself.
+
+
+async def test_too_many_calls_at_once_are_asked_to_come_back(api: Api) -> None:
+    api.backend.hold = asyncio.Event()
+    running = [asyncio.ensure_future(api.call("Create", create())) for _ in range(4)]
+    for _ in running:
+        await api.backend.entered.get()
+    failed = await failure(api.call("Get", get()))
+    assert (failed.code, failed.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_CALLS")
+    assert failed.retry_seconds == 1.0
+    api.backend.hold.set()
+    await asyncio.gather(*running)
+    api.backend.sessions["s1"] = made()
+    await api.call("Get", get())
+
+
+async def test_watches_do_not_take_the_places_of_calls(api: Api) -> None:
+    api.backend.sessions["s1"] = made()
+    request = sessions_pb2.WatchSessionsRequest(namespace=NS)
+    metadata = [("authorization", f"Bearer {ALICE}")]
+    first = api.stub.Watch(request, metadata=metadata, timeout=10)
+    await first.initial_metadata()
+    second = api.stub.Watch(request, metadata=metadata, timeout=10)
+    assert (await failure(second.read())).reason == "TOO_MANY_CALLS"
+    await api.call("Get", get())
+    first.cancel()
+
+
+async def test_an_abandoned_call_gives_its_place_back(api: Api) -> None:
+    api.backend.hold = asyncio.Event()
+    for _ in range(6):
+        call = api.stub.Create(create(), metadata=[("authorization", f"Bearer {ALICE}")])
+        await api.backend.entered.get()
+        call.cancel()
+        await api.backend.left.get()
+    api.backend.hold.set()
+    await api.call("Create", create())
+
+
+async def test_callers_are_logged_and_tokens_are_not(
+    api: Api, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG")
+    await api.call("Create", create(name="s1", env={"KEY": "secret-value"}))
+    await failure(api.call("Create", create(), token=BOB))
+    assert "Create team-a/s1 by alice" in caplog.text
+    assert "refused to bob" in caplog.text
+    for secret in (ALICE, BOB, "secret-value", "PRIVATE KEY"):
+        assert secret not in caplog.text
+
+
+async def test_clients_that_trust_another_ca_do_not_talk_to_it(api: Api) -> None:
+    async with channel(api.port, Authority.create(datetime.now(UTC))) as foreign:
+        stub = sessions_pb2_grpc.SessionsStub(foreign)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.Get(get(), metadata=[("authorization", f"Bearer {ALICE}")], timeout=10)
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert not api.reviewer.token_reviews
+
+
+async def test_no_other_service_and_no_plaintext(api: Api) -> None:
+    async with channel(api.port, api.authority) as opened:
+        unknown: Any = opened.unary_unary("/cloister.sessions.v1.Sessions/Destroy")
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await unknown(b"", timeout=10)
+        assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{api.port}") as plain:
+        stub = sessions_pb2_grpc.SessionsStub(plain)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.Get(get(), metadata=[("authorization", f"Bearer {ALICE}")], timeout=10)
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_the_certificate_is_renewed_without_a_restart(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = datetime.now(UTC) - timedelta(days=61)
+    authority = Authority.create(now)
+    backend, reviewer = FakeBackend(), FakeReviewer()
+    backend.sessions["s1"] = made()
+    issued: list[datetime] = []
+    issue = authority.sessions_api_server
+
+    def counted(when: datetime, *rest: Any) -> Any:
+        issued.append(when)
+        return issue(when, *rest)
+
+    monkeypatch.setattr(authority, "sessions_api_server", counted)
+    server = SessionsServer(
+        backend, reviewer, authority, ip_addresses=["10.0.0.7"], clock=lambda: now
+    )
+    port = await server.start("127.0.0.1:0")
+
+    async def call() -> None:
+        async with channel(port, authority) as opened:
+            stub = sessions_pb2_grpc.SessionsStub(opened)
+            await stub.Get(get(), metadata=[("authorization", f"Bearer {ALICE}")], timeout=10)
+
+    await call()
+    await call()
+    assert len(issued) == 1
+    now += timedelta(days=61)
+    await call()
+    await call()
+    assert len(issued) == 2
+    await server.stop(0)
+
+
+def test_every_method_has_its_rights() -> None:
+    service = sessions_pb2.DESCRIPTOR.services_by_name["Sessions"]
+    assert set(RIGHTS) == {each.name for each in service.methods}

@@ -128,10 +128,15 @@ def _set(inside: str) -> OneOf:
 
 def _braces(text: str) -> list[str]:
     """Every pattern that {a,b} alternatives stand for; braces without a partner are literal."""
-    expanded = [text]
-    while match := re.search(r"\{([^{}]*)\}", expanded[0]):
-        whole, choices = match[0], match[1].split(",")
-        if len(expanded) * len(choices) > MAX_ALTERNATIVES:
+    pending, done = [text], []
+    while pending:
+        each = pending.pop()
+        match = re.search(r"\{([^{}]*)\}", each)
+        if match is None:
+            done.append(each)
+        else:
+            before, after = each[: match.start()], each[match.end() :]
+            pending += [before + choice + after for choice in match[1].split(",")]
+        if len(pending) + len(done) > MAX_ALTERNATIVES:
             raise BadPattern(f"more than {MAX_ALTERNATIVES} alternatives")
-        expanded = [each.replace(whole, choice, 1) for each in expanded for choice in choices]
-    return expanded
+    return done

@@ -77,11 +77,15 @@ def _blob(path: str, data: bytes, size: int, media: str, view: list[int] | None)
 def _lines(path: str, file: Any, start: int, end: int) -> str:
     """Lines start to end, 1-based and inclusive; end <= 0 is the end of the file."""
     start = max(start, 1)
+    if 0 < end < start:
+        raise ToolFailure(f"read: view_range [{start}, {end}] of {path} is reversed")
     kept: list[bytes] = []
     held = number = 0
     for number, line in enumerate(_iterate(path, file, start), start=1):
         if number < start:
             continue
+        if len(line) > MAX_BYTES:
+            raise _too_long(path, number)
         held += len(line)
         if held > MAX_BYTES:
             raise ToolFailure(
@@ -92,8 +96,6 @@ def _lines(path: str, file: Any, start: int, end: int) -> str:
         if 0 < end <= number:
             break
     if not kept:
-        if 0 < end < start:
-            raise ToolFailure(f"read: view_range [{start}, {end}] of {path} is reversed")
         raise ToolFailure(f"read: {path} has {number} lines")
     whole = b"".join(kept)
     if end > 0 and whole.endswith(b"\n"):
@@ -130,13 +132,16 @@ def _iterate(path: str, file: Any, start: int) -> Any:
             if number < start:
                 pending, skipped = b"", True
             else:
-                raise ToolFailure(
-                    f"read: line {number} of {path} alone exceeds {MAX_BYTES}-byte limit. The "
-                    "read tool cannot return part of a line, so view_range cannot narrow this "
-                    "further."
-                )
+                raise _too_long(path, number)
     if pending or skipped:
         yield pending
+
+
+def _too_long(path: str, number: int) -> ToolFailure:
+    return ToolFailure(
+        f"read: line {number} of {path} alone exceeds {MAX_BYTES}-byte limit. The read tool cannot "
+        "return part of a line, so view_range cannot narrow this further."
+    )
 
 
 def _decode(path: str, data: bytes) -> str:

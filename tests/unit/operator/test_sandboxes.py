@@ -354,7 +354,7 @@ async def test_the_words_of_a_failure_are_cleaned(
 async def test_a_claim_without_an_answer_is_lost(
     authority: Authority, sandboxes: Sandboxes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cloister_operator.sandboxes.CALL_SECONDS", 0.2)
+    monkeypatch.setattr("cloister_operator.sandboxes.dialer.CALL_SECONDS", 0.2)
     async with fake(authority, FakeRuntime()) as (pod, _):
         with pytest.raises(LostError):
             await sandboxes.claim(pod, payload(authority))

@@ -1,0 +1,214 @@
+"""The calls that the operator makes to exec servers."""
+
+import asyncio
+import functools
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import TypeVar
+
+import grpc
+
+from cloister_api.exec.v1 import exec_pb2, exec_pb2_grpc
+
+from .. import names
+from ..api.backend import NewFile
+from ..errors import ConflictError, LostError, PermanentError, TransientError
+from ..identity import Authority, Identity
+from . import answers
+from .answers import Activity, SandboxFailed, SandboxInfo, SandboxState, Unreachable, clean
+from .links import MAX_LINKS, MAX_REQUEST, Links, PodAddress, accepts
+
+CALL_SECONDS = 5.0
+CONNECT_SECONDS = 0.25
+"""One attempt: while a pod's network is being set up, a lost SYN would cost a second."""
+FIRST_PAUSE, LONGEST_PAUSE = 0.02, 0.25
+PROBE_SECONDS = 1.0
+"""For each connection that a pod tries."""
+_Answer = TypeVar("_Answer")
+
+
+@dataclass(frozen=True)
+class ClaimPayload:
+    """What a pod gets with its claim; `identity` is the session's server certificate."""
+
+    session_uid: str
+    session_name: str
+    identity: Identity
+    env: Mapping[str, str] = field(default_factory=dict, repr=False)
+    files: Sequence[NewFile] = field(default=(), repr=False)
+
+
+class Sandboxes:
+    """Calls to exec servers, over one channel per pod.
+
+    Until the claim a channel expects the pod's certificate, afterwards the session's. Errors:
+    TransientError where the pod cannot be reached or is not the pod expected (its address may
+    belong to another by now), LostError when a claim's outcome is unknown, ConflictError when
+    another session owns the pod, SandboxFailed for a pod that can never serve.
+    """
+
+    def __init__(
+        self,
+        authority: Authority,
+        *,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        max_links: int = MAX_LINKS,
+    ) -> None:
+        self._links = Links(authority, clock, max_links)
+
+    async def wait_warm(
+        self, pod: PodAddress, deadline: float, session_uid: str = ""
+    ) -> SandboxInfo:
+        """Dial until the pod is warm, until `deadline` (of time.monotonic()).
+
+        With `session_uid`, a pod that this session has claimed already is an answer too (state
+        CLAIMED): that is how a claim goes on whose reply was lost. Raises SandboxFailed when the
+        pod reports failure, TransientError when the time is over.
+        """
+        expected = [names.pod_server_name(pod.uid)]
+        if session_uid:
+            expected.append(names.session_server_name(session_uid))
+        pause, problem = FIRST_PAUSE, "it was not dialed"
+        while (remaining := deadline - time.monotonic()) > 0:
+            if pod.uid in self._links or await accepts(pod, min(CONNECT_SECONDS, remaining)):
+                for server_name in expected:
+                    try:
+                        info = await self._info(pod, server_name, min(CALL_SECONDS, remaining))
+                    except TransientError as error:
+                        problem = str(error)
+                        continue
+                    if info.state is SandboxState.WARM:
+                        return info
+                    if session_uid and info.session_uid == session_uid:
+                        return info
+                    if info.state is SandboxState.FAILED:
+                        problem = info.problem or "the sandbox could not be prepared"
+                        raise SandboxFailed("SetupFailed", problem)
+                    problem = f"it is {info.state}"
+                    break
+            else:
+                problem = f"its port {pod.port} does not answer"
+            await asyncio.sleep(min(pause, max(0.0, deadline - time.monotonic())))
+            pause = min(pause * 1.5, LONGEST_PAUSE)
+        raise TransientError(f"pod {pod.name} was not ready in time: {problem}")
+
+    async def probe(self, pod: PodAddress, targets: Sequence[str]) -> list[str]:
+        """Those of `targets` (host:port, literal addresses) that the unclaimed pod could reach."""
+        request = exec_pb2.ProbeRequest(targets=targets)
+        request.timeout.FromTimedelta(timedelta(seconds=PROBE_SECONDS))
+        answer = await self._call(
+            pod,
+            names.pod_server_name(pod.uid),
+            lambda stub: stub.Probe(request, timeout=PROBE_SECONDS + CALL_SECONDS),
+        )
+        reached = set(answer.reachable)
+        if not reached <= set(targets):
+            raise answers.misbehaves(
+                pod.name, "it says that it reached what it was not asked to reach"
+            )
+        return [each for each in targets if each in reached]
+
+    async def claim(self, pod: PodAddress, claim: ClaimPayload) -> None:
+        """Give the pod to a session; claiming it again for the same session changes nothing.
+
+        Raises PermanentError when the pod refuses the session's files or variables (with the
+        field), ConflictError when another session owns it, LostError when no answer came.
+        """
+        request = exec_pb2.ClaimRequest(
+            session_uid=claim.session_uid,
+            session_name=claim.session_name,
+            pod_uid=pod.uid,
+            certificate_pem=claim.identity.certificate_pem,
+            private_key_pem=claim.identity.private_key_pem,
+            env=claim.env,
+            files=[
+                exec_pb2.SessionFile(path=each.path, mode=each.mode, content=each.content)
+                for each in claim.files
+            ],
+        )
+        if request.ByteSize() > MAX_REQUEST:
+            raise PermanentError(
+                "SessionTooLarge", f"files and variables exceed {MAX_REQUEST} bytes", "spec.files"
+            )
+        call = functools.partial(_claim, request)
+        try:
+            await self._call(pod, names.pod_server_name(pod.uid), call)
+        except Unreachable as first:
+            # A pod that was claimed before shows the session's certificate by now.
+            try:
+                await self._call(pod, names.session_server_name(claim.session_uid), call)
+            except Unreachable:
+                raise first from None
+        self.forget(pod.uid)
+
+    async def activity(self, pod: PodAddress, session_uid: str) -> Activity:
+        """What happens in a claimed pod."""
+        answer = await self._call(
+            pod,
+            names.session_server_name(session_uid),
+            lambda stub: stub.Activity(exec_pb2.ActivityRequest(), timeout=CALL_SECONDS),
+        )
+        return answers.activity(pod.name, answer)
+
+    async def drain(self, pod: PodAddress, session_uid: str, grace: timedelta) -> None:
+        """Let running calls end, for at most `grace`; new ones are refused."""
+        request = exec_pb2.DrainRequest()
+        request.grace.FromTimedelta(grace)
+        await self._call(
+            pod,
+            names.session_server_name(session_uid),
+            lambda stub: stub.Drain(request, timeout=grace.total_seconds() + CALL_SECONDS),
+        )
+
+    def forget(self, pod_uid: str) -> None:
+        """Close the pod's channel, if there is one; calls under way fail as LostError."""
+        self._links.forget(pod_uid)
+
+    async def aclose(self) -> None:
+        """Close every channel."""
+        await self._links.aclose()
+
+    async def _info(self, pod: PodAddress, server_name: str, seconds: float) -> SandboxInfo:
+        answer = await self._call(
+            pod, server_name, lambda stub: stub.Info(exec_pb2.InfoRequest(), timeout=seconds)
+        )
+        return answers.info(pod.name, answer)
+
+    async def _call(
+        self,
+        pod: PodAddress,
+        server_name: str,
+        call: Callable[["exec_pb2_grpc.RuntimeAsyncStub"], Awaitable[_Answer]],
+    ) -> _Answer:
+        with self._links.use(pod, server_name) as link:
+            try:
+                return await call(exec_pb2_grpc.RuntimeStub(link.channel))
+            except grpc.aio.AioRpcError as error:
+                if error.code() is grpc.StatusCode.UNAVAILABLE:
+                    # The next attempt dials at once instead of waiting for gRPC's own backoff.
+                    self._links.forget(pod.uid, link)
+                raise answers.failure(pod.name, error) from None
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if link.closed and task is not None and not task.cancelling():
+                    # gRPC cancels the calls of a channel that is closed under them.
+                    raise LostError(f"the channel to pod {pod.name} was closed") from None
+                raise
+
+
+async def _claim(
+    request: exec_pb2.ClaimRequest, stub: "exec_pb2_grpc.RuntimeAsyncStub"
+) -> exec_pb2.ClaimResponse:
+    try:
+        return await stub.Claim(request, timeout=CALL_SECONDS)
+    except grpc.aio.AioRpcError as error:
+        said = clean(error.details() or "")
+        if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+            raise LostError("the claim was not answered in time") from None
+        if error.code() is grpc.StatusCode.FAILED_PRECONDITION:
+            raise ConflictError(f"the pod refuses the claim: {said}") from None
+        if error.code() is grpc.StatusCode.INVALID_ARGUMENT:
+            raise PermanentError("SessionRefused", f"the sandbox refuses: {said}") from None
+        raise

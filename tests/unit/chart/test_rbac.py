@@ -1,0 +1,129 @@
+"""The rights that the chart gives, written out: a new one has to be written down here too."""
+
+from typing import Any
+
+import pytest
+
+from support.chart import ALL_VALUES, Rendered, render
+
+Rights = set[tuple[str, str, str, str]]
+"""API group, resource, its name or empty for any, verb."""
+
+OPERATOR_CLUSTER: Rights = {
+    *(
+        ("cloister.dev", resource, "", verb)
+        for resource in ("environments", "sessions")
+        for verb in ("get", "list", "watch")
+    ),
+    ("cloister.dev", "environments/status", "", "patch"),
+    ("cloister.dev", "sessions/status", "", "patch"),
+    ("cloister.dev", "sessions", "", "create"),
+    ("cloister.dev", "sessions", "", "delete"),
+    *(("", "namespaces", "", verb) for verb in ("get", "list", "watch")),
+    ("authentication.k8s.io", "tokenreviews", "", "create"),
+    ("authorization.k8s.io", "subjectaccessreviews", "", "create"),
+}
+OPERATOR_SANDBOXES: Rights = {
+    *(("", "pods", "", verb) for verb in ("get", "list", "watch", "create", "patch", "delete")),
+    *(("", "secrets", "", verb) for verb in ("get", "create", "patch", "delete")),
+    ("", "configmaps", "", "get"),
+    *(("networking.k8s.io", "networkpolicies", "", verb) for verb in ("get", "create", "patch")),
+    ("", "events", "", "create"),
+    ("", "events", "", "patch"),
+}
+OPERATOR_RELEASE: Rights = {
+    ("", "secrets", "cloister-ca", "get"),
+    ("", "secrets", "cloister-ca", "update"),
+    ("", "secrets", "", "create"),
+    *(("", "configmaps", "cloister-client-config", verb) for verb in ("get", "update", "patch")),
+    ("", "configmaps", "", "create"),
+    ("", "services", "cloister", "get"),
+}
+WORKER: Rights = {
+    *(("cloister.dev", "environments", "", verb) for verb in ("get", "list", "watch")),
+    *(
+        ("cloister.dev", "sessions", "", verb)
+        for verb in ("get", "list", "watch", "create", "update", "delete")
+    ),
+    ("cloister.dev", "sessions/exec", "", "create"),
+}
+EVERYONE: Rights = {("", "configmaps", "cloister-client-config", "get")}
+HELM_TEST: Rights = {
+    *(("cloister.dev", "environments", "", verb) for verb in ("get", "create", "delete")),
+    *(
+        ("cloister.dev", "sessions", "", verb)
+        for verb in ("get", "list", "watch", "create", "delete")
+    ),
+    ("cloister.dev", "sessions/exec", "", "create"),
+}
+
+
+def rights(role: dict[str, Any]) -> Rights:
+    """What a role allows, one right at a time."""
+    return {
+        (group, resource, name, verb)
+        for rule in role["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for name in rule.get("resourceNames", [""])
+        for verb in rule["verbs"]
+    }
+
+
+def granted(rendered: Rendered, subject: str) -> dict[tuple[str, str], Rights]:
+    """What is bound to a subject, by namespace (empty: the cluster) and role."""
+    found: dict[tuple[str, str], Rights] = {}
+    for binding in rendered.of("RoleBinding") + rendered.of("ClusterRoleBinding"):
+        if subject not in [each["name"] for each in binding["subjects"]]:
+            continue
+        ref, namespace = binding["roleRef"], binding["metadata"].get("namespace", "")
+        role = rendered.one(ref["kind"], ref["name"], namespace or None)
+        found[namespace, ref["name"]] = rights(role)
+    return found
+
+
+def test_the_operators_rights() -> None:
+    assert granted(render(), "cloister-operator") == {
+        ("", "cloister-operator"): OPERATOR_CLUSTER,
+        ("cloister-system", "cloister-operator"): OPERATOR_RELEASE,
+        ("cloister-sandboxes", "cloister-operator"): OPERATOR_SANDBOXES,
+    }
+
+
+def test_workers_rights() -> None:
+    expected = {("cloister-sandboxes", "cloister-worker"): WORKER}
+    assert granted(render(), "cloister-worker") == expected
+    bound = granted(render("-f", str(ALL_VALUES)), "worker")
+    assert bound == {(each, "cloister-worker"): WORKER for each in ("agents-sandboxes", "research")}
+    assert granted(render("--set", "rbac.workers=false"), "cloister-worker") == {}
+
+
+def test_what_everyone_may_read() -> None:
+    expected = {("cloister-system", "cloister-client-config"): EVERYONE}
+    assert granted(render(), "system:authenticated") == expected
+
+
+def test_the_tests_rights() -> None:
+    expected = {("cloister-sandboxes", "cloister-helm-test"): HELM_TEST}
+    assert granted(render(), "cloister-helm-test") == expected
+
+
+@pytest.mark.parametrize("options", [(), ("-f", str(ALL_VALUES))], ids=["default", "all-values"])
+def test_no_right_is_a_wildcard(options: tuple[str, ...]) -> None:
+    rendered = render(*options)
+    roles = rendered.of("Role") + rendered.of("ClusterRole")
+    assert len(roles) >= 5
+    for role in roles:
+        for right in rights(role):
+            assert "*" not in right, (role["metadata"]["name"], right)
+        assert all(set(rule) <= {"apiGroups", "resources", "resourceNames", "verbs"}
+                   for rule in role["rules"])  # fmt: skip
+
+
+def test_nobody_may_list_secrets_or_run_commands_through_the_api_server() -> None:
+    rendered = render()
+    every = {right for role in rendered.of("Role") + rendered.of("ClusterRole")
+             for right in rights(role)}  # fmt: skip
+    forbidden = {("", "secrets", "", "list"), ("", "secrets", "", "watch")}
+    assert not every & forbidden
+    assert not [right for right in every if right[1] in ("pods/exec", "pods/portforward")]

@@ -4,6 +4,7 @@ Nothing is allowed that was not asked: when the API server cannot answer, the ca
 """
 
 import asyncio
+import functools
 import hashlib
 import time
 from collections import OrderedDict
@@ -75,9 +76,15 @@ class _Remembered(Generic[_Question, _Value]):
             # Counted from before the question, so that no answer is used for longer than it says.
             task = asyncio.ensure_future(self._ask(question, ask, lifetime, self._clock()))
             self._asking[question] = task
-            task.add_done_callback(lambda _: self._asking.pop(question, None))
+            task.add_done_callback(functools.partial(self._answered, question))
         # A caller that goes away must not fail the others that wait for the same answer.
         return await asyncio.shield(task)
+
+    def _answered(self, question: _Question, task: asyncio.Task[_Value]) -> None:
+        del self._asking[question]
+        if not task.cancelled():
+            # Looked at here, because everybody who asked may have gone away.
+            task.exception()
 
     async def _ask(
         self,

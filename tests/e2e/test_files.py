@@ -3,7 +3,17 @@
 from collections.abc import Callable
 
 import cloister
-from support.cluster import SANDBOXES, apply, environment, kubectl, wait_condition, wait_gone
+from support.cluster import (
+    SANDBOXES,
+    apply,
+    condition,
+    environment,
+    get,
+    kubectl,
+    wait_condition,
+    wait_for,
+    wait_gone,
+)
 
 Labels = dict[str, str]
 
@@ -57,7 +67,7 @@ def test_files_have_the_declared_paths_modes_and_contents(
             ],
             env=[
                 {"name": "GREETING", "value": "good morning"},
-                {"name": "TOKEN", "valueFrom": {"secretKeyRef": {"name": name, "key": "token"}}},
+                {"name": "TOKEN", "secretKeyRef": {"name": name, "key": "token"}},
             ],
             setup="echo prepared-by-$USER > /workspace/setup.txt",
         )
@@ -112,10 +122,15 @@ def test_a_secret_without_the_platforms_label_is_not_read(name: str) -> None:
 def test_a_failing_setup_script_is_reported(name: str) -> None:
     apply(environment(name, setup="echo no such luck >&2; exit 3"))
     try:
-        found = wait_condition("environment", name, "Ready", "False")
-        pool = next(each for each in found["status"]["conditions"] if each["type"] == "PoolReady")
-        assert pool["reason"] == "SetupFailed"
+
+        def failed() -> dict[str, str] | None:
+            pool = condition(get("environment", name), "PoolReady")
+            return pool if pool.get("reason") == "SetupFailed" else None
+
+        pool = wait_for("PoolReady with the reason SetupFailed", failed)
+        assert pool["status"] == "False"
         assert "no such luck" in pool["message"]
+        assert condition(get("environment", name), "Ready")["status"] == "False"
     finally:
         kubectl("delete", "environment", name, "-n", SANDBOXES)
         wait_gone("environment", name)

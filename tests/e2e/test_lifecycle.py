@@ -162,8 +162,8 @@ def test_a_wrong_change_leaves_what_runs_running(
         found = wait_condition("environment", env, "Ready", "False")
         assert condition(found, "Ready")["reason"] == "ReferenceNotFound"
         assert running.bash("echo fine").text == "fine"
-        warm = listing("pods", f"cloister.dev/environment={env},cloister.dev/state=warm")
-        assert warm, "the pool of the last good recipe is kept"
+        warm = f"cloister.dev/environment={env},cloister.dev/state=warm"
+        assert wait_for("the pool of the last good recipe", lambda: listing("pods", warm) or None)
 
 
 def test_deletion_leaves_nothing_behind(client: cloister.Client, name: str) -> None:

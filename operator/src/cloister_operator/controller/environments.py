@@ -42,16 +42,15 @@ class EnvironmentReconciler:
         if environment is None or environment.metadata.deletion_timestamp:
             await self._remove(namespace, name)
             return None
-        group = ("environment", namespace, name)
+        context, group = self._context, ("environment", namespace, name)
+        for pod in context.pods.group(group):
+            if pod.state != names.STATE_CLAIMED:
+                self._warmer.ensure(pod)
         try:
             recipe = await self._resolve(environment)
         except PermanentError as error:
             await self._refuse(environment, error)
             return None
-        context = self._context
-        mine = [pod for pod in context.pods.group(group) if pod.state != names.STATE_CLAIMED]
-        for pod in mine:
-            self._warmer.ensure(pod)
         wanted = Wanted(recipe.hash, environment.spec.pool.size)
         plan = plan_pool(context.pods.group(group), context.failures, wanted, context.clock())
         problems = await self._execute(environment, recipe, plan.create, plan.delete)

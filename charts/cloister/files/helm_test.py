@@ -15,7 +15,7 @@ from kubernetes import client, config
 import cloister
 
 READY_SECONDS = 120.0
-WHERE = {"group": "cloister.dev", "version": "v1alpha1", "plural": "environments"}
+WHERE: dict[str, Any] = {"group": "cloister.dev", "version": "v1alpha1", "plural": "environments"}
 
 
 class TestFailed(Exception):
@@ -43,7 +43,7 @@ def main() -> None:
     """Raises TestFailed, cloister.CloisterError or kubernetes.client.ApiException."""
     namespace, name = os.environ["TEST_NAMESPACE"], os.environ["TEST_ENVIRONMENT"]
     config.load_incluster_config()
-    api = client.CustomObjectsApi()
+    api: Any = client.CustomObjectsApi()
     body = {
         "apiVersion": "cloister.dev/v1alpha1",
         "kind": "Environment",

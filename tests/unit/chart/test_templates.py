@@ -172,15 +172,14 @@ def test_the_services_selector_finds_the_operator_only() -> None:
     assert not selector <= test
 
 
-def test_what_the_test_needs_goes_with_it() -> None:
+def test_only_the_tests_pod_is_a_hook() -> None:
     hooks = [each for each in render().objects if "helm.sh/hook" in str(each["metadata"])]
-    assert {each["kind"] for each in hooks} >= {"Pod", "Role", "RoleBinding", "NetworkPolicy"}
-    for each in hooks:
-        policy = each["metadata"]["annotations"]["helm.sh/hook-delete-policy"].split(",")
-        expected = ["before-hook-creation"]
-        if each["kind"] != "Pod":
-            expected += ["hook-succeeded", "hook-failed"]
-        assert policy == expected
+    assert [order(each) for each in hooks] == [("Pod", "cloister-system", "cloister-helm-test")]
+
+
+def test_nothing_of_the_test_is_left_when_it_is_not_wanted() -> None:
+    rendered = render("--set", "tests.enabled=false")
+    assert not [each for each in rendered.objects if "helm-test" in each["metadata"]["name"]]
 
 
 def notes(directory: Path, *options: str) -> str:

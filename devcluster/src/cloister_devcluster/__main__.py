@@ -1,6 +1,7 @@
 """Commands of the bundled cluster."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -96,6 +97,10 @@ def main() -> int:
     except ClusterError as error:
         print(f"devcluster: {error}", file=sys.stderr)
         return 1
+    except BrokenPipeError:
+        # Whoever read our output has seen enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         print("devcluster: interrupted; the same command goes on from here", file=sys.stderr)
         return 130

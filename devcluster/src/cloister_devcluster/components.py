@@ -234,6 +234,9 @@ disabled_plugins = ["io.containerd.internal.v1.opt"]
   snapshotter = "overlayfs"
   [plugins.'io.containerd.cri.v1.images'.pinned_images]
     sandbox = "{PAUSE_IMAGE}"
+[plugins.'io.containerd.snapshotter.v1.overlayfs']
+  # Ending a container must not wait for the disk: what it wrote is thrown away.
+  mount_options = ["volatile"]
 [{runtime}]
   # Where the machine lacks CAP_SYS_RESOURCE, no OOM score can be lowered.
   restrict_oom_score_adj = true

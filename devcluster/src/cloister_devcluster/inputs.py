@@ -6,6 +6,7 @@ the build itself needs no network.
 
 import hashlib
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -64,7 +65,7 @@ def is_debian_source(text: str) -> bool:
         if key.strip().lower() == "suites":
             suites |= set(value.split())
         elif line.startswith("deb "):
-            words = [word for word in line.split() if not word.startswith("[") and "]" not in word]
+            words = re.sub(r"\[.*?\]", "", line).split()
             suites.add(words[2] if len(words) > 2 else "")
     return bool(suites) and suites <= _SUITES
 

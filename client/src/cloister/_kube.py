@@ -1,0 +1,259 @@
+"""The Kubernetes API, as far as a client of Cloister needs it."""
+
+import asyncio
+import contextlib
+import json
+import os
+import time
+from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping
+from typing import Any, TypeVar
+
+import aiohttp
+import yaml
+from kubernetes.aio import client as k8s
+from kubernetes.aio import config as k8s_config
+
+from ._errors import ConfigurationError, KubernetesError
+from ._models import EnvironmentInfo
+
+GROUP, VERSION = "cloister.dev", "v1alpha1"
+CONFIG_MAP = "cloister-client-config"
+WORKER_ACCOUNT = "cloister-worker"
+OPERATOR_LABELS = "app.kubernetes.io/name=cloister,app.kubernetes.io/component=operator"
+SANDBOX_CONTAINER = "sandbox"
+_TOKEN_FILE = "/var/run/secrets/kubernetes.io/serviceaccount/token"  # noqa: S105 - a path
+_TIMEOUT = 30.0
+# A followed log ends with its pod; this is only longer than any pod lives.
+_FOLLOW_SECONDS = 30 * 86_400.0
+_HEARTBEAT = 30.0
+# A kubeconfig may name a program that hands out tokens; it is asked again this often.
+_RELOAD_SECONDS = 60.0
+# A token of ours is replaced this long before it expires.
+_TOKEN_MARGIN = 120.0
+
+T = TypeVar("T")
+
+
+class Kube:
+    """A connection to the cluster's API server."""
+
+    def __init__(self, configuration: k8s.Configuration, *, in_cluster: bool) -> None:
+        self.in_cluster = in_cluster
+        self._configuration = configuration
+        self._api = k8s.ApiClient(configuration)
+        self._core = k8s.CoreV1Api(self._api)
+        self._streams: aiohttp.ClientSession | None = None
+        self._issued: dict[str, tuple[str, float]] = {}
+
+    @classmethod
+    async def load(cls, kubeconfig: str | None, context: str | None) -> "Kube":
+        """Connect by the standard configuration.
+
+        kubeconfig: path of a kubeconfig; None is $KUBECONFIG, the service account inside a pod, or
+        ~/.kube/config, in this order. context: name of a context in it; None is the current one.
+        Raises ConfigurationError.
+        """
+        path = kubeconfig or os.environ.get("KUBECONFIG")
+        configuration = k8s.Configuration()
+        in_pod = "KUBERNETES_SERVICE_HOST" in os.environ and os.access(_TOKEN_FILE, os.R_OK)
+        try:
+            if path is None and context is None and in_pod:
+                k8s_config.load_incluster_config(client_configuration=configuration)
+                return cls(configuration, in_cluster=True)
+            path = path or os.path.expanduser("~/.kube/config")  # noqa: ASYNC240, PTH111
+            loader = await k8s_config.load_kube_config(
+                config_file=path,
+                context=context,
+                client_configuration=configuration,
+                persist_config=False,
+            )
+        except (k8s_config.ConfigException, OSError, yaml.YAMLError) as error:
+            raise ConfigurationError(f"no usable Kubernetes configuration: {error}") from None
+        loaded = time.monotonic()
+
+        async def refresh(target: k8s.Configuration) -> None:
+            nonlocal loaded
+            if time.monotonic() - loaded > _RELOAD_SECONDS:
+                loaded = time.monotonic()
+                await loader.load_and_set(target)
+
+        configuration.refresh_api_key_hook = refresh  # type: ignore[assignment]
+        return cls(configuration, in_cluster=False)
+
+    async def client_config(self, namespace: str) -> Mapping[str, str]:
+        """What the operator publishes for clients; raises ConfigurationError, KubernetesError."""
+        try:
+            found = await self._ask(
+                f"read ConfigMap {namespace}/{CONFIG_MAP}",
+                self._core.read_namespaced_config_map(CONFIG_MAP, namespace),
+            )
+        except KubernetesError as error:
+            if error.status == 404:
+                raise ConfigurationError(
+                    f"Cloister is not installed in namespace {namespace}: "
+                    f"there is no ConfigMap {CONFIG_MAP}"
+                ) from None
+            raise
+        data: Mapping[str, str] = found.data or {}
+        missing = [
+            key for key in ("ca.crt", "sessionsAddress", "sessionsServerName") if not data.get(key)
+        ]
+        if missing:
+            raise ConfigurationError(
+                f"ConfigMap {namespace}/{CONFIG_MAP} has no {', '.join(missing)} yet"
+            )
+        return data
+
+    async def token(self, namespace: str) -> str:
+        """A bearer token that says who the caller is.
+
+        The configuration's own; where that has none (client certificates), one of the namespace's
+        service account for workers. Raises KubernetesError.
+        """
+        own = await self._configuration.get_api_key_with_prefix("BearerToken")
+        if own:
+            return str(own).split(None, 1)[-1]
+        token, until = self._issued.get(namespace, ("", 0.0))
+        if time.time() < until - _TOKEN_MARGIN:
+            return token
+        request = k8s.AuthenticationV1TokenRequest(
+            spec=k8s.V1TokenRequestSpec(audiences=[], expiration_seconds=3600)
+        )
+        answer: Any = await self._ask(
+            f"get a token of service account {namespace}/{WORKER_ACCOUNT}",
+            self._core.create_namespaced_service_account_token(WORKER_ACCOUNT, namespace, request),
+        )
+        expires = answer.status.expiration_timestamp
+        self._issued[namespace] = (answer.status.token, expires.timestamp())
+        return str(answer.status.token)
+
+    def forget_token(self, namespace: str) -> None:
+        """Ask for a new token next time."""
+        self._issued.pop(namespace, None)
+
+    async def operator_pod(self, namespace: str) -> str:
+        """Name of a pod of the operator that is ready; raises ConfigurationError."""
+        pods: Any = await self._ask(
+            f"list pods in {namespace}",
+            self._core.list_namespaced_pod(namespace, label_selector=OPERATOR_LABELS),
+        )
+        for pod in pods.items:
+            conditions = (pod.status.conditions if pod.status else None) or []
+            if pod.metadata.deletion_timestamp is None and any(
+                each.type == "Ready" and each.status == "True" for each in conditions
+            ):
+                return str(pod.metadata.name)
+        raise ConfigurationError(f"no pod of Cloister's operator is ready in namespace {namespace}")
+
+    async def environments(self, namespace: str) -> list[EnvironmentInfo]:
+        """The Environments of a namespace, by name; raises KubernetesError."""
+        found: Any = await self._ask(
+            f"list environments in {namespace}",
+            k8s.CustomObjectsApi(self._api).list_namespaced_custom_object(
+                GROUP, VERSION, namespace, "environments"
+            ),
+        )
+        items = [EnvironmentInfo.from_object(each) for each in found["items"]]
+        return sorted(items, key=lambda each: each.name)
+
+    async def logs(
+        self, namespace: str, pod: str, *, follow: bool = False, tail: int | None = None
+    ) -> AsyncIterator[bytes]:
+        """What the exec server of a pod has logged; raises KubernetesError."""
+        response: Any = await self._ask(
+            f"read the log of pod {namespace}/{pod}",
+            self._core.read_namespaced_pod_log_without_preload_content(
+                pod,
+                namespace,
+                container=SANDBOX_CONTAINER,
+                follow=follow,
+                tail_lines=tail,
+                _request_timeout=_FOLLOW_SECONDS if follow else _TIMEOUT,
+            ),
+        )
+        try:
+            if response.status != 200:
+                raise KubernetesError(
+                    f"cannot read the log of pod {namespace}/{pod}: "
+                    f"{_sentence(await response.text())}",
+                    response.status,
+                )
+            async for chunk in response.content.iter_any():
+                yield chunk
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise KubernetesError(f"the log of pod {namespace}/{pod} broke off: {error}") from None
+        finally:
+            response.close()
+
+    async def port_forward(
+        self, namespace: str, pod: str, port: int
+    ) -> aiohttp.ClientWebSocketResponse:
+        """Open a WebSocket to a pod's port; raises KubernetesError.
+
+        Its messages are chunks of two channels, the first byte saying which.
+        """
+        if self._streams is None:
+            # Every forwarded connection holds one of these: no bound, or the next would wait.
+            connector = aiohttp.TCPConnector(limit=0, ssl=self._api.rest_client.ssl_context)
+            self._streams = aiohttp.ClientSession(connector=connector, trust_env=True)
+        configuration = self._configuration
+        own = await configuration.get_api_key_with_prefix("BearerToken")
+        url = f"{configuration.host}/api/v1/namespaces/{namespace}/pods/{pod}/portforward"
+        what = f"forward a port to pod {namespace}/{pod}"
+        with _translated(what):
+            try:
+                return await asyncio.wait_for(
+                    self._streams.ws_connect(
+                        f"{url}?ports={port}",
+                        protocols=("v4.channel.k8s.io",),
+                        headers={"authorization": own} if own else None,
+                        proxy=configuration.proxy,
+                        server_hostname=configuration.tls_server_name,
+                        heartbeat=_HEARTBEAT,
+                    ),
+                    _TIMEOUT,
+                )
+            except aiohttp.WSServerHandshakeError as error:
+                raise KubernetesError(
+                    f"cannot {what}: {_refusal(error.status)}", error.status
+                ) from None
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._api.close()
+        if self._streams is not None:
+            await self._streams.close()
+
+    async def _ask(self, what: str, answer: Awaitable[T]) -> T:
+        with _translated(what):
+            return await asyncio.wait_for(answer, _TIMEOUT)
+
+
+def _refusal(status: int) -> str:
+    reasons = {
+        401: "the Kubernetes API does not know the caller (401)",
+        403: "the caller needs the right to create and get pods/portforward there (403)",
+        404: "there is no such pod (404)",
+    }
+    return reasons.get(status, f"HTTP status {status}")
+
+
+@contextlib.contextmanager
+def _translated(what: str) -> Iterator[None]:
+    try:
+        yield
+    except k8s.ApiException as error:
+        sentence = _sentence(error.body) or error.reason or ""
+        raise KubernetesError(f"cannot {what}: {sentence}", error.status) from None
+    except TimeoutError:
+        raise KubernetesError(f"cannot {what}: no answer from the Kubernetes API") from None
+    except (aiohttp.ClientError, OSError) as error:
+        raise KubernetesError(f"cannot {what}: {error}") from None
+
+
+def _sentence(body: object) -> str:
+    """The message of a Kubernetes Status, or the text itself when it is none."""
+    text = body.decode(errors="replace") if isinstance(body, bytes) else str(body or "")
+    with contextlib.suppress(ValueError, AttributeError):
+        return str(json.loads(text).get("message") or text)
+    return text.strip()

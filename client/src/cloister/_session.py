@@ -1,0 +1,299 @@
+"""AsyncSession: one claimed sandbox and the tools in it."""
+
+import asyncio
+import contextlib
+import io
+import secrets
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+from google.protobuf.duration_pb2 import Duration
+
+from cloister_api.exec.v1 import exec_pb2, exec_pb2_grpc
+
+from . import _trees
+from ._connection import Connection, Lost, watched
+from ._errors import CloisterError, FailedPreconditionError, NotFoundError, call_error
+from ._files import Files
+from ._models import Credentials, Entry, SessionInfo, ToolResult
+from ._sessions_api import SessionsApi
+
+_READ_LIMIT = 64 * 1024 * 1024
+_CALL_SECONDS = 30.0
+_CANCEL_SECONDS = 2.0
+
+
+class AsyncSession:
+    """A session, from AsyncClient.create_session or get_session; do not make one yourself.
+
+    All methods raise CallError when a call fails, and SessionEndedError when the session is over.
+    A lost connection is repaired by itself, and a call that was under way goes on: it is repeated
+    under its request id, which never runs it twice.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        sessions: SessionsApi,
+        *,
+        owned: bool,
+        on_close: Callable[["AsyncSession"], object],
+    ) -> None:
+        self._connection = connection
+        self._sessions = sessions
+        self._owned = owned
+        self._on_close = on_close
+        self._closed = False
+        self._files = Files(connection)
+
+    @property
+    def info(self) -> SessionInfo:
+        """The session as it was when this object was made."""
+        return self._connection.info
+
+    @property
+    def namespace(self) -> str:
+        """Its namespace."""
+        return self.info.namespace
+
+    @property
+    def name(self) -> str:
+        """Its name, unique in the namespace."""
+        return self.info.name
+
+    @property
+    def uid(self) -> str:
+        """Its UID, unique forever."""
+        return self.info.uid
+
+    @property
+    def environment(self) -> str:
+        """Name of its Environment."""
+        return self.info.environment
+
+    @property
+    def pod_name(self) -> str:
+        """Name of the pod it runs in."""
+        return self.info.pod_name
+
+    @property
+    def server_name(self) -> str:
+        """The name that the exec server's certificate must prove."""
+        return self.info.server_name
+
+    @property
+    def credentials(self) -> Credentials:
+        """Its client certificate and key, for programs that call the exec server themselves."""
+        return self._connection.credentials
+
+    async def bash(
+        self,
+        command: str,
+        *,
+        timeout_ms: int | None = None,
+        context: str = "",
+        request_id: str | None = None,
+    ) -> ToolResult:
+        """Run a command in the session's shell, which keeps its directory, variables and functions.
+
+        timeout_ms: after this many milliseconds the command is stopped, and the answer holds what
+        it had printed; None is the server's own limit. context: see `call`.
+        """
+        given: dict[str, Any] = {"command": command}
+        if timeout_ms is not None:
+            given["timeout_ms"] = timeout_ms
+        return await self.call("bash", given, context=context, request_id=request_id)
+
+    async def restart(self, *, context: str = "") -> ToolResult:
+        """Replace the shell by a fresh one."""
+        return await self.call("bash", {"restart": True}, context=context)
+
+    async def read(self, path: str, *, view_range: Sequence[int] | None = None) -> ToolResult:
+        """Read a text file, an image or a PDF as a model sees it.
+
+        view_range: first and last line, counted from 1; a last line of -1 is the end.
+        """
+        given: dict[str, Any] = {"file_path": path}
+        if view_range is not None:
+            given["view_range"] = list(view_range)
+        return await self.call("read", given)
+
+    async def write(self, path: str, content: str) -> ToolResult:
+        """Write a text file, making its directories."""
+        return await self.call("write", {"file_path": path, "content": content})
+
+    async def edit(self, path: str, old: str, new: str, *, replace_all: bool = False) -> ToolResult:
+        """Replace `old`, which must occur exactly once unless replace_all, by `new`."""
+        given = {"file_path": path, "old_string": old, "new_string": new}
+        if replace_all:
+            return await self.call("edit", {**given, "replace_all": True})
+        return await self.call("edit", given)
+
+    async def glob(self, pattern: str, path: str | None = None) -> ToolResult:
+        """Find files by name; path: the directory to look in, None is the workspace."""
+        return await self.call("glob", _with_path(pattern, path))
+
+    async def grep(self, pattern: str, path: str | None = None) -> ToolResult:
+        """Search file contents for a regular expression; path as in `glob`."""
+        return await self.call("grep", _with_path(pattern, path))
+
+    async def call(
+        self,
+        tool: str,
+        tool_input: Mapping[str, Any],
+        *,
+        request_id: str | None = None,
+        context: str = "",
+        budget: float | None = None,
+    ) -> ToolResult:
+        """Run any tool with its input as a model wrote it.
+
+        request_id: unique per call, such as the model's tool-use id; the same id with the same
+        input answers with the first call's result. None chooses one. context: calls of one context
+        share a shell and run one at a time; give each of several agents its own. budget: seconds
+        the whole call may take. When the awaiting task is cancelled, the call is stopped in the
+        sandbox too.
+        """
+        request = exec_pb2.CallRequest(
+            request_id=request_id or uuid.uuid4().hex, tool=tool, context_id=context
+        )
+        request.input.update(tool_input)
+        if budget is not None:
+            request.budget.CopyFrom(Duration(seconds=int(budget), nanos=int(budget % 1 * 1e9)))
+
+        async def attempt(channel: grpc.aio.Channel, alive: Callable[[], None]) -> ToolResult:
+            try:
+                return await _follow(exec_pb2_grpc.ToolsStub(channel).Call(request), alive)
+            except asyncio.CancelledError:
+                await _stop(channel, request.request_id)
+                raise
+
+        return await self._connection.run(attempt)
+
+    async def close_context(self, context: str) -> None:
+        """End a context: its shell and every process in it. Closing an unknown one is no error."""
+
+        async def attempt(channel: grpc.aio.Channel, _alive: Callable[[], None]) -> None:
+            stub: Any = exec_pb2_grpc.ToolsStub(channel)
+            await stub.CloseContext(
+                exec_pb2.CloseContextRequest(context_id=context), timeout=_CALL_SECONDS
+            )
+
+        with contextlib.suppress(NotFoundError):
+            await self._connection.run(attempt)
+
+    async def stat(self, path: str) -> Entry:
+        """Describe a path; raises NotFoundError."""
+        return await self._files.stat(path)
+
+    async def list_files(self, path: str = "/workspace", *, depth: int = 1) -> list[Entry]:
+        """The entries of a directory, parents before children; depth 1 is its own entries."""
+        return await self._files.list(path, depth)
+
+    async def read_bytes(self, path: str, *, limit: int = _READ_LIMIT) -> bytes:
+        """A file's bytes; raises FailedPreconditionError when there are more than `limit`."""
+        content = io.BytesIO()
+
+        def keep(data: bytes) -> None:
+            if content.tell() + len(data) > limit:
+                raise FailedPreconditionError(
+                    f"{path} has more than {limit} bytes", grpc.StatusCode.FAILED_PRECONDITION
+                )
+            content.write(data)
+
+        await self._files.read(path, keep)
+        return content.getvalue()
+
+    async def write_bytes(self, path: str, content: bytes, *, mode: int = 0o644) -> Entry:
+        """Write a file, making its directories; it appears when it is complete."""
+        return await self._files.write(path, io.BytesIO(content), mode)
+
+    async def upload(self, source: str | Path, target: str) -> list[str]:
+        """Copy a file or a directory of this machine into the sandbox.
+
+        A target that is a directory, or ends in a slash, gets the source under its own name.
+        Returns what was left out: links to directories, devices. Raises LocalFileError.
+        """
+        return await _trees.upload(self._files, self._run_checked, Path(source), target)
+
+    async def download(self, source: str, target: str | Path) -> list[str]:
+        """Copy a file or a directory of the sandbox to this machine.
+
+        A target that is a directory gets the source under its own name. Returns what was left
+        out: symbolic links, devices. Raises LocalFileError, and DataLossError when a file changes
+        meanwhile.
+        """
+        return await _trees.download(self._files, source, Path(target))
+
+    def reach(self) -> AbstractAsyncContextManager[str]:
+        """A host:port that leads to the exec server, for as long as the context lasts.
+
+        Whoever connects there must present `credentials` and check `server_name`.
+        """
+        return self._connection.reach()
+
+    async def close(self, *, delete: bool | None = None) -> None:
+        """Close the connection; closing twice is no error.
+
+        delete: whether the session ends with it; None ends it if this client created it.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        self._on_close(self)
+        try:
+            if self._owned if delete is None else delete:
+                with contextlib.suppress(NotFoundError):
+                    await self._sessions.delete(self.namespace, self.name)
+        finally:
+            await self._connection.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.namespace}/{self.name}>"
+
+    async def _run_checked(self, command: str) -> None:
+        """Run a command of our own, out of the way of the agent's shell."""
+        context = f"client-{secrets.token_hex(6)}"
+        try:
+            result = await self.bash(command, context=context)
+        finally:
+            with contextlib.suppress(CloisterError):
+                await self.close_context(context)
+        if result.is_error:
+            raise call_error(grpc.StatusCode.FAILED_PRECONDITION, result.text)
+
+
+def _with_path(pattern: str, path: str | None) -> dict[str, str]:
+    return {"pattern": pattern} if path is None else {"pattern": pattern, "path": path}
+
+
+async def _follow(stream: Any, alive: Callable[[], None]) -> ToolResult:
+    """Wait for the result; raises Lost when the stream ends or falls silent before it."""
+    async for event in watched(stream):
+        alive()
+        if event.HasField("result"):
+            return ToolResult.from_proto(event.result)
+    raise Lost("the exec server ended the call without a result")
+
+
+async def _stop(channel: grpc.aio.Channel, request_id: str) -> None:
+    """Stop a call nobody waits for any more; failing to is no reason to hold up the caller."""
+    stub: Any = exec_pb2_grpc.ToolsStub(channel)
+    with contextlib.suppress(grpc.aio.AioRpcError, asyncio.CancelledError):
+        await stub.Cancel(exec_pb2.CancelRequest(request_id=request_id), timeout=_CANCEL_SECONDS)

@@ -1,0 +1,141 @@
+"""Calls of the operator's Sessions API: where it is, who is calling, and what may be repeated."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import grpc
+
+from cloister_api.sessions.v1 import sessions_pb2 as pb
+from cloister_api.sessions.v1 import sessions_pb2_grpc
+
+from ._channels import open_channel
+from ._errors import from_rpc
+from ._forward import Forward
+from ._kube import Kube
+
+PORT = 8443
+_RETRY_SECONDS = 20.0
+_CALL_SECONDS = 30.0
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0
+
+T = TypeVar("T")
+
+
+class SessionsApi:
+    """Connects at the first call.
+
+    direct: whether the API's address is reachable from here, as it is inside the cluster.
+    namespace: of the sandboxes; tokens are issued for its workers.
+    """
+
+    def __init__(self, kube: Kube, *, system_namespace: str, namespace: str, direct: bool) -> None:
+        self._kube = kube
+        self._system_namespace = system_namespace
+        self._namespace = namespace
+        self._direct = direct
+        self._lock = asyncio.Lock()
+        self._channel: grpc.aio.Channel | None = None
+        self._forward: Forward | None = None
+
+    async def create(self, request: pb.CreateSessionRequest, wait: float) -> Any:
+        """Create a session; the request must carry a request_id, which makes it repeatable."""
+        return await self._call(
+            lambda stub, **how: stub.Create(request, **how), wait + _CALL_SECONDS
+        )
+
+    async def get(self, namespace: str, name: str, *, retry: bool = True) -> pb.Session:
+        """Read a session."""
+        request = pb.GetSessionRequest(namespace=namespace, name=name)
+        return await self._call(lambda stub, **how: stub.Get(request, **how), retry=retry)
+
+    async def list(self, namespace: str, environment: str) -> pb.ListSessionsResponse:
+        """List sessions."""
+        request = pb.ListSessionsRequest(namespace=namespace, environment=environment)
+        return await self._call(lambda stub, **how: stub.List(request, **how))
+
+    async def renew(self, namespace: str, name: str) -> pb.Credentials:
+        """Get a new client certificate."""
+        request = pb.RenewRequest(namespace=namespace, name=name)
+        return await self._call(lambda stub, **how: stub.Renew(request, **how))
+
+    async def delete(self, namespace: str, name: str) -> None:
+        """End a session."""
+        request = pb.DeleteSessionRequest(namespace=namespace, name=name)
+        attempts = 0
+
+        async def delete(stub: Any, **how: Any) -> None:
+            nonlocal attempts
+            attempts += 1
+            try:
+                await stub.Delete(request, **how)
+            except grpc.aio.AioRpcError as error:
+                # A repetition that finds nothing means that the lost reply was a success.
+                if not (attempts > 1 and error.code() is grpc.StatusCode.NOT_FOUND):
+                    raise
+
+        await self._call(delete)
+
+    async def close(self) -> None:
+        """Close the connection; the next call opens a new one."""
+        async with self._lock:
+            await self._disconnect()
+
+    async def _call(
+        self,
+        method: Callable[..., Awaitable[T]],
+        timeout: float = _CALL_SECONDS,
+        *,
+        retry: bool = True,
+    ) -> T:
+        give_up = time.monotonic() + (_RETRY_SECONDS if retry else 0)
+        pause, refused = _FIRST_PAUSE, False
+        while True:
+            stub = await self._connected()
+            token = await self._kube.token(self._namespace)
+            try:
+                return await method(
+                    stub, metadata=[("authorization", f"Bearer {token}")], timeout=timeout
+                )
+            except grpc.aio.AioRpcError as error:
+                failed = from_rpc(error, self._forward.problem if self._forward else "")
+            if failed.code is grpc.StatusCode.UNAUTHENTICATED and not refused:
+                # A refused token had no effect, and a new one may do.
+                refused = True
+                self._kube.forget_token(self._namespace)
+                continue
+            if failed.code is not grpc.StatusCode.UNAVAILABLE:
+                raise failed
+            if time.monotonic() + pause > give_up:
+                # The address or the CA may have changed: look them up again next time.
+                await self.close()
+                raise failed
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+
+    async def _connected(self) -> Any:
+        async with self._lock:
+            if self._channel is None:
+                config = await self._kube.client_config(self._system_namespace)
+                address = config["sessionsAddress"]
+                if not self._direct:
+                    self._forward = Forward(
+                        self._kube,
+                        self._system_namespace,
+                        lambda: self._kube.operator_pod(self._system_namespace),
+                        PORT,
+                    )
+                    address = await self._forward.start()
+                self._channel = open_channel(
+                    address, config["sessionsServerName"], config["ca.crt"].encode()
+                )
+            return sessions_pb2_grpc.SessionsStub(self._channel)
+
+    async def _disconnect(self) -> None:
+        channel, forward = self._channel, self._forward
+        self._channel = self._forward = None
+        if channel is not None:
+            await channel.close()
+        if forward is not None:
+            await forward.close()

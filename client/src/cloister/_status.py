@@ -1,0 +1,116 @@
+"""Decodes google.rpc.Status, the typed details of a failed call.
+
+The messages are three small ones, and the package that carries their generated code would be the
+library's only use of it. What arrives is not trusted: anything malformed means "no details".
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+_PREFIX = "type.googleapis.com/google.rpc."
+
+
+@dataclass(frozen=True)
+class Details:
+    """What a failed call says beyond its code and message."""
+
+    reason: str = ""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    field: str = ""
+    retry_after: float | None = None
+    """Seconds."""
+
+
+def decode(raw: bytes) -> Details:
+    """Decode the trailing metadata `grpc-status-details-bin`; empty when it is malformed."""
+    try:
+        return _status(raw)
+    except (IndexError, UnicodeDecodeError, ValueError):
+        return Details()
+
+
+def _status(raw: bytes) -> Details:
+    reason, name, retry_after = "", "", None
+    metadata: dict[str, str] = {}
+    for number, value in _fields(raw):
+        if number != 3 or not isinstance(value, bytes):
+            continue
+        kind, content = _any(value)
+        if kind == "ErrorInfo":
+            reason, metadata = _error_info(content)
+        elif kind == "BadRequest":
+            name = name or _first_violation(content)
+        elif kind == "RetryInfo":
+            retry_after = _retry_delay(content)
+    return Details(reason, metadata, name, retry_after)
+
+
+def _any(raw: bytes) -> tuple[str, bytes]:
+    kind, content = "", b""
+    for number, value in _fields(raw):
+        if isinstance(value, bytes) and number == 1:
+            kind = value.decode().removeprefix(_PREFIX)
+        elif isinstance(value, bytes) and number == 2:
+            content = value
+    return kind, content
+
+
+def _error_info(raw: bytes) -> tuple[str, dict[str, str]]:
+    reason = ""
+    metadata: dict[str, str] = {}
+    for number, value in _fields(raw):
+        if not isinstance(value, bytes):
+            continue
+        if number == 1:
+            reason = value.decode()
+        elif number == 3:
+            pair = {key: text for key, text in _fields(value) if isinstance(text, bytes)}
+            metadata[pair.get(1, b"").decode()] = pair.get(2, b"").decode()
+    return reason, metadata
+
+
+def _first_violation(raw: bytes) -> str:
+    for number, value in _fields(raw):
+        if number == 1 and isinstance(value, bytes):
+            for inner, text in _fields(value):
+                if inner == 1 and isinstance(text, bytes):
+                    return text.decode()
+    return ""
+
+
+def _retry_delay(raw: bytes) -> float | None:
+    for number, value in _fields(raw):
+        if number == 1 and isinstance(value, bytes):
+            parts = {key: part for key, part in _fields(value) if isinstance(part, int)}
+            return parts.get(1, 0) + parts.get(2, 0) / 1e9
+    return None
+
+
+def _fields(raw: bytes) -> Iterator[tuple[int, int | bytes]]:
+    """The fields of an encoded message; raises ValueError or IndexError when it is malformed."""
+    at = 0
+    while at < len(raw):
+        key, at = _varint(raw, at)
+        wire = key & 7
+        if wire == 0:
+            number, at = _varint(raw, at)
+            yield key >> 3, number
+        elif wire == 2:
+            length, at = _varint(raw, at)
+            if at + length > len(raw):
+                raise ValueError("a field is longer than its message")
+            yield key >> 3, raw[at : at + length]
+            at += length
+        else:
+            raise ValueError(f"unexpected wire type {wire}")
+
+
+def _varint(raw: bytes, at: int) -> tuple[int, int]:
+    value = 0
+    for shift in range(0, 70, 7):
+        byte = raw[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+    raise ValueError("a number is too long")

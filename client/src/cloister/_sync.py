@@ -1,0 +1,369 @@
+"""Client and Session: the asynchronous ones, for programs without an event loop.
+
+All clients of a process share one event loop in a daemon thread: gRPC's asyncio half is at its best
+with a single loop.
+"""
+
+import asyncio
+import atexit
+import contextlib
+import threading
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from ._client import DEFAULT_WAIT, AsyncClient
+from ._models import Credentials, Entry, EnvironmentInfo, File, SessionInfo, ToolResult
+from ._session import _READ_LIMIT, AsyncSession
+
+T = TypeVar("T")
+
+# How long an interrupted call may take to end in order, in seconds.
+_INTERRUPT_SECONDS = 5.0
+
+
+class _Loop:
+    """An event loop in a thread of its own."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="cloister", daemon=True)
+        self._thread.start()
+        atexit.register(self._stop)
+
+    def run(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Run a coroutine there and wait for it; an interrupt cancels it and lets it end."""
+        if threading.current_thread() is self._thread:
+            raise RuntimeError("Client and Session block: use AsyncClient on an event loop")
+        done = threading.Event()
+
+        async def wrapped() -> T:
+            try:
+                return await work()
+            finally:
+                done.set()
+
+        future = asyncio.run_coroutine_threadsafe(wrapped(), self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            # Without effect on a call that failed by itself; an interrupt must stop it.
+            if future.cancel():
+                done.wait(_INTERRUPT_SECONDS)
+            raise
+
+    def _stop(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(_INTERRUPT_SECONDS)
+        if not self._thread.is_alive():
+            self._loop.close()
+
+
+_lock = threading.Lock()
+_shared: _Loop | None = None
+
+
+def _run(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    global _shared
+    with _lock:
+        if _shared is None:
+            _shared = _Loop()
+    return _shared.run(work)
+
+
+class Session:
+    """A session, from Client.create_session or get_session; do not make one yourself.
+
+    Methods, errors and retries are those of AsyncSession. It may be used by several threads.
+    """
+
+    def __init__(self, session: AsyncSession) -> None:
+        self._async = session
+
+    @property
+    def info(self) -> SessionInfo:
+        """The session as it was when this object was made."""
+        return self._async.info
+
+    @property
+    def namespace(self) -> str:
+        """Its namespace."""
+        return self._async.namespace
+
+    @property
+    def name(self) -> str:
+        """Its name, unique in the namespace."""
+        return self._async.name
+
+    @property
+    def uid(self) -> str:
+        """Its UID, unique forever."""
+        return self._async.uid
+
+    @property
+    def environment(self) -> str:
+        """Name of its Environment."""
+        return self._async.environment
+
+    @property
+    def pod_name(self) -> str:
+        """Name of the pod it runs in."""
+        return self._async.pod_name
+
+    @property
+    def server_name(self) -> str:
+        """The name that the exec server's certificate must prove."""
+        return self._async.server_name
+
+    @property
+    def credentials(self) -> Credentials:
+        """Its client certificate and key, for programs that call the exec server themselves."""
+        return self._async.credentials
+
+    def bash(
+        self,
+        command: str,
+        *,
+        timeout_ms: int | None = None,
+        context: str = "",
+        request_id: str | None = None,
+    ) -> ToolResult:
+        """Run a command in the session's shell; see AsyncSession.bash."""
+        return _run(
+            lambda: self._async.bash(
+                command, timeout_ms=timeout_ms, context=context, request_id=request_id
+            )
+        )
+
+    def restart(self, *, context: str = "") -> ToolResult:
+        """Replace the shell by a fresh one."""
+        return _run(lambda: self._async.restart(context=context))
+
+    def read(self, path: str, *, view_range: Sequence[int] | None = None) -> ToolResult:
+        """Read a file as a model sees it; see AsyncSession.read."""
+        return _run(lambda: self._async.read(path, view_range=view_range))
+
+    def write(self, path: str, content: str) -> ToolResult:
+        """Write a text file, making its directories."""
+        return _run(lambda: self._async.write(path, content))
+
+    def edit(self, path: str, old: str, new: str, *, replace_all: bool = False) -> ToolResult:
+        """Replace `old`, which must occur exactly once unless replace_all, by `new`."""
+        return _run(lambda: self._async.edit(path, old, new, replace_all=replace_all))
+
+    def glob(self, pattern: str, path: str | None = None) -> ToolResult:
+        """Find files by name; path: the directory to look in, None is the workspace."""
+        return _run(lambda: self._async.glob(pattern, path))
+
+    def grep(self, pattern: str, path: str | None = None) -> ToolResult:
+        """Search file contents for a regular expression; path as in `glob`."""
+        return _run(lambda: self._async.grep(pattern, path))
+
+    def call(
+        self,
+        tool: str,
+        tool_input: Mapping[str, Any],
+        *,
+        request_id: str | None = None,
+        context: str = "",
+        budget: float | None = None,
+    ) -> ToolResult:
+        """Run any tool with its input as a model wrote it; see AsyncSession.call."""
+        return _run(
+            lambda: self._async.call(
+                tool, tool_input, request_id=request_id, context=context, budget=budget
+            )
+        )
+
+    def close_context(self, context: str) -> None:
+        """End a context: its shell and every process in it."""
+        _run(lambda: self._async.close_context(context))
+
+    def stat(self, path: str) -> Entry:
+        """Describe a path; raises NotFoundError."""
+        return _run(lambda: self._async.stat(path))
+
+    def list_files(self, path: str = "/workspace", *, depth: int = 1) -> list[Entry]:
+        """The entries of a directory, parents before children; depth 1 is its own entries."""
+        return _run(lambda: self._async.list_files(path, depth=depth))
+
+    def read_bytes(self, path: str, *, limit: int = _READ_LIMIT) -> bytes:
+        """A file's bytes; raises FailedPreconditionError when there are more than `limit`."""
+        return _run(lambda: self._async.read_bytes(path, limit=limit))
+
+    def write_bytes(self, path: str, content: bytes, *, mode: int = 0o644) -> Entry:
+        """Write a file, making its directories; it appears when it is complete."""
+        return _run(lambda: self._async.write_bytes(path, content, mode=mode))
+
+    def upload(self, source: str | Path, target: str) -> list[str]:
+        """Copy a file or a directory into the sandbox; see AsyncSession.upload."""
+        return _run(lambda: self._async.upload(source, target))
+
+    def download(self, source: str, target: str | Path) -> list[str]:
+        """Copy a file or a directory out of the sandbox; see AsyncSession.download."""
+        return _run(lambda: self._async.download(source, target))
+
+    @contextlib.contextmanager
+    def reach(self) -> Iterator[str]:
+        """A host:port that leads to the exec server, for as long as the context lasts."""
+        manager = self._async.reach()
+        address = _run(lambda: _enter(manager))
+        try:
+            yield address
+        finally:
+            _run(lambda: _leave(manager))
+
+    def close(self, *, delete: bool | None = None) -> None:
+        """Close the connection; delete: see AsyncSession.close."""
+        _run(lambda: self._async.close(delete=delete))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.namespace}/{self.name}>"
+
+
+class Client:
+    """A client of one cluster. It connects at the first call, and several threads may use it.
+
+    Arguments, methods and errors are those of AsyncClient.
+    """
+
+    def __init__(
+        self,
+        *,
+        namespace: str | None = None,
+        kubeconfig: str | None = None,
+        context: str | None = None,
+        system_namespace: str | None = None,
+        direct: bool | None = None,
+    ) -> None:
+        self._async = AsyncClient(
+            namespace=namespace,
+            kubeconfig=kubeconfig,
+            context=context,
+            system_namespace=system_namespace,
+            direct=direct,
+        )
+
+    @property
+    def namespace(self) -> str:
+        """The namespace of the sandboxes."""
+        return self._async.namespace
+
+    def create_session(
+        self,
+        environment: str,
+        *,
+        name: str | None = None,
+        env: Mapping[str, str] | None = None,
+        files: Sequence[File] = (),
+        idle_timeout: float | None = None,
+        max_lifetime: float | None = None,
+        wait: float = DEFAULT_WAIT,
+        request_id: str | None = None,
+    ) -> Session:
+        """Claim a sandbox of an Environment; see AsyncClient.create_session."""
+        return Session(
+            _run(
+                lambda: self._async.create_session(
+                    environment,
+                    name=name,
+                    env=env,
+                    files=files,
+                    idle_timeout=idle_timeout,
+                    max_lifetime=max_lifetime,
+                    wait=wait,
+                    request_id=request_id,
+                )
+            )
+        )
+
+    def get_session(self, name: str) -> Session:
+        """Attach to a session that exists; leaving it does not end it."""
+        return Session(_run(lambda: self._async.get_session(name)))
+
+    def list_sessions(self, environment: str | None = None) -> list[SessionInfo]:
+        """The namespace's sessions, oldest first; environment: only this one's."""
+        return _run(lambda: self._async.list_sessions(environment))
+
+    def delete_session(self, name: str) -> None:
+        """End a session; raises NotFoundError."""
+        _run(lambda: self._async.delete_session(name))
+
+    def session_info(self, name: str) -> SessionInfo:
+        """Read a session, also one that has ended; raises NotFoundError."""
+        return _run(lambda: self._async.session_info(name))
+
+    def list_environments(self) -> list[EnvironmentInfo]:
+        """The namespace's Environments, by name."""
+        return _run(self._async.list_environments)
+
+    def logs(self, name: str, *, follow: bool = False, tail: int | None = None) -> Iterator[bytes]:
+        """What the exec server of a session has logged; see AsyncClient.logs."""
+        chunks = self._async.logs(name, follow=follow, tail=tail)
+
+        async def following() -> bytes | None:
+            return await anext(chunks, None)
+
+        while chunk := _run(following):
+            yield chunk
+
+    def reach(self, session: Session) -> contextlib.AbstractContextManager[str]:
+        """The same as session.reach()."""
+        return session.reach()
+
+    def close(self) -> None:
+        """Close all connections; sessions go on, and get_session finds them again."""
+        _run(self._async.close)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+@contextlib.contextmanager
+def session(
+    environment: str,
+    *,
+    name: str | None = None,
+    env: Mapping[str, str] | None = None,
+    files: Sequence[File] = (),
+    namespace: str | None = None,
+    kubeconfig: str | None = None,
+    context: str | None = None,
+) -> Iterator[Session]:
+    """A session of an Environment that ends with the context.
+
+    namespace, kubeconfig, context: see AsyncClient; the rest: see AsyncClient.create_session.
+    """
+    with (
+        Client(namespace=namespace, kubeconfig=kubeconfig, context=context) as client,
+        client.create_session(environment, name=name, env=env, files=files) as made,
+    ):
+        yield made
+
+
+async def _enter(manager: contextlib.AbstractAsyncContextManager[T]) -> T:
+    return await manager.__aenter__()
+
+
+async def _leave(manager: contextlib.AbstractAsyncContextManager[Any]) -> None:
+    await manager.__aexit__(None, None, None)

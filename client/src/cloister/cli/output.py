@@ -1,0 +1,91 @@
+"""Tables for people, JSON for programs."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from .._models import EnvironmentInfo, SessionInfo
+
+
+def environments(found: Sequence[EnvironmentInfo], form: str) -> None:
+    """Print Environments."""
+    if form == "json":
+        _json([_plain(each) for each in found])
+        return
+    rows = [
+        [
+            each.name,
+            str(each.ready),
+            f"{each.pool_ready}/{each.pool_size}",
+            "" if each.ready else each.message or each.reason,
+        ]
+        for each in found
+    ]
+    _table(["NAME", "READY", "WARM", "MESSAGE"], rows)
+
+
+def sessions(found: Sequence[SessionInfo], form: str) -> None:
+    """Print sessions."""
+    if form == "json":
+        _json([_plain(each) for each in found])
+        return
+    now = datetime.now(UTC)
+    rows = [
+        [each.name, each.environment, each.phase, each.pod_name, _age(each.created_at, now)]
+        for each in found
+    ]
+    _table(["NAME", "ENVIRONMENT", "PHASE", "POD", "AGE"], rows)
+
+
+def session(made: SessionInfo, form: str) -> None:
+    """Print a new session: its name alone, ready for use in a script, or everything."""
+    if form == "json":
+        _json(_plain(made))
+    else:
+        print(made.name)
+
+
+def _plain(value: EnvironmentInfo | SessionInfo) -> dict[str, Any]:
+    """Its fields in camelCase, as the custom resources have them."""
+    return {_camel(name): each for name, each in dataclasses.asdict(value).items()}
+
+
+def _camel(name: str) -> str:
+    first, *rest = name.split("_")
+    return first + "".join(each.capitalize() for each in rest)
+
+
+def _json(value: object) -> None:
+    print(json.dumps(value, indent=2, default=_iso))
+
+
+def _iso(value: object) -> str:
+    if isinstance(value, datetime):
+        return value.isoformat().replace("+00:00", "Z")
+    raise TypeError(f"{type(value).__name__} has no place in JSON")
+
+
+def _table(header: list[str], rows: list[list[str]]) -> None:
+    # Names and messages come from the cluster: none of them may move a terminal's cursor.
+    cells = [header, *([_visible(cell) for cell in row] for row in rows)]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
+    for row in cells:
+        print(
+            "   ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        )
+
+
+def _visible(text: str) -> str:
+    return "".join(each if each.isprintable() else "?" for each in text) or "-"
+
+
+def _age(since: datetime | None, now: datetime) -> str:
+    if since is None:
+        return ""
+    seconds = max(0, int((now - since).total_seconds()))
+    for unit, size in (("d", 86_400), ("h", 3600), ("m", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds // size}{unit}"
+    return f"{seconds}s"

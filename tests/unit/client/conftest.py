@@ -1,0 +1,62 @@
+"""A cluster made of a fake API server, a fake Sessions API and a real exec server."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import cloister
+from cloister_api.exec.v1 import exec_pb2
+from support.fake_kube import OPERATOR_POD, FakeKube, fake_kube
+from support.fake_sessions import SERVER_NAME, FakeSessions, fake_sessions
+from support.sandbox_server import Sandbox, sandbox
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
+    """An exec server that a session owns."""
+    with sandbox(tmp_path_factory.mktemp("sandbox")) as running:
+        running.wait_for(exec_pb2.RuntimeInfo.STATE_WARM)
+        running.claim()
+        yield running
+
+
+@pytest.fixture
+def sessions(server: Sandbox) -> Iterator[FakeSessions]:
+    """The Sessions API."""
+    with fake_sessions(server) as running:
+        yield running
+
+
+@pytest.fixture
+def kube(sessions: FakeSessions, server: Sandbox) -> Iterator[FakeKube]:
+    """The Kubernetes API, with Cloister installed."""
+    with fake_kube() as running:
+        running.client_config = {
+            "ca.crt": sessions.authority.pem.decode(),
+            "sessionsAddress": f"127.0.0.1:{sessions.port}",
+            "sessionsServerName": SERVER_NAME,
+            "version": "0.1.0",
+        }
+        running.forwards = {OPERATOR_POD: sessions.port, "sandbox-0": server.port}
+        yield running
+
+
+@pytest.fixture
+def kubeconfig(kube: FakeKube, tmp_path: Path) -> str:
+    """A kubeconfig without a token, as with client certificates."""
+    return kube.kubeconfig(tmp_path)
+
+
+@pytest.fixture
+def client(kubeconfig: str) -> Iterator[cloister.Client]:
+    """A client that reaches everything directly, as inside the cluster."""
+    with cloister.Client(kubeconfig=kubeconfig, direct=True) as made:
+        yield made
+
+
+@pytest.fixture
+def outside(kubeconfig: str) -> Iterator[cloister.Client]:
+    """A client that forwards ports, as outside the cluster."""
+    with cloister.Client(kubeconfig=kubeconfig) as made:
+        yield made

@@ -365,6 +365,22 @@ def test_files_that_are_too_large_together_are_refused() -> None:
     assert code == 0, said
 
 
+def test_the_largest_environment_is_accepted() -> None:
+    """All the bounds at once stay below what the API server lets rules cost."""
+    path = "/workspace/" + "a" * 498
+    largest = environment(
+        "a" * 40,
+        files=[
+            {"path": f"{path}{index:03}", "content": "x" * 12_000, "readOnly": False}
+            for index in range(64)
+        ],
+        env=[{"name": f"{'A' * 125}{index:03}", "value": "x" * 2_000} for index in range(100)],
+        setup="x" * 65_536,
+    )
+    code, said = dry_run(largest, "--server-side")
+    assert code == 0, said
+
+
 @pytest.fixture(scope="module")
 def waiting() -> Iterator[dict[str, Any]]:
     """A Session of an Environment that does not exist, so that it waits."""

@@ -73,7 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
             images.with_engine(arguments.engine, full=arguments.full)
         case "images":
             debian.ensure()
-            config = lifecycle.config_of(places) if lifecycle.is_ready(places) else None
+            config = lifecycle.running(places) if lifecycle.is_there(places) else None
             images.bundled(config, full=arguments.full)
         case "load":
             config = lifecycle.running(places)

@@ -66,12 +66,14 @@ def find(name: str) -> Component:
 
 
 def ensure(names: Sequence[str] = (), extra: Sequence[str] = ()) -> None:
-    """Build what is missing: the named components, or all that are not optional and `extra`."""
-    chosen = [
-        each
-        for each in load()
-        if (each.name in names if names else (not each.optional or each.name in extra))
-    ]
+    """Build what is missing: the named components, or all that are not optional and `extra`.
+
+    Raises ClusterError for a name that is not in the lock, and when a build fails.
+    """
+    if names:
+        chosen = [find(name) for name in names]
+    else:
+        chosen = [each for each in load() if not each.optional] + [find(name) for name in extra]
     missing = [each for each in chosen if not each.path.exists()]
     if not missing:
         return

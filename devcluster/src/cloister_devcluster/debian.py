@@ -26,7 +26,10 @@ PROGRAMS: Mapping[str, str] = {
     "rg": "ripgrep",
 }
 """Program -> Debian package."""
-HEADERS: Mapping[str, str] = {"/usr/include/seccomp.h": "libseccomp-dev"}
+HEADERS: Mapping[str, str] = {
+    "/usr/include/seccomp.h": "libseccomp-dev",
+    "/usr/share/keyrings/debian-archive-keyring.gpg": "debian-archive-keyring",
+}
 """File -> Debian package."""
 
 

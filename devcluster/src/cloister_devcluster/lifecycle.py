@@ -48,10 +48,16 @@ def config_of(places: Places) -> Config | None:
         return None
 
 
+def is_there(places: Places) -> bool:
+    """Whether the cluster was started wholly, even if it lacks a component now."""
+    # The kubeconfig is written last.
+    return node.holder(places) is not None and places.kubeconfig.exists()
+
+
 def running(places: Places) -> Config:
     """The running cluster's settings; raises ClusterError when it is down."""
     config = config_of(places)
-    if config is None or node.holder(places) is None:
+    if config is None or not is_there(places):
         raise ClusterError("the cluster is not running: `make cluster-up` starts it")
     return config
 
@@ -65,10 +71,24 @@ def up(places: Places) -> None:
         if is_ready(places):
             say(f"cluster {places.id} is already up: {places.kubeconfig}")
             return
-        if places.base.exists() or node.holder(places) is not None:
+        pid = node.holder(places)
+        if pid is not None and is_there(places):
+            _mend(running(places), pid)
+            return
+        if places.base.exists() or pid is not None:
             say("a start was interrupted, or the machine restarted: clearing up first")
             _clear(places)
         _start(places)
+
+
+def _mend(config: Config, pid: int) -> None:
+    """Start the components that do not run."""
+    for name, binary in PROGRAMS.items():
+        if node.daemon(pid, config.bin / binary) is None:
+            say(f"{name} does not run: starting it")
+            start_component(config, pid, name)
+    _wait(config, lambda: is_ready(config.places), "kubelet")
+    say(f"cluster {config.places.id} is up: {config.places.kubeconfig}")
 
 
 def _start(places: Places) -> None:

@@ -30,6 +30,8 @@ SYSCTLS = (
     "vm/panic_on_oom",
 )
 """Settings of the whole machine that the kubelet, or `raise_limits`, changes."""
+CONTROLLERS = {"cpu", "cpuset", "hugetlb", "io", "memory", "pids"}
+"""What the kubelet wants of cgroup v2."""
 INOTIFY_INSTANCES = 8192
 
 
@@ -209,7 +211,8 @@ def make_cgroups(name: str) -> None:
     for root in legacy or unified:
         control = root / "cgroup.subtree_control"
         if control.exists():
-            for each in (root / "cgroup.controllers").read_text().split():
+            available = set((root / "cgroup.controllers").read_text().split())
+            for each in sorted(CONTROLLERS & available):
                 control.write_text(f"+{each}")
         group = root / name.lstrip("/")
         group.mkdir(exist_ok=True)

@@ -33,6 +33,16 @@ def test_an_unknown_component_lists_the_known_ones() -> None:
         build.find("nothing")
 
 
+@pytest.mark.parametrize("names", [{"names": ["nothing"]}, {"extra": ["nothing"]}])
+def test_an_unknown_name_is_refused_before_anything_is_built(
+    names: dict[str, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CLOISTER_CACHE", str(tmp_path))
+    with pytest.raises(ClusterError, match="no component nothing"):
+        build.ensure(**names)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_binaries_are_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CLOISTER_CACHE", str(tmp_path))
     assert build.find("etcd").path.is_relative_to(tmp_path)

@@ -67,7 +67,8 @@ def plan_pool(
         # What has got least far goes first.
         least = sorted(population, key=lambda pod: (pod.state == names.STATE_WARM, pod.created))
         delete += least[:surplus]
-    warm = sum(1 for pod in current if pod.state == names.STATE_WARM)
+    # A warm pod that broke since, by its network for one, takes nobody's place.
+    warm = sum(1 for pod in population if _is_warm(pod, failures))
     old = [pod for pod in free if pod.recipe != wanted.recipe and pod.uid not in gone]
     if warm >= wanted.size:
         delete += old
@@ -114,15 +115,19 @@ def findings(
     pool = _pool(pods, failures, wanted)
     if network.status == "False":
         ready = Finding(conditions.READY, "False", network.reason, network.message)
-    elif pool.status == "True" or _has_warm(pods):
+    elif pool.status == "True" or _has_warm(pods, failures):
         ready = Finding(conditions.READY, "True", conditions.AVAILABLE, "sessions can be claimed")
     else:
         ready = Finding(conditions.READY, "False", pool.reason, pool.message)
     return [ready, pool, network]
 
 
-def _has_warm(pods: Sequence[PodView]) -> bool:
-    return any(pod.state == names.STATE_WARM and pod.alive for pod in pods)
+def _is_warm(pod: PodView, failures: Mapping[str, Failure]) -> bool:
+    return pod.state == names.STATE_WARM and pod.alive and pod.uid not in failures
+
+
+def _has_warm(pods: Sequence[PodView], failures: Mapping[str, Failure]) -> bool:
+    return any(_is_warm(pod, failures) for pod in pods)
 
 
 def _pool(pods: Sequence[PodView], failures: Mapping[str, Failure], wanted: Wanted) -> Finding:
@@ -131,7 +136,7 @@ def _pool(pods: Sequence[PodView], failures: Mapping[str, Failure], wanted: Want
         for pod in pods
         if pod.recipe == wanted.recipe and pod.state != names.STATE_CLAIMED and not pod.deleting
     ]
-    warm = sum(1 for pod in mine if pod.state == names.STATE_WARM and pod.alive)
+    warm = sum(1 for pod in mine if _is_warm(pod, failures))
     if warm >= wanted.size:
         message = f"{warm} of {wanted.size} pods are warm"
         return Finding(conditions.POOL_READY, "True", conditions.POOL_FILLED, message)

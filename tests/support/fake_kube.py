@@ -31,6 +31,8 @@ class FakeKube:
     """Sent on the error channel of the next forwarded connection."""
     forwarded: list[str] = field(default_factory=list)
     """Pod and port of every forwarded connection."""
+    open_forwards: int = 0
+    operator_ready: bool = True
     callers: list[str | None] = field(default_factory=list)
     """The authorization header of every request."""
     port: int = 0
@@ -66,7 +68,7 @@ class FakeKube:
 
     async def list_pods(self, request: web.Request) -> web.Response:
         assert "component=operator" in request.query["labelSelector"]
-        ready = {"type": "Ready", "status": "True"}
+        ready = {"type": "Ready", "status": str(self.operator_ready)}
         unready = {"type": "Ready", "status": "False"}
         items = [
             {"metadata": {"name": "starting"}, "status": {"conditions": [unready]}},
@@ -98,21 +100,29 @@ class FakeKube:
             await socket.send_bytes(b"\1" + self.forward_error.encode())
             self.forward_error = ""
             return socket
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.forwards[pod])
-
-        async def back() -> None:
-            while data := await reader.read(32_768):
-                await socket.send_bytes(b"\0" + data)
-            await socket.close()
-
-        task = asyncio.create_task(back())
-        async for message in socket:
-            if message.type is WSMsgType.BINARY and message.data[0] == 0:
-                writer.write(message.data[1:])
-                await writer.drain()
-        task.cancel()
-        writer.close()
+        self.open_forwards += 1
+        try:
+            await _relay(socket, self.forwards[pod])
+        finally:
+            self.open_forwards -= 1
         return socket
+
+
+async def _relay(socket: web.WebSocketResponse, port: int) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+
+    async def back() -> None:
+        while data := await reader.read(32_768):
+            await socket.send_bytes(b"\0" + data)
+        await socket.close()
+
+    task = asyncio.create_task(back())
+    async for message in socket:
+        if message.type is WSMsgType.BINARY and message.data[0] == 0:
+            writer.write(message.data[1:])
+            await writer.drain()
+    task.cancel()
+    writer.close()
 
 
 def _status(code: int, message: str) -> web.Response:

@@ -1,0 +1,161 @@
+"""The `cloister` command: what it prints, and its exit codes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import grpc
+import pytest
+
+from cloister.cli import main
+from support.fake_kube import FakeKube
+from support.fake_sessions import FakeSessions
+
+
+@pytest.fixture(autouse=True)
+def environment(kubeconfig: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Find the fake cluster, from outside of it."""
+    monkeypatch.setenv("KUBECONFIG", kubeconfig)
+
+
+Out = pytest.CaptureFixture[str]
+
+
+def test_environments(kube: FakeKube, capsys: Out) -> None:
+    kube.environments = [
+        {
+            "metadata": {"name": "b", "namespace": "cloister-sandboxes"},
+            "spec": {"pool": {"size": 3}},
+            "status": {
+                "pool": {"ready": 2},
+                "conditions": [{"type": "Ready", "status": "True"}],
+            },
+        },
+        {
+            "metadata": {"name": "a", "namespace": "cloister-sandboxes"},
+            "status": {
+                "conditions": [{"type": "Ready", "status": "False", "message": "no\x1b[2J image"}]
+            },
+        },
+    ]
+    assert main(["env", "list"]) == 0
+    header, first, second = capsys.readouterr().out.splitlines()
+    assert header.split() == ["NAME", "READY", "WARM", "MESSAGE"]
+    assert first.split() == ["a", "False", "0/1", "no?[2J", "image"]
+    assert second.split() == ["b", "True", "2/3", "-"]
+    assert main(["env", "list", "-o", "json"]) == 0
+    assert [each["poolReady"] for each in json.loads(capsys.readouterr().out)] == [0, 2]
+
+
+def test_sessions(sessions: FakeSessions, capsys: Out) -> None:
+    assert main(["session", "create", "env", "--name", "mine", "--env", "A=b=c"]) == 0
+    assert capsys.readouterr().out == "mine\n"
+    assert dict(sessions.created[0].env) == {"A": "b=c"}
+    assert main(["-o", "json", "session", "list"]) == 0
+    (listed,) = json.loads(capsys.readouterr().out)
+    assert (listed["name"], listed["podName"], listed["phase"]) == ("mine", "sandbox-0", "Running")
+    assert main(["session", "list", "other"]) == 0
+    assert capsys.readouterr().out.splitlines() == ["NAME   ENVIRONMENT   PHASE   POD   AGE"]
+    assert main(["session", "rm", "missing", "mine"]) == 1
+    assert capsys.readouterr().err == "cloister: session missing does not exist\n"
+    assert sessions.sessions == {}
+
+
+@pytest.mark.usefixtures("sessions")
+def test_exec(capsys: Out) -> None:
+    main(["session", "create", "env", "--name", "mine"])
+    capsys.readouterr()
+    cases = [
+        (["echo", "two  spaces", "$HOME"], 0, "two  spaces $HOME\n"),
+        (["echo one; echo two | tr t T"], 0, "one\nTwo\n"),
+        (["true"], 0, ""),
+        (["exit 7"], 7, ""),
+        (["echo partly; (exit 3)"], 3, "partly\n"),
+        (["kill -9 $$"], 137, ""),
+    ]
+    for command, code, out in cases:
+        assert main(["exec", "mine", "--", *command]) == code, command
+        assert capsys.readouterr().out == out, command
+    main(["exec", "mine", "--", "X=1"])
+    main(["exec", "mine", "--shell", "s", "--", "X=2"])
+    capsys.readouterr()
+    main(["exec", "mine", "--shell", "s", "--", "echo $X"])
+    main(["exec", "mine", "--", "echo ${X:-unset}"])
+    assert capsys.readouterr().out == "2\nunset\n"
+    assert main(["exec", "other", "--", "true"]) == 1
+    assert capsys.readouterr().err == "cloister: session other does not exist\n"
+
+
+def test_cp(sessions: FakeSessions, capsys: Out, tmp_path: Path) -> None:
+    main(["session", "create", "env", "--name", "mine"])
+    source = tmp_path / "tree"
+    (source / "sub").mkdir(parents=True)
+    (source / "sub" / "a.bin").write_bytes(bytes(range(256)))
+    (source / "out").symlink_to("/etc")
+    capsys.readouterr()
+    assert main(["cp", str(source), "mine:cp"]) == 0
+    assert "left out" in capsys.readouterr().err
+    assert main(["cp", "mine:cp", str(tmp_path / "back")]) == 0
+    assert (tmp_path / "back" / "sub" / "a.bin").read_bytes() == bytes(range(256))
+    assert main(["cp", "mine:cp", "mine:other"]) == 1
+    assert main(["cp", "a", "b"]) == 1
+    assert capsys.readouterr().err.count("exactly one of SRC and DST") == 2
+    assert main(["cp", "mine:missing", str(tmp_path)]) == 1
+    assert list(sessions.sessions) == ["mine"]
+
+
+@pytest.mark.usefixtures("sessions")
+def test_logs(kube: FakeKube, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    kube.log = b"exec server ready\n\xff\n"
+    main(["session", "create", "env", "--name", "mine"])
+    capfdbinary.readouterr()
+    assert main(["logs", "mine", "--tail", "2"]) == 0
+    assert capfdbinary.readouterr().out == b"exec server ready\n\xff\n"
+    del kube.forwards["sandbox-0"]
+    assert main(["logs", "mine"]) == 1
+    assert (
+        b"cannot read the log of pod cloister-sandboxes/sandbox-0" in capfdbinary.readouterr().err
+    )
+
+
+def test_failures_are_one_sentence(
+    kube: FakeKube, sessions: FakeSessions, capsys: Out, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["-n", "other", "env", "list"]) == 1
+    assert capsys.readouterr().err == (
+        "cloister: cannot list environments in other: environments.cloister.dev is forbidden\n"
+    )
+    sessions.failures = [(grpc.StatusCode.NOT_FOUND, "environment x does not exist", b"")]
+    assert main(["session", "create", "x"]) == 1
+    assert capsys.readouterr().err == "cloister: environment x does not exist\n"
+    kube.client_config = None
+    assert main(["session", "list"]) == 1
+    assert "not installed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["session"],
+        ["exec", "mine"],
+        ["session", "create", "env", "--env", "novalue"],
+        ["session", "create", "env", "--wait", "2h"],
+        ["session", "create", "env", "--idle-timeout", "0s"],
+        ["logs", "mine", "--tail", "-1"],
+        ["-o", "yaml", "env", "list"],
+    ],
+)
+def test_usage(arguments: list[str], capsys: Out) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith("usage: cloister")
+
+
+def test_as_a_module() -> None:
+    path = ":".join(each for each in sys.path if each)
+    command = [sys.executable, "-m", "cloister", "--help"]
+    done = subprocess.run(command, env={"PYTHONPATH": path}, capture_output=True, check=True)
+    assert b"Sandboxes for AI agents" in done.stdout

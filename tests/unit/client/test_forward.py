@@ -1,0 +1,68 @@
+"""Forwarded ports: bytes both ways, ends, and what goes wrong."""
+
+import pytest
+
+import cloister
+from cloister import _connection, _sessions_api
+from support.cluster import wait_for
+from support.fake_kube import FakeKube
+from support.fake_sessions import FakeSessions
+
+
+def test_everything_works_from_outside(
+    outside: cloister.Client, kube: FakeKube, sessions: FakeSessions
+) -> None:
+    sessions.endpoint = "192.0.2.1:7443"
+    with outside.create_session("env") as session:
+        assert session.bash("echo hello").text == "hello"
+        content = bytes(range(256)) * 60_000
+        session.write_bytes("big", content)
+        assert session.read_bytes("big") == content
+    assert kube.forwarded == ["cloister-operator-0:8443", "sandbox-0:7443"]
+
+
+def test_reach(outside: cloister.Client, client: cloister.Client, sessions: FakeSessions) -> None:
+    with outside.create_session("env") as session, outside.reach(session) as address:
+        assert address.startswith("127.0.0.1:")
+        assert address != sessions.endpoint
+    with client.create_session("env") as session, session.reach() as address:
+        assert address == sessions.endpoint
+
+
+def test_a_pod_that_is_gone_is_named(
+    outside: cloister.Client, kube: FakeKube, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_connection, "RETRY_SECONDS", 0.2)
+    del kube.forwards["sandbox-0"]
+    with (
+        outside.create_session("env") as session,
+        pytest.raises(cloister.UnavailableError, match=r"pod cloister-sandboxes/sandbox-0.*404"),
+    ):
+        session.bash("true")
+
+
+def test_what_the_error_channel_says_is_reported(
+    outside: cloister.Client, kube: FakeKube, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_sessions_api, "_RETRY_SECONDS", 0.0)
+    kube.forward_error = "connection refused inside the pod"
+    with pytest.raises(cloister.UnavailableError, match="refused inside the pod"):
+        outside.list_sessions()
+    assert outside.list_sessions() == []
+
+
+def test_no_operator_is_reported(
+    outside: cloister.Client, kube: FakeKube, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_sessions_api, "_RETRY_SECONDS", 0.0)
+    kube.operator_ready = False
+    with pytest.raises(cloister.UnavailableError, match="no pod of Cloister's operator is ready"):
+        outside.list_sessions()
+
+
+def test_closing_ends_open_connections(outside: cloister.Client, kube: FakeKube) -> None:
+    session = outside.create_session("env")
+    assert session.bash("true").exit_code == 0
+    assert kube.open_forwards == 2
+    outside.close()
+    wait_for("the end of both", lambda: True if kube.open_forwards == 0 else None, 10)

@@ -1,0 +1,242 @@
+"""What a recipe is made of, what changes its hash, and which field an error names."""
+
+import base64
+import json
+from typing import Any
+
+import pytest
+
+from cloister_operator import recipe as recipes
+from cloister_operator.errors import PermanentError
+from cloister_operator.recipe import Mount, Recipe, Reference, build, references, value_of
+from cloister_operator.settings import Settings
+from support.operator_objects import environment, settings
+
+FILE = {"path": "/workspace/a", "content": "one"}
+COPY = {"path": "/workspace/b", "content": "two", "readOnly": False}
+ALLOWED = {"labels": {"cloister.dev/allow-in-sandbox": "true"}}
+
+
+def made(
+    values: dict[str, bytes] | None = None, platform: Settings | None = None, **spec: Any
+) -> Recipe:
+    return build(environment(**spec), values or {}, platform or settings())
+
+
+def refusal(**spec: Any) -> PermanentError:
+    with pytest.raises(PermanentError) as caught:
+        made(**spec)
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        pytest.param({"pool": {"size": 7, "maxSessions": 9}}, id="pool"),
+        pytest.param({"lifecycle": {"idleTimeout": "1m", "maxLifetime": "2h"}}, id="lifecycle"),
+        pytest.param({"image": "registry.example/sandbox:1"}, id="the default image, named"),
+        pytest.param({"files": [], "env": []}, id="empty lists"),
+    ],
+)
+def test_the_hash_stays_when_a_pod_would_be_the_same(spec: dict[str, Any]) -> None:
+    assert made(**spec).hash == made().hash
+
+
+DIFFERENT: dict[str, dict[str, Any]] = {
+    "nothing": {},
+    "image": {"image": "registry.example/sandbox:2"},
+    "file": {"files": [FILE]},
+    "content": {"files": [FILE | {"content": "two"}]},
+    "path": {"files": [FILE | {"path": "/workspace/c"}]},
+    "mode": {"files": [FILE | {"mode": "0555"}]},
+    "copy": {"files": [FILE | {"readOnly": False}]},
+    "two files": {"files": [FILE, COPY]},
+    "two files turned round": {"files": [COPY, FILE]},
+    "variable": {"env": [{"name": "A", "value": "1"}]},
+    "value": {"env": [{"name": "A", "value": "2"}]},
+    "variable's name": {"env": [{"name": "B", "value": "1"}]},
+    "setup": {"setup": "true"},
+    "cpu": {"resources": {"cpu": "2"}},
+    "memory": {"resources": {"memory": "2Gi"}},
+    "disk": {"resources": {"disk": "3Gi"}},
+    "gpu": {"resources": {"extended": {"nvidia.com/gpu": 1}}},
+    "node": {"scheduling": {"nodeSelector": {"disk": "fast"}}},
+    "toleration": {"scheduling": {"tolerations": [{"operator": "Exists"}]}},
+    "priority": {"scheduling": {"priorityClassName": "low"}},
+    "pull secret": {"scheduling": {"imagePullSecrets": [{"name": "pull"}]}},
+    "workspace": {"workspace": {"size": "5Gi"}},
+    "network": {"networking": {"allowedHosts": ["pypi.org"]}},
+    "packages": {"packages": {"pip": ["numpy"]}},
+}
+
+
+def test_the_hash_differs_with_all_that_a_pod_is_made_of() -> None:
+    hashes = {name: made(**spec).hash for name, spec in DIFFERENT.items()}
+    assert len(set(hashes.values())) == len(hashes), hashes
+    assert all(len(each) == 10 and int(each, 16) >= 0 for each in hashes.values())
+
+
+def test_the_hash_is_the_same_in_every_process() -> None:
+    assert made(files=[FILE, COPY], env=[{"name": "A", "value": "1"}]).hash == "32ab960212"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"sandbox_image": "registry.example/sandbox:2"},
+        {"default_cpu": "2"},
+        {"default_memory": "2Gi"},
+        {"default_disk": "4Gi"},
+        {"sandbox_user_namespaces": False},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_the_hash_differs_with_the_platforms_defaults(change: dict[str, Any]) -> None:
+    assert made(platform=settings(**change)).hash != made().hash
+
+
+def test_a_secrets_new_value_changes_the_hash() -> None:
+    env = [{"name": "TOKEN", "secretKeyRef": {"name": "s", "key": "k"}}]
+    field = "spec.env[0].secretKeyRef"
+    assert made({field: b"one"}, env=env).hash != made({field: b"two"}, env=env).hash
+
+
+def test_what_the_exec_server_gets() -> None:
+    found = made(
+        {"spec.files[2].secretKeyRef": b"\x00secret"},
+        files=[FILE, COPY | {"mode": "0700"}, {"path": "/etc/x", "secretKeyRef": KEY}],
+        env=[{"name": "A", "value": "1"}, {"name": "EMPTY"}],
+        setup="make",
+    )
+    assert json.loads(found.payload["recipe.json"]) == {
+        "env": {"A": "1", "EMPTY": ""},
+        "setup": "make",
+        "setupTimeoutSeconds": 600,
+        "copies": [{"source": "f1", "path": "/workspace/b", "mode": 0o700}],
+    }
+    files = {key: value for key, value in found.payload.items() if key != "recipe.json"}
+    assert files == {"f0": b"one", "f1": b"two", "f2": b"\x00secret"}
+    assert found.mounts == (Mount("f0", "/workspace/a", 0o444), Mount("f2", "/etc/x", 0o444))
+    assert "secret" not in repr(found)
+
+
+KEY = {"name": "s", "key": "k"}
+
+
+def test_references_say_where_they_are_named() -> None:
+    spec = environment(
+        files=[FILE, {"path": "/a", "configMapKeyRef": KEY}, {"path": "/b", "secretKeyRef": KEY}],
+        env=[{"name": "A", "value": "1"}, {"name": "B", "secretKeyRef": KEY}],
+    ).spec
+    assert references(spec.files, spec.env) == [
+        Reference("ConfigMap", "s", "k", "spec.files[1].configMapKeyRef"),
+        Reference("Secret", "s", "k", "spec.files[2].secretKeyRef"),
+        Reference("Secret", "s", "k", "spec.env[1].secretKeyRef"),
+    ]
+
+
+def encoded(value: bytes) -> str:
+    return base64.b64encode(value).decode()
+
+
+@pytest.mark.parametrize(
+    ("kind", "found"),
+    [
+        ("Secret", {"metadata": ALLOWED, "data": {"k": encoded(b"v")}}),
+        ("ConfigMap", {"metadata": ALLOWED, "data": {"k": "v"}}),
+        ("ConfigMap", {"metadata": ALLOWED, "binaryData": {"k": encoded(b"v")}}),
+    ],
+)
+def test_values_of_references(kind: str, found: dict[str, Any]) -> None:
+    assert value_of(Reference(kind, "s", "k", "spec.x"), found) == b"v"
+
+
+@pytest.mark.parametrize(
+    ("found", "reason", "words"),
+    [
+        pytest.param(None, "ReferenceNotFound", "does not exist", id="no object"),
+        pytest.param({"metadata": ALLOWED}, "ReferenceNotFound", "no key k", id="no key"),
+        pytest.param(
+            {"metadata": {}, "data": {"k": "dg=="}}, "ReferenceRefused", "allow-in-sandbox", id="no"
+        ),
+        pytest.param(
+            {
+                "metadata": {"labels": {"cloister.dev/allow-in-sandbox": "yes"}},
+                "data": {"k": "dg=="},
+            },
+            "ReferenceRefused",
+            "allow-in-sandbox=true",
+            id="another value of the label",
+        ),
+    ],
+)
+def test_references_that_cannot_be_used(
+    found: dict[str, Any] | None, reason: str, words: str
+) -> None:
+    with pytest.raises(PermanentError) as caught:
+        value_of(Reference("Secret", "s", "k", "spec.env[3].secretKeyRef"), found)
+    assert (caught.value.reason, caught.value.field) == (reason, "spec.env[3].secretKeyRef")
+    assert words in caught.value.sentence
+    assert "Secret s" in caught.value.sentence
+
+
+def test_a_refused_reference_does_not_tell_whether_its_key_exists() -> None:
+    """Otherwise an Environment could ask which keys a Secret has."""
+    texts = set()
+    for data in ({"k": "dg=="}, {}):
+        with pytest.raises(PermanentError) as caught:
+            value_of(Reference("Secret", "s", "k", "spec.x"), {"metadata": {}, "data": data})
+        texts.add(str(caught.value))
+    assert len(texts) == 1
+
+
+def test_a_file_needs_a_source() -> None:
+    error = refusal(files=[FILE, {"path": "/workspace/x"}])
+    assert (error.reason, error.field) == ("InvalidSpec", "spec.files[1]")
+
+
+def test_a_variable_must_be_text() -> None:
+    error = refusal(
+        values={"spec.env[0].secretKeyRef": b"\xff"}, env=[{"name": "A", "secretKeyRef": KEY}]
+    )
+    assert (error.reason, error.field) == ("InvalidSpec", "spec.env[0].secretKeyRef")
+
+
+def test_files_must_fit_a_secret() -> None:
+    half = "x" * (recipes.MAX_PAYLOAD_BYTES // 2)
+    made(files=[FILE | {"content": half}, COPY | {"content": half}])
+    error = refusal(files=[FILE | {"content": half}, COPY | {"content": half + "x"}])
+    assert (error.reason, error.field) == ("InvalidSpec", "spec.files")
+
+
+@pytest.mark.parametrize(
+    ("allowed", "image", "fine"),
+    [
+        ((), "anything:1", True),
+        (("registry.example/*",), "registry.example/team/x:1", True),
+        (("registry.example/*",), "registry.example.evil/x:1", False),
+        (("registry.example/*",), "evil/registry.example/x:1", False),
+        (("a/*", "b:1"), "b:1", True),
+        (("a/*", "b:1"), "b:2", False),
+        (("A/*",), "a/x", False),
+    ],
+)
+def test_allowed_images(allowed: tuple[str, ...], image: str, fine: bool) -> None:
+    platform = settings(allowed_images=allowed)
+    if fine:
+        assert made(platform=platform, image=image).image == image
+        return
+    error = refusal(platform=platform, image=image)
+    assert (error.reason, error.field) == ("PolicyRefused", "spec.image")
+    assert allowed[0] in error.sentence
+
+
+def test_the_platforms_own_image_is_always_allowed() -> None:
+    assert made(platform=settings(allowed_images=("b:1",))).image == settings().sandbox_image
+
+
+def test_runtime_classes_are_refused_unless_allowed() -> None:
+    isolation = {"runtimeClassName": "gvisor"}
+    error = refusal(isolation=isolation)
+    assert (error.reason, error.field) == ("PolicyRefused", "spec.isolation.runtimeClassName")
+    made(platform=settings(allowed_runtime_classes=("gvisor",)), isolation=isolation)

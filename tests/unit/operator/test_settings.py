@@ -1,0 +1,56 @@
+"""Settings from environment variables."""
+
+from datetime import timedelta
+
+import pytest
+
+from cloister_operator.settings import SettingsError, load
+
+NEEDED = {
+    "CLOISTER_NAMESPACE": "cloister-system",
+    "CLOISTER_POD_IP": "10.0.0.9",
+    "CLOISTER_SANDBOX_IMAGE": "registry.example/sandbox:1",
+}
+
+
+def test_defaults_are_what_is_closed() -> None:
+    found = load(NEEDED)
+    assert found.sandbox_namespaces == ()
+    assert found.worker_namespaces == ()
+    assert found.allowed_runtime_classes == ()
+    assert found.sandbox_user_namespaces is True
+    assert found.ended_session_ttl == timedelta(hours=1)
+
+
+def test_lists_are_split_at_commas() -> None:
+    found = load(
+        NEEDED
+        | {"CLOISTER_SANDBOX_NAMESPACES": " a, b ,,c", "CLOISTER_ALLOWED_IMAGES": "x/*,y:1"}
+        | {"CLOISTER_COPIED_LABELS": "", "CLOISTER_SANDBOX_USER_NAMESPACES": "false"}
+    )
+    assert found.sandbox_namespaces == ("a", "b", "c")
+    assert found.allowed_images == ("x/*", "y:1")
+    assert found.copied_labels == ()
+    assert found.sandbox_user_namespaces is False
+
+
+def test_variables_that_are_no_settings_are_ignored() -> None:
+    assert load(NEEDED | {"CLOISTER_OTHER": "x", "NAMESPACE": "y"}) == load(NEEDED)
+
+
+@pytest.mark.parametrize("missing", sorted(NEEDED))
+def test_a_missing_variable_is_named(missing: str) -> None:
+    given = {key: value for key, value in NEEDED.items() if key != missing}
+    with pytest.raises(SettingsError, match=f"{missing}: Field required"):
+        load(given)
+
+
+def test_every_wrong_variable_is_named() -> None:
+    wrong = {
+        "CLOISTER_ENDED_SESSION_TTL_SECONDS": "-1",
+        "CLOISTER_SANDBOX_USER_NAMESPACES": "perhaps",
+    }
+    with pytest.raises(SettingsError) as caught:
+        load(NEEDED | wrong)
+    for each in wrong:
+        assert each in str(caught.value)

@@ -1,0 +1,186 @@
+"""What the operator creates, against golden files, and by the fields that Pod Security wants."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from cloister_operator import manifests
+from cloister_operator.api.environment import EnvironmentObject
+from cloister_operator.api.session import SessionObject
+from cloister_operator.manifests import SandboxPod
+from cloister_operator.recipe import build
+from cloister_operator.settings import Settings
+from support.operator_objects import settings
+
+JSON = dict[str, Any]
+GOLDEN = Path(__file__).parents[2] / "golden" / "operator"
+CASES = sorted(each.parent.name for each in GOLDEN.glob("*/environment.yaml"))
+
+
+class _Dumper(yaml.SafeDumper):
+    """YAML without anchors, which nobody reads."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def platform(case: str) -> Settings:
+    """The settings of a case: the full one uses what the platform may decide."""
+    if case != "everything":
+        return settings(copied_labels=("cost-centre",))
+    return settings(
+        copied_labels=("cost-centre",),
+        allowed_runtime_classes=("gvisor",),
+        worker_namespaces=("workers", "more-workers"),
+        sandbox_user_namespaces=False,
+        sandbox_image_pull_policy="Always",
+    )
+
+
+def render(case: str) -> list[JSON]:
+    """All that is made for the Environment of a case, and for its Session if it has one."""
+    folder, given = GOLDEN / case, platform(case)
+    environment = EnvironmentObject.parse(
+        yaml.safe_load((folder / "environment.yaml").read_text("utf-8"))
+    )
+    recipe = build(environment, {}, given)
+    session = None
+    if (folder / "session.yaml").exists():
+        session = SessionObject.parse(yaml.safe_load((folder / "session.yaml").read_text("utf-8")))
+    pod = SandboxPod(f"{environment.metadata.name}-0-aaaa", environment, recipe, session)
+    namespace = environment.metadata.namespace
+    made = [
+        *manifests.network_policies(namespace, given),
+        manifests.recipe_secret(environment, recipe),
+        manifests.sandbox_pod(pod, given),
+        manifests.identity_secret(
+            namespace, pod.name, "uid-of-pod", environment.metadata.name, b"crt", b"key", b"ca"
+        ),
+    ]
+    if session:
+        made.append(manifests.credentials_secret(session, b"crt", b"key", b"ca"))
+    return made
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_golden(case: str, update_golden: bool) -> None:
+    path = GOLDEN / case / "expected.yaml"
+    made = yaml.dump_all(render(case), Dumper=_Dumper, sort_keys=False, width=100)
+    if update_golden:
+        path.write_text(made, "utf-8")
+    assert path.read_text("utf-8") == made
+
+
+def pods(case: str) -> list[JSON]:
+    return [each for each in render(case) if each["kind"] == "Pod"]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_pods_pass_pod_security_restricted(case: str) -> None:
+    """The fields of the Kubernetes Pod Security Standards, level restricted."""
+    (pod,) = pods(case)
+    spec = pod["spec"]
+    for field in ("hostNetwork", "hostPID", "hostIPC"):
+        assert not spec.get(field)
+    assert not spec.get("initContainers")
+    assert not spec.get("ephemeralContainers")
+    assert spec["securityContext"]["runAsNonRoot"] is True
+    assert spec["securityContext"]["runAsUser"] > 0
+    assert spec["securityContext"]["seccompProfile"]["type"] == "RuntimeDefault"
+    assert not spec["securityContext"].get("sysctls")
+    for container in spec["containers"]:
+        context = container["securityContext"]
+        assert context["allowPrivilegeEscalation"] is False
+        assert context["capabilities"] == {"drop": ["ALL"]}
+        assert not context.get("privileged")
+        assert "procMount" not in context
+        assert context.get("runAsNonRoot", True) is True
+        assert "seccompProfile" not in context
+        assert all("hostPort" not in port for port in container["ports"])
+    assert {kind for each in spec["volumes"] for kind in each if kind != "name"} <= {
+        "emptyDir",
+        "secret",
+    }
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_pods_get_nothing_of_the_cluster(case: str) -> None:
+    (pod,) = pods(case)
+    spec = pod["spec"]
+    assert spec["automountServiceAccountToken"] is False
+    assert spec["enableServiceLinks"] is False
+    assert (spec["dnsPolicy"], spec["dnsConfig"]) == ("None", {"nameservers": ["127.0.0.1"]})
+    assert [each["name"] for each in spec["containers"][0]["env"]] == ["CLOISTER_POD_UID"]
+    assert spec["containers"][0]["securityContext"]["readOnlyRootFilesystem"] is True
+    writable = [m for m in spec["containers"][0]["volumeMounts"] if not m.get("readOnly")]
+    volumes = {each["name"]: each for each in spec["volumes"]}
+    for mount in writable:
+        assert volumes[mount["name"]]["emptyDir"]["sizeLimit"], "no bound on what it may write"
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_everything_is_labelled_and_goes_with_its_owner(case: str) -> None:
+    for each in render(case):
+        assert each["metadata"]["labels"]["app.kubernetes.io/managed-by"] == "cloister"
+        if each["kind"] != "NetworkPolicy":
+            (owner,) = each["metadata"]["ownerReferences"]
+            assert owner["controller"] is True
+            assert owner["uid"]
+
+
+def test_a_pools_pod_belongs_to_its_environment_and_a_cold_one_to_its_session() -> None:
+    (warm,), (cold,) = pods("minimal"), pods("cold_session")
+    assert warm["metadata"]["ownerReferences"][0]["kind"] == "Environment"
+    assert warm["metadata"]["labels"]["cloister.dev/state"] == "starting"
+    assert "cloister.dev/session" not in warm["metadata"]["labels"]
+    assert cold["metadata"]["ownerReferences"][0]["kind"] == "Session"
+    assert cold["metadata"]["labels"]["cloister.dev/state"] == "claimed"
+    assert cold["metadata"]["labels"]["cloister.dev/session"] == cold["metadata"][
+        "ownerReferences"
+    ][0]["uid"]  # fmt: skip
+
+
+def test_labels_of_people_never_replace_the_operators() -> None:
+    folder = GOLDEN / "minimal"
+    raw = yaml.safe_load((folder / "environment.yaml").read_text("utf-8"))
+    raw["metadata"]["labels"] = {"cloister.dev/state": "warm", "cloister.dev/recipe": "x", "a": "b"}
+    environment = EnvironmentObject.parse(raw)
+    given = settings(copied_labels=("cloister.dev/state", "cloister.dev/recipe", "a"))
+    recipe = build(environment, {}, given)
+    labels = manifests.sandbox_pod(SandboxPod("p", environment, recipe), given)["metadata"][
+        "labels"
+    ]
+    assert labels["cloister.dev/state"] == "starting"
+    assert labels["cloister.dev/recipe"] == recipe.hash
+    assert labels["a"] == "b"
+
+
+def test_every_mount_has_its_volume_and_every_file_its_key() -> None:
+    made = render("everything")
+    (pod,) = (each for each in made if each["kind"] == "Pod")
+    volumes = {each["name"]: each for each in pod["spec"]["volumes"]}
+    mounts = pod["spec"]["containers"][0]["volumeMounts"]
+    assert {each["name"] for each in mounts} == set(volumes)
+    assert len({each["mountPath"] for each in mounts}) == len(mounts)
+    secret = next(each for each in made if each["metadata"]["name"].startswith("everything-"))
+    items = {each["path"]: each["key"] for each in volumes["files"]["secret"]["items"]}
+    assert set(items.values()) <= set(secret["data"])
+    for mount in mounts:
+        if mount["name"] == "files":
+            assert mount["subPath"] in items
+
+
+def test_the_network_is_closed_both_ways_and_opened_for_one_port() -> None:
+    deny, ingress = (each["spec"] for each in manifests.network_policies("ns", settings()))
+    assert deny == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+    assert ingress["policyTypes"] == ["Ingress"]
+    (rule,) = ingress["ingress"]
+    assert rule["ports"] == [{"protocol": "TCP", "port": 7443}]
+    # An empty list of callers would mean everybody; one entry is the operator.
+    (caller,) = rule["from"]
+    assert caller["namespaceSelector"]["matchLabels"] == {
+        "kubernetes.io/metadata.name": "cloister-system"
+    }
+    assert caller["podSelector"]["matchLabels"] == {"app.kubernetes.io/component": "operator"}

@@ -222,7 +222,16 @@ def _buildah(*arguments: str) -> Sequence[str]:
 
 
 def _run(*arguments: str) -> str:
-    done = subprocess.run(_buildah(*arguments), capture_output=True, text=True, check=False)
+    # buildah keeps a lock beside its networks; by default that is in /etc.
+    settings = _folder() / "containers.conf"
+    settings.write_text(f'[network]\nnetwork_config_dir = "{_folder()}/networks"\n')
+    done = subprocess.run(
+        _buildah(*arguments),
+        env={**os.environ, "CONTAINERS_CONF": str(settings)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if done.returncode:
         said = (done.stdout + done.stderr).strip()[-3000:]
         raise ClusterError(f"`buildah {arguments[0]}` failed:\n{said}")

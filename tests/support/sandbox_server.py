@@ -58,10 +58,12 @@ class Sandbox:
         """The session's own worker."""
         return self.channel(self.authority.issue(uri=f"session:{SESSION_UID}"), SESSION_NAME)
 
-    def wait_for(self, state: "exec_pb2.RuntimeInfo.State.ValueType") -> exec_pb2.RuntimeInfo:
-        """Wait until the server reports a state."""
+    def wait_for(
+        self, state: "exec_pb2.RuntimeInfo.State.ValueType", name: str = POD_NAME
+    ) -> exec_pb2.RuntimeInfo:
+        """Wait until the server, known by this name, reports a state."""
         end = time.monotonic() + 10
-        with self.operator() as channel:
+        with self.operator(name) as channel:
             stub = exec_pb2_grpc.RuntimeStub(channel)
             while True:
                 with contextlib.suppress(grpc.RpcError):
@@ -96,7 +98,7 @@ class Tools:
     """Calls tools over a channel as a worker does."""
 
     def __init__(self, channel: grpc.Channel) -> None:
-        self._stub = exec_pb2_grpc.ToolsStub(channel)
+        self.stub = exec_pb2_grpc.ToolsStub(channel)
 
     def call(
         self,
@@ -114,7 +116,7 @@ class Tools:
         request.budget.FromMicroseconds(int(budget * 1e6))
         request.input.update(given)
         last = None
-        for event in self._stub.Call(request, timeout=60):
+        for event in self.stub.Call(request, timeout=60):
             last = event
         assert last is not None
         assert last.HasField("result")

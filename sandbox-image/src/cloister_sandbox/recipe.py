@@ -40,17 +40,21 @@ class Recipe:
     def load(cls, directory: Path) -> "Recipe":
         """Read recipe.json from the directory; without one there is nothing to do."""
         try:
-            raw: dict[str, Any] = json.loads((directory / "recipe.json").read_text())
+            text = (directory / "recipe.json").read_text()
         except FileNotFoundError:
             return cls({}, "", 0.0, ())
         except (OSError, ValueError) as error:
             raise RecipeError(f"recipe.json cannot be read: {error}") from None
-        return cls(
-            env=raw.get("env", {}),
-            setup=raw.get("setup") or "",
-            setup_timeout=float(raw.get("setupTimeoutSeconds", 600)),
-            copies=tuple(Copy(**each) for each in raw.get("copies", [])),
-        )
+        try:
+            raw: Mapping[str, Any] = json.loads(text)
+            return cls(
+                env=dict(raw.get("env", {})),
+                setup=raw.get("setup") or "",
+                setup_timeout=float(raw.get("setupTimeoutSeconds", 600)),
+                copies=tuple(Copy(**each) for each in raw.get("copies", [])),
+            )
+        except (ValueError, TypeError, AttributeError) as error:
+            raise RecipeError(f"recipe.json cannot be read: {error}") from None
 
 
 def place(path: str, mode: int, content: bytes) -> None:
@@ -92,7 +96,7 @@ async def carry_out(
     finally:
         await shell.retire()
     if finished.timed_out:
-        raise RecipeError(f"the setup script took longer than {recipe.setup_timeout:.0f} s")
+        raise RecipeError(f"the setup script took longer than {recipe.setup_timeout:g} s")
     if finished.code:
         tail = finished.output.strip()[-_TAIL:]
         raise RecipeError(f"the setup script ended with exit code {finished.code}: {tail}")

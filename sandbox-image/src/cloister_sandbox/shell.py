@@ -24,6 +24,9 @@ from .processes import MARK, Reaper, kill_tree
 KEEP_BYTES = 102_400
 """Of a command's output, the last so many bytes are kept (agent_toolset_20260401)."""
 _CHUNK = 65_536
+_STATUS = 50
+"""Descriptor of the status pipe in the shell: between those that bash takes for itself from 10 up
+and from 63 down, and below the smallest limits that `ulimit -n` is set to."""
 _INLINE = 65_536
 _QUICK = 0.002
 """Seconds after which a command's output is read while it runs; most commands ended before."""
@@ -155,6 +158,8 @@ class Shell:
         self._dir = state_dir / self._mark
         self._command = str(self._dir / "command")
         self._out = str(self._dir / "out")
+        self._run = str(self._dir / "run")
+        self._line = f"builtin source {shlex.quote(self._run)}\n"
         self._reaper = reaper
         self._exit: asyncio.Future[int] | None = None
         self._pid = 0
@@ -201,25 +206,21 @@ class Shell:
         self._received.clear()
         asyncio.get_running_loop().add_reader(status_read, self._read_status)
         self.cwd = cwd
-        self._send(f"exec 200>&{status_write} {status_write}>&-\n")
+        if status_write != _STATUS:
+            self._send(f"exec {_STATUS}>&{status_write} {status_write}>&-\n")
 
     def _prepare(self) -> None:
         """Write what every command of this shell goes through.
 
-        bash reads its standard input byte by byte, a system call each, so the two lines that it
-        gets per command only name these files. Two, because some errors make bash drop whatever
-        the line it is at began: the second line still reports the status.
+        bash reads its standard input byte by byte, a system call each, so the line that runs a
+        command only names this file. A second line reports the status: some errors make bash drop
+        everything that began on the line it is at.
         """
         self._dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         Path(self._out).unlink(missing_ok=True)
         command, into = shlex.quote(self._command), shlex.quote(self._out)
-        (self._dir / "run").write_text(f"builtin source {command} </dev/null >{into} 2>&1 200>&-\n")
-        (self._dir / "end").write_text(
-            """{ builtin printf '%s %d %s\\0' "$1" "$?" "$PWD" >&200; } 2>/dev/null\n"""
-        )
-        self._lines = "".join(
-            f"builtin source {shlex.quote(str(self._dir / name))}{suffix}\n"
-            for name, suffix in (("run", ""), ("end", " %s"))
+        _replace(
+            self._run, f"builtin source {command} </dev/null >{into} 2>&1 {_STATUS}>&-\n".encode()
         )
 
     async def run(self, command: str, timeout: float, cancel: Cancel) -> Finished:
@@ -232,6 +233,7 @@ class Shell:
         began = time.monotonic()
         nonce = secrets.token_hex(4)
         try:
+            os.stat(self._run)  # noqa: PTH116 - a Path costs more than the call
             await self._write(command)
             output = self.output = Output(self._out)
         except OSError as error:
@@ -241,7 +243,10 @@ class Shell:
         loop = asyncio.get_running_loop()
         self._waiter = loop.create_future()
         watching = loop.call_later(_QUICK, output.watch)
-        self._send(self._lines % nonce)
+        self._send(
+            f"{self._line}"
+            f"""{{ builtin printf '%s %d %s\\0' {nonce} "$?" "$PWD" >&{_STATUS}; }} 2>/dev/null\n"""
+        )
         try:
             status, reason = await self._await_status(self._waiter, timeout, cancel)
             code = 0

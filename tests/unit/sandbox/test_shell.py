@@ -23,6 +23,7 @@ def test_state_persists_between_commands(tools: Tools) -> None:
         ("readonly r=1; r=2", 1),
         ("exec >/dev/null", 0),
         ("printf() { return 9; }", 0),
+        ("ulimit -S -n 64", 0),
         ("set -x; true; set +x", 0),
         ("return 3", 3),
         ("false", 1),

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import os
 import secrets
 import stat
@@ -195,4 +196,4 @@ def _walk(root: str, depth: int) -> Iterator[exec_pb2.Entry]:
 
 
 def _take(walk: Iterator[exec_pb2.Entry], count: int) -> list[exec_pb2.Entry]:
-    return [entry for entry, _ in zip(walk, range(count), strict=False)]
+    return list(itertools.islice(walk, count))

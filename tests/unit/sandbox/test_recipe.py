@@ -1,0 +1,108 @@
+"""What the Environment asks for is done before the pod is warm, or the pod says why not."""
+
+import stat
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from cloister_api.exec.v1 import exec_pb2
+from support.sandbox_server import Sandbox, Tools, processes_with, refused, sandbox
+
+WARM, FAILED = exec_pb2.RuntimeInfo.STATE_WARM, exec_pb2.RuntimeInfo.STATE_FAILED
+
+
+def claimed_tools(server: Sandbox, **fields: Any) -> Tools:
+    server.wait_for(WARM)
+    server.claim(**fields)
+    return Tools(server.worker())
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o600, 0o755, 0o444, 0o000])
+def test_files_are_placed_with_their_exact_modes(tmp_path: Path, mode: int) -> None:
+    path = tmp_path / "s" / "workspace" / "deep" / "f.bin"
+    recipe = {"copies": [{"source": "f0", "path": str(path), "mode": mode}]}
+    with sandbox(tmp_path / "s", recipe, f0=b"\x00\xff") as server:
+        server.wait_for(WARM)
+    assert stat.S_IMODE(path.stat().st_mode) == mode
+    path.chmod(0o600)
+    assert path.read_bytes() == b"\x00\xff"
+    assert [each.name for each in path.parent.iterdir()] == ["f.bin"]
+
+
+def test_the_setup_script_runs_once_with_files_and_variables(tmp_path: Path) -> None:
+    path = tmp_path / "s" / "workspace" / "in.txt"
+    recipe = {
+        "env": {"GREETING": "good morning", "HOME": str(tmp_path)},
+        "copies": [{"source": "f0", "path": str(path), "mode": 0o644}],
+        "setup": 'echo "$GREETING $(cat in.txt) $PWD $HOME" >> setup.txt',
+    }
+    with sandbox(tmp_path / "s", recipe, f0=b"file") as server:
+        tools = claimed_tools(server, env={"GREETING": "evening", "MORE": "1"})
+        workspace = str(server.workspace)
+        expected = f"good morning file {workspace} {tmp_path}\n"
+        assert tools.text("read", file_path="setup.txt") == expected
+        assert tools.bash("echo $GREETING $MORE $PWD") == f"evening 1 {workspace}"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "problem"),
+    [
+        (
+            {"setup": "echo what went wrong >&2; exit 3"},
+            "the setup script ended with exit code 3: what went wrong",
+        ),
+        (
+            {"setup": "sleep 4718 & setsid sleep 4718 & wait", "setupTimeoutSeconds": 0.3},
+            "the setup script took longer than 0.3 s",
+        ),
+        ({"setup": "echo )"}, "the setup script ended with exit code 2: "),
+        (
+            {"copies": [{"source": "f0", "path": "/proc/nowhere/f", "mode": 420}]},
+            "file /proc/nowhere/f cannot be placed: ",
+        ),
+        (
+            {"copies": [{"source": "gone", "path": "/tmp/never-placed", "mode": 420}]},
+            "file /tmp/never-placed cannot be placed: No such file or directory",
+        ),
+        ({"copies": [{"path": "/tmp/x"}]}, "recipe.json cannot be read: "),
+        ([], "recipe.json cannot be read: "),
+    ],
+    ids=["exit", "timeout", "syntax", "place", "payload", "copy", "shape"],
+)
+def test_a_recipe_that_fails_says_why_and_is_never_warm(
+    tmp_path: Path, recipe: Any, problem: str
+) -> None:
+    with sandbox(tmp_path, recipe, f0=b"") as server:
+        info = server.wait_for(FAILED)
+        assert info.problem.startswith(problem)
+        assert processes_with(f"HOME={tmp_path / 'home'}") == []
+        with refused(grpc.StatusCode.UNAVAILABLE, reason="NOT_WARM"):
+            server.claim()
+
+
+def test_a_recipe_that_is_no_json_fails(tmp_path: Path) -> None:
+    broken: dict[str, Any] = {"recipe.json": b"{"}
+    with sandbox(tmp_path, {}, **broken) as server:
+        assert server.wait_for(FAILED).problem.startswith("recipe.json cannot be read: ")
+
+
+def test_only_the_operator_is_answered_while_the_setup_runs(tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    recipe = {"setup": f"until test -e {gate}; do sleep 0.01; done"}
+    with sandbox(tmp_path / "s", recipe) as server:
+        server.wait_for(exec_pb2.RuntimeInfo.STATE_PREPARING)
+        with refused(grpc.StatusCode.UNAVAILABLE, reason="NOT_WARM"):
+            server.claim()
+        with server.operator() as channel:
+            health: Any = channel.unary_unary("/grpc.health.v1.Health/Check")
+            assert health(b"", timeout=5) == b"\x08\x02"
+        gate.touch()
+        server.wait_for(WARM)
+
+
+def test_background_processes_of_the_setup_do_not_outlive_it(tmp_path: Path) -> None:
+    with sandbox(tmp_path / "s", {"setup": "sleep 4719 & setsid sleep 4719 &"}) as server:
+        server.wait_for(WARM)
+        assert processes_with(f"HOME={tmp_path / 's' / 'home'}") == []

@@ -5,12 +5,15 @@ than what this process did. A resourceVersion tells which of two states is newer
 object's UID is remembered, so that a late event does not bring it back.
 """
 
+import logging
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from .api.common import JSON
+
+log = logging.getLogger(__name__)
 
 V = TypeVar("V")
 Key = tuple[str, str]
@@ -67,9 +70,11 @@ class Store(Generic[V]):
         key = (metadata.get("namespace", ""), metadata["name"])
         version, uid = int(metadata["resourceVersion"]), metadata["uid"]
         old = self._entries.get(key)
-        if uid in self._gone or (old and old.uid == uid and old.version >= version):
+        if uid in self._gone or (old and old.version >= version):
             return
         entry = _Entry(version, uid, self._parse(obj))
+        if old and old.uid != uid:
+            self._bury(old.uid)
         self._entries[key] = entry
         self._regroup(key, old.value if old else None, entry.value)
         self._tell(old.value if old else None, entry.value)
@@ -86,17 +91,24 @@ class Store(Generic[V]):
         """
         listed = set()
         for obj in objects:
-            self.put(obj)
             listed.add(obj["metadata"]["uid"])
+            try:
+                self.put(obj)
+            except ValueError as error:
+                # One object that cannot be read must not hide all the others.
+                log.error("%s cannot be read: %s", obj["metadata"]["name"], error)  # noqa: TRY400
         for key, entry in list(self._entries.items()):
             mine = not namespace or key[0] == namespace
             if mine and entry.uid not in listed and entry.version <= version:
                 self._drop(key, entry.uid)
 
-    def _drop(self, key: Key, uid: str) -> None:
+    def _bury(self, uid: str) -> None:
         self._gone[uid] = None
         if len(self._gone) > _TOMBSTONES:
             self._gone.popitem(last=False)
+
+    def _drop(self, key: Key, uid: str) -> None:
+        self._bury(uid)
         entry = self._entries.get(key)
         if entry is None or entry.uid != uid:
             return

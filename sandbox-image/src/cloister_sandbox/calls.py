@@ -93,16 +93,16 @@ class Calls:
         call.stop()
 
     async def settle(self, grace: float) -> None:
-        """Wait for running calls, at most `grace` seconds, then stop the rest."""
+        """Wait until no call is under way, at most `grace` seconds."""
         tasks = [call.task for call in self._calls.values() if not call.task.done()]
-        if not tasks:
-            return
-        _, late = await asyncio.wait(tasks, timeout=grace)
+        if tasks:
+            await asyncio.wait(tasks, timeout=grace)
+
+    def stop_all(self) -> None:
+        """Ask every call that is under way to end."""
         for call in self._calls.values():
-            if call.task in late:
+            if not call.task.done():
                 call.stop()
-        if late:
-            await asyncio.wait(late, timeout=2.0)
 
     def _finished(self, request_id: str, call: Call, task: asyncio.Task[ToolResult]) -> None:
         self._running -= 1

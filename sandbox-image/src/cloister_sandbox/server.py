@@ -27,6 +27,8 @@ MAX_MESSAGE = 32 * 1024 * 1024
 """Bytes; a PDF of the largest size that `read` returns fits."""
 DRAIN_SECONDS = 3.0
 """Below the pod's grace period, so that results still leave before the kubelet's SIGKILL."""
+_LAST_CALLS = 2.0
+"""Seconds for calls to deliver their results after they were ended."""
 _PR_SET_DUMPABLE = 4
 _PR_SET_CHILD_SUBREAPER = 36
 log = logging.getLogger(__name__)
@@ -113,7 +115,10 @@ class Server:
         """Refuse new calls, let running ones finish for `grace` seconds, end the rest."""
         self._state.phase = Phase.DRAINING
         await self._calls.settle(grace)
+        # Commands end with their shells, which no call opens again; then what is no command.
         await self._contexts.close_all()
+        self._calls.stop_all()
+        await self._calls.settle(_LAST_CALLS)
 
     async def run(self) -> None:
         """Serve until the pod is ended (see signals), then drain and stop."""

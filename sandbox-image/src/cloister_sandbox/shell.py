@@ -144,6 +144,8 @@ class Finished:
     timed_out: bool = False
     cancelled: bool = False
     shell_lost: bool = False
+    shell_closed: bool = False
+    """Its context was closed, or the server is going away."""
 
 
 class ShellError(Exception):
@@ -275,6 +277,7 @@ class Shell:
             timed_out=reason == "timeout",
             cancelled=reason == "cancel",
             shell_lost=status is None,
+            shell_closed=self.retired,
         )
 
     async def close(self) -> None:

@@ -154,6 +154,7 @@ def test_closing_a_context_ends_its_running_call(
     assert result.state_lost
     assert result.content[0].text.startswith("partial\n")
     assert "its context was closed" in result.content[0].text
+    assert result.exit.reason == exec_pb2.ExitInfo.REASON_SHUTDOWN
     assert tools.bash("pgrep -fx 'sleep 4715' | wc -l") == "0"
 
 
@@ -247,5 +248,6 @@ async def test_running_calls_are_bounded(monkeypatch: pytest.MonkeyPatch) -> Non
     assert registry.start("first", b"", until_cancelled) == (first, True)
     with pytest.raises(IdConflict):
         registry.start("first", b"other", until_cancelled)
-    await registry.settle(0.01)
+    registry.stop_all()
+    await registry.settle(10)
     assert first.task.result().text == "stopped"

@@ -90,6 +90,7 @@ def test_drain_ends_what_outlasts_its_grace(tmp_path: Path) -> None:
             runtime.Drain(exec_pb2.DrainRequest(), timeout=30)
         result = call.result()
         assert result.is_error
+        assert result.exit.reason == exec_pb2.ExitInfo.REASON_SHUTDOWN
         assert result.content[0].text.startswith("partial\n")
 
 

@@ -111,6 +111,8 @@ def _result(result: ToolResult, replayed: bool) -> exec_pb2.CallResult:
         info.reason = exec_pb2.ExitInfo.REASON_CANCELLED
     elif finished.timed_out:
         info.reason = exec_pb2.ExitInfo.REASON_TIMED_OUT
+    elif finished.shell_closed:
+        info.reason = exec_pb2.ExitInfo.REASON_SHUTDOWN
     elif finished.shell_lost:
         info.reason = exec_pb2.ExitInfo.REASON_SHELL_LOST
     else:

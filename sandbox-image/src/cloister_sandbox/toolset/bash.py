@@ -56,7 +56,7 @@ async def bash(
         notes.append(f"bash: bash command timed out after {timeout}s")
     elif finished.code:
         notes.append(f"[exit code {finished.code}]")
-    if finished.shell_lost and shell.retired:
+    if finished.shell_closed:
         notes.append("[the shell ended: its context was closed]")
     elif finished.shell_lost:
         where = await _reopen(shell, finished.cwd, cwd, env)

@@ -157,7 +157,12 @@ class Connection:
             address = await forward.start()
         own = self.credentials
         channel = open_channel(
-            address, self.info.server_name, own.ca_pem, own.certificate_pem, own.private_key_pem
+            address,
+            self.info.server_name,
+            own.ca_pem,
+            own.certificate_pem,
+            own.private_key_pem,
+            keepalive=True,
         )
         return _Link(channel, forward)
 

@@ -1,6 +1,7 @@
 """The `cloister` command: what it prints, and its exit codes."""
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,8 +10,10 @@ import grpc
 import pytest
 
 from cloister.cli import main
+from support.cluster import wait_for
 from support.fake_kube import FakeKube
 from support.fake_sessions import FakeSessions
+from support.sandbox_server import Sandbox
 
 
 @pytest.fixture(autouse=True)
@@ -159,3 +162,25 @@ def test_as_a_module() -> None:
     command = [sys.executable, "-m", "cloister", "--help"]
     done = subprocess.run(command, env={"PYTHONPATH": path}, capture_output=True, check=True)
     assert b"Sandboxes for AI agents" in done.stdout
+
+
+def test_an_interrupt_stops_the_command(
+    server: Sandbox, kubeconfig: str, sessions: FakeSessions
+) -> None:
+    main(["session", "create", "env", "--name", "mine"])
+    path = ":".join(each for each in sys.path if each)
+    pid_file = server.workspace / "interrupted"
+    line = f"sleep 600 & echo $! > {pid_file}; wait"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cloister", "exec", "mine", "--", line],
+        env={"PYTHONPATH": path, "KUBECONFIG": kubeconfig},
+    )
+
+    def written() -> str | None:
+        return (pid_file.read_text().strip() if pid_file.exists() else "") or None
+
+    pid = wait_for("the command runs", written, 20)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(20) == 130
+    wait_for("its end", lambda: None if Path(f"/proc/{pid}").exists() else True, 10)
+    assert list(sessions.sessions) == ["mine"]

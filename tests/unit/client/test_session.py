@@ -8,7 +8,7 @@ import grpc
 import pytest
 
 import cloister
-from cloister import _sync
+from cloister import _connection, _sync
 from cloister_api.sessions.v1 import sessions_pb2 as pb
 from support.cluster import wait_for
 from support.fake_kube import TOKEN, FakeKube
@@ -197,30 +197,29 @@ def test_keys_are_not_shown(client: cloister.Client) -> None:
         assert repr(session) == "<Session cloister-sandboxes/s1>"
 
 
-def test_the_server_must_prove_its_name(client: cloister.Client, sessions: FakeSessions) -> None:
-    with client.create_session("env", name="mine") as session:
-        assert session.bash("true").exit_code == 0
-    sessions.sessions["mine"] = pb.Session(
-        namespace="cloister-sandboxes",
-        name="mine",
-        uid="other",
-        phase=pb.Session.PHASE_FAILED,
-        reason="OOMKilled",
-        message="it used more than 1Gi of memory",
-        pod_name="sandbox-0",
-        endpoint=sessions.endpoint,
-        server_name="session-other.sandbox.cloister.dev",
-    )
+def test_a_server_without_the_sessions_name_gets_no_call(
+    client: cloister.Client, sessions: FakeSessions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_connection, "RETRY_SECONDS", 0.3)
+    client.create_session("env", name="mine").close(delete=False)
+    sessions.sessions["mine"].server_name = "session-other.sandbox.cloister.dev"
+    with client.get_session("mine") as session, pytest.raises(cloister.UnavailableError):
+        session.bash("true")
+
+
+def test_attaching_to_a_session_that_has_ended_says_why(
+    client: cloister.Client, sessions: FakeSessions
+) -> None:
+    client.create_session("env", name="mine")
+    found = sessions.sessions["mine"]
+    found.phase, found.reason = pb.Session.PHASE_FAILED, "OOMKilled"
+    found.message = "it used more than 1Gi of memory"
     with pytest.raises(cloister.SessionEndedError, match="more than 1Gi") as ended:
         client.get_session("mine")
     assert (ended.value.phase, ended.value.reason) == ("Failed", "OOMKilled")
-    # Another pod answers at this address: the name in its certificate gives it away.
-    sessions.sessions["mine"].phase = pb.Session.PHASE_RUNNING
-    session = client.get_session("mine")
-    sessions.sessions.clear()
-    with pytest.raises(cloister.NotFoundError):
-        session.bash("true")
-    session.close()
+    found.phase, found.pod_name = pb.Session.PHASE_PENDING, ""
+    with pytest.raises(cloister.UnavailableError, match="session mine is pending"):
+        client.get_session("mine")
 
 
 def test_blocking_calls_on_the_librarys_own_loop_are_refused(client: cloister.Client) -> None:

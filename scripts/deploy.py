@@ -2,15 +2,16 @@
 
 import argparse
 import sys
+from collections.abc import Mapping
 
 import target as targets
 from target import IMAGES, ROOT, SANDBOX_NAMESPACE, SYSTEM_NAMESPACE, Target, TargetError
 
 
-def deploy(target: Target) -> None:
+def deploy(target: Target, extra: Mapping[str, str] | None = None) -> None:
     """Install or upgrade the release and wait until the operator is ready.
 
-    Raises TargetError with helm's or kubectl's words.
+    `extra`: more of the chart's values. Raises TargetError with helm's or kubectl's words.
     """
     existed = "cloister" in target.helm("list", "-n", SYSTEM_NAMESPACE, "-q").split()
     operator, tag = targets.in_registry(IMAGES["operator"]).rsplit(":", 1)
@@ -23,6 +24,7 @@ def deploy(target: Target) -> None:
         "sandbox.image": targets.in_registry(IMAGES["sandbox"]),
         "sandboxNamespaces[0].name": SANDBOX_NAMESPACE,
         "sandboxNamespaces[0].create": "true",
+        **(extra or {}),
     }
     pairs = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
     chart = str(ROOT / "charts" / "cloister")

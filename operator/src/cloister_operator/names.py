@@ -29,8 +29,8 @@ ALLOW_LABEL: Final = f"{GROUP}/allow-in-sandbox"
 ISSUED_BY: Final = f"{GROUP}/issued-by"
 """Annotation of a Session made through the Sessions API: its caller got the credentials there."""
 ISSUED_BY_API: Final = "sessions-api"
-REQUEST_ID: Final = f"{GROUP}/request-id"
-"""Annotation with the request id that made a Session, so that a repeated call finds it."""
+REQUEST: Final = f"{GROUP}/request"
+"""Annotation with a digest of the call that made a Session: the same call again finds it."""
 
 EXEC_PORT: Final = 7443
 SESSIONS_PORT: Final = 8443

@@ -26,6 +26,8 @@ class NewSession:
     name: str
     """Empty: the backend chooses one."""
     request_id: str
+    caller: str = ""
+    """The username; a request id means nothing to another caller."""
     env: Mapping[str, str] = field(default_factory=dict)
     files: Sequence[NewFile] = ()
     idle_timeout: timedelta | None = None

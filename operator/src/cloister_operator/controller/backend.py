@@ -56,15 +56,18 @@ class Backend:
                 f"there is no Environment {new.environment} in namespace {new.namespace}",
                 "environment",
             )
-        name = new.name or _name(new)
+        fingerprint = _fingerprint(new)
+        name = new.name or f"{new.environment}-{fingerprint[:8]}"
         try:
-            made = await context.api.create(SESSIONS, new.namespace, _body(new, name))
+            body = _body(new, name, fingerprint)
+            made = await context.api.create(SESSIONS, new.namespace, body)
         except (ConflictError, LostError):
             made = await context.api.get(SESSIONS, new.namespace, name)
             annotations = made["metadata"].get("annotations") or {}
-            if annotations.get(names.REQUEST_ID) != new.request_id:
+            if annotations.get(names.REQUEST) != fingerprint:
+                field = "name" if new.name else "requestId"
                 raise PermanentError(
-                    "AlreadyExists", f"there is a session {name} already", "name"
+                    "AlreadyExists", f"another call made the session {name}", field
                 ) from None
         context.sessions.put(made)
         session = SessionObject.parse(made)
@@ -137,15 +140,28 @@ def _settled(session: SessionObject) -> bool:
     return status.reason in _HOPELESS
 
 
-def _name(new: NewSession) -> str:
-    """A name that the same request id makes again."""
-    if not new.request_id:
-        return f"{new.environment}-{secrets.token_hex(4)}"
-    digest = hashlib.sha256(f"{new.environment}\0{new.request_id}".encode()).hexdigest()
-    return f"{new.environment}-{digest[:8]}"
+def _fingerprint(new: NewSession) -> str:
+    """Tells a repetition of a call from another call; one without a request id is never repeated.
+
+    The caller is part of it, so that nobody gets at another's session by its request id.
+    """
+    digest = hashlib.sha256()
+    parts: list[bytes] = [
+        new.caller.encode(),
+        (new.request_id or secrets.token_hex(16)).encode(),
+        new.environment.encode(),
+        new.name.encode(),
+        repr(sorted(new.env.items())).encode(),
+        repr((new.idle_timeout, new.max_lifetime)).encode(),
+    ]
+    for file in new.files:
+        parts += [file.path.encode(), str(file.mode).encode(), file.content]
+    for part in parts:
+        digest.update(hashlib.sha256(part).digest())
+    return digest.hexdigest()
 
 
-def _body(new: NewSession, name: str) -> JSON:
+def _body(new: NewSession, name: str, fingerprint: str) -> JSON:
     lifecycle = {
         key: _seconds(value)
         for key, value in (("idleTimeout", new.idle_timeout), ("maxLifetime", new.max_lifetime))
@@ -166,7 +182,7 @@ def _body(new: NewSession, name: str) -> JSON:
             "namespace": new.namespace,
             "annotations": {
                 names.ISSUED_BY: names.ISSUED_BY_API,
-                names.REQUEST_ID: new.request_id,
+                names.REQUEST: fingerprint,
             },
         },
         "spec": spec,

@@ -14,6 +14,7 @@ from ..api.session import SessionObject
 from ..cluster.reflector import Reflector
 from ..cluster.resources import ENVIRONMENTS, PODS, SESSIONS
 from ..errors import OperatorError
+from ..metrics import RECONCILE_ERRORS, RECONCILE_SECONDS
 from ..workqueue import WorkQueue
 from .context import Context, WorkKey
 from .environments import EnvironmentReconciler
@@ -115,9 +116,12 @@ class Controller:
 
     async def _handle(self, key: WorkKey) -> float | None:
         kind, namespace, name = key
-        if kind == "environment":
-            return await self._environments.reconcile(namespace, name)
-        return await self._sessions.reconcile(namespace, name)
+        reconciler = self._environments if kind == "environment" else self._sessions
+        with (
+            RECONCILE_SECONDS.labels(kind).time(),
+            RECONCILE_ERRORS.labels(kind).count_exceptions(),
+        ):
+            return await reconciler.reconcile(namespace, name)
 
     def _environment_changed(
         self, before: EnvironmentObject | None, after: EnvironmentObject | None

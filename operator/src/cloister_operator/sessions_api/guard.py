@@ -15,7 +15,7 @@ from ..api.backend import Caller
 from ..metrics import SESSIONS_API_CALLS, SESSIONS_API_SECONDS
 from ..sandboxes import clean
 from . import translate
-from .auth import RIGHTS, Auth
+from .auth import CALLER, RIGHTS, Auth
 from .status import Busy, CallError, Forbidden, from_error
 
 SERVICE: Final = "/cloister.sessions.v1.Sessions/"
@@ -147,6 +147,7 @@ class Guard(grpc.aio.ServerInterceptor):
 
         async def admit() -> None:
             seen.caller = await self._auth.authenticate(metadata)
+            CALLER.set(seen.caller)
             translate.check_target(
                 request.namespace, name, name_required=method not in _NAME_OPTIONAL
             )

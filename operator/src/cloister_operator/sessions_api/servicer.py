@@ -12,6 +12,7 @@ from ..api.backend import SessionsBackend
 from ..api.session import Phase, SessionObject
 from ..identity import Authority
 from . import translate
+from .auth import CALLER
 from .status import (
     RETRY_SECONDS,
     Busy,
@@ -45,7 +46,8 @@ class SessionsServicer(sessions_pb2_grpc.SessionsServicer):
     async def Create(  # noqa: N802
         self, request: sessions_pb2.CreateSessionRequest, context: Any
     ) -> sessions_pb2.CreateSessionResponse:
-        new, wait = translate.new_session(request), translate.wait_of(request).total_seconds()
+        new = translate.new_session(request, CALLER.get().username)
+        wait = translate.wait_of(request).total_seconds()
         started = time.monotonic()
         remaining = context.time_remaining()
         if remaining is not None:

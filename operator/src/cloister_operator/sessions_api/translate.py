@@ -67,8 +67,8 @@ def check_environment_filter(environment: str) -> None:
         _refuse([*_named("environment", environment, MAX_ENVIRONMENT)])
 
 
-def new_session(request: sessions_pb2.CreateSessionRequest) -> NewSession:
-    """What is asked for; raises InvalidFields that names every field at fault."""
+def new_session(request: sessions_pb2.CreateSessionRequest, caller: str) -> NewSession:
+    """What is asked for, and by whom; raises InvalidFields that names every field at fault."""
     found = [
         *_named("environment", request.environment, MAX_ENVIRONMENT),
         *_request_id(request.request_id),
@@ -90,6 +90,7 @@ def new_session(request: sessions_pb2.CreateSessionRequest) -> NewSession:
         environment=request.environment,
         name=request.name,
         request_id=request.request_id,
+        caller=caller,
         env=dict(request.env),
         files=tuple(
             NewFile(path=each.path, mode=each.mode or 0o644, content=each.content)

@@ -1,0 +1,237 @@
+"""Claims on the bundled cluster, measured by a worker that is a pod in it.
+
+Warm: the call Sessions.Create, with a pool that is full before each. Cold: a pool of size 0, from
+the call until the first command has answered. Beside them, as the floor, what the API server takes
+for the writes that a claim cannot do without. Prints the figures and writes
+bench/results/claims.json.
+
+    python bench/bench_claims.py [WARM] [COLD]
+"""
+
+import json
+import re
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path += [str(ROOT), str(ROOT / "scripts")]
+
+from bench.results import percentile, save, table  # noqa: E402
+
+import target as targets  # noqa: E402 - found through the path above
+from deploy import deploy  # noqa: E402
+from target import IMAGES, SANDBOX_NAMESPACE, SYSTEM_NAMESPACE, Target, TargetError  # noqa: E402
+
+NAMESPACE = "cloister-bench"
+WARM, COLD = 200, 30
+POOL = 5
+DEADLINE = 600.0
+Json = dict[str, Any]
+
+
+def environment(name: str, size: int) -> Json:
+    return {
+        "apiVersion": "cloister.dev/v1alpha1",
+        "kind": "Environment",
+        "metadata": {"name": name, "namespace": SANDBOX_NAMESPACE},
+        "spec": {"pool": {"size": size}},
+    }
+
+
+def grants() -> list[Json]:
+    """A namespace for the worker, its right to have sessions, and to make the floor's writes."""
+    api_group = "rbac.authorization.k8s.io"
+    subjects = [{"kind": "ServiceAccount", "name": "default", "namespace": NAMESPACE}]
+
+    def bind(namespace: str, role: str) -> Json:
+        return {
+            "apiVersion": f"{api_group}/v1",
+            "kind": "RoleBinding",
+            "metadata": {"name": NAMESPACE, "namespace": namespace},
+            "roleRef": {"apiGroup": api_group, "kind": "Role", "name": role},
+            "subjects": subjects,
+        }
+
+    floor_rule = {
+        "apiGroups": [""],
+        "resources": ["configmaps"],
+        "verbs": ["create", "patch", "delete"],
+    }
+    return [
+        {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}},
+        {
+            "apiVersion": f"{api_group}/v1",
+            "kind": "Role",
+            "metadata": {"name": "floor", "namespace": NAMESPACE},
+            "rules": [floor_rule],
+        },
+        bind(NAMESPACE, "floor"),
+        bind(SANDBOX_NAMESPACE, "cloister-worker"),
+    ]
+
+
+def worker(mode: str, environment_name: str, count: int) -> Json:
+    settings = {"MODE": mode, "ENVIRONMENT": environment_name, "COUNT": str(count)}
+    script = "floor_worker.py" if mode == "floor" else "claims_worker.py"
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": f"worker-{mode}", "namespace": NAMESPACE},
+        "spec": {
+            "restartPolicy": "Never",
+            "containers": [
+                {
+                    "name": "worker",
+                    "image": targets.in_registry(IMAGES["client"]),
+                    "command": ["python", "-I", "-c", (ROOT / "bench" / script).read_text()],
+                    "env": [{"name": key, "value": value} for key, value in settings.items()],
+                }
+            ],
+        },
+    }
+
+
+def apply(target: Target, *objects: Json) -> None:
+    body = {"apiVersion": "v1", "kind": "List", "items": list(objects)}
+    target.kubectl("apply", "-f", "-", stdin=json.dumps(body))
+
+
+def run_worker(target: Target, pod: Json) -> list[float]:
+    """The milliseconds that the worker printed; raises TargetError with its log."""
+    name = pod["metadata"]["name"]
+    apply(target, pod)
+    end = time.monotonic() + DEADLINE
+    phase = ""
+    while phase not in ("Succeeded", "Failed"):
+        if time.monotonic() > end:
+            raise TargetError(f"pod {name} did not end within {DEADLINE:.0f} s")
+        time.sleep(0.5)
+        phase = target.kubectl(
+            "get", "pod", name, "-n", NAMESPACE, "-o", "jsonpath={.status.phase}"
+        )
+    log = target.kubectl("logs", name, "-n", NAMESPACE)
+    target.kubectl("delete", "pod", name, "-n", NAMESPACE)
+    if phase == "Failed":
+        raise TargetError(f"pod {name} failed:\n{log}")
+    found: list[float] = json.loads(log.splitlines()[-1])
+    return found
+
+
+def metrics(target: Target) -> dict[str, float]:
+    """The operator's metrics, by name with labels."""
+    pod = target.kubectl(
+        *("get", "pods", "-n", SYSTEM_NAMESPACE, "-l", "app.kubernetes.io/component=operator"),
+        *("-o", "jsonpath={.items[0].metadata.name}"),
+    )
+    path = f"/api/v1/namespaces/{SYSTEM_NAMESPACE}/pods/{pod}:8080/proxy/metrics"
+    lines = target.kubectl("get", "--raw", path).splitlines()
+    return {
+        name: float(value)
+        for name, value in (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+    }
+
+
+def writes(before: dict[str, float], after: dict[str, float]) -> Counter[tuple[str, str]]:
+    """Writes to the API server between two looks, by verb and resource."""
+    pattern = re.compile(r'cloister_api_writes_total\{resource="([^"]+)",verb="([^"]+)"\}')
+    found: Counter[tuple[str, str]] = Counter()
+    for name, value in after.items():
+        matched = pattern.fullmatch(name)
+        if matched:
+            found[matched[2], matched[1]] = int(value - before.get(name, 0))
+    return found
+
+
+def measure(target: Target, warm_count: int, cold_count: int) -> None:
+    apply(target, *grants())
+    apply(target, environment("bench-warm", POOL), environment("bench-cold", 0))
+    target.kubectl(
+        *("wait", "environment/bench-warm", "environment/bench-cold", "-n", SANDBOX_NAMESPACE),
+        *("--for=condition=PoolReady", "--timeout=180s"),
+    )
+    before = metrics(target)
+    warm = run_worker(target, worker("warm", "bench-warm", warm_count))
+    after = metrics(target)
+    made = writes(before, after)
+    claims = made["create", "sessions"]
+    started = 'cloister_claim_seconds_count{start="warm"}'
+    warm_starts = after[started] - before.get(started, 0)
+    if warm_starts != claims:
+        raise TargetError(f"{claims - warm_starts:.0f} of {claims} claims were not warm")
+    # A pod is patched twice, when it becomes warm and when it is claimed; the first belongs to
+    # the refill, as do the pods and Secrets made.
+    claim_patches = made["patch", "pods"] - made["create", "pods"]
+    in_path = claims + claim_patches + made["patch", "sessions/status"]
+    cold = run_worker(target, worker("cold", "bench-cold", cold_count))
+    writes_alone = run_worker(target, worker("floor", "", warm_count))
+    rss = metrics(target)["process_resident_memory_bytes"] / 1e6
+    figures = {
+        "warm_claims": len(warm),
+        "warm_p50_ms": round(percentile(warm, 0.5), 1),
+        "warm_p99_ms": round(percentile(warm, 0.99), 1),
+        "floor_p50_ms": round(percentile(writes_alone, 0.5), 1),
+        "floor_p99_ms": round(percentile(writes_alone, 0.99), 1),
+        "warm_ratio_p50": round(percentile(warm, 0.5) / percentile(writes_alone, 0.5), 2),
+        "cold_starts": len(cold),
+        "cold_ms": round(percentile(cold, 0.5)),
+        "cold_p99_ms": round(percentile(cold, 0.99)),
+        "writes_per_claim": round(in_path / claims, 2),
+        "writes_per_claim_with_refill": round(sum(made.values()) / claims, 2),
+        "writes": {f"{verb} {resource}": count for (verb, resource), count in made.items()},
+        "operator_rss_mb": round(rss, 1),
+    }
+    path = save("claims", figures)
+    table(
+        "Claims, by a worker in the cluster",
+        [
+            ("warm claim p50 / p99", f"{figures['warm_p50_ms']} / {figures['warm_p99_ms']} ms"),
+            (
+                "three API writes alone p50 / p99",
+                f"{figures['floor_p50_ms']} / {figures['floor_p99_ms']} ms",
+            ),
+            ("ratio at p50", f"{figures['warm_ratio_p50']}"),
+            ("cold, to the first answer p50", f"{figures['cold_ms']} ms"),
+            ("cold, to the first answer p99", f"{figures['cold_p99_ms']} ms"),
+            ("API writes per claim", f"{figures['writes_per_claim']}"),
+            ("with the pool's refill", f"{figures['writes_per_claim_with_refill']}"),
+            ("operator, resident", f"{figures['operator_rss_mb']} MB"),
+        ],
+    )
+    print(f"\nwritten to {path.relative_to(ROOT)}")
+
+
+def clean_up(target: Target) -> None:
+    for kind in ("warm", "cold"):
+        target.kubectl(
+            "delete", "environment", f"bench-{kind}", "-n", SANDBOX_NAMESPACE, "--ignore-not-found"
+        )
+    target.kubectl(
+        "delete", "rolebinding", NAMESPACE, "-n", SANDBOX_NAMESPACE, "--ignore-not-found"
+    )
+    target.kubectl("delete", "namespace", NAMESPACE, "--ignore-not-found")
+
+
+def main(arguments: list[str]) -> int:
+    counts = [int(each) for each in arguments] or [WARM, COLD]
+    was_running = targets.bundled_runs()
+    try:
+        target = targets.bundled()
+        deploy(target, {"sandbox.workerNamespaces[0]": NAMESPACE})
+        try:
+            measure(target, counts[0], counts[1] if len(counts) > 1 else COLD)
+        finally:
+            clean_up(target)
+    except TargetError as error:
+        print(f"bench-claims: {error}", file=sys.stderr)
+        return 1
+    finally:
+        if not was_running:
+            targets.devcluster("down")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 RESYNC = timedelta(seconds=60)
 """Custom resources are listed again this often: kopf does not tell of those that were deleted
 while its watch was down."""
+REFILL_AFTER_SECONDS = 0.1
 
 
 class Controller:
@@ -160,6 +161,14 @@ class Controller:
             gone = before or pod
             self._warmer.forget(gone.uid)
             self._context.forget_pod(gone.uid)
+        claimed = before and after and before.state == names.STATE_WARM != after.state
+        if claimed and pod.session_name:
+            # The refill waits until the claim is through: both would share one event loop.
+            self._context.queue.add(("session", pod.namespace, pod.session_name))
+            self._context.queue.add_after(
+                ("environment", pod.namespace, pod.environment), REFILL_AFTER_SECONDS
+            )
+            return
         self._context.enqueue_pod_owners(pod)
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:

@@ -19,7 +19,7 @@ from .status import Forbidden, Unauthenticated, Unavailable
 
 TOKEN_SECONDS: Final = 10.0
 """How long a valid token is not asked about again, and so the longest that a revoked one works."""
-ACCESS_SECONDS: Final = 10.0
+ACCESS_SECONDS: Final = 5.0
 REFUSAL_SECONDS: Final = 2.0
 """Refusals are remembered for less: a right just granted should work at once."""
 MAX_TOKEN: Final = 16 * 1024

@@ -8,7 +8,7 @@ from ..api.environment import EnvironmentObject
 from ..api.pod import PodView, view
 from ..api.session import SessionObject
 from ..cluster.resources import PODS, SECRETS
-from ..errors import ConflictError, LostError, NotFoundError
+from ..errors import ConflictError, LostError, NotFoundError, OperatorError
 from ..recipe import Recipe
 from .context import Context
 
@@ -95,8 +95,8 @@ async def delete_unclaimed(context: Context, pod: PodView) -> None:
         )
     except NotFoundError:
         log.debug("pod %s is gone", pod.name)
-    except ConflictError:
-        # It changed in between: the next reconcile decides anew.
+    except OperatorError:
+        # It changed in between, or nobody answered: the next reconcile decides anew.
         context.reserved.discard(pod.uid)
         raise
     context.dialer.forget(pod.uid)

@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 from .. import manifests, names
 from ..api import conditions
 from ..api.backend import NewFile
+from ..api.common import JSON
 from ..api.conditions import Finding, parse_time, timestamp
 from ..api.environment import EnvironmentObject
 from ..api.pod import PodView, view
@@ -192,14 +193,13 @@ class SessionReconciler:
         while candidate := context.take_warm(environment, recipe.hash):
             try:
                 made = await self._claim_label(candidate, session)
-            except (ConflictError, NotFoundError):
-                # Somebody else got it, or it is gone: the mirror will say so.
+            except NotFoundError:
                 continue
-            except TransientError:
-                # The outcome may be unknown: what the API server has decides the next attempt.
-                context.pods.put(await context.api.get(PODS, *candidate.key))
-                context.reserved.discard(candidate.uid)
-                raise
+            except TransientError as error:
+                found = await self._after_failed_claim(candidate, session, error)
+                if found is None:
+                    continue
+                made = found
             claimed = view(made)
             context.pods.put(made)
             if claimed.alive:
@@ -210,13 +210,37 @@ class SessionReconciler:
         await pods.create(context, environment, recipe, session)
         return 0.0
 
+    async def _after_failed_claim(
+        self, candidate: PodView, session: SessionObject, error: TransientError
+    ) -> JSON | None:
+        """What the API server has decides: the claim may have happened, now or in an earlier
+        attempt whose answer was lost. The answer is the pod if it is the session's, None if it is
+        another's; raises `error` when it is still to be had.
+        """
+        context = self._context
+        try:
+            latest = await context.api.get(PODS, *candidate.key)
+        except NotFoundError:
+            return None
+        except TransientError:
+            # Nobody may be kept from a pod that this session perhaps has not got.
+            context.reserved.discard(candidate.uid)
+            raise
+        if view(latest).session_uid == session.metadata.uid:
+            return latest
+        context.pods.put(latest)
+        if isinstance(error, ConflictError):
+            return None
+        context.reserved.discard(candidate.uid)
+        raise error
+
     async def _check_references(self, session: SessionObject) -> None:
         """Refuse wrong references before a pod is made for them."""
         spec = session.spec
         namespace = session.metadata.namespace
         await read(self._context.api, namespace, references(spec.files, spec.env))
 
-    async def _claim_label(self, pod: PodView, session: SessionObject) -> dict[str, object]:
+    async def _claim_label(self, pod: PodView, session: SessionObject) -> JSON:
         """The API server's compare-and-swap: of all that try, one gets the pod."""
         state = f"/metadata/labels/{names.STATE_LABEL.replace('/', '~1')}"
         owner = f"/metadata/labels/{names.SESSION_LABEL.replace('/', '~1')}"

@@ -44,9 +44,15 @@ class Dialer(Protocol):
 class Resolved:
     """An Environment as it was last resolved: a recipe, or why there is none."""
 
+    uid: str
     generation: int
     recipe: Recipe | None = None
     problem: Failure | None = None
+
+    def of(self, environment: EnvironmentObject) -> bool:
+        """Whether it is about this state of the Environment, and not one of the same name."""
+        metadata = environment.metadata
+        return (self.uid, self.generation) == (metadata.uid, metadata.generation)
 
 
 def _pod_groups(pod: PodView) -> Iterable[tuple[str, ...]]:

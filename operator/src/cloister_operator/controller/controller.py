@@ -134,7 +134,8 @@ class Controller:
         spec_changed = (
             before is None
             or after is None
-            or before.metadata.generation != (after.metadata.generation)
+            or before.metadata.generation != after.metadata.generation
+            or before.metadata.uid != after.metadata.uid
         )
         labels_changed = before and after and before.metadata.labels != after.metadata.labels
         if spec_changed or labels_changed or (after and after.metadata.deletion_timestamp):

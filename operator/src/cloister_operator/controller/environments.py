@@ -78,12 +78,7 @@ class EnvironmentReconciler:
         namespace, now = environment.metadata.namespace, asyncio.get_running_loop().time()
         before = self._context.resolved.get(environment.key)
         fresh = now < self._resolved_at.get(environment.key, -1e9) + RECHECKED_AFTER_SECONDS
-        if (
-            fresh
-            and before
-            and before.recipe
-            and before.generation == environment.metadata.generation
-        ):
+        if fresh and before and before.recipe and before.of(environment):
             return before.recipe
         await self._check_namespace(namespace)
         await self._ensure_policies(namespace)
@@ -101,11 +96,14 @@ class EnvironmentReconciler:
         if environment.status.recipe_hash:
             known.add(environment.status.recipe_hash)
         self._resolved_at[environment.key] = now
-        self._publish(environment, Resolved(environment.metadata.generation, recipe))
+        self._publish(environment, recipe, None)
         return recipe
 
-    def _publish(self, environment: EnvironmentObject, resolved: Resolved) -> None:
-        context = self._context
+    def _publish(
+        self, environment: EnvironmentObject, recipe: Recipe | None, problem: Failure | None
+    ) -> None:
+        context, metadata = self._context, environment.metadata
+        resolved = Resolved(metadata.uid, metadata.generation, recipe, problem)
         before = context.resolved.get(environment.key)
         context.resolved[environment.key] = resolved
         if before != resolved:
@@ -182,7 +180,7 @@ class EnvironmentReconciler:
         problem = Failure(
             conditions.ENVIRONMENT_NOT_READY, f"Environment {name} is not ready: {error}"
         )
-        self._publish(environment, Resolved(environment.metadata.generation, None, problem))
+        self._publish(environment, None, problem)
         group = ("environment", *environment.key)
         finding = Finding(conditions.READY, "False", error.reason, str(error))
         pods_now = self._context.pods.group(group)

@@ -147,8 +147,7 @@ class SessionReconciler:
 
     def _resolved(self, environment: EnvironmentObject) -> Resolved | None:
         found = self._context.resolved.get(environment.key)
-        current = found and found.generation == environment.metadata.generation
-        return found if current else None
+        return found if found and found.of(environment) else None
 
     async def _execute(
         self,

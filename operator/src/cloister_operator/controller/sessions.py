@@ -325,8 +325,7 @@ class SessionReconciler:
             "started_at": timestamp(now),
             "last_activity_time": timestamp(now),
         }
-        # Only on the Session as it was planned for: another operator may have given it a pod.
-        await self._patch(session, changes, metadata.resource_version)
+        await self._patch(session, changes)
         start = "warm" if metadata.uid in self._warm_claims else "cold"
         seen = self._first_seen.pop(metadata.uid, None)
         if seen is not None:
@@ -412,13 +411,15 @@ class SessionReconciler:
         if pod:
             await pods.delete(self._context, pod)
 
-    async def _patch(
-        self, session: SessionObject, changes: dict[str, object], version: str = ""
-    ) -> None:
+    async def _patch(self, session: SessionObject, changes: dict[str, object]) -> None:
+        """Write a status, but only on the Session as it was planned for: another operator may have
+        given it a pod, or ended it.
+        """
         body = session.status.model_copy(update=changes).model_dump(
             mode="json", by_alias=True, exclude_none=True
         )
         namespace, name = session.key
+        version = session.metadata.resource_version
         try:
             answer = await self._context.api.patch_status(SESSIONS, namespace, name, body, version)
         except ConflictError:

@@ -136,6 +136,20 @@ def plan(
             plan(session(), mine(end=OOM)), Step.END, Phase.FAILED, "OOMKilled", id="died starting"
         ),
         pytest.param(
+            plan(session(), mine(deleting=True)),
+            Step.GET_POD,
+            Phase.PENDING,
+            "",
+            id="its pod goes before it ran",
+        ),
+        pytest.param(
+            plan(session(), mine(deleting=True, end=OOM)),
+            Step.END,
+            Phase.FAILED,
+            "OOMKilled",
+            id="its pod died and goes",
+        ),
+        pytest.param(
             plan(running(), mine()), Step.WAIT, Phase.RUNNING, "", id="runs and is not idle"
         ),
         pytest.param(

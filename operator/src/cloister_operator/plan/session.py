@@ -85,11 +85,11 @@ def plan_session(
     if status.phase is Phase.RUNNING:
         return _running(session, observed, now)
     pod = observed.pod
-    if pod is None:
+    if pod and pod.end:
+        return SessionPlan(Step.END, Phase.FAILED, *pod.end)
+    if pod is None or pod.deleting:
+        # Nobody has worked in a pod that goes before the session ran: another serves as well.
         return _without_pod(session, observed)
-    if pod.end or pod.deleting:
-        reason, message = pod.end or (conditions.POD_DELETED, "somebody deleted the pod")
-        return SessionPlan(Step.END, Phase.FAILED, reason, message)
     failure = observed.pod_failure
     if failure:
         if failure.reason == conditions.NETWORK_NOT_ENFORCED:

@@ -368,7 +368,8 @@ class SessionReconciler:
         meters = {
             "running_seconds": int((now - started).total_seconds()),
             "active_seconds": int(min(found.active, now - started).total_seconds()),
-            "last_activity_time": timestamp(last),
+            # Rounded up: rounded down the deadline would be due again at once.
+            "last_activity_time": timestamp(last + timedelta(seconds=last.microsecond > 0)),
         }
         if now >= last + idle:
             message = f"no tool ran for {int(idle.total_seconds())} s"

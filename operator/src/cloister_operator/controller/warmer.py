@@ -31,7 +31,8 @@ class Warmer:
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._tasks: dict[str, tuple[str, asyncio.Task[None]]] = {}
+        """By pod UID: for which session, and the task."""
 
     def ensure(self, pod: PodView, session_uid: str = "") -> None:
         """Follow the pod, unless it is followed already or its result is known.
@@ -41,23 +42,30 @@ class Warmer:
         """
         context = self._context
         known = pod.uid in context.usable or pod.uid in context.failures
-        if known or pod.uid in self._tasks or not pod.alive:
+        whose, _ = self._tasks.get(pod.uid, (None, None))
+        if known or whose == session_uid or not pod.alive:
             return
         if not pod.ip and pod.uid in context.identified:
             return
+        # Who followed a pool's pod does not know the name it has once a session has claimed it.
+        self.forget(pod.uid)
         task = asyncio.create_task(self._follow(pod, session_uid))
-        self._tasks[pod.uid] = task
-        task.add_done_callback(lambda _: self._tasks.pop(pod.uid, None))
+        self._tasks[pod.uid] = session_uid, task
+        task.add_done_callback(lambda done: self._ended(pod.uid, done))
+
+    def _ended(self, uid: str, task: asyncio.Task[None]) -> None:
+        if self._tasks.get(uid, ("", None))[1] is task:
+            del self._tasks[uid]
 
     def forget(self, uid: str) -> None:
         """The pod is gone."""
-        task = self._tasks.pop(uid, None)
+        _, task = self._tasks.pop(uid, ("", None))
         if task:
             task.cancel()
 
     async def close(self) -> None:
         """Stop following."""
-        tasks = list(self._tasks.values())
+        tasks = [task for _, task in self._tasks.values()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -123,7 +131,10 @@ class Warmer:
             f"{names.DENY_POLICY}: this cluster's network plugin does not enforce it, or is down; "
             "no session is given until it does"
         )
+        news = pod.uid not in self._context.failures
         self._context.failures[pod.uid] = Failure(conditions.NETWORK_NOT_ENFORCED, message)
+        if news:
+            self._context.enqueue_pod_owners(pod)
         self._record(pod, Proof(False, message, self._context.clock()))
 
     def _record(self, pod: PodView, proof: Proof) -> None:

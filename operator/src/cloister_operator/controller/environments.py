@@ -10,10 +10,10 @@ from ..api.environment import EnvironmentObject, PoolCounts
 from ..api.pod import PodView
 from ..cache import Key
 from ..cluster.resources import ENVIRONMENTS, NAMESPACES, NETWORK_POLICIES, SECRETS
-from ..errors import ConflictError, NotFoundError, OperatorError, PermanentError
+from ..errors import NotFoundError, OperatorError, PermanentError
 from ..plan.pool import Failure, Wanted, counts, findings, plan_pool
 from ..recipe import Recipe, build, references
-from . import pods
+from . import owned, pods
 from .context import Context, Resolved
 from .events import Recorder
 from .references import read
@@ -86,13 +86,10 @@ class EnvironmentReconciler:
         values = await read(self._context.api, namespace, references(spec.files, spec.env))
         recipe = build(environment, values, self._context.settings)
         known = self._recipes.setdefault(environment.key, set())
-        if recipe.hash not in known:
-            try:
-                body = manifests.recipe_secret(environment, recipe)
-                await self._context.api.create(SECRETS, namespace, body)
-            except ConflictError:
-                log.debug("recipe %s is there", recipe.hash)
-            known.add(recipe.hash)
+        body = manifests.recipe_secret(environment, recipe)
+        make = owned.ensure if recipe.hash in known else owned.create
+        await make(self._context.api, namespace, body)
+        known.add(recipe.hash)
         if environment.status.recipe_hash:
             known.add(environment.status.recipe_hash)
         self._resolved_at[environment.key] = now

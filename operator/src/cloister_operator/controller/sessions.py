@@ -12,14 +12,14 @@ from ..api.conditions import Finding, parse_time, timestamp
 from ..api.environment import EnvironmentObject
 from ..api.pod import PodView, view
 from ..api.session import Phase, SessionObject
-from ..cluster.resources import PODS, SECRETS, SESSIONS
+from ..cluster.resources import PODS, SESSIONS
 from ..errors import ConflictError, NotFoundError, PermanentError, TransientError
 from ..metrics import CLAIM_SECONDS
 from ..plan.pool import Failure
 from ..plan.session import Observed, SessionPlan, Step, limits, plan_session
 from ..recipe import content_of, references, variables
 from ..sandboxes import ClaimPayload
-from . import pods
+from . import owned, pods
 from .context import Context, Resolved, address
 from .events import Recorder
 from .references import read
@@ -297,10 +297,7 @@ class SessionReconciler:
         body = manifests.credentials_secret(
             session, identity.certificate_pem, identity.private_key_pem, identity.ca_pem
         )
-        try:
-            await self._context.api.create(SECRETS, session.metadata.namespace, body)
-        except ConflictError:
-            log.debug("session %s has its credentials", session.metadata.name)
+        await owned.create(self._context.api, session.metadata.namespace, body)
         return names.credentials_secret(session.metadata.name)
 
     async def _write_running(

@@ -1,0 +1,44 @@
+"""Secrets that belong to one object, though their names may have been used before."""
+
+from ..api import conditions
+from ..api.common import JSON
+from ..cluster.api import Api
+from ..cluster.resources import SECRETS
+from ..errors import ConflictError, NotFoundError, PermanentError, TransientError
+
+
+async def create(api: Api, namespace: str, body: JSON) -> None:
+    """Make a Secret; that its owner has it already is fine.
+
+    Raises TransientError while the Secret of a deleted object of the owner's name waits for the
+    garbage collector, PermanentError when the Secret is somebody else's, which is left alone.
+    """
+    try:
+        await api.create(SECRETS, namespace, body)
+    except ConflictError:
+        _check(await api.get(SECRETS, namespace, body["metadata"]["name"]), body)
+
+
+async def ensure(api: Api, namespace: str, body: JSON) -> None:
+    """The same for a Secret that is most likely there."""
+    try:
+        found = await api.get(SECRETS, namespace, body["metadata"]["name"])
+    except NotFoundError:
+        await create(api, namespace, body)
+    else:
+        _check(found, body)
+
+
+def _check(found: JSON, wanted: JSON) -> None:
+    (owner,) = wanted["metadata"]["ownerReferences"]
+    owners = found["metadata"].get("ownerReferences") or []
+    if any(each["uid"] == owner["uid"] for each in owners):
+        return
+    name = found["metadata"]["name"]
+    if any((each["kind"], each["name"]) == (owner["kind"], owner["name"]) for each in owners):
+        raise TransientError(f"Secret {name} of a deleted {owner['kind']} is not collected yet")
+    raise PermanentError(
+        conditions.SECRET_EXISTS,
+        f"there is a Secret {name} that is not this {owner['kind']}'s; delete it, or choose "
+        "another name",
+    )

@@ -12,7 +12,7 @@ from ..api.backend import NewFile, NewSession, SessionChange
 from ..api.common import JSON
 from ..api.session import Phase, SessionObject
 from ..cluster.resources import SESSIONS
-from ..errors import ConflictError, LostError, NotFoundError, PermanentError
+from ..errors import ConflictError, LostError, NotFoundError, PermanentError, TransientError
 from ..plan.session import expires_at
 from .context import Context
 
@@ -62,7 +62,7 @@ class Backend:
             body = _body(new, name, fingerprint)
             made = await context.api.create(SESSIONS, new.namespace, body)
         except (ConflictError, LostError):
-            made = await context.api.get(SESSIONS, new.namespace, name)
+            made = await self._made(new.namespace, name)
             annotations = made["metadata"].get("annotations") or {}
             if annotations.get(names.REQUEST) != fingerprint:
                 field = "name" if new.name else "requestId"
@@ -73,6 +73,13 @@ class Backend:
         session = SessionObject.parse(made)
         context.queue.add(("session", *session.key))
         return context.sessions.get(*session.key) or session
+
+    async def _made(self, namespace: str, name: str) -> JSON:
+        try:
+            return await self._context.api.get(SESSIONS, namespace, name)
+        except NotFoundError:
+            # The write was lost on its way, or the session was deleted since.
+            raise TransientError(f"session {name} was not made; repeat the call") from None
 
     async def wait_settled(self, namespace: str, name: str, timeout: float) -> SessionObject | None:
         """See SessionsBackend."""

@@ -54,6 +54,10 @@ class EnvironmentReconciler:
         wanted = Wanted(recipe.hash, environment.spec.pool.size)
         plan = plan_pool(context.pods.group(group), context.failures, wanted, context.clock())
         problems = await self._execute(environment, recipe, plan.create, plan.delete)
+        for problem in problems:
+            if isinstance(problem, PermanentError):
+                await self._refuse(environment, problem)
+                raise problem
         await self._drop_old_recipes(environment, recipe)
         await self._write_status(
             environment,
@@ -67,8 +71,6 @@ class EnvironmentReconciler:
             recipe.hash,
         )
         for problem in problems:
-            if isinstance(problem, PermanentError):
-                await self._refuse(environment, problem)
             raise problem
         if plan.look_again:
             return max(0.1, (plan.look_again - context.clock()).total_seconds())

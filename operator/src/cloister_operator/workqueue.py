@@ -1,6 +1,7 @@
 """Work by key: asked for any number of times, done once, one at a time per key."""
 
 import asyncio
+import contextlib
 import heapq
 import itertools
 import logging
@@ -77,10 +78,10 @@ class WorkQueue(Generic[K]):
                     self._running[key] = asyncio.create_task(self._work(key))
                 self._wake.clear()
                 pause = self._later[0][0] - loop.time() if self._later else None
-                try:
-                    await asyncio.wait_for(self._wake.wait(), pause)
-                except TimeoutError:
-                    continue
+                # Not wait_for: it swallows a cancellation that comes together with the event.
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(pause):
+                        await self._wake.wait()
         finally:
             tasks = list(self._running.values())
             for task in tasks:

@@ -264,3 +264,18 @@ async def test_cancelling_cancels_what_is_being_handled() -> None:
         with contextlib.suppress(asyncio.CancelledError):
             await task
     assert cancelled.is_set()
+
+
+async def test_a_cancellation_that_comes_together_with_work_ends_the_queue() -> None:
+    async def handler(key: str) -> float | None:
+        return None
+
+    queue = WorkQueue(handler)
+    task = asyncio.create_task(queue.run())
+    for _ in range(5):
+        await asyncio.sleep(0)
+    queue.add("a")
+    task.cancel()
+    done, _ = await asyncio.wait({task}, timeout=1)
+    assert done, "the queue goes on"
+    assert task.cancelled()

@@ -26,7 +26,7 @@ REFERENCE_REFUSED: Final = "ReferenceRefused"
 """A Secret or ConfigMap that the spec names is not labelled for use in sandboxes."""
 POLICY_REFUSED: Final = "PolicyRefused"
 """The platform's policy forbids this image or runtime class."""
-SECRET_EXISTS: Final = "SecretExists"
+SECRET_EXISTS: Final = "SecretExists"  # noqa: S105 - a reason
 """A Secret of somebody else has the name that the operator needs."""
 POOL_FILLED: Final = "PoolFilled"
 """As many warm pods as asked for."""

@@ -1,6 +1,7 @@
 """Sessions for the Sessions API: made, followed and ended through the same reconciler."""
 
 import asyncio
+import contextlib
 import hashlib
 import secrets
 from collections.abc import AsyncIterator
@@ -90,8 +91,10 @@ class Backend:
         waiting = self._settled.setdefault((namespace, name), set())
         waiting.add(future)
         try:
-            await asyncio.wait_for(future, timeout)
-        except TimeoutError:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(timeout):
+                    await future
+        finally:
             waiting.discard(future)
         return self.get_session(namespace, name)
 

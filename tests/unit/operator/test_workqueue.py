@@ -266,7 +266,8 @@ async def test_cancelling_cancels_what_is_being_handled() -> None:
     assert cancelled.is_set()
 
 
-async def test_a_cancellation_that_comes_together_with_work_ends_the_queue() -> None:
+@pytest.mark.parametrize("steps", range(6))
+async def test_a_cancellation_that_comes_together_with_work_ends_the_queue(steps: int) -> None:
     async def handler(key: str) -> float | None:
         return None
 
@@ -275,6 +276,8 @@ async def test_a_cancellation_that_comes_together_with_work_ends_the_queue() -> 
     for _ in range(5):
         await asyncio.sleep(0)
     queue.add("a")
+    for _ in range(steps):
+        await asyncio.sleep(0)
     task.cancel()
     done, _ = await asyncio.wait({task}, timeout=1)
     assert done, "the queue goes on"

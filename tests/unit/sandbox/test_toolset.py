@@ -1,7 +1,8 @@
 """The tools, behaviour by behaviour.
 
-The numbers are those of the catalogue of agent_toolset_20260401's behaviours that docs/exec.md
-speaks of; a row without a tool call here has a test of its own elsewhere in this folder.
+The ids begin with the number of the behaviour in the catalogue that was made by running the public
+reference implementation of agent_toolset_20260401; where ours is meant to be better, the row says
+what ours does. Behaviours of the shell are in test_shell.py.
 """
 
 import base64

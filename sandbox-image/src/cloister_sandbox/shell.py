@@ -259,6 +259,9 @@ class Shell:
                 else:
                     status = None
             if status is None:
+                if reason == "end":
+                    # After `exec` the shell is another program, which may go on for ever.
+                    reason = await self._await_exit(timeout - (time.monotonic() - began), cancel)
                 if reason != "end":
                     await kill_tree(self._pid, self._mark)
                 code = await self._exit if self._exit else 1
@@ -335,6 +338,16 @@ class Shell:
     def _report(self, status: str | None) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(status)
+
+    async def _await_exit(self, timeout: float, cancel: Cancel) -> str:
+        """What comes first of a shell that reports no more: end, timeout or cancel."""
+        if self._exit is None:
+            return "end"
+        either: list[asyncio.Future[Any]] = [self._exit, cancel]
+        await asyncio.wait(either, timeout=max(0.0, timeout), return_when=asyncio.FIRST_COMPLETED)
+        if self._exit.done():
+            return "end"
+        return "cancel" if cancel.done() else "timeout"
 
     @staticmethod
     async def _await_status(

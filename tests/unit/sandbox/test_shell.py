@@ -108,6 +108,14 @@ def test_a_stopped_shell_runs_into_its_timeout(tools: Tools) -> None:
     assert tools.bash("echo alive") == "alive"
 
 
+def test_a_command_that_replaces_the_shell_runs_into_its_timeout(tools: Tools) -> None:
+    result = tools.call("bash", command="echo before; exec sleep 4712", timeout_ms=300)
+    assert result.is_error
+    assert result.content[0].text.startswith("before\nbash: bash command timed out after 0.3s")
+    assert result.state_lost
+    assert tools.bash("pgrep -fx 'sleep 4712' | wc -l") == "0"
+
+
 def test_a_command_is_required(tools: Tools) -> None:
     result = tools.call("bash", command="")
     assert (result.is_error, result.content[0].text) == (True, "bash: command is required")

@@ -84,8 +84,8 @@ cluster-status: ## what of the bundled cluster is running, and where its kubecon
 	$(DEVCLUSTER) status
 
 .PHONY: images
-images: ## build the images, and load them into the bundled cluster when it runs
-	$(DEVCLUSTER) images
+images: ## build the images, and load them into the bundled cluster when it runs (ENGINE=docker: for docker)
+	$(DEVCLUSTER) images $(if $(ENGINE),--engine $(ENGINE))
 
 .PHONY: deploy
 deploy: $(STAMP) ## install or upgrade Cloister on the cluster with helm

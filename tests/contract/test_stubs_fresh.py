@@ -17,7 +17,11 @@ def test_stubs_are_fresh(tmp_path: Path) -> None:
         [sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, check=True, capture_output=True
     )
     generated = {path.relative_to(tmp_path): path.read_text() for path in tmp_path.rglob("*_pb2*")}
-    committed = {path.relative_to(PROTO): path.read_text() for path in PROTO.rglob("*_pb2*.py*")}
+    committed = {
+        path.relative_to(PROTO): path.read_text()
+        for path in PROTO.rglob("*_pb2*")
+        if path.suffix in (".py", ".pyi")
+    }
     assert generated.keys() == committed.keys()
     stale = [str(name) for name, text in generated.items() if committed[name] != text]
     assert not stale, f"run `make generate`: {stale}"

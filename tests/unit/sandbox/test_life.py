@@ -110,7 +110,7 @@ def test_in_a_pod_only_the_kubelet_ends_the_server(sender: int, own_pid: int, ob
 
 def test_tools_start_with_ordinary_signals(tools: Tools) -> None:
     status = tools.bash("grep -E '^Sig(Blk|Ign)' /proc/self/status")
-    # The C library keeps signals from 32 up to itself, and whoever starts the tests may ignore them.
+    # The C library keeps signals from 32 up to itself: whoever starts the tests may ignore them.
     ordinary = (1 << 31) - 1
     assert [int(line.split()[1], 16) & ordinary for line in status.splitlines()] == [0, 0]
     assert tools.call("bash", command="sh -c 'kill -TERM $$'").exit.code == 143

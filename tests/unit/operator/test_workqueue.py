@@ -272,6 +272,7 @@ async def test_a_cancellation_that_comes_together_with_work_ends_the_queue(steps
         return None
 
     queue = WorkQueue(handler)
+    queue.add_after("later", 3600)
     task = asyncio.create_task(queue.run())
     for _ in range(5):
         await asyncio.sleep(0)

@@ -92,6 +92,8 @@ class FakeCluster:
         self.kubelet = kubelet
         self.collects = True
         """Whether objects go when their owner is gone."""
+        self.ends_pods = True
+        """Whether the kubelet ends pods that are deleted; otherwise they stay on their way."""
         self.writes: list[Write] = []
         """Writes in their order; Events, which nobody decides on, left out."""
         for name, labels in (namespaces or {}).items():
@@ -266,13 +268,14 @@ class FakeCluster:
         if resource != EVENTS and not self._collection_due:
             self._collection_due = True
             try:
-                asyncio.get_running_loop().call_soon(self._act)
+                asyncio.get_running_loop().call_soon(self.act)
             except RuntimeError:
                 self._collection_due = False
 
     # --- what happens by itself --------------------------------------------------------------
 
-    def _act(self) -> None:
+    def act(self) -> None:
+        """The collector and the kubelet do what is to be done."""
         self._collection_due = False
         if self.collects:
             self._collect()
@@ -295,7 +298,8 @@ class FakeCluster:
     def _run_pods(self) -> None:
         for (namespace, name), pod in list(self._objects.get(PODS, {}).items()):
             if "deletionTimestamp" in pod["metadata"]:
-                self.vanish(PODS, namespace, name)
+                if self.ends_pods:
+                    self.vanish(PODS, namespace, name)
                 continue
             mounted = [
                 each["secret"]["secretName"] for each in pod["spec"]["volumes"] if "secret" in each

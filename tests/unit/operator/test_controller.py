@@ -1,7 +1,7 @@
 """What the controller does to a cluster: environments, sessions, and their ends."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -18,37 +18,13 @@ from cloister_operator.cluster.resources import (
     SESSIONS,
 )
 from cloister_operator.controller import warmer
-from cloister_operator.identity import Authority
 from support.eventually import until
 from support.fake_api import Write
 from support.fake_operator import World
-from support.operator_objects import NAMESPACE, NOW
+from support.operator_objects import NAMESPACE
 
 JSON = dict[str, Any]
 MakeWorld = Callable[..., World]
-
-
-@pytest.fixture(scope="module")
-def authority() -> Authority:
-    return Authority.create(NOW)
-
-
-@pytest.fixture
-async def make_world(authority: Authority) -> AsyncIterator[MakeWorld]:
-    worlds = []
-
-    def make(**changes: Any) -> World:
-        worlds.append(World(authority, **changes))
-        return worlds[-1]
-
-    yield make
-    for each in worlds:
-        await each.close()
-
-
-@pytest.fixture
-async def world(make_world: MakeWorld) -> World:
-    return make_world()
 
 
 def allowed(name: str, kind: str = "ConfigMap", **data: str) -> JSON:
@@ -244,16 +220,21 @@ async def test_the_same_environment_made_anew_gets_a_recipe_of_its_own(world: Wo
     world.apply_environment()
     operator = world.start()
     await operator.until(lambda: world.pool_is(1))
+    await operator.settle()
+    old = world.environment()["status"]["recipeHash"]
     world.cluster.collects = False
     world.cluster.delete(ENVIRONMENTS, NAMESPACE, "py")
+    await operator.settle()
+    world.cluster.writes.clear()
     uid = world.apply_environment()
-    await operator.until(lambda: any(each.plural == "secrets" for each in world.cluster.writes))
+    recipe = f"py-{old}"
+    attempt = Write("create", "secrets", recipe)
+    await operator.until(lambda: attempt in world.cluster.writes)
     world.cluster.collects = True
-    operator.look()
+    world.cluster.act()
     await operator.until(lambda: world.pool_is(1))
     await operator.settle()
-    recipe = world.environment()["status"]["recipeHash"]
-    secret = world.cluster.get(SECRETS, NAMESPACE, f"py-{recipe}")
+    secret = world.cluster.get(SECRETS, NAMESPACE, recipe)
     assert secret["metadata"]["ownerReferences"][0]["uid"] == uid
 
 
@@ -410,9 +391,12 @@ async def test_a_pod_that_refuses_the_claim_serves_nobody_and_another_is_taken(
     await operator.until(lambda: world.pool_is(1))
     (bad,) = world.pods()
     world.sandboxes.refusing.add(bad["metadata"]["uid"])
+    world.cluster.ends_pods = False
     world.apply_session()
     await operator.until(lambda: world.served("s1"))
     assert world.session()["status"]["podName"] != bad["metadata"]["name"]
+    world.cluster.ends_pods = True
+    world.cluster.act()
     await operator.settle()
     assert world.cluster.peek(PODS, NAMESPACE, bad["metadata"]["name"]) is None
 
@@ -541,7 +525,7 @@ async def test_a_deleted_session_takes_its_pod_along(world: World) -> None:
     await operator.until(lambda: world.cluster.peek(PODS, NAMESPACE, pod) is None)
     world.cluster.collects = True
     await operator.advance(timedelta(seconds=1))
-    world.apply_environment("other", pool={"size": 0})
+    world.cluster.act()
     await operator.settle()
     assert world.leaks() == set()
 
@@ -577,10 +561,12 @@ async def test_the_same_session_made_anew_gets_credentials_of_its_own(world: Wor
     before = world.cluster.get(SECRETS, NAMESPACE, "s1-credentials")["data"]["tls.crt"]
     world.cluster.collects = False
     world.cluster.delete(SESSIONS, NAMESPACE, "s1")
+    world.cluster.writes.clear()
     uid = world.apply_session()
-    await operator.until(lambda: uid in world.sandboxes.payloads)
+    attempt = Write("create", "secrets", "s1-credentials")
+    await operator.until(lambda: attempt in world.cluster.writes)
     world.cluster.collects = True
-    world.apply_environment("other", pool={"size": 0})
+    world.cluster.act()
     await operator.until(lambda: world.served("s1"))
     await operator.settle()
     secret = world.cluster.get(SECRETS, NAMESPACE, "s1-credentials")

@@ -162,6 +162,8 @@ class Controller:
             gone = before or pod
             self._warmer.forget(gone.uid)
             self._context.forget_pod(gone.uid)
+        if after and after.state == names.STATE_CLAIMED:
+            self._warmer.claimed(after.uid)
         claimed = before and after and before.state == names.STATE_WARM != after.state
         if claimed and pod.session_name:
             # The refill waits until the claim is through: both would share one event loop.

@@ -57,6 +57,11 @@ class Warmer:
         if self._tasks.get(uid, ("", None))[1] is task:
             del self._tasks[uid]
 
+    def claimed(self, uid: str) -> None:
+        """A session has the pod: who follows it for the pool stops."""
+        if self._tasks.get(uid, (None, None))[0] == "":
+            self.forget(uid)
+
     def forget(self, uid: str) -> None:
         """The pod is gone."""
         _, task = self._tasks.pop(uid, ("", None))
@@ -94,18 +99,20 @@ class Warmer:
             try:
                 deadline = time.monotonic() + DIAL_SECONDS
                 info = await self._context.dialer.wait_warm(where, deadline, session_uid)
+                if info.state is SandboxState.WARM:
+                    await self._prove(pod, where)
                 break
             except TransientError as error:
                 if self._context.clock() > pod.created + STARTUP_LIMIT:
                     message = f"pod {pod.name} does not get ready: {error}"
                     raise PermanentError(conditions.POD_FAILED, message) from None
-        if info.state is SandboxState.WARM:
-            await self._prove(pod, where)
         if pod.state == names.STATE_STARTING:
             await self._repeat(pod, lambda: self._label(pod))
 
     async def _prove(self, pod: PodView, where: PodAddress) -> None:
-        """Return once the pod has tried to reach the cluster and could not."""
+        """Return once the pod has tried to reach the cluster and could not; raises TransientError
+        when it does not answer.
+        """
         context = self._context
         targets = context.probe_targets
         began, pause = time.monotonic(), _FIRST_PAUSE
@@ -113,6 +120,9 @@ class Warmer:
             try:
                 reached = await context.dialer.probe(where, targets)
             except TransientError as error:
+                if time.monotonic() - began > DIAL_SECONDS:
+                    # It may have been claimed since, and have another name.
+                    raise
                 log.info("pod %s: probing again: %s", pod.name, error)
             else:
                 if not reached:

@@ -1,0 +1,36 @@
+"""Fixtures of the operator's tests."""
+
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+
+from cloister_operator.identity import Authority
+from support.fake_operator import World
+from support.operator_objects import NOW
+
+
+@pytest.fixture(scope="session")
+def world_authority() -> Authority:
+    """One CA for all clusters: making it is the slowest part."""
+    return Authority.create(NOW)
+
+
+@pytest.fixture
+async def make_world(world_authority: Authority) -> AsyncIterator[Callable[..., World]]:
+    """Clusters in memory, by the settings that differ from the usual ones."""
+    worlds = []
+
+    def make(**changes: Any) -> World:
+        worlds.append(World(world_authority, **changes))
+        return worlds[-1]
+
+    yield make
+    for each in worlds:
+        await each.close()
+
+
+@pytest.fixture
+async def world(make_world: Callable[..., World]) -> World:
+    """A cluster in memory."""
+    return make_world()

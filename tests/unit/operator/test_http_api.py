@@ -1,0 +1,350 @@
+"""The Kubernetes API over real HTTP: what is sent, and what each answer means."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import pytest
+from aiohttp import web
+from kubernetes.aio import client
+
+from cloister_operator.cluster.api import ExpiredError, HttpApi
+from cloister_operator.cluster.resources import (
+    ENVIRONMENTS,
+    NAMESPACES,
+    NETWORK_POLICIES,
+    PODS,
+    SESSIONS,
+)
+from cloister_operator.errors import (
+    ConflictError,
+    LostError,
+    NotFoundError,
+    OperatorError,
+    PermanentError,
+    TransientError,
+)
+
+JSON = dict[str, Any]
+Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
+POD = {"metadata": {"name": "p", "resourceVersion": "7"}}
+
+
+class Server:
+    """An HTTP server that notes each request and answers as told."""
+
+    def __init__(self) -> None:
+        self.requests: list[tuple[str, str, dict[str, str], str, Any]] = []
+        self.answer: Answer = self.fine
+        self.url = ""
+
+    async def fine(self, request: web.Request) -> web.StreamResponse:
+        return web.json_response(POD)
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        body = await request.read()
+        self.requests.append(
+            (
+                request.method,
+                request.path,
+                dict(request.query),
+                request.headers["Content-Type"],
+                json.loads(body) if body else None,
+            )
+        )
+        return await self.answer(request)
+
+    def answers(self, status: int, message: str = "why", **headers: str) -> None:
+        async def answer(request: web.Request) -> web.StreamResponse:
+            body = {"kind": "Status", "message": message}
+            return web.json_response(body, status=status, headers=headers)
+
+        self.answer = answer
+
+    def streams(self, *chunks: bytes) -> None:
+        """Answer with these pieces, one after the other."""
+
+        async def answer(request: web.Request) -> web.StreamResponse:
+            response = web.StreamResponse()
+            await response.prepare(request)
+            for chunk in chunks:
+                await response.write(chunk)
+                await asyncio.sleep(0)
+            return response
+
+        self.answer = answer
+
+    def hangs_up(self) -> None:
+        """Read the request, and close the connection instead of answering."""
+
+        async def answer(request: web.Request) -> web.StreamResponse:
+            assert request.transport is not None
+            request.transport.abort()
+            return web.Response()
+
+        self.answer = answer
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[Server]:
+    made = Server()
+    app = web.Application(client_max_size=16 * 1024 * 1024)
+    app.router.add_route("*", "/{path:.*}", made.handle)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    made.url = "http://{}:{}".format(*runner.addresses[0][:2])
+    yield made
+    await runner.cleanup()
+
+
+@pytest.fixture
+async def api(server: Server) -> AsyncIterator[HttpApi]:
+    configuration = client.Configuration(host=server.url)
+    configuration.client_session_kwargs = {"trust_env": False}
+    made = HttpApi(client.ApiClient(configuration=configuration))
+    yield made
+    await made.close()
+
+
+async def read(api: HttpApi) -> Any:
+    return await api.get(PODS, "ns", "p")
+
+
+async def write(api: HttpApi) -> Any:
+    return await api.create(PODS, "ns", {"metadata": {"name": "p"}})
+
+
+async def patch(api: HttpApi) -> Any:
+    return await api.json_patch(PODS, "ns", "p", [{"op": "test", "path": "/a", "value": 1}])
+
+
+# --- what is sent --------------------------------------------------------------------------------
+
+
+async def test_requests_are_those_of_the_kubernetes_api(server: Server, api: HttpApi) -> None:
+    await api.get(NAMESPACES, "", "ns")
+    await api.create(PODS, "ns", {"metadata": {"name": "p"}})
+    policy = {"metadata": {"name": "deny"}, "spec": {}}
+    await api.apply(NETWORK_POLICIES, "ns", policy)
+    operations = [{"op": "test", "path": "/metadata/uid", "value": "u"}]
+    await api.json_patch(PODS, "ns", "p", operations)
+    await api.patch_status(SESSIONS, "ns", "s", {"phase": "Running", "reason": None}, "12")
+    await api.patch_status(ENVIRONMENTS, "ns", "e", {"conditions": []})
+    await api.delete(PODS, "ns", "p", uid="u", version="7")
+    await api.delete(PODS, "ns", "p")
+    plain, options = "application/json", {"kind": "DeleteOptions", "apiVersion": "v1"}
+    pods, ours = "/api/v1/namespaces/ns/pods", "/apis/cloister.dev/v1alpha1/namespaces/ns"
+    assert server.requests == [
+        ("GET", "/api/v1/namespaces/ns", {}, plain, None),
+        ("POST", pods, {}, plain, {"metadata": {"name": "p"}}),
+        (
+            "PATCH",
+            "/apis/networking.k8s.io/v1/namespaces/ns/networkpolicies/deny",
+            {"fieldManager": "cloister-operator", "force": "true"},
+            "application/apply-patch+yaml",
+            policy,
+        ),
+        ("PATCH", f"{pods}/p", {}, "application/json-patch+json", operations),
+        (
+            "PATCH",
+            f"{ours}/sessions/s/status",
+            {},
+            "application/merge-patch+json",
+            {
+                "status": {"phase": "Running", "reason": None},
+                "metadata": {"resourceVersion": "12"},
+            },
+        ),
+        (
+            "PATCH",
+            f"{ours}/environments/e/status",
+            {},
+            "application/merge-patch+json",
+            {"status": {"conditions": []}},
+        ),
+        (
+            "DELETE",
+            f"{pods}/p",
+            {},
+            plain,
+            options | {"preconditions": {"uid": "u", "resourceVersion": "7"}},
+        ),
+        ("DELETE", f"{pods}/p", {}, plain, options),
+    ]
+
+
+async def test_lists_are_of_a_namespace_or_of_all(server: Server, api: HttpApi) -> None:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        return web.json_response({"metadata": {"resourceVersion": "42"}, "items": [POD]})
+
+    server.answer = answer
+    assert await api.list(PODS, "ns", "a=b") == ([POD], "42")
+    assert await api.list(SESSIONS) == ([POD], "42")
+    assert [(path, query) for _, path, query, _, _ in server.requests] == [
+        ("/api/v1/namespaces/ns/pods", {"labelSelector": "a=b"}),
+        ("/apis/cloister.dev/v1alpha1/sessions", {}),
+    ]
+
+
+# --- what answers mean ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("call", [read, write, patch])
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [
+        (400, PermanentError),
+        (401, TransientError),
+        (403, TransientError),
+        (404, NotFoundError),
+        (409, ConflictError),
+        (413, PermanentError),
+        (429, TransientError),
+        (500, TransientError),
+        (503, TransientError),
+    ],
+)
+async def test_errors_by_status(
+    server: Server,
+    api: HttpApi,
+    call: Callable[[HttpApi], Awaitable[Any]],
+    status: int,
+    error: type[OperatorError],
+) -> None:
+    server.answers(status, "because of this")
+    with pytest.raises(OperatorError, match="because of this") as caught:
+        await call(api)
+    assert type(caught.value) is error
+    assert len(server.requests) == 1, "writes are never repeated by the client itself"
+
+
+async def test_a_failed_test_of_a_patch_is_a_conflict_and_a_broken_object_is_not(
+    server: Server, api: HttpApi
+) -> None:
+    server.answers(422, "spec.containers: required")
+    with pytest.raises(ConflictError):
+        await patch(api)
+    with pytest.raises(PermanentError) as caught:
+        await write(api)
+    assert (caught.value.reason, caught.value.sentence) == ("Rejected", "spec.containers: required")
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [({"Retry-After": "7"}, 7.0), ({}, None), ({"Retry-After": "Fri, 01 May 2026"}, None)],
+)
+async def test_the_time_to_wait_is_passed_on(
+    server: Server, api: HttpApi, header: dict[str, str], seconds: float | None
+) -> None:
+    server.answers(429, **header)
+    with pytest.raises(TransientError) as caught:
+        await write(api)
+    assert caught.value.retry_after == seconds
+
+
+async def test_an_answer_that_is_no_status_is_an_error_all_the_same(
+    server: Server, api: HttpApi
+) -> None:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        return web.Response(status=502, text="<html>Bad Gateway")
+
+    server.answer = answer
+    with pytest.raises(TransientError, match="Bad Gateway"):
+        await read(api)
+
+
+async def test_a_write_without_an_answer_may_have_happened(server: Server, api: HttpApi) -> None:
+    server.hangs_up()
+    for call in (write, patch):
+        with pytest.raises(LostError):
+            await call(api)
+    with pytest.raises(TransientError) as caught:
+        await read(api)
+    assert not isinstance(caught.value, LostError)
+
+
+async def test_a_server_that_is_not_there_got_no_write(api: HttpApi, server: Server) -> None:
+    configuration = client.Configuration(host="http://127.0.0.1:1")
+    configuration.client_session_kwargs = {"trust_env": False}
+    nowhere = HttpApi(client.ApiClient(configuration=configuration))
+    with pytest.raises(TransientError) as caught:
+        await write(nowhere)
+    assert not isinstance(caught.value, LostError)
+    await nowhere.close()
+
+
+# --- watches -------------------------------------------------------------------------------------
+
+
+def event(kind: str, obj: JSON) -> bytes:
+    return json.dumps({"type": kind, "object": obj}).encode() + b"\n"
+
+
+async def watched(api: HttpApi, version: str = "5") -> list[tuple[str, JSON]]:
+    return [each async for each in api.watch(PODS, "ns", "a=b", version)]
+
+
+async def test_a_watch_tells_of_objects_and_bookmarks(server: Server, api: HttpApi) -> None:
+    bookmark = {"metadata": {"resourceVersion": "99"}}
+    server.streams(event("ADDED", POD) + event("MODIFIED", POD), event("BOOKMARK", bookmark))
+    assert await watched(api) == [("ADDED", POD), ("MODIFIED", POD), ("BOOKMARK", bookmark)]
+    ((method, path, query, _, _),) = server.requests
+    assert (method, path) == ("GET", "/api/v1/namespaces/ns/pods")
+    assert query.pop("timeoutSeconds").isdigit()
+    assert query == {
+        "watch": "true",
+        "resourceVersion": "5",
+        "allowWatchBookmarks": "true",
+        "labelSelector": "a=b",
+    }
+
+
+async def test_events_come_whole_however_they_are_cut(server: Server, api: HttpApi) -> None:
+    line = event("ADDED", POD)
+    server.streams(line[:10], line[10:] + line[:-1], b"\n" + line[:5])
+    assert await watched(api) == [("ADDED", POD)] * 2
+
+
+async def test_an_object_may_be_large(server: Server, api: HttpApi) -> None:
+    large = POD | {"spec": {"text": "x" * 1_500_000}}
+    server.streams(event("ADDED", large) + event("DELETED", POD))
+    assert await watched(api) == [("ADDED", large), ("DELETED", POD)]
+
+
+async def test_a_watch_that_is_too_old_says_so(server: Server, api: HttpApi) -> None:
+    server.answers(410)
+    with pytest.raises(ExpiredError):
+        await watched(api)
+    gone = {"kind": "Status", "code": 410, "message": "too old resource version"}
+    server.streams(event("ADDED", POD) + event("ERROR", gone))
+    with pytest.raises(ExpiredError):
+        await watched(api)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        pytest.param(event("ERROR", {"kind": "Status", "code": 500, "message": "no"}), id="error"),
+        pytest.param(b"<html>\n", id="not JSON"),
+    ],
+)
+async def test_a_broken_watch_is_to_be_repeated(
+    server: Server, api: HttpApi, broken: bytes
+) -> None:
+    server.streams(event("ADDED", POD), broken)
+    with pytest.raises(TransientError):
+        await watched(api)
+
+
+async def test_a_watch_that_is_refused_or_cut_off_is_to_be_repeated(
+    server: Server, api: HttpApi
+) -> None:
+    server.answers(403)
+    with pytest.raises(TransientError):
+        await watched(api)
+    server.hangs_up()
+    with pytest.raises(TransientError):
+        await watched(api)

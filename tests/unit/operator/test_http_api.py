@@ -304,7 +304,7 @@ async def test_a_watch_tells_of_objects_and_bookmarks(server: Server, api: HttpA
 
 async def test_events_come_whole_however_they_are_cut(server: Server, api: HttpApi) -> None:
     line = event("ADDED", POD)
-    server.streams(line[:10], line[10:] + line[:-1], b"\n" + line[:5])
+    server.streams(line[:10], line[10:] + line[:-1], b"\n")
     assert await watched(api) == [("ADDED", POD)] * 2
 
 
@@ -329,6 +329,7 @@ async def test_a_watch_that_is_too_old_says_so(server: Server, api: HttpApi) -> 
     [
         pytest.param(event("ERROR", {"kind": "Status", "code": 500, "message": "no"}), id="error"),
         pytest.param(b"<html>\n", id="not JSON"),
+        pytest.param(event("ADDED", POD)[:20], id="cut off"),
     ],
 )
 async def test_a_broken_watch_is_to_be_repeated(

@@ -33,8 +33,6 @@ _TIMEOUT = aiohttp.ClientTimeout(total=15, connect=3)
 _WATCH_SECONDS = 240
 _WATCH_SILENCE_SECONDS = 90
 _TOO_OLD = 410
-_LONGEST_LINE = 64 * 1024 * 1024
-"""Of a watch: far more than etcd stores in one object, and than one read brings."""
 
 
 class ExpiredError(OperatorError):
@@ -222,7 +220,7 @@ class HttpApi:
                     raise ExpiredError("the watch is too old")
                 if response.status >= 400:
                     raise error_of(response.status, await response.read(), None, patch_test=False)
-                async for line in _lines(response.content):
+                async for line in response.content:
                     event = orjson.loads(line)
                     if event["type"] == "ERROR":
                         if event["object"].get("code") == _TOO_OLD:
@@ -284,22 +282,6 @@ class HttpApi:
         if preconditions:
             body["preconditions"] = preconditions
         await self._call("DELETE", resource.path(namespace, name), body=body)
-
-
-async def _lines(stream: aiohttp.StreamReader) -> AsyncIterator[bytes]:
-    """Whole lines; aiohttp's own iteration refuses those of more than 128 KiB, which a pod with
-    many mounts can have.
-    """
-    buffer = bytearray()
-    async for chunk in stream.iter_any():
-        buffer += chunk
-        if len(buffer) > _LONGEST_LINE:
-            raise TransientError(f"watch: an object of more than {_LONGEST_LINE} bytes")
-        if b"\n" in chunk:
-            *lines, rest = bytes(buffer).split(b"\n")
-            buffer = bytearray(rest)
-            for line in lines:
-                yield line
 
 
 async def backoff(attempt: int) -> None:

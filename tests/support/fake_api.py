@@ -325,7 +325,9 @@ def _merge(into: JSON, patch: Mapping[str, Any]) -> None:
 
 
 def _operate(obj: JSON, operation: JSON) -> None:
-    """One operation of RFC 6902, on objects."""
+    """One operation of RFC 6902, on objects; as the API server has it, which also replaces what
+    was not there.
+    """
     path = [part.replace("~1", "/").replace("~0", "~") for part in operation["path"].split("/")[1:]]
     parent = obj
     for part in path[:-1]:
@@ -334,7 +336,7 @@ def _operate(obj: JSON, operation: JSON) -> None:
     if verb == "test":
         if last not in parent or parent[last] != operation["value"]:
             raise ConflictError(f"testing {operation['path']} failed")
-    elif verb in ("replace", "remove") and last not in parent:
+    elif verb == "remove" and last not in parent:
         raise ConflictError(f"{operation['path']} is missing")
     elif verb == "remove":
         del parent[last]

@@ -72,13 +72,17 @@ class SessionReconciler:
 
     async def _own_pod(self, session: SessionObject) -> PodView | None:
         """The pod that carries the session's label; of several, which another operator may have
-        made at the same time, the one in the status, or else the oldest: the others go.
+        made at the same time, the one in the status, or else the oldest.
+
+        The others go once the status says which it is: until then another operator may just be
+        writing one of them there.
         """
         found = self._context.pods.group(("session", session.metadata.uid))
         wanted = session.status.pod_uid
         found.sort(key=lambda pod: (pod.uid != wanted, pod.deleting, pod.created, pod.name))
+        pending = session.status.phase is Phase.PENDING
         for extra in found[1:]:
-            if not extra.deleting:
+            if not pending and not extra.deleting:
                 await pods.delete(self._context, extra)
         if wanted and session.status.phase is Phase.RUNNING:
             if found and found[0].uid == wanted:

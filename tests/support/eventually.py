@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable
 
 
-async def until(what: Callable[[], object], seconds: float = 10, pause: float = 0.0) -> None:
+async def until(what: Callable[[], object], seconds: float = 30, pause: float = 0.0) -> None:
     """Let the event loop work until `what()` is true; fails after `seconds`."""
     try:
         async with asyncio.timeout(seconds):

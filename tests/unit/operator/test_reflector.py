@@ -95,7 +95,7 @@ class Setup:
 
     async def start(self) -> None:
         self.task = asyncio.create_task(self.reflector.run())
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await self.reflector.synced.wait()
 
     async def shows(self, *names: str) -> None:

@@ -61,7 +61,7 @@ class Gate:
         return None
 
     async def until_started(self, count: int) -> None:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while len(self.started) < count:
                 self.changed.clear()
                 await self.changed.wait()
@@ -187,7 +187,7 @@ async def delays_of(errors: list[BaseException | None]) -> list[float]:
     queue = Delays(handler)
     queue.add("a")
     task = asyncio.create_task(queue.run())
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await done.wait()
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
@@ -258,7 +258,7 @@ async def test_cancelling_cancels_what_is_being_handled() -> None:
     queue = WorkQueue(handler)
     queue.add("a")
     task = asyncio.create_task(queue.run())
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await started.wait()
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
@@ -280,6 +280,6 @@ async def test_a_cancellation_that_comes_together_with_work_ends_the_queue(steps
     for _ in range(steps):
         await asyncio.sleep(0)
     task.cancel()
-    done, _ = await asyncio.wait({task}, timeout=1)
+    done, _ = await asyncio.wait({task}, timeout=10)
     assert done, "the queue goes on"
     assert task.cancelled()

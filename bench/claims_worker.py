@@ -17,6 +17,7 @@ from cloister import aio
 
 WHERE = {"group": "cloister.dev", "version": "v1alpha1", "plural": "environments"}
 NAMESPACE = "cloister-sandboxes"
+SETTLE_SECONDS = float(os.environ.get("SETTLE", "1"))
 
 
 def pool_is_full(name: str) -> bool:
@@ -28,9 +29,13 @@ def pool_is_full(name: str) -> bool:
 
 
 def wait_full(name: str) -> None:
-    """Wait until the pool is full: the next claim must be warm, and alone."""
+    """Wait until the pool is full, and the last session's pod has been taken down.
+
+    The next claim must be warm, and not share the cores with its predecessor's end.
+    """
     while not pool_is_full(name):
         time.sleep(0.05)
+    time.sleep(SETTLE_SECONDS)
 
 
 async def measure(mode: str, environment: str, count: int) -> list[float]:

@@ -134,6 +134,14 @@ class Context:
                 return pod
         return None
 
+    def about_to_be_usable(self, environment: EnvironmentObject, recipe: str) -> bool:
+        """Whether a warm pod is there that this process, just started, has yet to prove."""
+        group = ("state", *environment.key, recipe, "warm")
+        return any(
+            pod.alive and pod.uid not in self.usable and pod.uid not in self.failures
+            for pod in self.pods.group(group)
+        )
+
 
 def address(pod: PodView) -> PodAddress:
     """Where to dial a pod."""

@@ -31,6 +31,8 @@ CREDENTIALS_MARGIN = timedelta(minutes=5)
 """A certificate outlives its session by this, so that a clock that is behind ends nothing."""
 REFUTED_PROOF_COUNTS_FOR = timedelta(seconds=30)
 """After this, one more session may try whether the network is closed now."""
+PROOF_PATIENCE = 2.0
+"""Seconds that a session waits for a warm pod that is being proven, before it gets a new one."""
 
 
 class SessionReconciler:
@@ -209,6 +211,9 @@ class SessionReconciler:
                 self._warm_claims.add(session.metadata.uid)
                 await self._hand_over(session, environment, claimed)
                 return 0.0
+        waited = time.monotonic() - self._first_seen.get(session.metadata.uid, 0.0)
+        if waited < PROOF_PATIENCE and context.about_to_be_usable(environment, recipe.hash):
+            return 0.02
         await self._check_references(session)
         await pods.create(context, environment, recipe, session)
         return 0.0

@@ -10,6 +10,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Final, Generic, NamedTuple, TypeVar
 
 from .. import names
@@ -57,12 +58,23 @@ RIGHTS: Final[dict[str, tuple[Right, ...]]] = {
 """By method; a method that is not listed is refused to everybody."""
 
 
+@dataclass(frozen=True)
+class _Answer(Generic[_Value]):
+    """An answer, until when it holds, and from when a use of it asks again in the background, so
+    that a busy caller never waits for the API server.
+    """
+
+    value: _Value
+    until: float
+    refresh_at: float
+
+
 class _Remembered(Generic[_Question, _Value]):
     """Answers by question, each for its own time; equal questions at the same time are one."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._answers: OrderedDict[_Question, tuple[float, _Value]] = OrderedDict()
+        self._answers: OrderedDict[_Question, _Answer[_Value]] = OrderedDict()
         self._asking: dict[_Question, asyncio.Task[_Value]] = {}
 
     async def get(
@@ -72,17 +84,28 @@ class _Remembered(Generic[_Question, _Value]):
         lifetime: Callable[[_Value], float],
     ) -> _Value:
         """The remembered answer, or a new one; failures are not remembered."""
-        known = self._answers.get(question)
-        if known is not None and self._clock() < known[0]:
-            return known[1]
+        known, now = self._answers.get(question), self._clock()
+        if known is not None and now < known.until:
+            if now > known.refresh_at and question not in self._asking:
+                self._start(question, ask, lifetime)
+            return known.value
         task = self._asking.get(question)
         if task is None:
-            # Counted from before the question, so that no answer is used for longer than it says.
-            task = asyncio.ensure_future(self._ask(question, ask, lifetime, self._clock()))
-            self._asking[question] = task
-            task.add_done_callback(functools.partial(self._answered, question))
+            task = self._start(question, ask, lifetime)
         # A caller that goes away must not fail the others that wait for the same answer.
         return await asyncio.shield(task)
+
+    def _start(
+        self,
+        question: _Question,
+        ask: Callable[[], Awaitable[_Value]],
+        lifetime: Callable[[_Value], float],
+    ) -> "asyncio.Task[_Value]":
+        # Counted from before the question, so that no answer is used for longer than it says.
+        task = asyncio.ensure_future(self._ask(question, ask, lifetime, self._clock()))
+        self._asking[question] = task
+        task.add_done_callback(functools.partial(self._answered, question))
+        return task
 
     def _answered(self, question: _Question, task: asyncio.Task[_Value]) -> None:
         del self._asking[question]
@@ -99,7 +122,8 @@ class _Remembered(Generic[_Question, _Value]):
     ) -> _Value:
         answer = await ask()
         self._answers.pop(question, None)
-        self._answers[question] = (asked + lifetime(answer), answer)
+        seconds = lifetime(answer)
+        self._answers[question] = _Answer(answer, asked + seconds, asked + seconds / 2)
         while len(self._answers) > MAX_ENTRIES:
             self._answers.popitem(last=False)
         return answer

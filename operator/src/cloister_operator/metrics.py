@@ -33,10 +33,11 @@ CLAIM_SECONDS = Histogram(
     buckets=_FAST,
     registry=REGISTRY,
 )
-API_WRITES = Counter(
-    "cloister_api_writes",
-    "Writes to the Kubernetes API by verb and resource.",
+API_WRITE_SECONDS = Histogram(
+    "cloister_api_write_seconds",
+    "Duration of writes to the Kubernetes API by verb and resource.",
     ["verb", "resource"],
+    buckets=_FAST,
     registry=REGISTRY,
 )
 QUEUE_DEPTH = Gauge("cloister_queue_depth", "Keys that wait for a reconcile.", registry=REGISTRY)

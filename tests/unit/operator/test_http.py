@@ -53,11 +53,11 @@ async def test_health_answers_a_sentence(base: str, health: Health) -> None:
 
 async def test_metrics_are_served(base: str) -> None:
     metrics.SESSIONS.labels(phase="Running").set(3)
-    metrics.API_WRITES.labels(verb="patch", resource="pods").inc()
+    metrics.API_WRITE_SECONDS.labels(verb="patch", resource="pods").observe(0.003)
     status, text = await fetch(f"{base}/metrics")
     assert status == 200
     assert 'cloister_sessions{phase="Running"} 3.0' in text
-    assert 'cloister_api_writes_total{resource="pods",verb="patch"} ' in text
+    assert 'cloister_api_write_seconds_count{resource="pods",verb="patch"} ' in text
     assert "process_resident_memory_bytes" in text
 
 

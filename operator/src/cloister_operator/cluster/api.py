@@ -23,7 +23,7 @@ from ..errors import (
     PermanentError,
     TransientError,
 )
-from ..metrics import API_WRITES
+from ..metrics import API_WRITE_SECONDS
 from .resources import Resource
 
 JSON_PATCH: Final = "application/json-patch+json"
@@ -231,25 +231,25 @@ class HttpApi:
             raise TransientError(f"the watch broke: {error!r}") from error
 
     async def create(self, resource: Resource, namespace: str, body: JSON) -> JSON:
-        API_WRITES.labels("create", resource.plural).inc()
-        return await self._call("POST", resource.path(namespace), body=body)
+        with API_WRITE_SECONDS.labels("create", resource.plural).time():
+            return await self._call("POST", resource.path(namespace), body=body)
 
     async def apply(self, resource: Resource, namespace: str, body: JSON) -> JSON:
-        API_WRITES.labels("apply", resource.plural).inc()
         path = resource.path(namespace, body["metadata"]["name"])
         query = {"fieldManager": names.FIELD_MANAGER, "force": "true"}
-        return await self._call("PATCH", path, query, body, APPLY_PATCH)
+        with API_WRITE_SECONDS.labels("apply", resource.plural).time():
+            return await self._call("PATCH", path, query, body, APPLY_PATCH)
 
     async def json_patch(
         self, resource: Resource, namespace: str, name: str, operations: Sequence[JSON]
     ) -> JSON:
-        API_WRITES.labels("patch", resource.plural).inc()
-        return await self._call(
-            "PATCH",
-            resource.path(namespace, name),
-            body=list(operations),
-            content_type=JSON_PATCH,
-        )
+        with API_WRITE_SECONDS.labels("patch", resource.plural).time():
+            return await self._call(
+                "PATCH",
+                resource.path(namespace, name),
+                body=list(operations),
+                content_type=JSON_PATCH,
+            )
 
     async def patch_status(
         self,
@@ -259,21 +259,20 @@ class HttpApi:
         status: Mapping[str, Any],
         version: str = "",
     ) -> JSON:
-        API_WRITES.labels("patch", f"{resource.plural}/status").inc()
         body: JSON = {"status": dict(status)}
         if version:
             body["metadata"] = {"resourceVersion": version}
-        return await self._call(
-            "PATCH",
-            resource.path(namespace, name, "status"),
-            body=body,
-            content_type=MERGE_PATCH,
-        )
+        with API_WRITE_SECONDS.labels("patch", f"{resource.plural}/status").time():
+            return await self._call(
+                "PATCH",
+                resource.path(namespace, name, "status"),
+                body=body,
+                content_type=MERGE_PATCH,
+            )
 
     async def delete(
         self, resource: Resource, namespace: str, name: str, uid: str = "", version: str = ""
     ) -> None:
-        API_WRITES.labels("delete", resource.plural).inc()
         preconditions = {
             **({"uid": uid} if uid else {}),
             **({"resourceVersion": version} if version else {}),
@@ -281,7 +280,8 @@ class HttpApi:
         body: JSON = {"kind": "DeleteOptions", "apiVersion": "v1"}
         if preconditions:
             body["preconditions"] = preconditions
-        await self._call("DELETE", resource.path(namespace, name), body=body)
+        with API_WRITE_SECONDS.labels("delete", resource.plural).time():
+            await self._call("DELETE", resource.path(namespace, name), body=body)
 
 
 async def backoff(attempt: int) -> None:

@@ -174,6 +174,9 @@ class Warmer:
                     "path": f"/metadata/labels/{label}",
                     "value": names.STATE_WARM,
                 },
+                # The API server stops tracking who owns which field of this pod, which is a fifth
+                # of what the claim's own patch would cost it.
+                {"op": "replace", "path": "/metadata/managedFields", "value": [{}]},
             ],
         )
         self._context.usable.add(pod.uid)

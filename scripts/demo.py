@@ -157,7 +157,8 @@ def demo(cluster: str) -> None:
             began = time.monotonic()
             session = client.create_session(ENVIRONMENT)
             took = (time.monotonic() - began) * 1000
-            say(f"session {session.name} on pod {session.pod_name}, usable after {took:.0f} ms")
+            say(f"session {session.name} has pod {session.pod_name}, after {took:.0f} ms;")
+            say("most of it went into the first connection from outside the cluster")
             run_tools(session)
         with steps.step("Try what must not work"):
             show_isolation(target, client, session)

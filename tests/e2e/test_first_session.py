@@ -1,6 +1,7 @@
 """Apply, Ready, claim, tool calls, end: what a newcomer does."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -9,8 +10,11 @@ from support.cluster import SANDBOXES, condition, get, kubectl, listing, wait_fo
 
 
 @pytest.fixture(scope="module")
-def session(client: cloister.Client, environments: Callable[..., str]) -> "cloister.Session":
-    return client.create_session(environments())
+def session(
+    client: cloister.Client, environments: Callable[..., str]
+) -> Iterator["cloister.Session"]:
+    with client.create_session(environments()) as made:
+        yield made
 
 
 def test_environment_reports_its_pool(environments: Callable[..., str]) -> None:
@@ -62,6 +66,18 @@ def test_a_timed_out_command_keeps_what_it_printed(session: "cloister.Session") 
     assert "before" in result.text
     assert "after" not in result.text.splitlines()
     assert session.bash("pgrep -x sleep || echo none").text == "none"
+
+
+def test_outputs_are_fetched(session: "cloister.Session", tmp_path: Path) -> None:
+    session.bash("mkdir /mnt/session/outputs/a && echo done > /mnt/session/outputs/a/report.txt")
+    session.download("/mnt/session/outputs", tmp_path / "outputs")
+    assert (tmp_path / "outputs" / "a" / "report.txt").read_text() == "done\n"
+
+
+def test_a_tool_cannot_end_the_exec_server(session: "cloister.Session") -> None:
+    for signal in ("TERM", "INT", "KILL", "STOP"):
+        session.bash(f"kill -{signal} 1")
+    assert session.bash("echo alive").text == "alive"
 
 
 def test_session_is_visible_to_kubectl(session: "cloister.Session") -> None:

@@ -12,7 +12,12 @@ from .recipe import Recipe
 from .settings import Settings
 
 AGENT_UID = 1000
-_WRITABLE = {"tmp": "/tmp", "home": "/home/agent", "session": "/mnt/session"}  # noqa: S108
+_WRITABLE = {
+    "tmp": "/tmp",  # noqa: S108 - the pod's own
+    "home": "/home/agent",
+    "uploads": "/mnt/session/uploads",
+    "outputs": "/mnt/session/outputs",
+}
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,29 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _OnTimeout:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _OnTimeoutEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_OnTimeout.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ON_TIMEOUT_UNSPECIFIED: _OnTimeout.ValueType  # 0
+    """As ON_TIMEOUT_KILL."""
+    ON_TIMEOUT_KILL: _OnTimeout.ValueType  # 1
+    """Interrupt, then terminate after 2 s, then kill after 5 s; the shell survives when it can."""
+    ON_TIMEOUT_DETACH: _OnTimeout.ValueType  # 2
+    """The command goes on as a process that Processes.List shows, and the shell is replaced."""
+
+class OnTimeout(_OnTimeout, metaclass=_OnTimeoutEnumTypeWrapper): ...
+
+ON_TIMEOUT_UNSPECIFIED: OnTimeout.ValueType  # 0
+"""As ON_TIMEOUT_KILL."""
+ON_TIMEOUT_KILL: OnTimeout.ValueType  # 1
+"""Interrupt, then terminate after 2 s, then kill after 5 s; the shell survives when it can."""
+ON_TIMEOUT_DETACH: OnTimeout.ValueType  # 2
+"""The command goes on as a process that Processes.List shows, and the shell is replaced."""
+Global___OnTimeout: _TypeAlias = OnTimeout  # noqa: Y015
+
 @_typing.final
 class CallRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
@@ -237,6 +260,10 @@ class ExitInfo(_message.Message):
         """The shell itself ended (exit, exec, set -e) and a new one was opened."""
         REASON_SHUTDOWN: ExitInfo._Reason.ValueType  # 5
         """The server is going away."""
+        REASON_OOM_KILLED: ExitInfo._Reason.ValueType  # 6
+        """The kernel ended it for want of memory."""
+        REASON_SIGNALLED: ExitInfo._Reason.ValueType  # 7
+        """Processes.Signal ended it."""
 
     class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper): ...
     REASON_UNSPECIFIED: ExitInfo.Reason.ValueType  # 0
@@ -250,19 +277,33 @@ class ExitInfo(_message.Message):
     """The shell itself ended (exit, exec, set -e) and a new one was opened."""
     REASON_SHUTDOWN: ExitInfo.Reason.ValueType  # 5
     """The server is going away."""
+    REASON_OOM_KILLED: ExitInfo.Reason.ValueType  # 6
+    """The kernel ended it for want of memory."""
+    REASON_SIGNALLED: ExitInfo.Reason.ValueType  # 7
+    """Processes.Signal ended it."""
 
     CODE_FIELD_NUMBER: _builtins.int
     SIGNAL_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     WALL_FIELD_NUMBER: _builtins.int
     CWD_FIELD_NUMBER: _builtins.int
+    CPU_FIELD_NUMBER: _builtins.int
+    MAX_RSS_BYTES_FIELD_NUMBER: _builtins.int
+    SURVIVING_PROCESSES_FIELD_NUMBER: _builtins.int
     code: _builtins.int
     signal: _builtins.int
     reason: Global___ExitInfo.Reason.ValueType
     cwd: _builtins.str
     """The shell's working directory afterwards."""
+    max_rss_bytes: _builtins.int
+    surviving_processes: _builtins.int
+    """Processes of its tree that go on, because they were detached on purpose."""
     @_builtins.property
     def wall(self) -> _duration_pb2.Duration: ...
+    @_builtins.property
+    def cpu(self) -> _duration_pb2.Duration:
+        """Processor time of the program and the children it waited for."""
+
     def __init__(
         self,
         *,
@@ -271,10 +312,13 @@ class ExitInfo(_message.Message):
         reason: Global___ExitInfo.Reason.ValueType = ...,
         wall: _duration_pb2.Duration | None = ...,
         cwd: _builtins.str = ...,
+        cpu: _duration_pb2.Duration | None = ...,
+        max_rss_bytes: _builtins.int = ...,
+        surviving_processes: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "signal", b"signal", "status", b"status", "wall", b"wall"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "cpu", b"cpu", "signal", b"signal", "status", b"status", "wall", b"wall"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "cwd", b"cwd", "reason", b"reason", "signal", b"signal", "status", b"status", "wall", b"wall"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "cpu", b"cpu", "cwd", b"cwd", "max_rss_bytes", b"max_rss_bytes", "reason", b"reason", "signal", b"signal", "status", b"status", "surviving_processes", b"surviving_processes", "wall", b"wall"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_status: _TypeAlias = _typing.Literal["code", "signal"]  # noqa: Y015
     _WhichOneofArgType_status: _TypeAlias = _typing.Literal["status", b"status"]  # noqa: Y015
@@ -288,19 +332,23 @@ class Truncation(_message.Message):
 
     TOTAL_BYTES_FIELD_NUMBER: _builtins.int
     OMITTED_BYTES_FIELD_NUMBER: _builtins.int
+    SPOOL_PATH_FIELD_NUMBER: _builtins.int
     total_bytes: _builtins.int
     """Bytes the command printed."""
     omitted_bytes: _builtins.int
     """Bytes of them that content leaves out."""
+    spool_path: _builtins.str
+    """File in the sandbox with the whole output, or its first bytes up to the bound; may be empty."""
     def __init__(
         self,
         *,
         total_bytes: _builtins.int = ...,
         omitted_bytes: _builtins.int = ...,
+        spool_path: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["omitted_bytes", b"omitted_bytes", "total_bytes", b"total_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["omitted_bytes", b"omitted_bytes", "spool_path", b"spool_path", "total_bytes", b"total_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -422,6 +470,7 @@ class Entry(_message.Message):
     MODE_FIELD_NUMBER: _builtins.int
     MTIME_FIELD_NUMBER: _builtins.int
     SYMLINK_TARGET_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
     path: _builtins.str
     """Absolute."""
     type: Global___Entry.Type.ValueType
@@ -431,6 +480,8 @@ class Entry(_message.Message):
     """Permission bits, such as 0644."""
     symlink_target: _builtins.str
     """Only for symbolic links."""
+    etag: _builtins.str
+    """Changes with the file's content; opaque."""
     @_builtins.property
     def mtime(self) -> _timestamp_pb2.Timestamp: ...
     def __init__(
@@ -442,10 +493,11 @@ class Entry(_message.Message):
         mode: _builtins.int = ...,
         mtime: _timestamp_pb2.Timestamp | None = ...,
         symlink_target: _builtins.str = ...,
+        etag: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["mtime", b"mtime"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["mode", b"mode", "mtime", b"mtime", "path", b"path", "size", b"size", "symlink_target", b"symlink_target", "type", b"type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "mode", b"mode", "mtime", b"mtime", "path", b"path", "size", b"size", "symlink_target", b"symlink_target", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -480,18 +532,32 @@ class DownloadRequest(_message.Message):
 
     PATH_FIELD_NUMBER: _builtins.int
     OFFSET_FIELD_NUMBER: _builtins.int
+    LENGTH_FIELD_NUMBER: _builtins.int
+    IF_ETAG_FIELD_NUMBER: _builtins.int
+    TREE_FIELD_NUMBER: _builtins.int
     path: _builtins.str
     offset: _builtins.int
     """Bytes to pass over."""
+    length: _builtins.int
+    """Bytes to send at most; 0 is all."""
+    if_etag: _builtins.str
+    """Fail with ABORTED (ETAG_MISMATCH) unless the file is still this one; for going on with a cut
+    download.
+    """
+    tree: _builtins.bool
+    """Send the directory `path` as a tar stream; offset and length do not apply."""
     def __init__(
         self,
         *,
         path: _builtins.str = ...,
         offset: _builtins.int = ...,
+        length: _builtins.int = ...,
+        if_etag: _builtins.str = ...,
+        tree: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["offset", b"offset", "path", b"path"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["if_etag", b"if_etag", "length", b"length", "offset", b"offset", "path", b"path", "tree", b"tree"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -503,19 +569,31 @@ class Chunk(_message.Message):
 
     OFFSET_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
+    ENTRY_FIELD_NUMBER: _builtins.int
+    CRC32C_FIELD_NUMBER: _builtins.int
     offset: _builtins.int
     data: _builtins.bytes
+    crc32c: _builtins.int
+    """In the last chunk: CRC-32C of all bytes of this call."""
+    @_builtins.property
+    def entry(self) -> Global___Entry:
+        """In the first chunk: the file as it was opened."""
+
     def __init__(
         self,
         *,
         offset: _builtins.int = ...,
         data: _builtins.bytes = ...,
+        entry: Global___Entry | None = ...,
+        crc32c: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_crc32c", b"_crc32c", "crc32c", b"crc32c", "entry", b"entry"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "offset", b"offset"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_crc32c", b"_crc32c", "crc32c", b"crc32c", "data", b"data", "entry", b"entry", "offset", b"offset"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__crc32c: _TypeAlias = _typing.Literal["crc32c"]  # noqa: Y015
+    _WhichOneofArgType__crc32c: _TypeAlias = _typing.Literal["_crc32c", b"_crc32c"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__crc32c) -> _WhichOneofReturnType__crc32c | None: ...
 
 Global___Chunk: _TypeAlias = Chunk  # noqa: Y015
 
@@ -556,18 +634,38 @@ class UploadStart(_message.Message):
 
     PATH_FIELD_NUMBER: _builtins.int
     MODE_FIELD_NUMBER: _builtins.int
+    UPLOAD_ID_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    IF_ETAG_FIELD_NUMBER: _builtins.int
+    CREATE_ONLY_FIELD_NUMBER: _builtins.int
+    TREE_FIELD_NUMBER: _builtins.int
     path: _builtins.str
     mode: _builtins.int
-    """Permission bits; 0 means 0644."""
+    """Permission bits; 0 means 0644, or those of the file that is replaced."""
+    upload_id: _builtins.str
+    """Chosen by the client: a cut upload with an id can be gone on with for ten minutes."""
+    offset: _builtins.int
+    """Where this call goes on; must be what UploadState says."""
+    if_etag: _builtins.str
+    """Fail with ABORTED (ETAG_MISMATCH) unless the file that is replaced is this one."""
+    create_only: _builtins.bool
+    """Fail with ALREADY_EXISTS when there is a file."""
+    tree: _builtins.bool
+    """The bytes are a tar stream to unpack into the directory `path`."""
     def __init__(
         self,
         *,
         path: _builtins.str = ...,
         mode: _builtins.int = ...,
+        upload_id: _builtins.str = ...,
+        offset: _builtins.int = ...,
+        if_etag: _builtins.str = ...,
+        create_only: _builtins.bool = ...,
+        tree: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["mode", b"mode", "path", b"path"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_only", b"create_only", "if_etag", b"if_etag", "mode", b"mode", "offset", b"offset", "path", b"path", "tree", b"tree", "upload_id", b"upload_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -578,20 +676,1524 @@ class UploadEnd(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     SIZE_FIELD_NUMBER: _builtins.int
+    CRC32C_FIELD_NUMBER: _builtins.int
     size: _builtins.int
-    """All bytes sent; a mismatch fails with DATA_LOSS and writes nothing."""
+    """All bytes of the file; a mismatch fails with DATA_LOSS and writes nothing."""
+    crc32c: _builtins.int
+    """CRC-32C of all bytes of the file; a mismatch fails with DATA_LOSS and writes nothing."""
     def __init__(
         self,
         *,
         size: _builtins.int = ...,
+        crc32c: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_crc32c", b"_crc32c", "crc32c", b"crc32c"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_crc32c", b"_crc32c", "crc32c", b"crc32c", "size", b"size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__crc32c: _TypeAlias = _typing.Literal["crc32c"]  # noqa: Y015
+    _WhichOneofArgType__crc32c: _TypeAlias = _typing.Literal["_crc32c", b"_crc32c"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__crc32c) -> _WhichOneofReturnType__crc32c | None: ...
+
+Global___UploadEnd: _TypeAlias = UploadEnd  # noqa: Y015
+
+@_typing.final
+class UploadStateRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UPLOAD_ID_FIELD_NUMBER: _builtins.int
+    upload_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        upload_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["size", b"size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["upload_id", b"upload_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___UploadEnd: _TypeAlias = UploadEnd  # noqa: Y015
+Global___UploadStateRequest: _TypeAlias = UploadStateRequest  # noqa: Y015
+
+@_typing.final
+class UploadStateResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OFFSET_FIELD_NUMBER: _builtins.int
+    offset: _builtins.int
+    """Bytes that arrived; 0 for an id that is unknown."""
+    def __init__(
+        self,
+        *,
+        offset: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["offset", b"offset"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UploadStateResponse: _TypeAlias = UploadStateResponse  # noqa: Y015
+
+@_typing.final
+class ReadTextRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    START_LINE_FIELD_NUMBER: _builtins.int
+    END_LINE_FIELD_NUMBER: _builtins.int
+    MAX_BYTES_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    start_line: _builtins.int
+    """1-based; 0 is the first line."""
+    end_line: _builtins.int
+    """Inclusive; 0 is the last line."""
+    max_bytes: _builtins.int
+    """0 is 262,144; at most 1,048,576."""
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        start_line: _builtins.int = ...,
+        end_line: _builtins.int = ...,
+        max_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_line", b"end_line", "max_bytes", b"max_bytes", "path", b"path", "start_line", b"start_line"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadTextRequest: _TypeAlias = ReadTextRequest  # noqa: Y015
+
+@_typing.final
+class TextSlice(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEXT_FIELD_NUMBER: _builtins.int
+    TOTAL_LINES_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    TRUNCATED_FIELD_NUMBER: _builtins.int
+    text: _builtins.str
+    total_lines: _builtins.int
+    size: _builtins.int
+    """Bytes of the file."""
+    etag: _builtins.str
+    truncated: _builtins.bool
+    """True when max_bytes cut the text."""
+    def __init__(
+        self,
+        *,
+        text: _builtins.str = ...,
+        total_lines: _builtins.int = ...,
+        size: _builtins.int = ...,
+        etag: _builtins.str = ...,
+        truncated: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "size", b"size", "text", b"text", "total_lines", b"total_lines", "truncated", b"truncated"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TextSlice: _TypeAlias = TextSlice  # noqa: Y015
+
+@_typing.final
+class EditRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    EDITS_FIELD_NUMBER: _builtins.int
+    IF_ETAG_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    if_etag: _builtins.str
+    """Fail with ABORTED (ETAG_MISMATCH) unless the file is still this one."""
+    request_id: _builtins.str
+    """Chosen by the client: the same id with the same edit is applied once."""
+    @_builtins.property
+    def edits(self) -> _containers.RepeatedCompositeFieldContainer[Global___Replacement]:
+        """Applied in order, each to the result of the one before."""
+
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        edits: _abc.Iterable[Global___Replacement] | None = ...,
+        if_etag: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["edits", b"edits", "if_etag", b"if_etag", "path", b"path", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EditRequest: _TypeAlias = EditRequest  # noqa: Y015
+
+@_typing.final
+class Replacement(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OLD_STRING_FIELD_NUMBER: _builtins.int
+    NEW_STRING_FIELD_NUMBER: _builtins.int
+    REPLACE_ALL_FIELD_NUMBER: _builtins.int
+    old_string: _builtins.str
+    new_string: _builtins.str
+    replace_all: _builtins.bool
+    """Without it old_string must occur exactly once."""
+    def __init__(
+        self,
+        *,
+        old_string: _builtins.str = ...,
+        new_string: _builtins.str = ...,
+        replace_all: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["new_string", b"new_string", "old_string", b"old_string", "replace_all", b"replace_all"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Replacement: _TypeAlias = Replacement  # noqa: Y015
+
+@_typing.final
+class EditResult(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COUNTS_FIELD_NUMBER: _builtins.int
+    ENTRY_FIELD_NUMBER: _builtins.int
+    UNIFIED_DIFF_FIELD_NUMBER: _builtins.int
+    unified_diff: _builtins.str
+    @_builtins.property
+    def counts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Replacements made, per edit."""
+
+    @_builtins.property
+    def entry(self) -> Global___Entry: ...
+    def __init__(
+        self,
+        *,
+        counts: _abc.Iterable[_builtins.int] | None = ...,
+        entry: Global___Entry | None = ...,
+        unified_diff: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["entry", b"entry"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "entry", b"entry", "unified_diff", b"unified_diff"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EditResult: _TypeAlias = EditResult  # noqa: Y015
+
+@_typing.final
+class GlobRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATTERN_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    pattern: _builtins.str
+    path: _builtins.str
+    """Directory to search; empty is the workspace."""
+    limit: _builtins.int
+    """0 is 200; at most 10,000."""
+    def __init__(
+        self,
+        *,
+        pattern: _builtins.str = ...,
+        path: _builtins.str = ...,
+        limit: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["limit", b"limit", "path", b"path", "pattern", b"pattern"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GlobRequest: _TypeAlias = GlobRequest  # noqa: Y015
+
+@_typing.final
+class GlobResult(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENTRIES_FIELD_NUMBER: _builtins.int
+    TOTAL_MATCHES_FIELD_NUMBER: _builtins.int
+    total_matches: _builtins.int
+    @_builtins.property
+    def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___Entry]: ...
+    def __init__(
+        self,
+        *,
+        entries: _abc.Iterable[Global___Entry] | None = ...,
+        total_matches: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries", "total_matches", b"total_matches"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GlobResult: _TypeAlias = GlobResult  # noqa: Y015
+
+@_typing.final
+class GrepRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATTERN_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    IGNORE_CASE_FIELD_NUMBER: _builtins.int
+    CONTEXT_LINES_FIELD_NUMBER: _builtins.int
+    GLOB_FIELD_NUMBER: _builtins.int
+    MAX_MATCHES_FIELD_NUMBER: _builtins.int
+    TIMEOUT_FIELD_NUMBER: _builtins.int
+    INCLUDE_IGNORED_FIELD_NUMBER: _builtins.int
+    pattern: _builtins.str
+    path: _builtins.str
+    """File or directory to search; empty is the workspace."""
+    ignore_case: _builtins.bool
+    context_lines: _builtins.int
+    """Lines around each match; at most 50."""
+    glob: _builtins.str
+    """Only files whose path matches."""
+    max_matches: _builtins.int
+    """0 is 1,000; at most 100,000."""
+    include_ignored: _builtins.bool
+    """Search hidden files and what .gitignore leaves out as well."""
+    @_builtins.property
+    def timeout(self) -> _duration_pb2.Duration:
+        """0 is 30 s."""
+
+    def __init__(
+        self,
+        *,
+        pattern: _builtins.str = ...,
+        path: _builtins.str = ...,
+        ignore_case: _builtins.bool = ...,
+        context_lines: _builtins.int = ...,
+        glob: _builtins.str = ...,
+        max_matches: _builtins.int = ...,
+        timeout: _duration_pb2.Duration | None = ...,
+        include_ignored: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["timeout", b"timeout"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_lines", b"context_lines", "glob", b"glob", "ignore_case", b"ignore_case", "include_ignored", b"include_ignored", "max_matches", b"max_matches", "path", b"path", "pattern", b"pattern", "timeout", b"timeout"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GrepRequest: _TypeAlias = GrepRequest  # noqa: Y015
+
+@_typing.final
+class GrepEvent(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LINE_FIELD_NUMBER: _builtins.int
+    SUMMARY_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def line(self) -> Global___GrepLine: ...
+    @_builtins.property
+    def summary(self) -> Global___GrepSummary:
+        """Last."""
+
+    def __init__(
+        self,
+        *,
+        line: Global___GrepLine | None = ...,
+        summary: Global___GrepSummary | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "line", b"line", "summary", b"summary"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "line", b"line", "summary", b"summary"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["line", "summary"]  # noqa: Y015
+    _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
+
+Global___GrepEvent: _TypeAlias = GrepEvent  # noqa: Y015
+
+@_typing.final
+class GrepLine(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    IS_CONTEXT_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    number: _builtins.int
+    text: _builtins.str
+    is_context: _builtins.bool
+    """A neighbour of a match."""
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        number: _builtins.int = ...,
+        text: _builtins.str = ...,
+        is_context: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["is_context", b"is_context", "number", b"number", "path", b"path", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GrepLine: _TypeAlias = GrepLine  # noqa: Y015
+
+@_typing.final
+class GrepSummary(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MATCHES_FIELD_NUMBER: _builtins.int
+    FILES_FIELD_NUMBER: _builtins.int
+    TRUNCATED_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
+    matches: _builtins.int
+    files: _builtins.int
+    truncated: _builtins.bool
+    """True when max_matches or the timeout ended the search."""
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What could not be searched."""
+
+    def __init__(
+        self,
+        *,
+        matches: _builtins.int = ...,
+        files: _builtins.int = ...,
+        truncated: _builtins.bool = ...,
+        warnings: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["files", b"files", "matches", b"matches", "truncated", b"truncated", "warnings", b"warnings"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GrepSummary: _TypeAlias = GrepSummary  # noqa: Y015
+
+@_typing.final
+class MoveRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SOURCE_FIELD_NUMBER: _builtins.int
+    DESTINATION_FIELD_NUMBER: _builtins.int
+    OVERWRITE_FIELD_NUMBER: _builtins.int
+    source: _builtins.str
+    destination: _builtins.str
+    overwrite: _builtins.bool
+    """Without it an existing destination fails with ALREADY_EXISTS."""
+    def __init__(
+        self,
+        *,
+        source: _builtins.str = ...,
+        destination: _builtins.str = ...,
+        overwrite: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["destination", b"destination", "overwrite", b"overwrite", "source", b"source"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MoveRequest: _TypeAlias = MoveRequest  # noqa: Y015
+
+@_typing.final
+class RemoveRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    RECURSIVE_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    recursive: _builtins.bool
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        recursive: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["path", b"path", "recursive", b"recursive"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RemoveRequest: _TypeAlias = RemoveRequest  # noqa: Y015
+
+@_typing.final
+class RemoveResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RemoveResponse: _TypeAlias = RemoveResponse  # noqa: Y015
+
+@_typing.final
+class WatchRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    RECURSIVE_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    recursive: _builtins.bool
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        recursive: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["path", b"path", "recursive", b"recursive"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchRequest: _TypeAlias = WatchRequest  # noqa: Y015
+
+@_typing.final
+class WatchEvent(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Type:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _TypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[WatchEvent._Type.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        TYPE_UNSPECIFIED: WatchEvent._Type.ValueType  # 0
+        TYPE_READY: WatchEvent._Type.ValueType  # 1
+        """The watch is set: what changes from now on is told."""
+        TYPE_CREATED: WatchEvent._Type.ValueType  # 2
+        TYPE_MODIFIED: WatchEvent._Type.ValueType  # 3
+        TYPE_REMOVED: WatchEvent._Type.ValueType  # 4
+        TYPE_OVERFLOW: WatchEvent._Type.ValueType  # 5
+        """Events were lost: look for yourself."""
+        TYPE_HEARTBEAT: WatchEvent._Type.ValueType  # 6
+        """Every 10 s without another event."""
+
+    class Type(_Type, metaclass=_TypeEnumTypeWrapper): ...
+    TYPE_UNSPECIFIED: WatchEvent.Type.ValueType  # 0
+    TYPE_READY: WatchEvent.Type.ValueType  # 1
+    """The watch is set: what changes from now on is told."""
+    TYPE_CREATED: WatchEvent.Type.ValueType  # 2
+    TYPE_MODIFIED: WatchEvent.Type.ValueType  # 3
+    TYPE_REMOVED: WatchEvent.Type.ValueType  # 4
+    TYPE_OVERFLOW: WatchEvent.Type.ValueType  # 5
+    """Events were lost: look for yourself."""
+    TYPE_HEARTBEAT: WatchEvent.Type.ValueType  # 6
+    """Every 10 s without another event."""
+
+    TYPE_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    type: Global___WatchEvent.Type.ValueType
+    path: _builtins.str
+    def __init__(
+        self,
+        *,
+        type: Global___WatchEvent.Type.ValueType = ...,
+        path: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["path", b"path", "type", b"type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchEvent: _TypeAlias = WatchEvent  # noqa: Y015
+
+@_typing.final
+class OpenShellRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class EnvEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    SHELL_ID_FIELD_NUMBER: _builtins.int
+    CWD_FIELD_NUMBER: _builtins.int
+    ENV_FIELD_NUMBER: _builtins.int
+    shell_id: _builtins.str
+    """Chosen by the client; 1 to 128 characters."""
+    cwd: _builtins.str
+    """Empty is the workspace."""
+    @_builtins.property
+    def env(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Added to the session's variables."""
+
+    def __init__(
+        self,
+        *,
+        shell_id: _builtins.str = ...,
+        cwd: _builtins.str = ...,
+        env: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cwd", b"cwd", "env", b"env", "shell_id", b"shell_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OpenShellRequest: _TypeAlias = OpenShellRequest  # noqa: Y015
+
+@_typing.final
+class Shell(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _State:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _StateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Shell._State.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        STATE_UNSPECIFIED: Shell._State.ValueType  # 0
+        STATE_READY: Shell._State.ValueType  # 1
+        STATE_BUSY: Shell._State.ValueType  # 2
+
+    class State(_State, metaclass=_StateEnumTypeWrapper): ...
+    STATE_UNSPECIFIED: Shell.State.ValueType  # 0
+    STATE_READY: Shell.State.ValueType  # 1
+    STATE_BUSY: Shell.State.ValueType  # 2
+
+    SHELL_ID_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    CWD_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
+    RUNNING_COMMAND_ID_FIELD_NUMBER: _builtins.int
+    shell_id: _builtins.str
+    state: Global___Shell.State.ValueType
+    cwd: _builtins.str
+    generation: _builtins.int
+    """Grows each time that bash itself is started again: state before it is gone."""
+    running_command_id: _builtins.str
+    """With STATE_BUSY."""
+    def __init__(
+        self,
+        *,
+        shell_id: _builtins.str = ...,
+        state: Global___Shell.State.ValueType = ...,
+        cwd: _builtins.str = ...,
+        generation: _builtins.int = ...,
+        running_command_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cwd", b"cwd", "generation", b"generation", "running_command_id", b"running_command_id", "shell_id", b"shell_id", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Shell: _TypeAlias = Shell  # noqa: Y015
+
+@_typing.final
+class RunRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHELL_ID_FIELD_NUMBER: _builtins.int
+    COMMAND_ID_FIELD_NUMBER: _builtins.int
+    SCRIPT_FIELD_NUMBER: _builtins.int
+    TIMEOUT_FIELD_NUMBER: _builtins.int
+    ON_TIMEOUT_FIELD_NUMBER: _builtins.int
+    OUTPUT_FIELD_NUMBER: _builtins.int
+    RESUME_OFFSET_FIELD_NUMBER: _builtins.int
+    shell_id: _builtins.str
+    command_id: _builtins.str
+    """Chosen by the client; 1 to 128 characters."""
+    script: _builtins.str
+    on_timeout: Global___OnTimeout.ValueType
+    """What happens when the time is up."""
+    resume_offset: _builtins.int
+    """When attaching: the first byte wanted."""
+    @_builtins.property
+    def timeout(self) -> _duration_pb2.Duration:
+        """0 is none."""
+
+    @_builtins.property
+    def output(self) -> Global___OutputPolicy: ...
+    def __init__(
+        self,
+        *,
+        shell_id: _builtins.str = ...,
+        command_id: _builtins.str = ...,
+        script: _builtins.str = ...,
+        timeout: _duration_pb2.Duration | None = ...,
+        on_timeout: Global___OnTimeout.ValueType = ...,
+        output: Global___OutputPolicy | None = ...,
+        resume_offset: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["output", b"output", "timeout", b"timeout"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["command_id", b"command_id", "on_timeout", b"on_timeout", "output", b"output", "resume_offset", b"resume_offset", "script", b"script", "shell_id", b"shell_id", "timeout", b"timeout"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RunRequest: _TypeAlias = RunRequest  # noqa: Y015
+
+@_typing.final
+class OutputPolicy(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEAD_BYTES_FIELD_NUMBER: _builtins.int
+    TAIL_BYTES_FIELD_NUMBER: _builtins.int
+    SPOOL_BYTES_FIELD_NUMBER: _builtins.int
+    SEPARATE_STDERR_FIELD_NUMBER: _builtins.int
+    BLOCK_WHEN_FULL_FIELD_NUMBER: _builtins.int
+    head_bytes: _builtins.int
+    """Bytes kept from the beginning; 0 is 32 KiB."""
+    tail_bytes: _builtins.int
+    """Bytes kept from the end; 0 is 64 KiB."""
+    spool_bytes: _builtins.int
+    """Bytes kept in a file; 0 is 64 MiB."""
+    separate_stderr: _builtins.bool
+    """Stderr as a stream of its own; it shares the numbering of offsets. Not with a terminal, and not
+    in shells.
+    """
+    block_when_full: _builtins.bool
+    """Make the program wait for its slowest reader instead of dropping what is over the bounds."""
+    def __init__(
+        self,
+        *,
+        head_bytes: _builtins.int = ...,
+        tail_bytes: _builtins.int = ...,
+        spool_bytes: _builtins.int = ...,
+        separate_stderr: _builtins.bool = ...,
+        block_when_full: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_when_full", b"block_when_full", "head_bytes", b"head_bytes", "separate_stderr", b"separate_stderr", "spool_bytes", b"spool_bytes", "tail_bytes", b"tail_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OutputPolicy: _TypeAlias = OutputPolicy  # noqa: Y015
+
+@_typing.final
+class OutputEvent(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEQ_FIELD_NUMBER: _builtins.int
+    STARTED_FIELD_NUMBER: _builtins.int
+    OUTPUT_FIELD_NUMBER: _builtins.int
+    GAP_FIELD_NUMBER: _builtins.int
+    EXITED_FIELD_NUMBER: _builtins.int
+    DETACHED_FIELD_NUMBER: _builtins.int
+    FAILED_FIELD_NUMBER: _builtins.int
+    HEARTBEAT_FIELD_NUMBER: _builtins.int
+    seq: _builtins.int
+    """Grows by one within a stream."""
+    @_builtins.property
+    def started(self) -> Global___Started:
+        """First."""
+
+    @_builtins.property
+    def output(self) -> Global___Output: ...
+    @_builtins.property
+    def gap(self) -> Global___Gap:
+        """Output that is not retained any more."""
+
+    @_builtins.property
+    def exited(self) -> Global___ExitInfo:
+        """Last, as are detached and failed: a stream without one of them ended for want of a
+        connection, and the outcome is unknown.
+        """
+
+    @_builtins.property
+    def detached(self) -> Global___Detached: ...
+    @_builtins.property
+    def failed(self) -> Global___ExecFailure: ...
+    @_builtins.property
+    def heartbeat(self) -> Global___Heartbeat:
+        """Every 10 s without another event."""
+
+    def __init__(
+        self,
+        *,
+        seq: _builtins.int = ...,
+        started: Global___Started | None = ...,
+        output: Global___Output | None = ...,
+        gap: Global___Gap | None = ...,
+        exited: Global___ExitInfo | None = ...,
+        detached: Global___Detached | None = ...,
+        failed: Global___ExecFailure | None = ...,
+        heartbeat: Global___Heartbeat | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["detached", b"detached", "event", b"event", "exited", b"exited", "failed", b"failed", "gap", b"gap", "heartbeat", b"heartbeat", "output", b"output", "started", b"started"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["detached", b"detached", "event", b"event", "exited", b"exited", "failed", b"failed", "gap", b"gap", "heartbeat", b"heartbeat", "output", b"output", "seq", b"seq", "started", b"started"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["started", "output", "gap", "exited", "detached", "failed", "heartbeat"]  # noqa: Y015
+    _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
+
+Global___OutputEvent: _TypeAlias = OutputEvent  # noqa: Y015
+
+@_typing.final
+class Started(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    REPLAYED_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The process_id, or for a shell's command its command_id."""
+    replayed: _builtins.bool
+    """True when it had been started before."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        replayed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "replayed", b"replayed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Started: _TypeAlias = Started  # noqa: Y015
+
+@_typing.final
+class Output(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Stream:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _StreamEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Output._Stream.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        STREAM_UNSPECIFIED: Output._Stream.ValueType  # 0
+        STREAM_STDOUT: Output._Stream.ValueType  # 1
+        STREAM_STDERR: Output._Stream.ValueType  # 2
+        STREAM_TERMINAL: Output._Stream.ValueType  # 3
+
+    class Stream(_Stream, metaclass=_StreamEnumTypeWrapper): ...
+    STREAM_UNSPECIFIED: Output.Stream.ValueType  # 0
+    STREAM_STDOUT: Output.Stream.ValueType  # 1
+    STREAM_STDERR: Output.Stream.ValueType  # 2
+    STREAM_TERMINAL: Output.Stream.ValueType  # 3
+
+    STREAM_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    stream: Global___Output.Stream.ValueType
+    offset: _builtins.int
+    """Of the first byte in data; offsets are never used again."""
+    data: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        stream: Global___Output.Stream.ValueType = ...,
+        offset: _builtins.int = ...,
+        data: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "offset", b"offset", "stream", b"stream"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Output: _TypeAlias = Output  # noqa: Y015
+
+@_typing.final
+class Gap(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FROM_OFFSET_FIELD_NUMBER: _builtins.int
+    TO_OFFSET_FIELD_NUMBER: _builtins.int
+    from_offset: _builtins.int
+    to_offset: _builtins.int
+    def __init__(
+        self,
+        *,
+        from_offset: _builtins.int = ...,
+        to_offset: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["from_offset", b"from_offset", "to_offset", b"to_offset"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Gap: _TypeAlias = Gap  # noqa: Y015
+
+@_typing.final
+class Detached(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROCESS_ID_FIELD_NUMBER: _builtins.int
+    NEXT_OFFSET_FIELD_NUMBER: _builtins.int
+    process_id: _builtins.str
+    """Handle for Processes."""
+    next_offset: _builtins.int
+    def __init__(
+        self,
+        *,
+        process_id: _builtins.str = ...,
+        next_offset: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_offset", b"next_offset", "process_id", b"process_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Detached: _TypeAlias = Detached  # noqa: Y015
+
+@_typing.final
+class ExecFailure(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Kind:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _KindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[ExecFailure._Kind.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        KIND_UNSPECIFIED: ExecFailure._Kind.ValueType  # 0
+        KIND_NOT_FOUND: ExecFailure._Kind.ValueType  # 1
+        KIND_PERMISSION_DENIED: ExecFailure._Kind.ValueType  # 2
+        KIND_NOT_EXECUTABLE: ExecFailure._Kind.ValueType  # 3
+        KIND_BAD_CWD: ExecFailure._Kind.ValueType  # 4
+        KIND_BAD_ARGUMENTS: ExecFailure._Kind.ValueType  # 5
+        KIND_RESOURCE_LIMIT: ExecFailure._Kind.ValueType  # 6
+        KIND_OTHER: ExecFailure._Kind.ValueType  # 7
+
+    class Kind(_Kind, metaclass=_KindEnumTypeWrapper): ...
+    KIND_UNSPECIFIED: ExecFailure.Kind.ValueType  # 0
+    KIND_NOT_FOUND: ExecFailure.Kind.ValueType  # 1
+    KIND_PERMISSION_DENIED: ExecFailure.Kind.ValueType  # 2
+    KIND_NOT_EXECUTABLE: ExecFailure.Kind.ValueType  # 3
+    KIND_BAD_CWD: ExecFailure.Kind.ValueType  # 4
+    KIND_BAD_ARGUMENTS: ExecFailure.Kind.ValueType  # 5
+    KIND_RESOURCE_LIMIT: ExecFailure.Kind.ValueType  # 6
+    KIND_OTHER: ExecFailure.Kind.ValueType  # 7
+
+    KIND_FIELD_NUMBER: _builtins.int
+    ERRNO_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    kind: Global___ExecFailure.Kind.ValueType
+    errno: _builtins.int
+    message: _builtins.str
+    def __init__(
+        self,
+        *,
+        kind: Global___ExecFailure.Kind.ValueType = ...,
+        errno: _builtins.int = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["errno", b"errno", "kind", b"kind", "message", b"message"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExecFailure: _TypeAlias = ExecFailure  # noqa: Y015
+
+@_typing.final
+class Heartbeat(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IDLE_FOR_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def idle_for(self) -> _duration_pb2.Duration:
+        """Since the last output."""
+
+    def __init__(
+        self,
+        *,
+        idle_for: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["idle_for", b"idle_for"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["idle_for", b"idle_for"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Heartbeat: _TypeAlias = Heartbeat  # noqa: Y015
+
+@_typing.final
+class ResetShellRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHELL_ID_FIELD_NUMBER: _builtins.int
+    shell_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        shell_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["shell_id", b"shell_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResetShellRequest: _TypeAlias = ResetShellRequest  # noqa: Y015
+
+@_typing.final
+class CloseShellRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHELL_ID_FIELD_NUMBER: _builtins.int
+    shell_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        shell_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["shell_id", b"shell_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CloseShellRequest: _TypeAlias = CloseShellRequest  # noqa: Y015
+
+@_typing.final
+class CloseShellResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CloseShellResponse: _TypeAlias = CloseShellResponse  # noqa: Y015
+
+@_typing.final
+class ListShellsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListShellsRequest: _TypeAlias = ListShellsRequest  # noqa: Y015
+
+@_typing.final
+class ListShellsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHELLS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def shells(self) -> _containers.RepeatedCompositeFieldContainer[Global___Shell]: ...
+    def __init__(
+        self,
+        *,
+        shells: _abc.Iterable[Global___Shell] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["shells", b"shells"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListShellsResponse: _TypeAlias = ListShellsResponse  # noqa: Y015
+
+@_typing.final
+class StartRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class EnvEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    PROCESS_ID_FIELD_NUMBER: _builtins.int
+    ARGV_FIELD_NUMBER: _builtins.int
+    CWD_FIELD_NUMBER: _builtins.int
+    ENV_FIELD_NUMBER: _builtins.int
+    TERMINAL_FIELD_NUMBER: _builtins.int
+    STDIN_FIELD_NUMBER: _builtins.int
+    TIMEOUT_FIELD_NUMBER: _builtins.int
+    OUTPUT_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    DETACH_FIELD_NUMBER: _builtins.int
+    process_id: _builtins.str
+    """Chosen by the client; 1 to 128 characters."""
+    cwd: _builtins.str
+    """Empty is the workspace."""
+    stdin: _builtins.bool
+    """Keep stdin open for WriteStdin; without it stdin is empty."""
+    detach: _builtins.bool
+    """End the stream with `detached` as soon as the program has started."""
+    @_builtins.property
+    def argv(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The program and its arguments; the program is looked up in PATH."""
+
+    @_builtins.property
+    def env(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Added to the session's variables."""
+
+    @_builtins.property
+    def terminal(self) -> Global___TerminalSize:
+        """Give it a terminal of this size instead of pipes."""
+
+    @_builtins.property
+    def timeout(self) -> _duration_pb2.Duration:
+        """0 is none."""
+
+    @_builtins.property
+    def output(self) -> Global___OutputPolicy: ...
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Returned by List."""
+
+    def __init__(
+        self,
+        *,
+        process_id: _builtins.str = ...,
+        argv: _abc.Iterable[_builtins.str] | None = ...,
+        cwd: _builtins.str = ...,
+        env: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        terminal: Global___TerminalSize | None = ...,
+        stdin: _builtins.bool = ...,
+        timeout: _duration_pb2.Duration | None = ...,
+        output: Global___OutputPolicy | None = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        detach: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["output", b"output", "terminal", b"terminal", "timeout", b"timeout"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["argv", b"argv", "cwd", b"cwd", "detach", b"detach", "env", b"env", "labels", b"labels", "output", b"output", "process_id", b"process_id", "stdin", b"stdin", "terminal", b"terminal", "timeout", b"timeout"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StartRequest: _TypeAlias = StartRequest  # noqa: Y015
+
+@_typing.final
+class TerminalSize(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLUMNS_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    columns: _builtins.int
+    rows: _builtins.int
+    def __init__(
+        self,
+        *,
+        columns: _builtins.int = ...,
+        rows: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "rows", b"rows"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TerminalSize: _TypeAlias = TerminalSize  # noqa: Y015
+
+@_typing.final
+class AttachRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROCESS_ID_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    FOLLOW_FIELD_NUMBER: _builtins.int
+    process_id: _builtins.str
+    offset: _builtins.int
+    """The first byte wanted."""
+    follow: _builtins.bool
+    """Without it the stream ends with `detached` where the output ends now."""
+    def __init__(
+        self,
+        *,
+        process_id: _builtins.str = ...,
+        offset: _builtins.int = ...,
+        follow: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["follow", b"follow", "offset", b"offset", "process_id", b"process_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AttachRequest: _TypeAlias = AttachRequest  # noqa: Y015
+
+@_typing.final
+class StdinFrame(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROCESS_ID_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    EOF_FIELD_NUMBER: _builtins.int
+    process_id: _builtins.str
+    """In the first frame."""
+    offset: _builtins.int
+    """Of the first byte in data, counted over the program's life."""
+    data: _builtins.bytes
+    eof: _builtins.bool
+    """Close stdin after data."""
+    def __init__(
+        self,
+        *,
+        process_id: _builtins.str = ...,
+        offset: _builtins.int = ...,
+        data: _builtins.bytes = ...,
+        eof: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "eof", b"eof", "offset", b"offset", "process_id", b"process_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StdinFrame: _TypeAlias = StdinFrame  # noqa: Y015
+
+@_typing.final
+class StdinState(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCEPTED_BYTES_FIELD_NUMBER: _builtins.int
+    CLOSED_FIELD_NUMBER: _builtins.int
+    accepted_bytes: _builtins.int
+    """Bytes accepted over the program's life."""
+    closed: _builtins.bool
+    def __init__(
+        self,
+        *,
+        accepted_bytes: _builtins.int = ...,
+        closed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_bytes", b"accepted_bytes", "closed", b"closed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StdinState: _TypeAlias = StdinState  # noqa: Y015
+
+@_typing.final
+class SignalRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Scope:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _ScopeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[SignalRequest._Scope.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        SCOPE_UNSPECIFIED: SignalRequest._Scope.ValueType  # 0
+        """As SCOPE_GROUP."""
+        SCOPE_GROUP: SignalRequest._Scope.ValueType  # 1
+        SCOPE_LEADER: SignalRequest._Scope.ValueType  # 2
+        SCOPE_TREE: SignalRequest._Scope.ValueType  # 3
+        """Everything that it started, also what left its group."""
+
+    class Scope(_Scope, metaclass=_ScopeEnumTypeWrapper): ...
+    SCOPE_UNSPECIFIED: SignalRequest.Scope.ValueType  # 0
+    """As SCOPE_GROUP."""
+    SCOPE_GROUP: SignalRequest.Scope.ValueType  # 1
+    SCOPE_LEADER: SignalRequest.Scope.ValueType  # 2
+    SCOPE_TREE: SignalRequest.Scope.ValueType  # 3
+    """Everything that it started, also what left its group."""
+
+    PROCESS_ID_FIELD_NUMBER: _builtins.int
+    SIGNAL_FIELD_NUMBER: _builtins.int
+    SCOPE_FIELD_NUMBER: _builtins.int
+    KILL_AFTER_FIELD_NUMBER: _builtins.int
+    process_id: _builtins.str
+    signal: _builtins.int
+    """Its number on Linux, such as 15."""
+    scope: Global___SignalRequest.Scope.ValueType
+    @_builtins.property
+    def kill_after(self) -> _duration_pb2.Duration:
+        """Kill the whole tree if it still runs after this; 0 is never."""
+
+    def __init__(
+        self,
+        *,
+        process_id: _builtins.str = ...,
+        signal: _builtins.int = ...,
+        scope: Global___SignalRequest.Scope.ValueType = ...,
+        kill_after: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["kill_after", b"kill_after"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kill_after", b"kill_after", "process_id", b"process_id", "scope", b"scope", "signal", b"signal"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SignalRequest: _TypeAlias = SignalRequest  # noqa: Y015
+
+@_typing.final
+class SignalResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SignalResponse: _TypeAlias = SignalResponse  # noqa: Y015
+
+@_typing.final
+class ResizeRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROCESS_ID_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
+    process_id: _builtins.str
+    @_builtins.property
+    def size(self) -> Global___TerminalSize: ...
+    def __init__(
+        self,
+        *,
+        process_id: _builtins.str = ...,
+        size: Global___TerminalSize | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["size", b"size"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["process_id", b"process_id", "size", b"size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResizeRequest: _TypeAlias = ResizeRequest  # noqa: Y015
+
+@_typing.final
+class ResizeResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResizeResponse: _TypeAlias = ResizeResponse  # noqa: Y015
+
+@_typing.final
+class WaitRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROCESS_ID_FIELD_NUMBER: _builtins.int
+    MAX_WAIT_FIELD_NUMBER: _builtins.int
+    process_id: _builtins.str
+    @_builtins.property
+    def max_wait(self) -> _duration_pb2.Duration:
+        """At most 60 s; 0 answers at once."""
+
+    def __init__(
+        self,
+        *,
+        process_id: _builtins.str = ...,
+        max_wait: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["max_wait", b"max_wait"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_wait", b"max_wait", "process_id", b"process_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WaitRequest: _TypeAlias = WaitRequest  # noqa: Y015
+
+@_typing.final
+class Process(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    PROCESS_ID_FIELD_NUMBER: _builtins.int
+    ARGV_FIELD_NUMBER: _builtins.int
+    STARTED_AT_FIELD_NUMBER: _builtins.int
+    RUNNING_FIELD_NUMBER: _builtins.int
+    EXIT_FIELD_NUMBER: _builtins.int
+    OUTPUT_BYTES_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    process_id: _builtins.str
+    running: _builtins.bool
+    output_bytes: _builtins.int
+    @_builtins.property
+    def argv(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def started_at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def exit(self) -> Global___ExitInfo:
+        """When it does not run."""
+
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        process_id: _builtins.str = ...,
+        argv: _abc.Iterable[_builtins.str] | None = ...,
+        started_at: _timestamp_pb2.Timestamp | None = ...,
+        running: _builtins.bool = ...,
+        exit: Global___ExitInfo | None = ...,
+        output_bytes: _builtins.int = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["exit", b"exit", "started_at", b"started_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["argv", b"argv", "exit", b"exit", "labels", b"labels", "output_bytes", b"output_bytes", "process_id", b"process_id", "running", b"running", "started_at", b"started_at"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Process: _TypeAlias = Process  # noqa: Y015
+
+@_typing.final
+class ListProcessesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListProcessesRequest: _TypeAlias = ListProcessesRequest  # noqa: Y015
+
+@_typing.final
+class ListProcessesResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROCESSES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def processes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Process]: ...
+    def __init__(
+        self,
+        *,
+        processes: _abc.Iterable[Global___Process] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["processes", b"processes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListProcessesResponse: _TypeAlias = ListProcessesResponse  # noqa: Y015
+
+@_typing.final
+class ReleaseRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROCESS_ID_FIELD_NUMBER: _builtins.int
+    process_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        process_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["process_id", b"process_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReleaseRequest: _TypeAlias = ReleaseRequest  # noqa: Y015
+
+@_typing.final
+class ReleaseResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReleaseResponse: _TypeAlias = ReleaseResponse  # noqa: Y015
 
 @_typing.final
 class InfoRequest(_message.Message):

@@ -197,6 +197,655 @@ class Tools:
             _registered_method=True)
 
 
+class ShellsStub:
+    """Persistent shells for programs: state stays between commands, output can be read again.
+    Use Tools for a model's own commands; use this where a program wants streaming output, its own
+    choice of shell, or a command that outlives its caller.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Open = channel.unary_unary(
+                '/cloister.exec.v1.Shells/Open',
+                request_serializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.OpenShellRequest.SerializeToString,
+                response_deserializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.Shell.FromString,
+                _registered_method=True)
+        self.Run = channel.unary_stream(
+                '/cloister.exec.v1.Shells/Run',
+                request_serializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.RunRequest.SerializeToString,
+                response_deserializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.OutputEvent.FromString,
+                _registered_method=True)
+        self.Reset = channel.unary_unary(
+                '/cloister.exec.v1.Shells/Reset',
+                request_serializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.ResetShellRequest.SerializeToString,
+                response_deserializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.Shell.FromString,
+                _registered_method=True)
+        self.Close = channel.unary_unary(
+                '/cloister.exec.v1.Shells/Close',
+                request_serializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.CloseShellRequest.SerializeToString,
+                response_deserializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.CloseShellResponse.FromString,
+                _registered_method=True)
+        self.List = channel.unary_unary(
+                '/cloister.exec.v1.Shells/List',
+                request_serializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.ListShellsRequest.SerializeToString,
+                response_deserializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.ListShellsResponse.FromString,
+                _registered_method=True)
+
+
+class ShellsServicer:
+    """Persistent shells for programs: state stays between commands, output can be read again.
+    Use Tools for a model's own commands; use this where a program wants streaming output, its own
+    choice of shell, or a command that outlives its caller.
+    """
+
+    def Open(self, request, context):
+        """Open a shell, or find the one with this id. Use it once before the first Run.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Run(self, request, context):
+        """Run a command in a shell and stream its output. The same command_id attaches to it, from
+        resume_offset; a shell that runs another command fails with FAILED_PRECONDITION (SHELL_BUSY).
+        Losing the stream never stops the command.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Reset(self, request, context):
+        """End whatever the shell runs and start it afresh in its first directory. Use it when it is stuck.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Close(self, request, context):
+        """End a shell and every process in it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def List(self, request, context):
+        """All shells. Use it to clean up after a client that was lost.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_ShellsServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Open': grpc.unary_unary_rpc_method_handler(
+                    servicer.Open,
+                    request_deserializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.OpenShellRequest.FromString,
+                    response_serializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.Shell.SerializeToString,
+            ),
+            'Run': grpc.unary_stream_rpc_method_handler(
+                    servicer.Run,
+                    request_deserializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.RunRequest.FromString,
+                    response_serializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.OutputEvent.SerializeToString,
+            ),
+            'Reset': grpc.unary_unary_rpc_method_handler(
+                    servicer.Reset,
+                    request_deserializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.ResetShellRequest.FromString,
+                    response_serializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.Shell.SerializeToString,
+            ),
+            'Close': grpc.unary_unary_rpc_method_handler(
+                    servicer.Close,
+                    request_deserializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.CloseShellRequest.FromString,
+                    response_serializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.CloseShellResponse.SerializeToString,
+            ),
+            'List': grpc.unary_unary_rpc_method_handler(
+                    servicer.List,
+                    request_deserializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.ListShellsRequest.FromString,
+                    response_serializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.ListShellsResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'cloister.exec.v1.Shells', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('cloister.exec.v1.Shells', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class Shells:
+    """Persistent shells for programs: state stays between commands, output can be read again.
+    Use Tools for a model's own commands; use this where a program wants streaming output, its own
+    choice of shell, or a command that outlives its caller.
+    """
+
+    @staticmethod
+    def Open(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cloister.exec.v1.Shells/Open',
+            cloister__api_dot_exec_dot_v1_dot_exec__pb2.OpenShellRequest.SerializeToString,
+            cloister__api_dot_exec_dot_v1_dot_exec__pb2.Shell.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Run(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/cloister.exec.v1.Shells/Run',
+            cloister__api_dot_exec_dot_v1_dot_exec__pb2.RunRequest.SerializeToString,
+            cloister__api_dot_exec_dot_v1_dot_exec__pb2.OutputEvent.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Reset(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cloister.exec.v1.Shells/Reset',
+            cloister__api_dot_exec_dot_v1_dot_exec__pb2.ResetShellRequest.SerializeToString,
+            cloister__api_dot_exec_dot_v1_dot_exec__pb2.Shell.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Close(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cloister.exec.v1.Shells/Close',
+            cloister__api_dot_exec_dot_v1_dot_exec__pb2.CloseShellRequest.SerializeToString,
+            cloister__api_dot_exec_dot_v1_dot_exec__pb2.CloseShellResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def List(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cloister.exec.v1.Shells/List',
+            cloister__api_dot_exec_dot_v1_dot_exec__pb2.ListShellsRequest.SerializeToString,
+            cloister__api_dot_exec_dot_v1_dot_exec__pb2.ListShellsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
+class ProcessesStub:
+    """Programs without a shell: streams, terminals, stdin, signals, and output that can be read again
+    by any number of readers until it is released.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Start = channel.unary_stream(
+                '/cloister.exec.v1.Processes/Start',
+                request_serializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.StartRequest.SerializeToString,
+                response_deserializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.OutputEvent.FromString,
+                _registered_method=True)
+        self.Attach = channel.unary_stream(
+                '/cloister.exec.v1.Processes/Attach',
+                request_serializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.AttachRequest.SerializeToString,
+                response_deserializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.OutputEvent.FromString,
+                _registered_method=True)
+        self.WriteStdin = channel.stream_unary(
+                '/cloister.exec.v1.Processes/WriteStdin',
+                request_serializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.StdinFrame.SerializeToString,
+                response_deserializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.StdinState.FromString,
+                _registered_method=True)
+        self.Signal = channel.unary_unary(
+                '/cloister.exec.v1.Processes/Signal',
+                request_serializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.SignalRequest.SerializeToString,
+                response_deserializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.SignalResponse.FromString,
+                _registered_method=True)
+        self.Resize = channel.unary_unary(
+                '/cloister.exec.v1.Processes/Resize',
+                request_serializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.ResizeRequest.SerializeToString,
+                response_deserializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.ResizeResponse.FromString,
+                _registered_method=True)
+        self.Wait = channel.unary_unary(
+                '/cloister.exec.v1.Processes/Wait',
+                request_serializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.WaitRequest.SerializeToString,
+                response_deserializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.Process.FromString,
+                _registered_method=True)
+        self.List = channel.unary_unary(
+                '/cloister.exec.v1.Processes/List',
+                request_serializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.ListProcessesRequest.SerializeToString,
+                response_deserializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.ListProcessesResponse.FromString,
+                _registered_method=True)
+        self.Release = channel.unary_unary(
+                '/cloister.exec.v1.Processes/Release',
+                request_serializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.ReleaseRequest.SerializeToString,
+                response_deserializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.ReleaseResponse.FromString,
+                _registered_method=True)
+
+
+class ProcessesServicer:
+    """Programs without a shell: streams, terminals, stdin, signals, and output that can be read again
+    by any number of readers until it is released.
+    """
+
+    def Start(self, request, context):
+        """Start a program and stream its output. The same process_id attaches from the beginning
+        (started.replayed); another payload under it fails with ALREADY_EXISTS.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Attach(self, request, context):
+        """Stream a program's output from an offset, also after it ended. Use it after a lost stream.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WriteStdin(self, request_iterator, context):
+        """Write to a program's stdin. Each frame names its offset, so that a repeated frame is written
+        once; the answer says how many bytes were accepted in all.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Signal(self, request, context):
+        """Send a signal to a program, its process group or its whole tree.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Resize(self, request, context):
+        """Change the size of a program's terminal.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Wait(self, request, context):
+        """Wait until a program ends, at most max_wait. Use it instead of a stream when only the end counts.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def List(self, request, context):
+        """All programs that run, or whose output is retained.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Release(self, request, context):
+        """Forget a program that has ended, with its output; one that runs fails with FAILED_PRECONDITION.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_ProcessesServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Start': grpc.unary_stream_rpc_method_handler(
+                    servicer.Start,
+                    request_deserializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.StartRequest.FromString,
+                    response_serializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.OutputEvent.SerializeToString,
+            ),
+            'Attach': grpc.unary_stream_rpc_method_handler(
+                    servicer.Attach,
+                    request_deserializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.AttachRequest.FromString,
+                    response_serializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.OutputEvent.SerializeToString,
+            ),
+            'WriteStdin': grpc.stream_unary_rpc_method_handler(
+                    servicer.WriteStdin,
+                    request_deserializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.StdinFrame.FromString,
+                    response_serializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.StdinState.SerializeToString,
+            ),
+            'Signal': grpc.unary_unary_rpc_method_handler(
+                    servicer.Signal,
+                    request_deserializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.SignalRequest.FromString,
+                    response_serializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.SignalResponse.SerializeToString,
+            ),
+            'Resize': grpc.unary_unary_rpc_method_handler(
+                    servicer.Resize,
+                    request_deserializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.ResizeRequest.FromString,
+                    response_serializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.ResizeResponse.SerializeToString,
+            ),
+            'Wait': grpc.unary_unary_rpc_method_handler(
+                    servicer.Wait,
+                    request_deserializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.WaitRequest.FromString,
+                    response_serializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.Process.SerializeToString,
+            ),
+            'List': grpc.unary_unary_rpc_method_handler(
+                    servicer.List,
+                    request_deserializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.ListProcessesRequest.FromString,
+                    response_serializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.ListProcessesResponse.SerializeToString,
+            ),
+            'Release': grpc.unary_unary_rpc_method_handler(
+                    servicer.Release,
+                    request_deserializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.ReleaseRequest.FromString,
+                    response_serializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.ReleaseResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'cloister.exec.v1.Processes', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('cloister.exec.v1.Processes', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class Processes:
+    """Programs without a shell: streams, terminals, stdin, signals, and output that can be read again
+    by any number of readers until it is released.
+    """
+
+    @staticmethod
+    def Start(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/cloister.exec.v1.Processes/Start',
+            cloister__api_dot_exec_dot_v1_dot_exec__pb2.StartRequest.SerializeToString,
+            cloister__api_dot_exec_dot_v1_dot_exec__pb2.OutputEvent.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Attach(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/cloister.exec.v1.Processes/Attach',
+            cloister__api_dot_exec_dot_v1_dot_exec__pb2.AttachRequest.SerializeToString,
+            cloister__api_dot_exec_dot_v1_dot_exec__pb2.OutputEvent.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WriteStdin(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/cloister.exec.v1.Processes/WriteStdin',
+            cloister__api_dot_exec_dot_v1_dot_exec__pb2.StdinFrame.SerializeToString,
+            cloister__api_dot_exec_dot_v1_dot_exec__pb2.StdinState.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Signal(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cloister.exec.v1.Processes/Signal',
+            cloister__api_dot_exec_dot_v1_dot_exec__pb2.SignalRequest.SerializeToString,
+            cloister__api_dot_exec_dot_v1_dot_exec__pb2.SignalResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Resize(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cloister.exec.v1.Processes/Resize',
+            cloister__api_dot_exec_dot_v1_dot_exec__pb2.ResizeRequest.SerializeToString,
+            cloister__api_dot_exec_dot_v1_dot_exec__pb2.ResizeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Wait(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cloister.exec.v1.Processes/Wait',
+            cloister__api_dot_exec_dot_v1_dot_exec__pb2.WaitRequest.SerializeToString,
+            cloister__api_dot_exec_dot_v1_dot_exec__pb2.Process.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def List(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cloister.exec.v1.Processes/List',
+            cloister__api_dot_exec_dot_v1_dot_exec__pb2.ListProcessesRequest.SerializeToString,
+            cloister__api_dot_exec_dot_v1_dot_exec__pb2.ListProcessesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Release(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cloister.exec.v1.Processes/Release',
+            cloister__api_dot_exec_dot_v1_dot_exec__pb2.ReleaseRequest.SerializeToString,
+            cloister__api_dot_exec_dot_v1_dot_exec__pb2.ReleaseResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
 class FilesStub:
     """Bytes in and out of the workspace, for programs rather than models.
     Paths follow the tools' rule: relative to the workspace, never outside the permitted directories.
@@ -227,6 +876,46 @@ class FilesStub:
                 '/cloister.exec.v1.Files/Upload',
                 request_serializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.UploadFrame.SerializeToString,
                 response_deserializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.Entry.FromString,
+                _registered_method=True)
+        self.UploadState = channel.unary_unary(
+                '/cloister.exec.v1.Files/UploadState',
+                request_serializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.UploadStateRequest.SerializeToString,
+                response_deserializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.UploadStateResponse.FromString,
+                _registered_method=True)
+        self.ReadText = channel.unary_unary(
+                '/cloister.exec.v1.Files/ReadText',
+                request_serializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.ReadTextRequest.SerializeToString,
+                response_deserializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.TextSlice.FromString,
+                _registered_method=True)
+        self.Edit = channel.unary_unary(
+                '/cloister.exec.v1.Files/Edit',
+                request_serializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.EditRequest.SerializeToString,
+                response_deserializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.EditResult.FromString,
+                _registered_method=True)
+        self.Glob = channel.unary_unary(
+                '/cloister.exec.v1.Files/Glob',
+                request_serializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.GlobRequest.SerializeToString,
+                response_deserializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.GlobResult.FromString,
+                _registered_method=True)
+        self.Grep = channel.unary_stream(
+                '/cloister.exec.v1.Files/Grep',
+                request_serializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.GrepRequest.SerializeToString,
+                response_deserializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.GrepEvent.FromString,
+                _registered_method=True)
+        self.Move = channel.unary_unary(
+                '/cloister.exec.v1.Files/Move',
+                request_serializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.MoveRequest.SerializeToString,
+                response_deserializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.Entry.FromString,
+                _registered_method=True)
+        self.Remove = channel.unary_unary(
+                '/cloister.exec.v1.Files/Remove',
+                request_serializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.RemoveRequest.SerializeToString,
+                response_deserializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.RemoveResponse.FromString,
+                _registered_method=True)
+        self.Watch = channel.unary_stream(
+                '/cloister.exec.v1.Files/Watch',
+                request_serializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.WatchRequest.SerializeToString,
+                response_deserializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.WatchEvent.FromString,
                 _registered_method=True)
 
 
@@ -259,6 +948,63 @@ class FilesServicer:
     def Upload(self, request_iterator, context):
         """Write a file: the first frame names it, the others carry bytes, and the file appears under its
         name only when the last byte arrived. Use it for anything larger than a tool's input.
+        A cut upload goes on under its upload_id: UploadState tells from where.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UploadState(self, request, context):
+        """How much of an upload has arrived. Use it before going on with one.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReadText(self, request, context):
+        """Read lines of a text file, with the etag that a later Edit can insist on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Edit(self, request, context):
+        """Replace strings in a text file, all of them or none; returns the change as a unified diff.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Glob(self, request, context):
+        """Find files by a pattern, newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Grep(self, request, context):
+        """Search file contents by a regular expression, with the engine of the grep tool.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Move(self, request, context):
+        """Rename a file or directory, atomically.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Remove(self, request, context):
+        """Remove a file, or a directory with all that is in it when recursive.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Watch(self, request, context):
+        """Follow changes below a path. The first event says that the watch is set.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -286,6 +1032,46 @@ def add_FilesServicer_to_server(servicer, server):
                     servicer.Upload,
                     request_deserializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.UploadFrame.FromString,
                     response_serializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.Entry.SerializeToString,
+            ),
+            'UploadState': grpc.unary_unary_rpc_method_handler(
+                    servicer.UploadState,
+                    request_deserializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.UploadStateRequest.FromString,
+                    response_serializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.UploadStateResponse.SerializeToString,
+            ),
+            'ReadText': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReadText,
+                    request_deserializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.ReadTextRequest.FromString,
+                    response_serializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.TextSlice.SerializeToString,
+            ),
+            'Edit': grpc.unary_unary_rpc_method_handler(
+                    servicer.Edit,
+                    request_deserializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.EditRequest.FromString,
+                    response_serializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.EditResult.SerializeToString,
+            ),
+            'Glob': grpc.unary_unary_rpc_method_handler(
+                    servicer.Glob,
+                    request_deserializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.GlobRequest.FromString,
+                    response_serializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.GlobResult.SerializeToString,
+            ),
+            'Grep': grpc.unary_stream_rpc_method_handler(
+                    servicer.Grep,
+                    request_deserializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.GrepRequest.FromString,
+                    response_serializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.GrepEvent.SerializeToString,
+            ),
+            'Move': grpc.unary_unary_rpc_method_handler(
+                    servicer.Move,
+                    request_deserializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.MoveRequest.FromString,
+                    response_serializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.Entry.SerializeToString,
+            ),
+            'Remove': grpc.unary_unary_rpc_method_handler(
+                    servicer.Remove,
+                    request_deserializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.RemoveRequest.FromString,
+                    response_serializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.RemoveResponse.SerializeToString,
+            ),
+            'Watch': grpc.unary_stream_rpc_method_handler(
+                    servicer.Watch,
+                    request_deserializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.WatchRequest.FromString,
+                    response_serializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.WatchEvent.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -398,6 +1184,222 @@ class Files:
             '/cloister.exec.v1.Files/Upload',
             cloister__api_dot_exec_dot_v1_dot_exec__pb2.UploadFrame.SerializeToString,
             cloister__api_dot_exec_dot_v1_dot_exec__pb2.Entry.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UploadState(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cloister.exec.v1.Files/UploadState',
+            cloister__api_dot_exec_dot_v1_dot_exec__pb2.UploadStateRequest.SerializeToString,
+            cloister__api_dot_exec_dot_v1_dot_exec__pb2.UploadStateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadText(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cloister.exec.v1.Files/ReadText',
+            cloister__api_dot_exec_dot_v1_dot_exec__pb2.ReadTextRequest.SerializeToString,
+            cloister__api_dot_exec_dot_v1_dot_exec__pb2.TextSlice.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Edit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cloister.exec.v1.Files/Edit',
+            cloister__api_dot_exec_dot_v1_dot_exec__pb2.EditRequest.SerializeToString,
+            cloister__api_dot_exec_dot_v1_dot_exec__pb2.EditResult.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Glob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cloister.exec.v1.Files/Glob',
+            cloister__api_dot_exec_dot_v1_dot_exec__pb2.GlobRequest.SerializeToString,
+            cloister__api_dot_exec_dot_v1_dot_exec__pb2.GlobResult.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Grep(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/cloister.exec.v1.Files/Grep',
+            cloister__api_dot_exec_dot_v1_dot_exec__pb2.GrepRequest.SerializeToString,
+            cloister__api_dot_exec_dot_v1_dot_exec__pb2.GrepEvent.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Move(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cloister.exec.v1.Files/Move',
+            cloister__api_dot_exec_dot_v1_dot_exec__pb2.MoveRequest.SerializeToString,
+            cloister__api_dot_exec_dot_v1_dot_exec__pb2.Entry.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Remove(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cloister.exec.v1.Files/Remove',
+            cloister__api_dot_exec_dot_v1_dot_exec__pb2.RemoveRequest.SerializeToString,
+            cloister__api_dot_exec_dot_v1_dot_exec__pb2.RemoveResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Watch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/cloister.exec.v1.Files/Watch',
+            cloister__api_dot_exec_dot_v1_dot_exec__pb2.WatchRequest.SerializeToString,
+            cloister__api_dot_exec_dot_v1_dot_exec__pb2.WatchEvent.FromString,
             options,
             channel_credentials,
             insecure,

@@ -116,6 +116,236 @@ class ToolsServicer(metaclass=_abc_1.ABCMeta):
 
 def add_ToolsServicer_to_server(servicer: ToolsServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
+class ShellsStub:
+    """Persistent shells for programs: state stays between commands, output can be read again.
+    Use Tools for a model's own commands; use this where a program wants streaming output, its own
+    choice of shell, or a command that outlives its caller.
+    """
+
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> ShellsAsyncStub: ...
+    Open: _grpc.UnaryUnaryMultiCallable[_exec_pb2.OpenShellRequest, _exec_pb2.Shell]
+    """Open a shell, or find the one with this id. Use it once before the first Run."""
+    Run: _grpc.UnaryStreamMultiCallable[_exec_pb2.RunRequest, _exec_pb2.OutputEvent]
+    """Run a command in a shell and stream its output. The same command_id attaches to it, from
+    resume_offset; a shell that runs another command fails with FAILED_PRECONDITION (SHELL_BUSY).
+    Losing the stream never stops the command.
+    """
+    Reset: _grpc.UnaryUnaryMultiCallable[_exec_pb2.ResetShellRequest, _exec_pb2.Shell]
+    """End whatever the shell runs and start it afresh in its first directory. Use it when it is stuck."""
+    Close: _grpc.UnaryUnaryMultiCallable[_exec_pb2.CloseShellRequest, _exec_pb2.CloseShellResponse]
+    """End a shell and every process in it."""
+    List: _grpc.UnaryUnaryMultiCallable[_exec_pb2.ListShellsRequest, _exec_pb2.ListShellsResponse]
+    """All shells. Use it to clean up after a client that was lost."""
+
+@_typing.type_check_only
+class ShellsAsyncStub(ShellsStub):
+    """Persistent shells for programs: state stays between commands, output can be read again.
+    Use Tools for a model's own commands; use this where a program wants streaming output, its own
+    choice of shell, or a command that outlives its caller.
+    """
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    Open: _aio.UnaryUnaryMultiCallable[_exec_pb2.OpenShellRequest, _exec_pb2.Shell]  # type: ignore[assignment]
+    """Open a shell, or find the one with this id. Use it once before the first Run."""
+    Run: _aio.UnaryStreamMultiCallable[_exec_pb2.RunRequest, _exec_pb2.OutputEvent]  # type: ignore[assignment]
+    """Run a command in a shell and stream its output. The same command_id attaches to it, from
+    resume_offset; a shell that runs another command fails with FAILED_PRECONDITION (SHELL_BUSY).
+    Losing the stream never stops the command.
+    """
+    Reset: _aio.UnaryUnaryMultiCallable[_exec_pb2.ResetShellRequest, _exec_pb2.Shell]  # type: ignore[assignment]
+    """End whatever the shell runs and start it afresh in its first directory. Use it when it is stuck."""
+    Close: _aio.UnaryUnaryMultiCallable[_exec_pb2.CloseShellRequest, _exec_pb2.CloseShellResponse]  # type: ignore[assignment]
+    """End a shell and every process in it."""
+    List: _aio.UnaryUnaryMultiCallable[_exec_pb2.ListShellsRequest, _exec_pb2.ListShellsResponse]  # type: ignore[assignment]
+    """All shells. Use it to clean up after a client that was lost."""
+
+class ShellsServicer(metaclass=_abc_1.ABCMeta):
+    """Persistent shells for programs: state stays between commands, output can be read again.
+    Use Tools for a model's own commands; use this where a program wants streaming output, its own
+    choice of shell, or a command that outlives its caller.
+    """
+
+    @_abc_1.abstractmethod
+    def Open(
+        self,
+        request: _exec_pb2.OpenShellRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_exec_pb2.Shell, _abc.Awaitable[_exec_pb2.Shell]]:
+        """Open a shell, or find the one with this id. Use it once before the first Run."""
+
+    @_abc_1.abstractmethod
+    def Run(
+        self,
+        request: _exec_pb2.RunRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_exec_pb2.OutputEvent], _abc.AsyncIterator[_exec_pb2.OutputEvent]]:
+        """Run a command in a shell and stream its output. The same command_id attaches to it, from
+        resume_offset; a shell that runs another command fails with FAILED_PRECONDITION (SHELL_BUSY).
+        Losing the stream never stops the command.
+        """
+
+    @_abc_1.abstractmethod
+    def Reset(
+        self,
+        request: _exec_pb2.ResetShellRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_exec_pb2.Shell, _abc.Awaitable[_exec_pb2.Shell]]:
+        """End whatever the shell runs and start it afresh in its first directory. Use it when it is stuck."""
+
+    @_abc_1.abstractmethod
+    def Close(
+        self,
+        request: _exec_pb2.CloseShellRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_exec_pb2.CloseShellResponse, _abc.Awaitable[_exec_pb2.CloseShellResponse]]:
+        """End a shell and every process in it."""
+
+    @_abc_1.abstractmethod
+    def List(
+        self,
+        request: _exec_pb2.ListShellsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_exec_pb2.ListShellsResponse, _abc.Awaitable[_exec_pb2.ListShellsResponse]]:
+        """All shells. Use it to clean up after a client that was lost."""
+
+def add_ShellsServicer_to_server(servicer: ShellsServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
+class ProcessesStub:
+    """Programs without a shell: streams, terminals, stdin, signals, and output that can be read again
+    by any number of readers until it is released.
+    """
+
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> ProcessesAsyncStub: ...
+    Start: _grpc.UnaryStreamMultiCallable[_exec_pb2.StartRequest, _exec_pb2.OutputEvent]
+    """Start a program and stream its output. The same process_id attaches from the beginning
+    (started.replayed); another payload under it fails with ALREADY_EXISTS.
+    """
+    Attach: _grpc.UnaryStreamMultiCallable[_exec_pb2.AttachRequest, _exec_pb2.OutputEvent]
+    """Stream a program's output from an offset, also after it ended. Use it after a lost stream."""
+    WriteStdin: _grpc.StreamUnaryMultiCallable[_exec_pb2.StdinFrame, _exec_pb2.StdinState]
+    """Write to a program's stdin. Each frame names its offset, so that a repeated frame is written
+    once; the answer says how many bytes were accepted in all.
+    """
+    Signal: _grpc.UnaryUnaryMultiCallable[_exec_pb2.SignalRequest, _exec_pb2.SignalResponse]
+    """Send a signal to a program, its process group or its whole tree."""
+    Resize: _grpc.UnaryUnaryMultiCallable[_exec_pb2.ResizeRequest, _exec_pb2.ResizeResponse]
+    """Change the size of a program's terminal."""
+    Wait: _grpc.UnaryUnaryMultiCallable[_exec_pb2.WaitRequest, _exec_pb2.Process]
+    """Wait until a program ends, at most max_wait. Use it instead of a stream when only the end counts."""
+    List: _grpc.UnaryUnaryMultiCallable[_exec_pb2.ListProcessesRequest, _exec_pb2.ListProcessesResponse]
+    """All programs that run, or whose output is retained."""
+    Release: _grpc.UnaryUnaryMultiCallable[_exec_pb2.ReleaseRequest, _exec_pb2.ReleaseResponse]
+    """Forget a program that has ended, with its output; one that runs fails with FAILED_PRECONDITION."""
+
+@_typing.type_check_only
+class ProcessesAsyncStub(ProcessesStub):
+    """Programs without a shell: streams, terminals, stdin, signals, and output that can be read again
+    by any number of readers until it is released.
+    """
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    Start: _aio.UnaryStreamMultiCallable[_exec_pb2.StartRequest, _exec_pb2.OutputEvent]  # type: ignore[assignment]
+    """Start a program and stream its output. The same process_id attaches from the beginning
+    (started.replayed); another payload under it fails with ALREADY_EXISTS.
+    """
+    Attach: _aio.UnaryStreamMultiCallable[_exec_pb2.AttachRequest, _exec_pb2.OutputEvent]  # type: ignore[assignment]
+    """Stream a program's output from an offset, also after it ended. Use it after a lost stream."""
+    WriteStdin: _aio.StreamUnaryMultiCallable[_exec_pb2.StdinFrame, _exec_pb2.StdinState]  # type: ignore[assignment]
+    """Write to a program's stdin. Each frame names its offset, so that a repeated frame is written
+    once; the answer says how many bytes were accepted in all.
+    """
+    Signal: _aio.UnaryUnaryMultiCallable[_exec_pb2.SignalRequest, _exec_pb2.SignalResponse]  # type: ignore[assignment]
+    """Send a signal to a program, its process group or its whole tree."""
+    Resize: _aio.UnaryUnaryMultiCallable[_exec_pb2.ResizeRequest, _exec_pb2.ResizeResponse]  # type: ignore[assignment]
+    """Change the size of a program's terminal."""
+    Wait: _aio.UnaryUnaryMultiCallable[_exec_pb2.WaitRequest, _exec_pb2.Process]  # type: ignore[assignment]
+    """Wait until a program ends, at most max_wait. Use it instead of a stream when only the end counts."""
+    List: _aio.UnaryUnaryMultiCallable[_exec_pb2.ListProcessesRequest, _exec_pb2.ListProcessesResponse]  # type: ignore[assignment]
+    """All programs that run, or whose output is retained."""
+    Release: _aio.UnaryUnaryMultiCallable[_exec_pb2.ReleaseRequest, _exec_pb2.ReleaseResponse]  # type: ignore[assignment]
+    """Forget a program that has ended, with its output; one that runs fails with FAILED_PRECONDITION."""
+
+class ProcessesServicer(metaclass=_abc_1.ABCMeta):
+    """Programs without a shell: streams, terminals, stdin, signals, and output that can be read again
+    by any number of readers until it is released.
+    """
+
+    @_abc_1.abstractmethod
+    def Start(
+        self,
+        request: _exec_pb2.StartRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_exec_pb2.OutputEvent], _abc.AsyncIterator[_exec_pb2.OutputEvent]]:
+        """Start a program and stream its output. The same process_id attaches from the beginning
+        (started.replayed); another payload under it fails with ALREADY_EXISTS.
+        """
+
+    @_abc_1.abstractmethod
+    def Attach(
+        self,
+        request: _exec_pb2.AttachRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_exec_pb2.OutputEvent], _abc.AsyncIterator[_exec_pb2.OutputEvent]]:
+        """Stream a program's output from an offset, also after it ended. Use it after a lost stream."""
+
+    @_abc_1.abstractmethod
+    def WriteStdin(
+        self,
+        request_iterator: _MaybeAsyncIterator[_exec_pb2.StdinFrame],
+        context: _ServicerContext,
+    ) -> _typing.Union[_exec_pb2.StdinState, _abc.Awaitable[_exec_pb2.StdinState]]:
+        """Write to a program's stdin. Each frame names its offset, so that a repeated frame is written
+        once; the answer says how many bytes were accepted in all.
+        """
+
+    @_abc_1.abstractmethod
+    def Signal(
+        self,
+        request: _exec_pb2.SignalRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_exec_pb2.SignalResponse, _abc.Awaitable[_exec_pb2.SignalResponse]]:
+        """Send a signal to a program, its process group or its whole tree."""
+
+    @_abc_1.abstractmethod
+    def Resize(
+        self,
+        request: _exec_pb2.ResizeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_exec_pb2.ResizeResponse, _abc.Awaitable[_exec_pb2.ResizeResponse]]:
+        """Change the size of a program's terminal."""
+
+    @_abc_1.abstractmethod
+    def Wait(
+        self,
+        request: _exec_pb2.WaitRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_exec_pb2.Process, _abc.Awaitable[_exec_pb2.Process]]:
+        """Wait until a program ends, at most max_wait. Use it instead of a stream when only the end counts."""
+
+    @_abc_1.abstractmethod
+    def List(
+        self,
+        request: _exec_pb2.ListProcessesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_exec_pb2.ListProcessesResponse, _abc.Awaitable[_exec_pb2.ListProcessesResponse]]:
+        """All programs that run, or whose output is retained."""
+
+    @_abc_1.abstractmethod
+    def Release(
+        self,
+        request: _exec_pb2.ReleaseRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_exec_pb2.ReleaseResponse, _abc.Awaitable[_exec_pb2.ReleaseResponse]]:
+        """Forget a program that has ended, with its output; one that runs fails with FAILED_PRECONDITION."""
+
+def add_ProcessesServicer_to_server(servicer: ProcessesServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
 class FilesStub:
     """Bytes in and out of the workspace, for programs rather than models.
     Paths follow the tools' rule: relative to the workspace, never outside the permitted directories.
@@ -134,7 +364,24 @@ class FilesStub:
     Upload: _grpc.StreamUnaryMultiCallable[_exec_pb2.UploadFrame, _exec_pb2.Entry]
     """Write a file: the first frame names it, the others carry bytes, and the file appears under its
     name only when the last byte arrived. Use it for anything larger than a tool's input.
+    A cut upload goes on under its upload_id: UploadState tells from where.
     """
+    UploadState: _grpc.UnaryUnaryMultiCallable[_exec_pb2.UploadStateRequest, _exec_pb2.UploadStateResponse]
+    """How much of an upload has arrived. Use it before going on with one."""
+    ReadText: _grpc.UnaryUnaryMultiCallable[_exec_pb2.ReadTextRequest, _exec_pb2.TextSlice]
+    """Read lines of a text file, with the etag that a later Edit can insist on."""
+    Edit: _grpc.UnaryUnaryMultiCallable[_exec_pb2.EditRequest, _exec_pb2.EditResult]
+    """Replace strings in a text file, all of them or none; returns the change as a unified diff."""
+    Glob: _grpc.UnaryUnaryMultiCallable[_exec_pb2.GlobRequest, _exec_pb2.GlobResult]
+    """Find files by a pattern, newest first."""
+    Grep: _grpc.UnaryStreamMultiCallable[_exec_pb2.GrepRequest, _exec_pb2.GrepEvent]
+    """Search file contents by a regular expression, with the engine of the grep tool."""
+    Move: _grpc.UnaryUnaryMultiCallable[_exec_pb2.MoveRequest, _exec_pb2.Entry]
+    """Rename a file or directory, atomically."""
+    Remove: _grpc.UnaryUnaryMultiCallable[_exec_pb2.RemoveRequest, _exec_pb2.RemoveResponse]
+    """Remove a file, or a directory with all that is in it when recursive."""
+    Watch: _grpc.UnaryStreamMultiCallable[_exec_pb2.WatchRequest, _exec_pb2.WatchEvent]
+    """Follow changes below a path. The first event says that the watch is set."""
 
 @_typing.type_check_only
 class FilesAsyncStub(FilesStub):
@@ -152,7 +399,24 @@ class FilesAsyncStub(FilesStub):
     Upload: _aio.StreamUnaryMultiCallable[_exec_pb2.UploadFrame, _exec_pb2.Entry]  # type: ignore[assignment]
     """Write a file: the first frame names it, the others carry bytes, and the file appears under its
     name only when the last byte arrived. Use it for anything larger than a tool's input.
+    A cut upload goes on under its upload_id: UploadState tells from where.
     """
+    UploadState: _aio.UnaryUnaryMultiCallable[_exec_pb2.UploadStateRequest, _exec_pb2.UploadStateResponse]  # type: ignore[assignment]
+    """How much of an upload has arrived. Use it before going on with one."""
+    ReadText: _aio.UnaryUnaryMultiCallable[_exec_pb2.ReadTextRequest, _exec_pb2.TextSlice]  # type: ignore[assignment]
+    """Read lines of a text file, with the etag that a later Edit can insist on."""
+    Edit: _aio.UnaryUnaryMultiCallable[_exec_pb2.EditRequest, _exec_pb2.EditResult]  # type: ignore[assignment]
+    """Replace strings in a text file, all of them or none; returns the change as a unified diff."""
+    Glob: _aio.UnaryUnaryMultiCallable[_exec_pb2.GlobRequest, _exec_pb2.GlobResult]  # type: ignore[assignment]
+    """Find files by a pattern, newest first."""
+    Grep: _aio.UnaryStreamMultiCallable[_exec_pb2.GrepRequest, _exec_pb2.GrepEvent]  # type: ignore[assignment]
+    """Search file contents by a regular expression, with the engine of the grep tool."""
+    Move: _aio.UnaryUnaryMultiCallable[_exec_pb2.MoveRequest, _exec_pb2.Entry]  # type: ignore[assignment]
+    """Rename a file or directory, atomically."""
+    Remove: _aio.UnaryUnaryMultiCallable[_exec_pb2.RemoveRequest, _exec_pb2.RemoveResponse]  # type: ignore[assignment]
+    """Remove a file, or a directory with all that is in it when recursive."""
+    Watch: _aio.UnaryStreamMultiCallable[_exec_pb2.WatchRequest, _exec_pb2.WatchEvent]  # type: ignore[assignment]
+    """Follow changes below a path. The first event says that the watch is set."""
 
 class FilesServicer(metaclass=_abc_1.ABCMeta):
     """Bytes in and out of the workspace, for programs rather than models.
@@ -191,7 +455,72 @@ class FilesServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_exec_pb2.Entry, _abc.Awaitable[_exec_pb2.Entry]]:
         """Write a file: the first frame names it, the others carry bytes, and the file appears under its
         name only when the last byte arrived. Use it for anything larger than a tool's input.
+        A cut upload goes on under its upload_id: UploadState tells from where.
         """
+
+    @_abc_1.abstractmethod
+    def UploadState(
+        self,
+        request: _exec_pb2.UploadStateRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_exec_pb2.UploadStateResponse, _abc.Awaitable[_exec_pb2.UploadStateResponse]]:
+        """How much of an upload has arrived. Use it before going on with one."""
+
+    @_abc_1.abstractmethod
+    def ReadText(
+        self,
+        request: _exec_pb2.ReadTextRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_exec_pb2.TextSlice, _abc.Awaitable[_exec_pb2.TextSlice]]:
+        """Read lines of a text file, with the etag that a later Edit can insist on."""
+
+    @_abc_1.abstractmethod
+    def Edit(
+        self,
+        request: _exec_pb2.EditRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_exec_pb2.EditResult, _abc.Awaitable[_exec_pb2.EditResult]]:
+        """Replace strings in a text file, all of them or none; returns the change as a unified diff."""
+
+    @_abc_1.abstractmethod
+    def Glob(
+        self,
+        request: _exec_pb2.GlobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_exec_pb2.GlobResult, _abc.Awaitable[_exec_pb2.GlobResult]]:
+        """Find files by a pattern, newest first."""
+
+    @_abc_1.abstractmethod
+    def Grep(
+        self,
+        request: _exec_pb2.GrepRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_exec_pb2.GrepEvent], _abc.AsyncIterator[_exec_pb2.GrepEvent]]:
+        """Search file contents by a regular expression, with the engine of the grep tool."""
+
+    @_abc_1.abstractmethod
+    def Move(
+        self,
+        request: _exec_pb2.MoveRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_exec_pb2.Entry, _abc.Awaitable[_exec_pb2.Entry]]:
+        """Rename a file or directory, atomically."""
+
+    @_abc_1.abstractmethod
+    def Remove(
+        self,
+        request: _exec_pb2.RemoveRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_exec_pb2.RemoveResponse, _abc.Awaitable[_exec_pb2.RemoveResponse]]:
+        """Remove a file, or a directory with all that is in it when recursive."""
+
+    @_abc_1.abstractmethod
+    def Watch(
+        self,
+        request: _exec_pb2.WatchRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_exec_pb2.WatchEvent], _abc.AsyncIterator[_exec_pb2.WatchEvent]]:
+        """Follow changes below a path. The first event says that the watch is set."""
 
 def add_FilesServicer_to_server(servicer: FilesServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 

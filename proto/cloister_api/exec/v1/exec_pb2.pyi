@@ -472,7 +472,9 @@ class Entry(_message.Message):
     SYMLINK_TARGET_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     path: _builtins.str
-    """Absolute."""
+    """Absolute. Bytes of a name that are not UTF-8 are shown as replacement characters: only a tree
+    download carries such names exactly.
+    """
     type: Global___Entry.Type.ValueType
     size: _builtins.int
     """Bytes."""
@@ -545,7 +547,9 @@ class DownloadRequest(_message.Message):
     download.
     """
     tree: _builtins.bool
-    """Send the directory `path` as a tar stream; offset and length do not apply."""
+    """Send the directory `path` as a tar stream, uncompressed; offset, length and if_etag do not apply.
+    Links stay links, hard links become files, and what is no file, directory or link is left out.
+    """
     def __init__(
         self,
         *,
@@ -570,11 +574,11 @@ class Chunk(_message.Message):
     OFFSET_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
     ENTRY_FIELD_NUMBER: _builtins.int
-    CRC32C_FIELD_NUMBER: _builtins.int
+    CRC32_FIELD_NUMBER: _builtins.int
     offset: _builtins.int
     data: _builtins.bytes
-    crc32c: _builtins.int
-    """In the last chunk: CRC-32C of all bytes of this call."""
+    crc32: _builtins.int
+    """In the last chunk: CRC-32 of all bytes of this call, as zlib and Ethernet have it (ISO-HDLC)."""
     @_builtins.property
     def entry(self) -> Global___Entry:
         """In the first chunk: the file as it was opened."""
@@ -585,15 +589,15 @@ class Chunk(_message.Message):
         offset: _builtins.int = ...,
         data: _builtins.bytes = ...,
         entry: Global___Entry | None = ...,
-        crc32c: _builtins.int | None = ...,
+        crc32: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_crc32c", b"_crc32c", "crc32c", b"crc32c", "entry", b"entry"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_crc32", b"_crc32", "crc32", b"crc32", "entry", b"entry"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_crc32c", b"_crc32c", "crc32c", b"crc32c", "data", b"data", "entry", b"entry", "offset", b"offset"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_crc32", b"_crc32", "crc32", b"crc32", "data", b"data", "entry", b"entry", "offset", b"offset"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType__crc32c: _TypeAlias = _typing.Literal["crc32c"]  # noqa: Y015
-    _WhichOneofArgType__crc32c: _TypeAlias = _typing.Literal["_crc32c", b"_crc32c"]  # noqa: Y015
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__crc32c) -> _WhichOneofReturnType__crc32c | None: ...
+    _WhichOneofReturnType__crc32: _TypeAlias = _typing.Literal["crc32"]  # noqa: Y015
+    _WhichOneofArgType__crc32: _TypeAlias = _typing.Literal["_crc32", b"_crc32"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__crc32) -> _WhichOneofReturnType__crc32 | None: ...
 
 Global___Chunk: _TypeAlias = Chunk  # noqa: Y015
 
@@ -651,7 +655,10 @@ class UploadStart(_message.Message):
     create_only: _builtins.bool
     """Fail with ALREADY_EXISTS when there is a file."""
     tree: _builtins.bool
-    """The bytes are a tar stream to unpack into the directory `path`."""
+    """The bytes are a tar stream, uncompressed, to unpack into the directory `path` once all of it has
+    arrived. Refused as a whole are absolute names, `..`, links that lead out of the directory,
+    devices and FIFOs; setuid, setgid and sticky bits are dropped.
+    """
     def __init__(
         self,
         *,
@@ -676,24 +683,24 @@ class UploadEnd(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     SIZE_FIELD_NUMBER: _builtins.int
-    CRC32C_FIELD_NUMBER: _builtins.int
+    CRC32_FIELD_NUMBER: _builtins.int
     size: _builtins.int
     """All bytes of the file; a mismatch fails with DATA_LOSS and writes nothing."""
-    crc32c: _builtins.int
-    """CRC-32C of all bytes of the file; a mismatch fails with DATA_LOSS and writes nothing."""
+    crc32: _builtins.int
+    """CRC-32 (ISO-HDLC) of all bytes of the file; a mismatch fails with DATA_LOSS and writes nothing."""
     def __init__(
         self,
         *,
         size: _builtins.int = ...,
-        crc32c: _builtins.int | None = ...,
+        crc32: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_crc32c", b"_crc32c", "crc32c", b"crc32c"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_crc32", b"_crc32", "crc32", b"crc32"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_crc32c", b"_crc32c", "crc32c", b"crc32c", "size", b"size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_crc32", b"_crc32", "crc32", b"crc32", "size", b"size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType__crc32c: _TypeAlias = _typing.Literal["crc32c"]  # noqa: Y015
-    _WhichOneofArgType__crc32c: _TypeAlias = _typing.Literal["_crc32c", b"_crc32c"]  # noqa: Y015
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__crc32c) -> _WhichOneofReturnType__crc32c | None: ...
+    _WhichOneofReturnType__crc32: _TypeAlias = _typing.Literal["crc32"]  # noqa: Y015
+    _WhichOneofArgType__crc32: _TypeAlias = _typing.Literal["_crc32", b"_crc32"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__crc32) -> _WhichOneofReturnType__crc32 | None: ...
 
 Global___UploadEnd: _TypeAlias = UploadEnd  # noqa: Y015
 

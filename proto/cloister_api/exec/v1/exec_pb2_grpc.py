@@ -932,7 +932,8 @@ class FilesServicer:
         raise NotImplementedError('Method not implemented!')
 
     def List(self, request, context):
-        """List a directory, parents before children. Use depth to walk a tree in one call.
+        """List a directory: its entries in order, then those of each directory in it. Use depth to walk a
+        tree in one call.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

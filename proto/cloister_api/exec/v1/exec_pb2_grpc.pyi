@@ -358,7 +358,9 @@ class FilesStub:
     Stat: _grpc.UnaryUnaryMultiCallable[_exec_pb2.StatRequest, _exec_pb2.Entry]
     """Describe one path without opening it. Use it before a download and to test for existence."""
     List: _grpc.UnaryStreamMultiCallable[_exec_pb2.ListRequest, _exec_pb2.Entry]
-    """List a directory, parents before children. Use depth to walk a tree in one call."""
+    """List a directory: its entries in order, then those of each directory in it. Use depth to walk a
+    tree in one call.
+    """
     Download: _grpc.UnaryStreamMultiCallable[_exec_pb2.DownloadRequest, _exec_pb2.Chunk]
     """Read a file's bytes, from an offset when an earlier download was cut."""
     Upload: _grpc.StreamUnaryMultiCallable[_exec_pb2.UploadFrame, _exec_pb2.Entry]
@@ -393,7 +395,9 @@ class FilesAsyncStub(FilesStub):
     Stat: _aio.UnaryUnaryMultiCallable[_exec_pb2.StatRequest, _exec_pb2.Entry]  # type: ignore[assignment]
     """Describe one path without opening it. Use it before a download and to test for existence."""
     List: _aio.UnaryStreamMultiCallable[_exec_pb2.ListRequest, _exec_pb2.Entry]  # type: ignore[assignment]
-    """List a directory, parents before children. Use depth to walk a tree in one call."""
+    """List a directory: its entries in order, then those of each directory in it. Use depth to walk a
+    tree in one call.
+    """
     Download: _aio.UnaryStreamMultiCallable[_exec_pb2.DownloadRequest, _exec_pb2.Chunk]  # type: ignore[assignment]
     """Read a file's bytes, from an offset when an earlier download was cut."""
     Upload: _aio.StreamUnaryMultiCallable[_exec_pb2.UploadFrame, _exec_pb2.Entry]  # type: ignore[assignment]
@@ -437,7 +441,9 @@ class FilesServicer(metaclass=_abc_1.ABCMeta):
         request: _exec_pb2.ListRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_exec_pb2.Entry], _abc.AsyncIterator[_exec_pb2.Entry]]:
-        """List a directory, parents before children. Use depth to walk a tree in one call."""
+        """List a directory: its entries in order, then those of each directory in it. Use depth to walk a
+        tree in one call.
+        """
 
     @_abc_1.abstractmethod
     def Download(

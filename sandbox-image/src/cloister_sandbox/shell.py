@@ -78,13 +78,13 @@ class Output:
     that they never block on a full pipe.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, tail: Tail | None = None) -> None:
         os.mkfifo(path, 0o600)
         self._path = path
         self._fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         self._loop = asyncio.get_running_loop()
         self._watched = False
-        self.tail: Tail | None = Tail()
+        self.tail: Tail | None = tail or Tail()
 
     @property
     def held(self) -> bool:
@@ -96,6 +96,12 @@ class Output:
         if self.held and not self._watched:
             self._watched = True
             self._loop.add_reader(self._fd, self._read)
+
+    def pause(self) -> None:
+        """Let the command wait until `watch` is called again."""
+        if self.held and self._watched:
+            self._watched = False
+            self._loop.remove_reader(self._fd)
 
     def finish(self) -> Tail:
         """Take what the command printed; foreground writes happened before its status."""
@@ -225,8 +231,15 @@ class Shell:
             self._run, f"builtin source {command} </dev/null >{into} 2>&1 {_STATUS}>&-\n".encode()
         )
 
-    async def run(self, command: str, timeout: float, cancel: Cancel) -> Finished:
-        """Run a command; `timeout` is in seconds.
+    @property
+    def leader(self) -> tuple[int, str]:
+        """The pid of bash, and the mark of all that it starts."""
+        return self._pid, self._mark
+
+    async def run(
+        self, command: str, timeout: float, cancel: Cancel, into: Tail | None = None
+    ) -> Finished:
+        """Run a command; `timeout` is in seconds, `into` receives what it prints.
 
         A command that runs out of time, or is cancelled, is ended with the shell and everything it
         started, and what it printed until then is kept. Raises ShellError when a tool took the
@@ -237,7 +250,7 @@ class Shell:
         try:
             os.stat(self._run)  # noqa: PTH116 - a Path costs more than the call
             await self._write(command)
-            output = self.output = Output(self._out)
+            output = self.output = Output(self._out, into)
         except OSError as error:
             raise ShellError(f"its files in {self._dir} cannot be used: {error.strerror}") from None
         self._outputs = [each for each in self._outputs if each.held]

@@ -9,21 +9,43 @@ import contextlib
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from .marks import Marks, number_of
 from .signals import unblocked
 
 MARK = "CLOISTER_CONTEXT"
-"""Variable by which processes that left their parents are still found."""
+"""Variable that names the tree a program belongs to. Processes that left their parents are found by
+it where the kernel gives trees no numbers (see marks)."""
+ENDING_SECONDS = 5.0
+"""For so long processes that do not end are signalled again."""
+CHILDREN_ARE_LISTED = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").exists()
+_CHASES = 20
+"""Looks at the list of orphans after each look at the whole table."""
+_marks = Marks()
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a process ended."""
+
+    code: int
+    """Exit code; a negative one is the signal that ended it."""
+    cpu: float
+    """Seconds of processor time, with the children it waited for."""
+    max_rss: int
+    """Bytes; never less than what this server had when it started the process, see _reap."""
 
 
 class Reaper:
-    """The only caller of waitpid in this process."""
+    """The only caller of wait in this process."""
 
     def __init__(self) -> None:
-        self._waiting: dict[int, asyncio.Future[int]] = {}
-        self._unclaimed: dict[int, int] = {}
+        self._waiting: dict[int, asyncio.Future[Ended]] = {}
+        self._unclaimed: dict[int, Ended] = {}
         self._starting = 0
 
     def install(self) -> None:
@@ -44,10 +66,28 @@ class Reaper:
         Returns its pid and a future of its exit code, where a negative one is the signal that
         ended it. Raises OSError when it cannot be started.
         """
+        pid, ended = await self.launch(argv, cwd=cwd, env=env, stdin=stdin, pass_fds=pass_fds)
+        code: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        ended.add_done_callback(lambda done: code.set_result(done.result().code))
+        return pid, code
+
+    async def launch(
+        self,
+        argv: Sequence[str],
+        *,
+        cwd: str,
+        env: Mapping[str, str],
+        stdin: int,
+        stdout: int = subprocess.DEVNULL,
+        stderr: int = subprocess.DEVNULL,
+        pass_fds: Sequence[int] = (),
+    ) -> "tuple[int, asyncio.Future[Ended]]":
+        """As `start`, for who wants the output and more than the exit code."""
         self._starting += 1
         try:
-            pid = await asyncio.to_thread(_spawn, argv, cwd, env, stdin, pass_fds)
-            future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+            streams = (stdin, stdout, stderr)
+            pid = await asyncio.to_thread(_spawn, argv, cwd, env, streams, pass_fds)
+            future: asyncio.Future[Ended] = asyncio.get_running_loop().create_future()
             if pid in self._unclaimed:
                 future.set_result(self._unclaimed.pop(pid))
             else:
@@ -58,27 +98,43 @@ class Reaper:
             if not self._starting:
                 self._unclaimed.clear()
 
+    def has_orphans(self) -> bool:
+        """Whether processes came to this one whose parents are gone; True where nobody can tell."""
+        if not CHILDREN_ARE_LISTED:
+            return True
+        return any(pid not in self._waiting for pid in orphans())
+
     def _reap(self) -> None:
         while True:
             try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
+                pid, status, usage = os.wait4(-1, os.WNOHANG)
             except ChildProcessError:
                 return
             if pid == 0:
                 return
-            code = os.waitstatus_to_exitcode(status)
+            # The kernel counts the memory of the process that started it, whose memory it borrows
+            # until it runs its own program, as a process's own.
+            ended = Ended(
+                os.waitstatus_to_exitcode(status),
+                usage.ru_utime + usage.ru_stime,
+                usage.ru_maxrss * 1024,
+            )
             future = self._waiting.pop(pid, None)
             if future is None:
                 # An orphan; or a program that ended before `start` learned its pid, which is why
                 # codes are kept while one starts, and no longer, because pids come again.
                 if self._starting:
-                    self._unclaimed[pid] = code
+                    self._unclaimed[pid] = ended
             elif not future.done():
-                future.set_result(code)
+                future.set_result(ended)
 
 
 def _spawn(
-    argv: Sequence[str], cwd: str, env: Mapping[str, str], stdin: int, pass_fds: Sequence[int]
+    argv: Sequence[str],
+    cwd: str,
+    env: Mapping[str, str],
+    streams: tuple[int, int, int],
+    pass_fds: Sequence[int],
 ) -> int:
     """Start a program; there is no preexec function: with one, Python would fork this process
     with its gRPC threads instead of using vfork.
@@ -88,13 +144,16 @@ def _spawn(
             argv,
             cwd=cwd,
             env=env,
-            stdin=stdin,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+            stdin=streams[0],
+            stdout=streams[1],
+            stderr=streams[2],
             pass_fds=pass_fds,
             start_new_session=True,
         )
     process.returncode = 0  # the reaper waits for it, the Popen object must not
+    if MARK in env:
+        # At once: the program is still being loaded, and has started nothing.
+        _marks.put(process.pid, env[MARK])
     with contextlib.suppress(OSError):
         # When memory runs out, a tool goes before the server.
         Path(f"/proc/{process.pid}/oom_score_adj").write_text("500")
@@ -124,17 +183,21 @@ def _is_marked(pid: int, mark: str) -> bool:
     return f"{MARK}={mark}".encode() in environ.split(b"\0")
 
 
-def members(leader: int, mark: str) -> list[int]:
-    """Every process of a tree: descendants, members of its sessions, and marked orphans."""
+def members(leader: int, mark: str, number: int = 0) -> list[int]:
+    """Every process of a tree: descendants, members of its sessions, and orphans.
+
+    Orphans are known by their number or mark; those whose number is no living tree's count too.
+    """
     table = _table()
     me = os.getpid()
+    number = number or _marks.number(mark)
     # The pid of a leader that is gone may be another process by now.
     found = {leader} if table.get(leader) == (me, leader) else set()
     sessions = {leader}
     found |= {
         pid
         for pid, (parent, _) in table.items()
-        if parent == me and pid != me and _is_marked(pid, mark)
+        if parent == me and pid != me and _belongs(pid, mark, number)
     }
     while True:
         more = {
@@ -148,6 +211,27 @@ def members(leader: int, mark: str) -> list[int]:
         sessions |= {table[pid][1] for pid in more if table[pid][1] in found}
 
 
+def _belongs(pid: int, mark: str, number: int) -> bool:
+    carried = number_of(pid)
+    if carried:
+        return carried == number or _marks.astray(carried)
+    return _is_marked(pid, mark)
+
+
+def forget_tree(mark: str) -> None:
+    """A tree has ended by itself, and nothing of it is left."""
+    _marks.forget(mark)
+
+
+def orphans() -> list[int]:
+    """The children of this process, as the kernel lists them; quicker than looking at them all."""
+    me = os.getpid()
+    try:
+        return [int(each) for each in Path(f"/proc/{me}/task/{me}/children").read_text().split()]
+    except OSError:
+        return []
+
+
 def signal_all(pids: Iterable[int], number: int) -> None:
     """Send a signal to processes, some of which may be gone."""
     for pid in pids:
@@ -155,16 +239,30 @@ def signal_all(pids: Iterable[int], number: int) -> None:
             os.kill(pid, number)
 
 
-async def kill_tree(leader: int, mark: str) -> None:
-    """End every process of a tree.
+async def kill_tree(leader: int, mark: str) -> list[int]:
+    """End every process of a tree; returns those that would not end.
 
     Stopped first, so that none can start another while the rest is looked up; looked up again
     until nothing is left, because a process may have been in the middle of starting one.
     """
-    for _ in range(20):
-        found = await asyncio.to_thread(members, leader, mark)
-        if not found:
-            return
-        signal_all(found, signal.SIGSTOP)
-        signal_all(await asyncio.to_thread(members, leader, mark), signal.SIGKILL)
+    number = _marks.forget(mark)
+    deadline = time.monotonic() + ENDING_SECONDS
+    while True:
+        found = await asyncio.to_thread(_strike, leader, mark, number)
+        if not found or time.monotonic() > deadline:
+            return found
         await asyncio.sleep(0.005)
+
+
+def _strike(leader: int, mark: str, number: int) -> list[int]:
+    """One round; returns what was there."""
+    found = members(leader, mark, number)
+    signal_all(found, signal.SIGSTOP)
+    again = members(leader, mark, number) if found else found
+    signal_all(again, signal.SIGKILL)
+    # A process that starts the next and ends, again and again, is gone when the table was read.
+    # Its offspring comes to this process, and the list of children is quick to read.
+    for _ in range(_CHASES if number and again else 0):
+        fresh = [pid for pid in orphans() if pid not in again and _belongs(pid, mark, number)]
+        signal_all(fresh, signal.SIGKILL)
+    return found

@@ -1,0 +1,58 @@
+"""Marks by which the processes of a tree are found whatever they did to leave it.
+
+A process can change its session, its parent and its whole environment. What it cannot do without a
+privilege that no tool has is raise a hard limit again: so the limit of the resident set size, which
+has had no effect since Linux 2.4, carries the number of the tree and is inherited by every process
+below it. A later tree has a higher number. So a process can make itself look like part of an older
+tree, and ends with that one, or of none, and ends with the next; it can never look like the
+server's own or the Environment's, which carry no number.
+"""
+
+import contextlib
+import itertools
+import resource
+
+_BASE = 1 << 60
+_LIMIT = resource.RLIMIT_RSS
+_OWN = resource.getrlimit(_LIMIT)[1]
+"""What this process was started with, unlimited as a rule: no number."""
+
+
+class Marks:
+    """The numbers of the trees that live."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[str, int] = {}
+        self._next = itertools.count(1)
+
+    def put(self, pid: int, mark: str) -> None:
+        """Give a process, which has started nothing yet, the number of its tree."""
+        number = self._numbers.get(mark)
+        if number is None:
+            number = self._numbers[mark] = next(self._next)
+        with contextlib.suppress(OSError, ValueError):
+            resource.prlimit(pid, _LIMIT, (_BASE + number, _BASE + number))
+
+    def forget(self, mark: str) -> int:
+        """The tree ends; returns the number it had, 0 when it had none."""
+        return self._numbers.pop(mark, 0)
+
+    def number(self, mark: str) -> int:
+        """The number of a tree, 0 when it has none."""
+        return self._numbers.get(mark, 0)
+
+    def astray(self, number: int) -> bool:
+        """Whether no living tree has this number."""
+        return number != 0 and number not in self._numbers.values()
+
+
+def number_of(pid: int) -> int:
+    """The number that a process carries; 0 when it carries none, or is gone."""
+    try:
+        hard = resource.prlimit(pid, _LIMIT)[1]
+    except (OSError, ValueError):
+        return 0
+    if hard == _OWN:
+        return 0
+    # A limit that a process lowered by itself belongs to no tree, and so to whichever ends next.
+    return hard - _BASE if hard > _BASE else -1

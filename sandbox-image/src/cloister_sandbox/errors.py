@@ -4,7 +4,10 @@
     ├── InvalidField             INVALID_ARGUMENT, names the field
     ├── NotFound                 NOT_FOUND
     ├── IdConflict               ALREADY_EXISTS: the id is in use for another payload
+    ├── Exists                   ALREADY_EXISTS: what is to be made is there
+    ├── Stale                    ABORTED: a file is not the one the caller means
     ├── WrongState               FAILED_PRECONDITION
+    ├── OutOfRange               OUT_OF_RANGE: an offset beyond what there is
     ├── Forbidden                PERMISSION_DENIED
     ├── Busy                     RESOURCE_EXHAUSTED, with a hint when to retry
     ├── Unavailable              UNAVAILABLE: preparing or draining
@@ -72,10 +75,28 @@ class IdConflict(CallError):
     code = grpc.StatusCode.ALREADY_EXISTS
 
 
+class Exists(CallError):
+    """What the call would make exists already."""
+
+    code = grpc.StatusCode.ALREADY_EXISTS
+
+
+class Stale(CallError):
+    """The file is not the one that the caller means: read it again."""
+
+    code = grpc.StatusCode.ABORTED
+
+
 class WrongState(CallError):
     """The call does not fit the server's state; repeating it cannot help."""
 
     code = grpc.StatusCode.FAILED_PRECONDITION
+
+
+class OutOfRange(CallError):
+    """An offset beyond what there is."""
+
+    code = grpc.StatusCode.OUT_OF_RANGE
 
 
 class Forbidden(CallError):

@@ -2,7 +2,7 @@
 
 The rules are those of agent_toolset_20260401: relative paths resolve against the workspace; `.` and
 `..` collapse first; then every symbolic link is followed, and the result must lie in a permitted
-directory. The resolved path has no links left, so it is opened component by component without
+directory. The resolved path has no links left, so it is opened beneath that directory without
 following any: a link put there in between makes the open fail instead of leading outside. Files
 that the Environment mounts at paths of their own may be read too.
 """
@@ -15,14 +15,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from . import beneath
+
 MAX_HOPS = 40
-_DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _WORDS = {
     errno.ENOENT: "no such file or directory",
     errno.ENOTDIR: "not a directory",
     errno.EISDIR: "is a directory",
     errno.EACCES: "permission denied",
-    errno.EPERM: "operation not permitted",
+    errno.EPERM: "permission denied",
     errno.EEXIST: "file already exists",
     errno.ELOOP: "too many levels of symbolic links",
 }
@@ -59,21 +60,36 @@ class Roots:
         try:
             resolved = _follow(path)
         except OSError as error:
-            if error.errno == errno.ELOOP:
-                raise ToolFailure(
-                    f"{tool}: path '{given}': too many levels of symbolic links"
-                ) from None
-            raise ToolFailure(f"{tool}: {given}: {reason(error)}") from None
+            raise ToolFailure(f"{tool}: path {given!r}: {reason(error)}") from None
         if self.holding(resolved) is None and resolved not in self.mounted:
             raise ToolFailure(
-                f"{tool}: path '{given}' is outside the session's working directory"
+                f"{tool}: path {given!r} is outside the session's working directory"
                 + (" and its other permitted directories" if self.others else "")
             )
         return resolved
 
     def writable(self, tool: str, given: str) -> str:
         """Like `resolve`, for writing; raises ToolFailure for what is read-only too."""
-        resolved = self.resolve(tool, given)
+        return self._check_writable(tool, given, self.resolve(tool, given))
+
+    def resolve_entry(self, tool: str, given: str) -> str:
+        """Like `resolve`, for an entry of a directory itself: a link as the last part stays one."""
+        if "\0" in given:
+            raise ToolFailure(f"{tool}: embedded null byte")
+        above, name = os.path.split(os.path.normpath(os.path.join(self.workspace, given)))
+        if any(self.holds(os.path.join(os.path.realpath(above), name))):
+            raise ToolFailure(f"{tool}: {given} is, or holds, a directory of the sandbox itself")
+        path = os.path.join(self.resolve(tool, above), name)
+        return self._check_writable(tool, given, path)
+
+    def holds(self, path: str) -> Iterator[str]:
+        """The roots and mounted files that are the resolved path, or lie in it."""
+        kept = (self.workspace, *self.others, *self.read_only)
+        for each in (*map(os.path.realpath, kept), *self.mounted):
+            if _within(each, path):
+                yield each
+
+    def _check_writable(self, tool: str, given: str, resolved: str) -> str:
         if resolved in self.mounted:
             raise ToolFailure(f"{tool}: {given} is a read-only file of the Environment")
         for root in self.read_only:
@@ -96,24 +112,46 @@ class Roots:
         No link on the way is followed. With `create`, directories that are missing are made.
         Raises OSError.
         """
-        root = self.holding(resolved) or ("/" if resolved in self.mounted else None)
-        if root is None:
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), resolved)
+        root, parts = self._split(resolved)
         if create:
             os.makedirs(root, exist_ok=True)
-        parts = Path(resolved).relative_to(root).parts
-        directory = os.open(root, _DIRECTORY & ~os.O_NOFOLLOW)
+        top = os.open(root, beneath.DIRECTORY & ~os.O_NOFOLLOW)
         try:
-            for part in parts[:-1]:
-                if create:
-                    with contextlib.suppress(FileExistsError):
-                        os.mkdir(part, dir_fd=directory)
-                below = os.open(part, _DIRECTORY, dir_fd=directory)
-                os.close(directory)
-                directory = below
+            make = beneath.make_directories if create else beneath.open_directory
+            directory = make(top, parts[:-1])
+        finally:
+            os.close(top)
+        try:
             yield directory, parts[-1] if parts else "."
         finally:
             os.close(directory)
+
+    def directory(self, resolved: str, flags: int = beneath.DIRECTORY) -> int:
+        """Open a resolved directory without following any link; the caller closes it.
+
+        Raises OSError.
+        """
+        with self.parent(resolved) as (above, name):
+            return os.open(name, flags, dir_fd=above)
+
+    def nearest(self, resolved: str) -> int:
+        """Open the deepest directory above a resolved path that exists; raises OSError."""
+        root, parts = self._split(resolved)
+        top = os.open(root, beneath.DIRECTORY & ~os.O_NOFOLLOW)
+        try:
+            for count in range(max(len(parts) - 1, 0), 0, -1):
+                with contextlib.suppress(FileNotFoundError):
+                    return beneath.open_directory(top, parts[:count])
+            return os.dup(top)
+        finally:
+            os.close(top)
+
+    def _split(self, resolved: str) -> tuple[str, tuple[str, ...]]:
+        """The permitted directory that holds a path, and the path's parts below it."""
+        root = self.holding(resolved) or ("/" if resolved in self.mounted else None)
+        if root is None:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), resolved)
+        return root, Path(resolved).relative_to(root).parts
 
     def open(self, resolved: str, flags: int, mode: int = 0o644) -> int:
         """Open a resolved path without following any link; raises OSError.

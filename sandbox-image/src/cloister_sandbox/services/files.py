@@ -2,38 +2,75 @@
 
 import asyncio
 import contextlib
-import itertools
 import os
-import secrets
-import stat
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
+import threading
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from datetime import timedelta
 from typing import Any
 
-from cloister_api.exec.v1 import exec_pb2, exec_pb2_grpc
+from cloister_api.exec.v1 import exec_pb2
 
-from ..errors import CallError, Corrupt, Forbidden, InvalidField, NotFound, WrongState
-from ..paths import Roots, ToolFailure, reason
+from .. import changes, texts, watches
+from ..edits import MAX_EDITS, edit
+from ..entries import entry, read_link, shown
+from ..errors import Busy, InvalidField, WrongState
+from ..failures import failed, open_file, resolve, writable_entry
+from ..finds import find
+from ..greps import grep
+from ..lanes import Lanes
+from ..paths import Roots
+from ..replays import Replays
 from ..state import Activity, ServerState
+from ..toolset.patterns import BadPattern, Pattern
+from ..walks import TooLarge, walk
 from .common import require_claimed, streaming, unary
+from .transfers import MAX_ID, Transfers
 
-CHUNK = 65_536
 MAX_DEPTH = 64
+MAX_TEXT = 1_048_576
+MAX_GLOB = 10_000
+MAX_GLOB_BYTES = 3_000_000
+"""Bytes of the paths of one answer: it has to fit into a message."""
+MAX_MATCHES = 100_000
+MAX_CONTEXT = 50
+MAX_GREP_SECONDS = 600.0
+MAX_GREPS = 8
+MAX_WATCHES = 32
+HEARTBEAT_SECONDS = 10.0
+COALESCE_SECONDS = 0.02
+"""Changes that follow each other this closely are told together."""
+_BATCH = 256
+_EVENTS = {
+    watches.Change.CREATED: exec_pb2.WatchEvent.TYPE_CREATED,
+    watches.Change.MODIFIED: exec_pb2.WatchEvent.TYPE_MODIFIED,
+    watches.Change.REMOVED: exec_pb2.WatchEvent.TYPE_REMOVED,
+    watches.Change.OVERFLOW: exec_pb2.WatchEvent.TYPE_OVERFLOW,
+}
 
 
-class FilesService(exec_pb2_grpc.FilesServicer):
-    """Bytes in and out of the permitted directories."""
+class FilesService(Transfers):
+    """Thin: checks requests; the work is done in threads, beneath the permitted directories."""
 
     def __init__(self, state: ServerState, roots: Roots, activity: Activity) -> None:
-        self._state = state
-        self._roots = roots
-        self._activity = activity
+        super().__init__(state, roots, activity, Lanes())
+        self._edits: Replays[exec_pb2.EditResult] = Replays()
+        self._editing = threading.Lock()
+        self._greps = self._watches = 0
 
     @unary
     async def Stat(self, request: exec_pb2.StatRequest, context: Any) -> Any:  # noqa: ARG002, N802
         require_claimed(self._state)
         with self._activity:
-            return await asyncio.to_thread(self._stat, request.path)
+            return await self._lanes.quick.run(self._stat, request.path)
+
+    def _stat(self, path: str) -> exec_pb2.Entry:
+        resolved = resolve(self._roots, path)
+        try:
+            with self._roots.parent(resolved) as (above, name):
+                info = os.stat(name, dir_fd=above, follow_symlinks=False)
+                return entry(resolved, info, read_link(name, above, info))
+        except OSError as error:
+            raise failed(path, error) from None
 
     @streaming
     async def List(self, request: exec_pb2.ListRequest, context: Any) -> AsyncIterator[Any]:  # noqa: ARG002, N802
@@ -42,158 +79,221 @@ class FilesService(exec_pb2_grpc.FilesServicer):
         if depth > MAX_DEPTH:
             raise InvalidField("depth", f"must be at most {MAX_DEPTH}")
         with self._activity:
-            root = self._resolve(request.path)
-            walk = _walk(root, depth)
-            try:
-                while batch := await asyncio.to_thread(_take, walk, 256):
-                    for entry in batch:
-                        yield entry
-            except OSError as error:
-                raise _failed(request.path, error) from None
+            walked = self._list(request.path, depth)
+            async with contextlib.aclosing(self._lanes.slow.batches(walked, _BATCH)) as batches:
+                async for batch in batches:
+                    for each in batch:
+                        yield each
 
-    @streaming
-    async def Download(self, request: exec_pb2.DownloadRequest, context: Any) -> AsyncIterator[Any]:  # noqa: ARG002, N802
-        require_claimed(self._state)
-        with self._activity:
-            fd = await asyncio.to_thread(self._open, request.path, os.O_RDONLY)
+    def _list(self, path: str, depth: int) -> Iterator[exec_pb2.Entry]:
+        resolved = resolve(self._roots, path)
+        try:
+            directory = self._roots.directory(resolved)
             try:
-                offset = request.offset
-                while data := await asyncio.to_thread(os.pread, fd, CHUNK, offset):
-                    yield exec_pb2.Chunk(offset=offset, data=data)
-                    offset += len(data)
+                for found in walk(directory, depth):
+                    link = read_link(found.name, found.directory, found.info)
+                    yield entry(f"{resolved}/{found.relative}", found.info, link)
             finally:
-                os.close(fd)
+                os.close(directory)
+        except OSError as error:
+            raise failed(path, error) from None
+        except TooLarge as bound:
+            raise WrongState("TREE_TOO_LARGE", f"{shown(path)} has {bound}") from None
 
     @unary
-    async def Upload(self, request: AsyncIterator[exec_pb2.UploadFrame], context: Any) -> Any:  # noqa: ARG002, N802
+    async def ReadText(self, request: exec_pb2.ReadTextRequest, context: Any) -> Any:  # noqa: ARG002, N802
+        require_claimed(self._state)
+        if request.max_bytes > MAX_TEXT:
+            raise InvalidField("max_bytes", f"must be at most {MAX_TEXT}")
+        if 0 < request.end_line < request.start_line:
+            raise InvalidField("end_line", "must not be before start_line")
+        with self._activity:
+            return await self._lanes.slow.run(self._read_text, request)
+
+    def _read_text(self, request: exec_pb2.ReadTextRequest) -> exec_pb2.TextSlice:
+        fd, _ = open_file(self._roots, request.path)
+        try:
+            lines = texts.read_lines(
+                fd, request.start_line, request.end_line, request.max_bytes or 262_144
+            )
+        except OSError as error:
+            raise failed(request.path, error) from None
+        finally:
+            os.close(fd)
+        text = texts.decoded(lines.data, cut=lines.truncated)
+        if text is None:
+            raise WrongState("NOT_TEXT", f"{shown(request.path)} is not UTF-8 text")
+        return exec_pb2.TextSlice(
+            text=text,
+            total_lines=lines.total,
+            size=lines.size,
+            etag=lines.etag,
+            truncated=lines.truncated,
+        )
+
+    @unary
+    async def Edit(self, request: exec_pb2.EditRequest, context: Any) -> Any:  # noqa: ARG002, N802
+        require_claimed(self._state)
+        if not 1 <= len(request.edits) <= MAX_EDITS:
+            raise InvalidField("edits", f"must be 1 to {MAX_EDITS}")
+        if len(request.request_id) > MAX_ID:
+            raise InvalidField("request_id", f"must have at most {MAX_ID} characters")
+
+        async def work() -> exec_pb2.EditResult:
+            with self._activity:
+                return await self._lanes.slow.run(self._edit, request)
+
+        payload = request.SerializeToString(deterministic=True)
+        return await self._edits.run(request.request_id, payload, work)
+
+    def _edit(self, request: exec_pb2.EditRequest) -> exec_pb2.EditResult:
+        with self._editing:  # two edits of one file: the second sees what the first has written
+            return edit(self._roots, self._uploads, request)
+
+    @unary
+    async def Glob(self, request: exec_pb2.GlobRequest, context: Any) -> Any:  # noqa: N802
+        require_claimed(self._state)
+        limit = request.limit or 200
+        if limit > MAX_GLOB:
+            raise InvalidField("limit", f"must be at most {MAX_GLOB}")
+        if request.pattern.startswith("/") or ".." in request.pattern.split("/"):
+            raise InvalidField("pattern", "must be relative and without '..'")
+        try:
+            pattern = Pattern(request.pattern)
+        except BadPattern as error:
+            raise InvalidField("pattern", str(error)) from None
+        with self._activity:
+            return await self._lanes.slow.run(
+                self._glob, request.path, pattern, limit, _gone(context)
+            )
+
+    def _glob(self, path: str, pattern: Pattern, limit: int, gone: Any) -> exec_pb2.GlobResult:
+        resolved = resolve(self._roots, path or ".")
+        try:
+            matches, total = find(self._roots, resolved, pattern, limit, gone)
+        except TooLarge as bound:
+            raise WrongState("TREE_TOO_LARGE", f"{shown(path)} has {bound}") from None
+        result = exec_pb2.GlobResult(total_matches=total)
+        room = MAX_GLOB_BYTES
+        for each in matches:
+            described = entry(each.path, each.info, each.link)
+            room -= described.ByteSize()
+            if room < 0:
+                break
+            result.entries.append(described)
+        return result
+
+    @streaming
+    async def Grep(self, request: exec_pb2.GrepRequest, context: Any) -> AsyncIterator[Any]:  # noqa: N802
+        require_claimed(self._state)
+        limit = request.max_matches or 1000
+        seconds = request.timeout.ToTimedelta() / timedelta(seconds=1) or 30.0
+        if limit > MAX_MATCHES:
+            raise InvalidField("max_matches", f"must be at most {MAX_MATCHES}")
+        if request.context_lines > MAX_CONTEXT:
+            raise InvalidField("context_lines", f"must be at most {MAX_CONTEXT}")
+        if not 0 < seconds <= MAX_GREP_SECONDS:
+            raise InvalidField("timeout", f"must be at most {MAX_GREP_SECONDS:g} s")
+        if self._greps >= MAX_GREPS:
+            raise Busy("TOO_MANY_SEARCHES", f"{MAX_GREPS} searches are under way", 1.0)
+        gone = _gone(context)
+        self._greps += 1
+        try:
+            with self._activity:
+                resolved = await self._lanes.quick.run(resolve, self._roots, request.path or ".")
+                env = dict(self._state.environment)
+                events = grep(self._roots, request, resolved, env, limit, seconds, gone)
+                async with contextlib.aclosing(self._lanes.slow.batches(events, _BATCH)) as batches:
+                    async for batch in batches:
+                        for event in batch:
+                            yield event
+        finally:
+            self._greps -= 1
+
+    @unary
+    async def Move(self, request: exec_pb2.MoveRequest, context: Any) -> Any:  # noqa: ARG002, N802
         require_claimed(self._state)
         with self._activity:
-            return await self._upload(request)
+            return await self._lanes.quick.run(self._move, request)
 
-    async def _upload(self, frames: AsyncIterator[exec_pb2.UploadFrame]) -> exec_pb2.Entry:
-        first = await anext(frames, None)
-        if first is None or not first.HasField("start"):
-            raise InvalidField("start", "must be the first frame")
-        start = first.start
-        if start.mode > 0o777:
-            raise InvalidField("start.mode", "must be permission bits, at most 0777")
+    def _move(self, request: exec_pb2.MoveRequest) -> exec_pb2.Entry:
+        source = writable_entry(self._roots, request.source)
+        target = writable_entry(self._roots, request.destination)
         try:
-            target = self._roots.writable("upload", start.path)
-        except ToolFailure as failure:
-            raise Forbidden("PATH_REFUSED", str(failure), path=start.path) from None
-        if target in map(os.path.realpath, (self._roots.workspace, *self._roots.others)):
-            raise InvalidField("start.path", "must name a file")
-        partial = f"{target}.{secrets.token_hex(6)}.partial"
-        complete = False
+            return changes.move(self._roots, source, target, overwrite=request.overwrite)
+        except OSError as error:
+            raise failed(f"{request.source} -> {request.destination}", error) from None
+
+    @unary
+    async def Remove(self, request: exec_pb2.RemoveRequest, context: Any) -> Any:  # noqa: N802
+        require_claimed(self._state)
+        gone = _gone(context)
+        with self._activity:
+            await self._lanes.slow.run(self._remove, request, gone)
+            return exec_pb2.RemoveResponse()
+
+    def _remove(self, request: exec_pb2.RemoveRequest, gone: Any) -> None:
+        resolved = writable_entry(self._roots, request.path)
+        changes.remove(
+            self._roots, request.path, resolved, recursive=request.recursive, stopped=gone
+        )
+
+    @streaming
+    async def Watch(self, request: exec_pb2.WatchRequest, context: Any) -> AsyncIterator[Any]:  # noqa: N802
+        require_claimed(self._state)
+        if self._watches >= MAX_WATCHES:
+            raise Busy("TOO_MANY_WATCHES", f"{MAX_WATCHES} watches are set", 10.0)
+        gone = _gone(context)
+        self._watches += 1
         try:
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
-            fd = await asyncio.to_thread(self._roots.open, partial, flags, 0o600)
+            # A watch is no activity: a sandbox in which nothing happens is idle though it is seen.
+            resolved = await self._lanes.quick.run(resolve, self._roots, request.path)
+            watch = await self._lanes.slow.open(
+                lambda: watches.Watch(
+                    self._roots, request.path, resolved, recursive=request.recursive
+                ),
+                watches.Watch.close,
+            )
             try:
-                size = await _receive(frames, fd)
-                await asyncio.to_thread(os.fchmod, fd, start.mode or 0o644)
-                await asyncio.to_thread(self._rename, partial, target)
-                complete = True
+                yield exec_pb2.WatchEvent(type=exec_pb2.WatchEvent.TYPE_READY, path=shown(resolved))
+                async with contextlib.aclosing(self._follow(watch, gone)) as events:
+                    async for event in events:
+                        yield event
             finally:
-                os.close(fd)
-                if not complete:
-                    self._remove(partial)
-        except OSError as error:
-            raise _failed(start.path, error) from None
-        entry = await asyncio.to_thread(_entry, target)
-        if entry.size != size:
-            raise Corrupt("SIZE_CHANGED", "the file changed while it was written")
-        return entry
+                watch.close()
+        finally:
+            self._watches -= 1
 
-    def _rename(self, partial: str, target: str) -> None:
-        with self._roots.parent(partial) as (directory, name):
-            os.rename(name, Path(target).name, src_dir_fd=directory, dst_dir_fd=directory)
-
-    def _remove(self, path: str) -> None:
-        with contextlib.suppress(OSError), self._roots.parent(path) as (directory, name):
-            os.unlink(name, dir_fd=directory)
-
-    def _resolve(self, path: str) -> str:
+    async def _follow(
+        self, watch: watches.Watch, gone: Any
+    ) -> AsyncGenerator[exec_pb2.WatchEvent, None]:
+        loop = asyncio.get_running_loop()
+        ready = asyncio.Event()
+        working: asyncio.Future[Any] | None = None
         try:
-            return self._roots.resolve("path", path)
-        except ToolFailure as failure:
-            raise Forbidden("PATH_REFUSED", str(failure), path=path) from None
-
-    def _open(self, path: str, flags: int) -> int:
-        def complain(why: str) -> CallError:
-            kind = NotFound if why == "no such file or directory" else WrongState
-            return kind("CANNOT_OPEN", f"{path}: {why}", path=path)
-
-        return self._roots.open_regular(self._resolve(path), flags, complain)
-
-    def _stat(self, path: str) -> exec_pb2.Entry:
-        try:
-            return _entry(self._resolve(path))
-        except OSError as error:
-            raise _failed(path, error) from None
-
-
-async def _receive(frames: AsyncIterator[exec_pb2.UploadFrame], fd: int) -> int:
-    """Write all data frames; returns the size, which the last frame must confirm."""
-    size = 0
-    async for frame in frames:
-        if frame.HasField("data"):
-            await asyncio.to_thread(_write_all, fd, frame.data)
-            size += len(frame.data)
-        elif frame.HasField("end"):
-            if frame.end.size != size:
-                raise Corrupt(
-                    "SIZE_MISMATCH", f"{size} bytes arrived, {frame.end.size} were announced"
-                )
-            return size
-        else:
-            raise InvalidField("start", "must be sent once, first")
-    raise Corrupt("NO_END", "the upload ended before its end frame")
+            while not watch.ended:
+                ready.clear()
+                loop.add_reader(watch.fd, ready.set)
+                try:
+                    async with asyncio.timeout(HEARTBEAT_SECONDS):
+                        await ready.wait()
+                except TimeoutError:
+                    yield exec_pb2.WatchEvent(type=exec_pb2.WatchEvent.TYPE_HEARTBEAT)
+                    continue
+                finally:
+                    loop.remove_reader(watch.fd)
+                await asyncio.sleep(COALESCE_SECONDS)
+                working = self._lanes.slow.submit(lambda: watch.changes(gone))
+                for change, path in await asyncio.shield(working):
+                    yield exec_pb2.WatchEvent(type=_EVENTS[change], path=shown(path))
+        finally:
+            if working is not None:  # its thread uses the descriptors that are closed next
+                with contextlib.suppress(Exception):
+                    await asyncio.shield(working)
 
 
-def _write_all(fd: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]
-
-
-def _failed(path: str, error: OSError) -> CallError:
-    why = reason(error)
-    if isinstance(error, FileNotFoundError):
-        return NotFound("NOT_FOUND", f"{path}: {why}", path=path)
-    if isinstance(error, PermissionError):
-        return Forbidden("PERMISSION_DENIED", f"{path}: {why}", path=path)
-    return WrongState("FILE_ERROR", f"{path}: {why}", path=path)
-
-
-def _entry(path: str) -> exec_pb2.Entry:
-    """Describe a path, not following a link at its end; raises OSError."""
-    info = Path(path).lstat()
-    kind = exec_pb2.Entry.TYPE_OTHER
-    if stat.S_ISREG(info.st_mode):
-        kind = exec_pb2.Entry.TYPE_FILE
-    elif stat.S_ISDIR(info.st_mode):
-        kind = exec_pb2.Entry.TYPE_DIRECTORY
-    elif stat.S_ISLNK(info.st_mode):
-        kind = exec_pb2.Entry.TYPE_SYMLINK
-    entry = exec_pb2.Entry(
-        path=path.encode("utf-8", errors="replace").decode("utf-8"),
-        type=kind,
-        size=info.st_size,
-        mode=stat.S_IMODE(info.st_mode),
-    )
-    entry.mtime.FromNanoseconds(info.st_mtime_ns)
-    if kind == exec_pb2.Entry.TYPE_SYMLINK:
-        entry.symlink_target = str(Path(path).readlink())
-    return entry
-
-
-def _walk(root: str, depth: int) -> Iterator[exec_pb2.Entry]:
-    """Entries below root, parents before children; links are described, not followed."""
-    for each in sorted(os.scandir(root), key=lambda entry: entry.name):
-        yield _entry(each.path)
-        if depth > 1 and each.is_dir(follow_symlinks=False):
-            yield from _walk(each.path, depth - 1)
-
-
-def _take(walk: Iterator[exec_pb2.Entry], count: int) -> list[exec_pb2.Entry]:
-    return list(itertools.islice(walk, count))
+def _gone(context: Any) -> Any:
+    """A function for threads that says whether the caller has gone away."""
+    gone = threading.Event()
+    context.add_done_callback(lambda _: gone.set())
+    return gone.is_set

@@ -1,0 +1,287 @@
+"""The calls of cloister.exec.v1.Files that move many bytes."""
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+from cloister_api.exec.v1 import exec_pb2, exec_pb2_grpc
+
+from .. import trees, uploads
+from ..entries import entry
+from ..errors import Busy, CallError, Corrupt, InvalidField, Stale, WrongState
+from ..failures import failed, open_file, require_etag, resolve, writable
+from ..lanes import Lanes
+from ..paths import Roots
+from ..state import Activity, ServerState
+from ..unpacking import unpack
+from .common import require_claimed, streaming, unary
+
+_BATCH = 8
+"""Pieces of a download that are read at once."""
+_GATHERED = 1024 * 1024
+"""Bytes of an upload that are written at once."""
+MAX_STREAMS = 64
+MAX_ID = 128
+
+
+class Transfers(exec_pb2_grpc.FilesServicer):
+    """Download and Upload; file I/O happens in the bulk lane, pieces of all transfers in turn."""
+
+    def __init__(self, state: ServerState, roots: Roots, activity: Activity, lanes: Lanes) -> None:
+        self._state = state
+        self._roots = roots
+        self._activity = activity
+        self._lanes = lanes
+        self._uploads = uploads.Uploads(roots)
+        self._streams = 0
+
+    @contextlib.contextmanager
+    def _transfer(self) -> Iterator[None]:
+        """A transfer, within the bound of those under way; raises Busy."""
+        if self._streams >= MAX_STREAMS:
+            raise Busy("TOO_MANY_TRANSFERS", f"{MAX_STREAMS} transfers are under way", 1.0)
+        self._streams += 1
+        try:
+            with self._activity:
+                yield
+        finally:
+            self._streams -= 1
+
+    @streaming
+    async def Download(self, request: exec_pb2.DownloadRequest, context: Any) -> AsyncIterator[Any]:  # noqa: ARG002, N802
+        require_claimed(self._state)
+        with self._transfer():
+            if request.tree:
+                fd, first = -1, await self._lanes.quick.run(self._describe_tree, request.path)
+                resolved = await self._lanes.quick.run(resolve, self._roots, request.path)
+                pieces = trees.tree_pieces(self._roots, request.path, resolved)
+            else:
+                fd, first = await self._lanes.quick.open(
+                    lambda: self._open_file(request), lambda opened: os.close(opened[0])
+                )
+                pieces = trees.file_pieces(fd, request.offset, request.length)
+            held = exec_pb2.Chunk(
+                offset=0 if request.tree else request.offset, entry=first, crc32=0
+            )
+            begun = False
+            try:
+                async with contextlib.aclosing(self._lanes.bulk.batches(pieces, _BATCH)) as batches:
+                    async for batch in batches:
+                        for offset, data, crc in batch:
+                            if begun:
+                                held.ClearField("crc32")
+                                yield held
+                                held = exec_pb2.Chunk()
+                            held.offset, held.data, held.crc32 = offset, data, crc
+                            begun = True
+            except OSError as error:
+                raise failed(request.path, error) from None
+            finally:
+                if fd >= 0:
+                    os.close(fd)
+            yield held
+
+    def _open_file(self, request: exec_pb2.DownloadRequest) -> tuple[int, exec_pb2.Entry]:
+        fd, resolved = open_file(self._roots, request.path)
+        try:
+            info = os.fstat(fd)
+            require_etag(request.if_etag, request.path, info)
+        except CallError:
+            os.close(fd)
+            raise
+        return fd, entry(resolved, info)
+
+    def _describe_tree(self, path: str) -> exec_pb2.Entry:
+        resolved = resolve(self._roots, path)
+        try:
+            fd = self._roots.directory(resolved)
+        except OSError as error:
+            raise failed(path, error) from None
+        try:
+            return entry(resolved, os.fstat(fd))
+        finally:
+            os.close(fd)
+
+    @unary
+    async def UploadState(self, request: exec_pb2.UploadStateRequest, context: Any) -> Any:  # noqa: ARG002, N802
+        require_claimed(self._state)
+        return exec_pb2.UploadStateResponse(offset=self._uploads.state(request.upload_id))
+
+    @unary
+    async def Upload(self, request: AsyncIterator[exec_pb2.UploadFrame], context: Any) -> Any:  # noqa: ARG002, N802
+        require_claimed(self._state)
+        with self._transfer():
+            first = await anext(request, None)
+            if first is None or not first.HasField("start"):
+                raise InvalidField("start", "must be the first frame")
+            _check(first.start)
+            stream = object()
+            try:
+                upload = await self._begin(first.start, stream)
+                return await self._receive(upload, stream, request)
+            except OSError as error:
+                raise failed(first.start.path, error) from None
+
+    async def _begin(self, start: exec_pb2.UploadStart, stream: object) -> uploads.Upload:
+        """The upload that a stream is to write, now its own; raises CallError and OSError."""
+        target = await self._lanes.quick.run(writable, self._roots, start.path)
+        roots = (self._roots.workspace, *self._roots.others)
+        if not start.tree and target in map(os.path.realpath, roots):
+            raise InvalidField("start.path", "must name a file")
+        await self._discard(*self._uploads.expire())
+        upload = self._uploads.find(start)
+        if upload is None:
+            if start.offset:
+                raise _wrong_offset(0)
+            upload = await self._lanes.bulk.open(
+                lambda: self._uploads.create(start, target), uploads.Upload.discard
+            )
+            upload.stream = stream
+            try:
+                await self._discard(*self._uploads.keep(upload))
+            except CallError:
+                await self._discard(upload)
+                raise
+            return upload
+        upload.stream = stream
+        with contextlib.suppress(OSError):
+            await _settled(upload)
+        if start.offset != upload.size:
+            await self._let_go(upload, stream, keep=True)
+            raise _wrong_offset(upload.size)
+        return upload
+
+    async def _receive(
+        self, upload: uploads.Upload, stream: object, frames: AsyncIterator[exec_pb2.UploadFrame]
+    ) -> exec_pb2.Entry:
+        keep = bool(upload.start.upload_id)
+        try:
+            end = await self._write(upload, stream, frames)
+        except BaseException as error:
+            keep = keep and not isinstance(error, InvalidField)
+            await asyncio.shield(self._let_go(upload, stream, keep=keep))
+            raise
+        # What has arrived whole is carried through also when the caller goes away now.
+        finish = asyncio.ensure_future(self._finish(upload, stream, end))
+        finish.add_done_callback(lambda task: task.cancelled() or task.exception())
+        return await asyncio.shield(finish)
+
+    async def _write(
+        self, upload: uploads.Upload, stream: object, frames: AsyncIterator[exec_pb2.UploadFrame]
+    ) -> exec_pb2.UploadEnd:
+        """Write all data frames; returns the last frame. Receives while it writes."""
+        gathered: list[bytes] = []
+        size = 0
+        try:
+            async for frame in frames:
+                if frame.HasField("data"):
+                    gathered.append(frame.data)
+                    size += len(frame.data)
+                    if size >= _GATHERED:
+                        pieces, gathered, size = gathered, [], 0
+                        await self._append(upload, stream, pieces)
+                elif frame.HasField("end"):
+                    return frame.end
+                else:
+                    raise InvalidField("start", "must be sent once, first")
+            raise Corrupt("NO_END", "the upload ended before its end frame")
+        finally:
+            # Also what arrived before a stream was cut is kept: the next one goes on behind it.
+            await asyncio.shield(self._append(upload, stream, gathered))
+            await _settled(upload)
+
+    async def _append(self, upload: uploads.Upload, stream: object, pieces: list[bytes]) -> None:
+        """Start writing once the write before it has ended; raises what that one raised."""
+        await _settled(upload)
+        if upload.stream is not stream:
+            raise Stale("SUPERSEDED", "another stream goes on with this upload")
+        if upload.sealed and pieces:
+            raise _wrong_offset(upload.size)
+        if pieces:
+            upload.writing = self._lanes.bulk.submit(lambda: upload.append(pieces))
+
+    async def _finish(
+        self, upload: uploads.Upload, stream: object, end: exec_pb2.UploadEnd
+    ) -> exec_pb2.Entry:
+        keep = bool(upload.start.upload_id)
+        async with upload.lock:
+            try:
+                upload.verify(end)
+                if upload.done is None:
+                    upload.sealed = True
+                    upload.done = await self._place(upload)
+                return upload.done
+            except CallError:
+                keep = False
+                raise
+            except OSError:
+                upload.sealed = False  # with room on the disk it can be finished yet
+                raise
+            finally:
+                await self._let_go(upload, stream, keep=keep)
+
+    async def _place(self, upload: uploads.Upload) -> exec_pb2.Entry:
+        if upload.start.tree:
+            return await self._lanes.slow.run(self._unpack, upload)
+        return await self._lanes.bulk.run(self._uploads.place, upload)
+
+    async def _let_go(self, upload: uploads.Upload, stream: object, *, keep: bool) -> None:
+        """A stream's end: the upload waits for the next one, or is forgotten."""
+        if upload.stream is not stream:
+            return
+        upload.stream = None
+        upload.touched = time.monotonic()
+        if not keep:
+            self._uploads.forget(upload)
+        if upload.done is not None or not keep:
+            with contextlib.suppress(OSError):
+                await _settled(upload)
+            await self._discard(upload)
+
+    def _unpack(self, upload: uploads.Upload) -> exec_pb2.Entry:
+        self._uploads.check(upload.start, upload.target)
+        with self._roots.parent(f"{upload.target}/any", create=True) as (directory, _):
+            unpack(upload.fd, directory)
+            return entry(upload.target, os.fstat(directory))
+
+    async def _discard(self, *unwanted: uploads.Upload) -> None:
+        for each in unwanted:
+            await self._lanes.bulk.run(each.discard)
+
+    async def close(self) -> None:
+        """Forget interrupted uploads with the bytes that arrived."""
+        for each in self._uploads.all():
+            self._uploads.forget(each)
+            await self._discard(each)
+
+
+def _check(start: exec_pb2.UploadStart) -> None:
+    if start.mode > 0o777:
+        raise InvalidField("start.mode", "must be permission bits, at most 0777")
+    if len(start.upload_id) > MAX_ID:
+        raise InvalidField("start.upload_id", f"must have at most {MAX_ID} characters")
+    if start.offset and not start.upload_id:
+        raise InvalidField("start.offset", "needs an upload_id")
+    if start.tree and (start.mode or start.if_etag or start.create_only):
+        raise InvalidField("start.tree", "goes without mode, if_etag and create_only")
+
+
+def _wrong_offset(offset: int) -> CallError:
+    return WrongState(
+        "OFFSET_MISMATCH", f"{offset} bytes of this upload have arrived", offset=str(offset)
+    )
+
+
+async def _settled(upload: uploads.Upload) -> None:
+    """Wait for the write under way; raises OSError when it failed."""
+    writing = upload.writing
+    if writing is None:
+        return
+    try:
+        await asyncio.shield(writing)
+    except OSError:
+        upload.writing = None  # told once: the next stream goes on behind what was written
+        raise

@@ -1,0 +1,189 @@
+"""Unpacking a tar archive into a directory, confined to it.
+
+The whole archive is read once before anything is written, so that one bad member refuses all of it.
+No link is followed while writing, whether it was there before, came with the archive or is swapped
+in meanwhile. Files are made under another name and renamed: nothing is written through a hard link.
+"""
+
+import contextlib
+import os
+import secrets
+import stat
+import tarfile
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from . import beneath
+from .entries import shown
+from .errors import CallError, WrongState
+from .uploads import PREFIX
+
+MAX_MEMBERS = 1_000_000
+MAX_LEVELS = 256
+_MAX_HEADER = 1024 * 1024
+"""Bytes of one long name or extended header; the tar reader takes them in one piece."""
+_COPY = 1024 * 1024
+
+
+class _Bounded:
+    """What the tar reader needs of a file, with no read larger than a header may be."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._at = 0
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, position: int) -> int:
+        self._at = position
+        return position
+
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= _MAX_HEADER:
+            raise tarfile.ReadError("a header is too large")
+        data = os.pread(self._fd, size, self._at)
+        self._at += len(data)
+        return data
+
+
+def unpack(fd: int, target: int) -> None:
+    """Unpack the archive in a file into an open directory.
+
+    Raises WrongState for an archive that is damaged or leads out of the directory, and then nothing
+    is written; OSError where writing fails, with the member's name as its filename.
+    """
+    for member in _members(fd):
+        _check(member)
+    for member in _members(fd):
+        try:
+            _write(member, fd, target)
+        except OSError as error:
+            error.filename = member.name
+            raise
+
+
+def _members(fd: int) -> Iterator[tarfile.TarInfo]:
+    file: BinaryIO = _Bounded(fd)  # type: ignore[assignment]
+    count = 0
+    size = os.fstat(fd).st_size
+    try:
+        with tarfile.TarFile(fileobj=file, mode="r", errors="surrogateescape") as archive:
+            while (member := archive.next()) is not None:
+                archive.members.clear()  # type: ignore[attr-defined]  # else it keeps all it has seen
+                count += 1
+                if count > MAX_MEMBERS:
+                    raise _refused(member.name, f"more than {MAX_MEMBERS} members")
+                if member.isreg() and member.offset_data + member.size > size:
+                    raise tarfile.ReadError("it ends in the middle of a member")
+                yield member
+    except (tarfile.TarError, ValueError, OverflowError, EOFError) as error:
+        raise WrongState("BAD_ARCHIVE", f"this is not a whole tar archive: {error}") from None
+
+
+def _check(member: tarfile.TarInfo) -> None:
+    parts = _parts(member.name)
+    if len(parts) > MAX_LEVELS:
+        raise _refused(member.name, f"deeper than {MAX_LEVELS} levels")
+    if member.issym():
+        _check_link(member, parts)
+    elif member.islnk():
+        if not parts or not _parts(member.linkname):
+            raise _refused(member.name, "its link's target is no name")
+    elif member.issparse() or not (member.isdir() or member.isreg()):
+        raise _refused(member.name, "only files, directories and links are unpacked")
+    elif not parts and not member.isdir():
+        raise _refused(member.name, "it has no name")
+
+
+def _check_link(member: tarfile.TarInfo, parts: list[str]) -> None:
+    """A link may climb first and descend then; each step up is a directory of the archive.
+
+    `..` after a name could leave through another link, and is refused.
+    """
+    steps = [each for each in member.linkname.split("/") if each not in ("", ".")]
+    up = 0
+    while up < len(steps) and steps[up] == "..":
+        up += 1
+    if member.linkname.startswith("/") or ".." in steps[up:] or up > len(parts) - 1:
+        raise _refused(member.name, "its target is outside the directory")
+    if not parts or not member.linkname or "\0" in member.linkname:
+        raise _refused(member.name, "it has no name or no target")
+
+
+def _parts(name: str) -> list[str]:
+    """The parts of a member's name; raises WrongState for one that leads elsewhere."""
+    parts = [each for each in name.split("/") if each not in ("", ".")]
+    if name.startswith("/") or ".." in parts or "\0" in name:
+        raise _refused(name, "its name leads out of the directory")
+    return parts
+
+
+def _refused(name: str, why: str) -> CallError:
+    name = shown(name[:300])
+    return WrongState("MEMBER_REFUSED", f"{name}: {why}; nothing was unpacked", member=name)
+
+
+def _write(member: tarfile.TarInfo, source: int, target: int) -> None:
+    parts = _parts(member.name)
+    if member.isdir():
+        os.close(beneath.make_directories(target, parts))
+        if parts and member.mode & 0o700 != 0o700:
+            return  # its owner could not fill it
+        if parts:
+            _set_mode(target, parts, member.mode & 0o777)
+        return
+    directory = beneath.make_directories(target, parts[:-1])
+    hidden = PREFIX + secrets.token_hex(8)
+    try:
+        if member.issym():
+            os.symlink(member.linkname, hidden, dir_fd=directory)
+        elif member.islnk():
+            _link(target, _parts(member.linkname), directory, hidden)
+        else:
+            _copy(member, source, directory, hidden)
+        os.rename(hidden, parts[-1], src_dir_fd=directory, dst_dir_fd=directory)
+    finally:
+        # Also after success: renaming one name of a file to another of the same file does nothing.
+        with contextlib.suppress(OSError):
+            os.unlink(hidden, dir_fd=directory)
+        os.close(directory)
+
+
+def _set_mode(target: int, parts: list[str], mode: int) -> None:
+    fd = beneath.open_directory(target, parts, beneath.LISTABLE)
+    try:
+        os.fchmod(fd, mode)
+    finally:
+        os.close(fd)
+
+
+def _link(target: int, parts: list[str], directory: int, name: str) -> None:
+    above = beneath.open_directory(target, parts[:-1])
+    try:
+        info = os.stat(parts[-1], dir_fd=above, follow_symlinks=False)
+        if not stat.S_ISREG(info.st_mode):
+            raise FileNotFoundError(2, "its link's target is no file")
+        os.link(parts[-1], name, src_dir_fd=above, dst_dir_fd=directory, follow_symlinks=False)
+    finally:
+        os.close(above)
+
+
+def _copy(member: tarfile.TarInfo, source: int, directory: int, name: str) -> None:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    fd = os.open(name, flags, 0o600, dir_fd=directory)
+    try:
+        at, end = member.offset_data, member.offset_data + member.size
+        while at < end:
+            data = os.pread(source, min(_COPY, end - at), at)
+            if not data:
+                raise OSError(5, "the archive changed")
+            view = memoryview(data)
+            while view:
+                written = os.write(fd, view)
+                at, view = at + written, view[written:]
+        os.fchmod(fd, member.mode & 0o777)
+        seconds = min(max(int(member.mtime), 0), 2**33)
+        os.utime(fd, (seconds, seconds))
+    finally:
+        os.close(fd)

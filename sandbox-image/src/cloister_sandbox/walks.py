@@ -1,0 +1,87 @@
+"""Walking a tree whose owner may change it meanwhile: links are met, never followed.
+
+Each directory is opened from the top again when its turn comes, so that a walk holds two
+descriptors however deep or wide the tree is, and a directory swapped for a link is passed over.
+"""
+
+import errno
+import itertools
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from . import beneath
+
+SORTED = 20_000
+"""Names of one directory that are put in order; those after them come as the kernel tells."""
+MAX_PENDING = 500_000
+"""Directories that wait for their turn."""
+MAX_LEVELS = 1000
+_GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+
+
+class TooLarge(Exception):
+    """The tree exceeds a bound of the walk; the message says which."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """One entry; `directory` is open while the entry is looked at, and no longer."""
+
+    relative: str
+    name: str
+    info: os.stat_result
+    directory: int
+
+    @property
+    def is_directory(self) -> bool:
+        """Whether it is a directory itself, not a link to one."""
+        return stat.S_ISDIR(self.info.st_mode)
+
+
+def walk(root: int, levels: int = MAX_LEVELS, *, strict: bool = False) -> Iterator[Found]:
+    """Every entry below an open directory: a directory's own, then those of each one in it.
+
+    `levels` bounds the depth, 1 is the directory's own entries. What vanishes is passed over.
+    Directories that cannot be read are passed over, unless `strict`: then OSError is raised, and
+    TooLarge for a tree deeper than `levels`. The root itself always raises.
+    """
+    pending = [("", 1)]
+    while pending:
+        below, level = pending.pop()
+        try:
+            directory = beneath.open_directory(
+                root, below.split("/") if below else (), beneath.LISTABLE
+            )
+        except OSError as error:
+            if below and (error.errno in _GONE or not strict):
+                continue
+            error.filename = below
+            raise
+        deeper: list[tuple[str, int]] = []
+        try:
+            for name in _names(directory):
+                try:
+                    info = os.stat(name, dir_fd=directory, follow_symlinks=False)
+                except OSError:
+                    continue
+                relative = f"{below}/{name}" if below else name
+                if stat.S_ISDIR(info.st_mode):
+                    deeper.append((relative, level + 1))
+                yield Found(relative, name, info, directory)
+        finally:
+            os.close(directory)
+        if level < levels:
+            pending.extend(reversed(deeper))
+            if len(pending) > MAX_PENDING:
+                raise TooLarge(f"more than {MAX_PENDING} directories")
+        elif strict and deeper:
+            raise TooLarge(f"more than {levels} levels of directories")
+
+
+def _names(directory: int) -> Iterator[str]:
+    with os.scandir(directory) as entries:
+        names = (each.name for each in entries)
+        yield from sorted(itertools.islice(names, SORTED))
+        yield from names

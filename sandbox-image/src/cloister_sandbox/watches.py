@@ -1,0 +1,185 @@
+"""Following the changes below a path.
+
+Directories are watched one by one; a new one is looked through once its watch is set, so that what
+was made in it before is told too. The paths told are those the entries have at that moment.
+"""
+
+import errno
+import os
+import stat
+from collections.abc import Callable, Iterator
+from enum import Enum
+
+from . import beneath, inotify
+from .errors import Busy
+from .failures import failed
+from .paths import Roots
+from .walks import walk
+
+MAX_DIRECTORIES = 8192
+_MAX_EVENTS = 50_000
+"""Changes that are gathered for one answer; more are told as an overflow."""
+
+
+class Change(Enum):
+    """What happened to a path."""
+
+    CREATED = "created"
+    MODIFIED = "modified"
+    REMOVED = "removed"
+    OVERFLOW = "overflow"
+
+
+class Watch:
+    """One followed path. `fd` becomes readable when something happened; then call `changes`.
+
+    Not for several threads at once.
+    """
+
+    def __init__(self, roots: Roots, path: str, resolved: str, *, recursive: bool) -> None:
+        """Raises CallError."""
+        self._path = resolved
+        self._recursive = recursive
+        self._names: dict[int, str] = {}
+        self.ended = False
+        """The path itself is gone, or has another name."""
+        try:
+            self._top = roots.directory(resolved, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError as error:
+            raise failed(path, error) from None
+        try:
+            self._inotify = inotify.Inotify()
+        except OSError as error:
+            os.close(self._top)
+            raise failed(path, error) from None
+        self.fd = self._inotify.fd
+        try:
+            self._add(self._top, "")
+            if recursive and stat.S_ISDIR(os.fstat(self._top).st_mode):
+                for _ in self._enter(""):
+                    pass
+        except OSError as error:
+            self.close()
+            raise failed(path, error) from None
+        except Busy:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """End it."""
+        self._inotify.close()
+        os.close(self._top)
+
+    def changes(self, stopped: Callable[[], bool]) -> list[tuple[Change, str]]:
+        """What happened since the last call, in order; a path modified again is told once.
+
+        Raises Busy when there are too many directories.
+        """
+        told: dict[tuple[Change, str], None] = {}
+        for event in self._inotify.read():
+            for change, relative in self._told(event):
+                key = (change, self._full(relative))
+                if change is not Change.MODIFIED:
+                    # What was made or removed meanwhile is told in its order.
+                    told.pop(key, None)
+                    told.pop((Change.MODIFIED, key[1]), None)
+                elif (Change.CREATED, key[1]) in told:
+                    continue
+                told.setdefault(key)
+            if len(told) > _MAX_EVENTS:
+                for _ in self._inotify.read():
+                    pass
+                return self._overflow()
+            if self.ended or stopped():
+                break
+        return list(told)
+
+    def _overflow(self) -> list[tuple[Change, str]]:
+        if self._recursive:
+            # Directories whose making was lost.
+            for _ in self._enter(""):
+                pass
+        return [(Change.OVERFLOW, self._path)]
+
+    def _told(self, event: inotify.Event) -> Iterator[tuple[Change, str]]:
+        if event.mask & inotify.Q_OVERFLOW:
+            yield from ((change, "") for change, _ in self._overflow())
+            return
+        if event.mask & inotify.IGNORED:
+            self._names.pop(event.watch, None)
+            return
+        directory = self._names.get(event.watch)
+        if directory is None:
+            return
+        if event.mask & (inotify.DELETE_SELF | inotify.MOVE_SELF):
+            if directory == "":
+                self.ended = True
+                yield Change.REMOVED, ""
+            return
+        relative = "/".join(filter(None, (directory, event.name)))
+        if event.mask & (inotify.CREATE | inotify.MOVED_TO):
+            yield Change.CREATED, relative
+            if self._recursive and event.mask & inotify.ISDIR:
+                yield from ((Change.CREATED, each) for each in self._enter(relative))
+        elif event.mask & (inotify.DELETE | inotify.MOVED_FROM):
+            if event.mask & inotify.ISDIR:
+                self._leave(relative)
+            yield Change.REMOVED, relative
+        else:
+            yield Change.MODIFIED, relative
+
+    def _enter(self, relative: str) -> Iterator[str]:
+        """Watch a directory and those below it; yields what is in them already."""
+        try:
+            directory = beneath.open_directory(
+                self._top, relative.split("/") if relative else (), beneath.LISTABLE
+            )
+        except OSError:
+            return
+        try:
+            self._add(directory, relative)
+            for found in walk(directory):
+                below = "/".join(filter(None, (relative, found.relative)))
+                if found.is_directory:
+                    # Watched before the walk comes to list it: nothing is missed in between.
+                    self._enter_one(found.name, found.directory, below)
+                yield below
+        except OSError:
+            return  # gone again
+        finally:
+            os.close(directory)
+
+    def _enter_one(self, name: str, directory: int, relative: str) -> None:
+        try:
+            fd = beneath.open_directory(directory, (name,))
+        except OSError:
+            return
+        try:
+            self._add(fd, relative)
+        finally:
+            os.close(fd)
+
+    def _add(self, file: int, relative: str) -> None:
+        if len(self._names) >= MAX_DIRECTORIES:
+            raise Busy(
+                "TOO_MANY_DIRECTORIES",
+                f"more than {MAX_DIRECTORIES} directories to watch: watch a smaller tree",
+                60.0,
+            )
+        try:
+            self._names[self._inotify.add(file)] = relative
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            # The kernel's word for its bound of watches per user.
+            raise Busy("TOO_MANY_WATCHES", "the node's bound of watches is reached", 60.0) from None
+
+    def _leave(self, relative: str) -> None:
+        prefix = relative + "/"
+        for watch, name in list(self._names.items()):
+            if name == relative or name.startswith(prefix):
+                self._inotify.remove(watch)
+                del self._names[watch]
+
+    def _full(self, relative: str) -> str:
+        return f"{self._path}/{relative}" if relative else self._path

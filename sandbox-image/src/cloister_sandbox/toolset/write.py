@@ -6,12 +6,18 @@ from pathlib import Path
 from typing import Any
 
 from ..paths import Roots, ToolFailure, reason
+from ..texts import (
+    MAX_EDITED,
+    NotFoundInText,
+    NotUnique,
+    ResultTooLarge,
+    has_crlf_of,
+    replace,
+)
 from .inputs import Inputs
 from .read import MAX_BYTES
 from .results import ToolResult
 
-MAX_EDITED = 64 * 1024 * 1024
-"""Characters; a small edit of a small file must not use up the pod's memory."""
 _WRITE = frozenset({"file_path", "content"})
 _EDIT = frozenset({"file_path", "old_string", "new_string", "replace_all"})
 
@@ -55,17 +61,19 @@ def edit(roots: Roots, given: Mapping[str, Any]) -> ToolResult:
         raise ToolFailure(
             f"edit: {path}: not valid UTF-8 text (cannot edit binary files)"
         ) from None
-    count = text.count(old)
-    if count == 0:
-        hint = ""
-        if "\r\n" in text and "\n" in old and old.replace("\n", "\r\n") in text:
-            hint = " (the file's lines end in CRLF)"
-        raise ToolFailure(f"edit: old_string not found in {path}{hint}")
-    if count > 1 and not replace_all:
-        raise ToolFailure(f"edit: old_string appears {count} times in {path} (must be unique)")
-    if len(text) + count * len(new) > MAX_EDITED:
-        raise ToolFailure(f"edit: the result of {path} would exceed {MAX_EDITED} characters")
-    changed = text.replace(old, new)
+    try:
+        changed, count = replace(text, old, new, everywhere=replace_all)
+    except NotFoundInText:
+        hint = " (the file's lines end in CRLF)" if has_crlf_of(text, old) else ""
+        raise ToolFailure(f"edit: old_string not found in {path}{hint}") from None
+    except NotUnique as found:
+        raise ToolFailure(
+            f"edit: old_string appears {found.count} times in {path} (must be unique)"
+        ) from None
+    except ResultTooLarge:
+        raise ToolFailure(
+            f"edit: the result of {path} would exceed {MAX_EDITED} characters"
+        ) from None
     _store(roots, "edit", path, resolved, changed.encode("utf-8", errors="strict"))
     return ToolResult(f"edited {path} ({count} replacement(s))")
 

@@ -1,6 +1,7 @@
 """Contexts: each has a shell of its own, and runs its calls one at a time."""
 
 import asyncio
+import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from .toolset.bash import bash
 from .toolset.read import read
 from .toolset.results import ToolResult
 
+log = logging.getLogger(__name__)
 MAX_CONTEXTS = 64
 TOOLS = ("bash", "read", "write", "edit", "glob", "grep")
 
@@ -79,6 +81,17 @@ class Contexts:
                 return await self._run(context, tool, given, budget, cancel)
             except ToolFailure as failure:
                 return ToolResult(str(failure), is_error=True)
+            except Exception as error:
+                # The error's own words may hold what a file or a command says.
+                where = error.__traceback__
+                while where is not None and where.tb_next is not None:
+                    where = where.tb_next
+                line = where.tb_lineno if where is not None else 0
+                log.error("tool %s: %s at line %d", tool, type(error).__name__, line)  # noqa: TRY400
+                return ToolResult(
+                    f"{tool}: the tool failed in a way that was not foreseen; try another way",
+                    is_error=True,
+                )
 
     async def _run(
         self,

@@ -190,6 +190,14 @@ def _within(path: str, root: str) -> bool:
     return path == root or path.startswith(root.rstrip("/") + "/")
 
 
+def _existing(path: str) -> str:
+    """Follow a long chain of links, which must lead to what exists; raises OSError."""
+    try:
+        return os.path.realpath(path, strict=True)
+    except FileNotFoundError:
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path) from None
+
+
 def _follow(path: str) -> str:
     """Follow every link in an absolute, normalised path; parts that do not exist are kept."""
     hops = 0
@@ -212,7 +220,7 @@ def _follow(path: str) -> str:
             raise
         hops += 1
         if hops > MAX_HOPS:
-            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+            return _existing(path)
         if target.startswith("/"):
             done = "/"
         todo = [piece for piece in target.split("/") if piece] + todo

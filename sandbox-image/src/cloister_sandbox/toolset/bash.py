@@ -37,8 +37,8 @@ async def bash(
     if timeout_ms < 0:
         raise ToolFailure("bash: argument timeout_ms must not be negative")
     timeout = timeout_ms / 1000 or DEFAULT_TIMEOUT
-    if budget:
-        timeout = min(timeout, budget)
+    if 0 < budget < timeout:
+        timeout = budget
     if not shell.alive:
         await _open(shell, shell.cwd or cwd, env)
     try:
@@ -53,7 +53,7 @@ async def bash(
     if finished.cancelled:
         notes.append("bash: command was cancelled")
     elif finished.timed_out:
-        notes.append(f"bash: bash command timed out after {timeout}s")
+        notes.append(f"bash: bash command timed out after {round(timeout, 3)}s")
     elif finished.code:
         notes.append(f"[exit code {finished.code}]")
     if finished.shell_closed:

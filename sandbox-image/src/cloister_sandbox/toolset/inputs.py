@@ -1,10 +1,15 @@
 """Checking a tool's input; every refusal names the field and what was expected."""
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from ..paths import ToolFailure
+
+_YES = frozenset(("true", "t", "yes", "y", "on", "1"))
+_NO = frozenset(("false", "f", "no", "n", "off", "0"))
+_WHOLE = re.compile(r"([+-]?[0-9]{1,18})(?:\.0*)?")
 
 
 class Inputs:
@@ -33,12 +38,12 @@ class Inputs:
         return None if self._given.get(name) is None else self.text(name)
 
     def flag(self, name: str) -> bool:
-        """A boolean, False when absent; "true" and "false" are taken too."""
+        """A boolean, False when absent; words and numbers that mean one are taken too."""
         found = self._given.get(name)
-        if found is None or isinstance(found, bool):
+        if found is None or (isinstance(found, bool | int | float) and found in (0, 1)):
             return bool(found)
-        if isinstance(found, str) and found.lower() in ("true", "false"):
-            return found.lower() == "true"
+        if isinstance(found, str) and found.lower() in _YES | _NO:
+            return found.lower() in _YES
         raise self._wrong(name, "true or false", found)
 
     def integer(self, name: str) -> int | None:
@@ -57,10 +62,10 @@ class Inputs:
 
     def _whole(self, name: str, found: Any) -> int:
         if isinstance(found, str):
-            try:
-                return int(found.strip())
-            except ValueError:
-                raise self._wrong(name, "a whole number", found) from None
+            whole = _WHOLE.fullmatch(found.strip())
+            if whole is None:
+                raise self._wrong(name, "a whole number", found)
+            return int(whole[1])
         if isinstance(found, bool) or not isinstance(found, int | float):
             raise self._wrong(name, "a whole number", found)
         if not math.isfinite(found) or found != int(found):
@@ -69,6 +74,6 @@ class Inputs:
 
     def _wrong(self, name: str, expected: str, found: Any) -> ToolFailure:
         kind = {str: "a string", bool: "a boolean", list: "a list", dict: "an object"}.get(
-            type(found), "a number"
+            type(found), "null" if found is None else "a number"
         )
         return ToolFailure(f"{self._tool}: argument {name} must be {expected}, not {kind}")

@@ -1,8 +1,10 @@
 """read: a file's text, a range of its lines, or an image or PDF."""
 
+import io
 import os
+import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, BinaryIO
 
 from ..paths import Roots, ToolFailure
 from .inputs import Inputs
@@ -12,22 +14,11 @@ MAX_BYTES = 262_144
 IMAGE_MAX_BYTES = 3_932_160
 PDF_MAX_BYTES = 20 * 1024 * 1024
 _FIELDS = frozenset({"file_path", "view_range"})
-_MEDIA = {
-    ".png": "image/png",
-    ".jpg": "image/jpeg",
-    ".jpeg": "image/jpeg",
-    ".gif": "image/gif",
-    ".webp": "image/webp",
-    ".pdf": "application/pdf",
-}
-_MAGIC = {
-    "image/png": (b"\x89PNG\r\n\x1a\n",),
-    "image/jpeg": (b"\xff\xd8\xff",),
-    "image/gif": (b"GIF87a", b"GIF89a"),
-    "image/webp": (b"RIFF",),
-    "application/pdf": (b"%PDF-",),
-}
+_NAMES = frozenset((".png", ".jpg", ".jpeg", ".gif", ".webp", ".pdf"))
+"""Extensions of files that are shown, and not read as text, if their bytes agree."""
 _CHUNK = 65_536
+_CONTROLS = frozenset((*range(0x20), *range(0x7F, 0xA0))).difference(b"\t\n\r\f")
+"""Bytes that no text in a Latin alphabet has."""
 
 
 def read(roots: Roots, given: Mapping[str, Any]) -> ToolResult:
@@ -35,34 +26,51 @@ def read(roots: Roots, given: Mapping[str, Any]) -> ToolResult:
     inputs = Inputs("read", given, _FIELDS)
     path = inputs.text("file_path")
     view = inputs.integers("view_range") or None
+    resolved = roots.resolve("read", path)
     if view is not None and len(view) != 2:
         raise ToolFailure("read: view_range must be [start_line, end_line]")
-    resolved = roots.resolve("read", path)
     fd = roots.open_regular(resolved, os.O_RDONLY, lambda why: ToolFailure(f"read: {path}: {why}"))
     with os.fdopen(fd, "rb") as file:
         size = os.fstat(file.fileno()).st_size
-        media = _MEDIA.get(os.path.splitext(path)[1].lower())  # noqa: PTH122 - a name, not a file
-        if media is not None:
-            blob = _blob(path, file.read(PDF_MAX_BYTES + 1), size, media, view)
+        named = os.path.splitext(resolved)[1].lower() in _NAMES  # noqa: PTH122 - no file yet
+        if named:
+            blob = _blob(path, file, size, view)
             if blob is not None:
                 return ToolResult(blob=blob)
             file.seek(0)
-        if view is not None:
-            start, end = view
-            text = _lines(path, file, start, end)
-        elif size > MAX_BYTES:
+        if size > MAX_BYTES and view is None:
             raise ToolFailure(
                 f"read: {path} is {size} bytes, exceeds {MAX_BYTES}-byte limit. Use the "
                 "view_range parameter to read specific line ranges, e.g. view_range: [1, 500]."
             )
-        else:
-            text = _decode(path, file.read(MAX_BYTES + 1))
-    return ToolResult(text)
+        try:
+            return ToolResult(_text(path, file, size, view))
+        except UnicodeDecodeError as error:
+            if named:
+                raise ToolFailure(
+                    f"read: {path}: not valid UTF-8 text, and its bytes are no image or PDF"
+                ) from None
+            raise ToolFailure(
+                f"read: {path}: not valid UTF-8 text (binary files are only supported for image/PDF"
+                f" extensions){_guess(error.object)}"
+            ) from None
 
 
-def _blob(path: str, data: bytes, size: int, media: str, view: list[int] | None) -> Blob | None:
-    """The file as an image or PDF; None when its bytes are something else under that name."""
-    if not data.startswith(_MAGIC[media]) or (media == "image/webp" and data[8:12] != b"WEBP"):
+def _text(path: str, file: BinaryIO, size: int, view: list[int] | None) -> str:
+    """The whole file, or the lines of a range; raises ToolFailure and UnicodeDecodeError."""
+    if size > MAX_BYTES and view is not None:
+        return _lines(path, file, view[0], view[1])
+    whole = file.read(MAX_BYTES + 1)
+    text = whole.decode("utf-8")
+    return text if view is None else _lines(path, io.BytesIO(whole), view[0], view[1])
+
+
+def _blob(path: str, file: BinaryIO, size: int, view: list[int] | None) -> Blob | None:
+    """The file as what its first bytes say; None when that is no image or PDF."""
+    media = _media(file.read(16))
+    if size == 0:
+        raise ToolFailure(f"read: {path}: the file is empty, and no image or PDF")
+    if media is None:
         return None
     if view is not None:
         raise ToolFailure("read: view_range is not supported for image/PDF files")
@@ -71,84 +79,75 @@ def _blob(path: str, data: bytes, size: int, media: str, view: list[int] | None)
         raise ToolFailure(
             f"read: {path} is {size} bytes, exceeds {bound}-byte limit for image/PDF files."
         )
-    return Blob(media, data)
+    file.seek(0)
+    return Blob(media, file.read(bound))
 
 
-def _lines(path: str, file: Any, start: int, end: int) -> str:
-    """Lines start to end, 1-based and inclusive; end <= 0 is the end of the file."""
-    start = max(start, 1)
-    if 0 < end < start:
-        raise ToolFailure(f"read: view_range [{start}, {end}] of {path} is reversed")
-    kept: list[bytes] = []
-    held = number = 0
-    for number, line in enumerate(_iterate(path, file, start), start=1):
-        if number < start:
-            continue
-        if len(line) > MAX_BYTES:
-            raise _too_long(path, number)
-        held += len(line)
-        if held > MAX_BYTES:
-            raise ToolFailure(
-                f"read: view_range [{start}, {end}] of {path} exceeds {MAX_BYTES}-byte limit. "
-                "Narrow the view_range to read a smaller portion."
-            )
-        kept.append(line)
-        if 0 < end <= number:
-            break
-    if not kept:
-        raise ToolFailure(f"read: {path} has {number} lines")
-    whole = b"".join(kept)
-    if end > 0 and whole.endswith(b"\n"):
-        whole = whole[:-1]
-    return _decode(path, whole)
+def _media(first: bytes) -> str | None:
+    """What a file is that begins with these bytes."""
+    if first.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "image/png"
+    if first.startswith(b"\xff\xd8\xff"):
+        return "image/jpeg"
+    if first.startswith((b"GIF87a", b"GIF89a")):
+        return "image/gif"
+    if first.startswith(b"RIFF") and first[8:12] == b"WEBP":
+        return "image/webp"
+    return "application/pdf" if first.startswith(b"%PDF-") else None
 
 
-def _iterate(path: str, file: Any, start: int) -> Any:
-    """Lines with their ends; a line that alone exceeds the limit is refused if it is wanted."""
-    number, pending = 1, b""
-    skipped = False
+def _lines(path: str, file: BinaryIO, start: int, end: int) -> str:
+    """Lines start to end, 1-based and inclusive; end <= 0 is the end of the file.
+
+    The last one has no newline, unless the range goes beyond the file's last line. Where there are
+    no such lines, a sentence says how many there are. Raises ToolFailure and UnicodeDecodeError.
+    """
+    first, last = max(start, 1), end if end > 0 else sys.maxsize
+    number = 1
+    kept = bytearray()
+    while number <= last and (chunk := file.read(_CHUNK)):
+        for position, piece in enumerate(chunk.split(b"\n")):
+            if position:
+                if first <= number < last:
+                    kept += b"\n"
+                number += 1
+            if first <= number <= last:
+                kept += piece
+            if len(kept) > MAX_BYTES:
+                raise _too_much(path, start, end)
+    if first > last or (not kept and first >= number):
+        return f"[{path} has {_count(file)} lines; view_range was [{start}, {end}]]"
+    return kept.decode("utf-8")
+
+
+def _count(file: BinaryIO) -> int:
+    """Lines of a file, with a last one that has no newline."""
+    file.seek(0)
+    count, last = 0, b"\n"
     while chunk := file.read(_CHUNK):
-        pieces = (pending + chunk).splitlines(keepends=True) if not skipped else []
-        if skipped:
-            at = chunk.find(b"\n")
-            if at < 0:
-                continue
-            yield b"\n"
-            number, skipped = number + 1, False
-            pieces = chunk[at + 1 :].splitlines(keepends=True)
-        pending = b""
-        merged: list[bytes] = []
-        for piece in pieces:  # bytes.splitlines also splits at a lone CR
-            if merged and not merged[-1].endswith(b"\n"):
-                merged[-1] += piece
-            else:
-                merged.append(piece)
-        if merged and not merged[-1].endswith(b"\n"):
-            pending = merged.pop()
-        for piece in merged:
-            yield piece
-            number += 1
-        if len(pending) > MAX_BYTES:
-            if number < start:
-                pending, skipped = b"", True
-            else:
-                raise _too_long(path, number)
-    if pending or skipped:
-        yield pending
+        count += chunk.count(b"\n")
+        last = chunk[-1:]
+    return count + (last != b"\n")
 
 
-def _too_long(path: str, number: int) -> ToolFailure:
+def _too_much(path: str, start: int, end: int) -> ToolFailure:
+    if end == max(start, 1):
+        return ToolFailure(
+            f"read: line {end} of {path} alone exceeds {MAX_BYTES}-byte limit. The read tool cannot"
+            " return part of a line, so view_range cannot narrow this further."
+        )
     return ToolFailure(
-        f"read: line {number} of {path} alone exceeds {MAX_BYTES}-byte limit. The read tool cannot "
-        "return part of a line, so view_range cannot narrow this further."
+        f"read: view_range [{start}, {end}] of {path} exceeds {MAX_BYTES}-byte limit. "
+        "Narrow the view_range to read a smaller portion."
     )
 
 
-def _decode(path: str, data: bytes) -> str:
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError:
-        raise ToolFailure(
-            f"read: {path}: not valid UTF-8 text "
-            "(binary files are only supported for image/PDF extensions)"
-        ) from None
+def _guess(data: bytes) -> str:
+    """What a text in another encoding may be, and how to read it; empty for what is no text."""
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff") and len(data) % 2 == 0 and len(data) > 2:
+        encoding = "UTF-16"
+    elif not _CONTROLS.intersection(data):
+        encoding = "ISO-8859-1"
+    else:
+        return ""
+    return f"; it may be {encoding}: iconv -f {encoding} -t UTF-8"

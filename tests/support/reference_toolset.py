@@ -1,0 +1,163 @@
+"""The public reference implementation of agent_toolset_20260401, run beside our server.
+
+Its own runner turns what a tool returns or raises into a result, so that what is compared is what a
+session would see.
+"""
+
+import asyncio
+import base64
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+from anthropic.lib.tools._beta_session_runner import SessionToolRunner
+from anthropic.lib.tools.agent_toolset import AgentToolContext, beta_agent_toolset_20260401
+
+from cloister_api.exec.v1 import exec_pb2
+from support.sandbox_server import Tools
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a session sees of one call; `media` is set where it is no text."""
+
+    text: str
+    is_error: bool
+    media: str = ""
+
+    def named(self, root: Path) -> "Answer":
+        """The same with the workspace's own path replaced."""
+        return Answer(self.text.replace(str(root), "{w}"), self.is_error, self.media)
+
+
+class Reference:
+    """The reference tools on a workspace of their own."""
+
+    def __init__(self, root: Path, extra: Path, env: dict[str, str]) -> None:
+        self.root = root
+        self._loop = asyncio.Runner()
+        context = AgentToolContext(
+            workdir=root,
+            allowed_roots=[extra],
+            read_only_roots=[extra / "uploads"],
+            env={**env, "HOME": str(root)},
+        )
+        self._tools = {tool.name: tool for tool in beta_agent_toolset_20260401(context)}
+
+    def call(self, tool: str, **given: Any) -> Answer:
+        """Run one tool as the reference runner does."""
+        return self.run(self._tools[tool], given)
+
+    def run(self, tool: Any, given: dict[str, Any]) -> Answer:
+        """Run anything that the reference runner takes for a tool."""
+        event: Any = SimpleNamespace(name=tool.name, id="call", type="agent.tool_use")
+        runner: Any = None
+        called = SessionToolRunner._call_tool(runner, tool, event, given)
+        result, _ = self._loop.run(called)
+        (block,) = result["content"]
+        is_error = result["is_error"] is True
+        if block["type"] == "text":
+            return Answer(block["text"], is_error)
+        source = cast("dict[str, str]", block["source"])
+        return Answer(source["data"], is_error, source["media_type"])
+
+    def close(self) -> None:
+        """End its shell, and what it leaves behind."""
+        self._loop.run(self._close())
+        self._loop.close()
+        for directory in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                if f"HOME={self.root}".encode() in (directory / "environ").read_bytes().split(
+                    b"\0"
+                ):
+                    os.kill(int(directory.name), signal.SIGKILL)
+
+    async def _close(self) -> None:
+        for tool in self._tools.values():
+            closing = tool.close() if tool.close is not None else None
+            if closing is not None:
+                await closing
+
+
+@dataclass
+class Both:
+    """One input, two implementations."""
+
+    tools: Tools
+    root: Path
+    extra: Path
+    reference: Reference
+    context: str
+
+    def result(self, tool: str, **given: Any) -> exec_pb2.CallResult:
+        """Ours, as it comes over the wire."""
+        return self.tools.call(tool, context_id=self.context, **given)
+
+    def ours(self, tool: str, **given: Any) -> Answer:
+        """What a session sees of ours."""
+        result = self.result(tool, **given)
+        (block,) = result.content
+        if block.HasField("text"):
+            return Answer(block.text, result.is_error).named(self.root)
+        blob = block.image if block.HasField("image") else block.document
+        data = base64.standard_b64encode(blob.data).decode()
+        return Answer(data, result.is_error, blob.media_type)
+
+    def theirs(self, tool: str, **given: Any) -> Answer:
+        """What a session sees of the reference."""
+        return self.reference.call(tool, **given).named(self.reference.root)
+
+    def same(self, tool: str, **given: Any) -> Answer:
+        """The answer that both give; fails unless it is the same one."""
+        ours, theirs = self.ours(tool, **given), self.theirs(tool, **given)
+        assert ours == theirs
+        return ours
+
+    def says(self, text: str, tool: str, **given: Any) -> None:
+        """Both answer with this text, which is no error."""
+        assert self.same(tool, **given) == Answer(text, False)
+
+    def fails(self, text: str, tool: str, **given: Any) -> None:
+        """Both answer with this error."""
+        assert self.same(tool, **given) == Answer(text, True)
+
+    def bash(self, command: str) -> str:
+        """The text of a command that must succeed in ours."""
+        answer = self.ours("bash", command=command)
+        assert not answer.is_error, answer.text
+        return answer.text
+
+    def make(self, build: Callable[[Path], object]) -> None:
+        """Make the same files in both workspaces."""
+        for root in (self.root, self.reference.root):
+            build(root)
+
+    def write(self, name: str, data: bytes) -> None:
+        """The same file in both."""
+
+        def build(root: Path) -> None:
+            path = root / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+
+        self.make(build)
+
+
+@contextmanager
+def side_by_side(
+    tools: Tools, workspace: Path, other: Path, context: str, env: dict[str, str]
+) -> Iterator[Both]:
+    """Ours in an emptied `workspace`, and the reference in `other`, with the same environment."""
+    extra = workspace.parent / "extra"
+    reference = Reference(other, extra, env)
+    try:
+        yield Both(tools, workspace, extra, reference, context)
+    finally:
+        reference.close()
+        closing = exec_pb2.CloseContextRequest(context_id=context)
+        tools.stub.CloseContext(closing, timeout=20)

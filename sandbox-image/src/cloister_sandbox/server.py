@@ -16,11 +16,15 @@ from .config import Config, ConfigError
 from .contexts import Contexts
 from .identity import ServerIdentity
 from .processes import Reaper
+from .programs import Programs
 from .recipe import Recipe, RecipeError, carry_out
 from .services.files import FilesService
 from .services.health import HealthHandler
+from .services.processes import ProcessesService
 from .services.runtime import RuntimeService
+from .services.shells import ShellsService
 from .services.tools import ToolsService
+from .shells import Shells
 from .state import Activity, Phase, ServerState
 
 MAX_MESSAGE = 32 * 1024 * 1024
@@ -57,6 +61,8 @@ class Server:
         self._calls = Calls()
         self._activity = Activity()
         self._contexts = Contexts(config, self._state, self._reaper)
+        self._programs = Programs(self._reaper, self._activity)
+        self._shells = Shells(config.state_dir, self._reaper, self._activity, self._programs.jobs)
         self._stopping = asyncio.Event()
         self._grpc: grpc.aio.Server | None = None
         self.port = 0
@@ -76,6 +82,12 @@ class Server:
         )
         exec_pb2_grpc.add_ToolsServicer_to_server(
             ToolsService(self._state, self._contexts, self._calls, self._activity), server
+        )
+        exec_pb2_grpc.add_ShellsServicer_to_server(
+            ShellsService(self._config, self._state, self._shells), server
+        )
+        exec_pb2_grpc.add_ProcessesServicer_to_server(
+            ProcessesService(self._config, self._state, self._programs), server
         )
         exec_pb2_grpc.add_FilesServicer_to_server(
             FilesService(self._state, self._contexts.roots, self._activity), server
@@ -114,7 +126,13 @@ class Server:
     async def drain(self, grace: float) -> None:
         """Refuse new calls, let running ones finish for `grace` seconds, end the rest."""
         self._state.phase = Phase.DRAINING
-        await self._calls.settle(grace)
+        await asyncio.gather(
+            self._calls.settle(grace),
+            self._programs.jobs.settle(grace),
+            self._shells.jobs.settle(grace),
+        )
+        await self._shells.close_all()
+        await self._programs.close()
         # Commands end with their shells, which no call opens again; then what is no command.
         await self._contexts.close_all()
         self._calls.stop_all()

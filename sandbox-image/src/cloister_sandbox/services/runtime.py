@@ -19,7 +19,7 @@ from ..recipe import place
 from ..state import Activity, Phase, ServerState
 from .common import require_length, unary
 
-CAPABILITIES = ("tools", "files")
+CAPABILITIES = ("tools", "shells", "processes", "terminal", "files")
 MAX_TARGETS = 16
 MAX_PROBE_SECONDS = 5.0
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")

@@ -1,0 +1,289 @@
+"""What runs in the sandbox by a client's id: programs, and commands of shells.
+
+Each runs once, whoever asks and however often; what it printed and how it ended are kept until they
+are released, at most for a while and within bounds.
+"""
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+
+from .errors import Busy, IdConflict, NotFound, WrongState
+from .outputs import LIVE, OutputStore, Policy
+from .processes import kill_tree, members, signal_all
+
+NOBODY = -1
+"""No process is or was led by this pid."""
+MAX_JOBS = 256
+KEEP_BYTES = 512 * 1024 * 1024
+"""Of ended jobs together, in memory and in files."""
+KEEP_SECONDS = 600.0
+MEMORY = 256 * 1024 * 1024
+"""What all jobs together may ask to be kept in memory."""
+
+
+class Reason(Enum):
+    """Why a job ended."""
+
+    EXITED = "exited"
+    TIMED_OUT = "timed out"
+    CANCELLED = "cancelled"
+    SHELL_LOST = "shell lost"
+    SHUTDOWN = "shutdown"
+    OOM_KILLED = "oom killed"
+    SIGNALLED = "signalled"
+
+
+class Scope(Enum):
+    """Whom a signal reaches."""
+
+    GROUP = "group"
+    LEADER = "leader"
+    TREE = "tree"
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a job ended; times in seconds."""
+
+    code: int
+    """Exit code; a negative one is the signal that ended it."""
+    reason: Reason
+    wall: float
+    cwd: str = ""
+    cpu: float = 0.0
+    max_rss: int = 0
+    survivors: int = 0
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a job could not begin."""
+
+    kind: str
+    """Name of an ExecFailure.Kind without its prefix."""
+    errno: int
+    message: str
+
+
+@dataclass(eq=False)
+class Job:
+    """One job, running or ended."""
+
+    id: str
+    digest: bytes
+    argv: Sequence[str]
+    policy: Policy
+    labels: Mapping[str, str] = field(default_factory=dict)
+    started_at: float = field(default_factory=time.time)
+    began: float = field(default_factory=time.monotonic)
+    ending: Ending | None = None
+    failure: Failure | None = None
+    detached_as: str = ""
+    """The id under which the process registry has it now, when it is a shell's command."""
+    leader: int = 0
+    """Its pid, while it runs."""
+    mark: str = ""
+
+    def __post_init__(self) -> None:
+        self.store = OutputStore(self.policy, self.pause, self.resume)
+        loop = asyncio.get_running_loop()
+        self.begun: asyncio.Future[None] = loop.create_future()
+        """Done when it has a leader, or ended without one."""
+        self.done: asyncio.Future[None] = loop.create_future()
+        self.sent: set[int] = set()
+        """Signals that were asked for."""
+        self.stopping: Reason | None = None
+        """Why the server ends it."""
+        self._last_resort: asyncio.TimerHandle | None = None
+        self._killing: asyncio.Task[None] | None = None
+
+    @property
+    def running(self) -> bool:
+        """Whether it has not ended."""
+        return not self.done.done()
+
+    def pause(self) -> None:
+        """Stop reading what it prints."""
+
+    def resume(self) -> None:
+        """Read on."""
+
+    def end(self, outcome: Ending | Failure) -> None:
+        """It is over; the store was filled before."""
+        if isinstance(outcome, Ending):
+            self.ending = outcome
+        else:
+            self.failure = outcome
+        self.leader = 0
+        if self._last_resort is not None:
+            self._last_resort.cancel()
+        if not self.begun.done():
+            self.begun.set_result(None)
+        self.done.set_result(None)
+        self.store.finish()
+
+    def require_running(self) -> None:
+        """Raise WrongState when it ended."""
+        if not self.leader:
+            raise WrongState("NOT_RUNNING", "it does not run", id=self.id)
+
+    async def signal(self, number: int, scope: Scope) -> None:
+        """Send a signal; raises WrongState when it ended."""
+        self.require_running()
+        self.sent.add(number)
+        if scope is Scope.TREE:
+            found = await asyncio.to_thread(members, self.leader, self.mark)
+            signal_all(found, number)
+        elif self.leader:
+            signal_all([self.leader if scope is Scope.LEADER else -self.leader], number)
+
+    def kill_later(self, seconds: float) -> None:
+        """Kill its whole tree if it still runs then; the last word counts."""
+
+        def kill() -> None:
+            if self.leader:
+                self.sent.add(signal.SIGKILL)
+                self._killing = asyncio.create_task(self.kill())
+
+        if self._last_resort is not None:
+            self._last_resort.cancel()
+        self._last_resort = asyncio.get_running_loop().call_later(seconds, kill)
+
+    async def stop(self, reason: Reason) -> None:
+        """End it with all that it started, and wait until it has ended."""
+        if self.running:
+            self.stopping = self.stopping or reason
+            await self.kill()
+            await asyncio.wait([self.done])
+
+    async def kill(self) -> None:
+        """Kill its tree; `done` follows."""
+        await kill_tree(self.leader or NOBODY, self.mark)
+
+
+def oom_kills() -> int:
+    """How many processes of this container the kernel ended for want of memory."""
+    for path, name in (
+        ("/sys/fs/cgroup/memory.events", b"oom_kill "),
+        ("/sys/fs/cgroup/memory/memory.oom_control", b"oom_kill "),
+    ):
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            continue
+        try:
+            for line in os.read(fd, 4096).splitlines():
+                if line.startswith(name):
+                    return int(line[len(name) :])
+        except OSError:
+            continue
+        finally:
+            os.close(fd)
+    return 0
+
+
+def reason_of(job: Job, code: int, oom_before: int) -> Reason:
+    """Why a job whose leader ended with this code did."""
+    if job.stopping is not None:
+        return job.stopping
+    if -code in job.sent:
+        return Reason.SIGNALLED
+    if code == -signal.SIGKILL and oom_kills() > oom_before:
+        return Reason.OOM_KILLED
+    return Reason.EXITED
+
+
+class Jobs:
+    """Registry of jobs by id, bounded in number, bytes and time."""
+
+    def __init__(self) -> None:
+        self._jobs: dict[str, Job] = {}
+
+    def all(self) -> list[Job]:
+        """Every job that runs or is kept, oldest first."""
+        return list(self._jobs.values())
+
+    def find(self, job_id: str, digest: bytes) -> Job | None:
+        """The job of this id; raises IdConflict when it stands for another payload."""
+        known = self._jobs.get(job_id)
+        if known is not None and known.digest != digest:
+            raise IdConflict("ID_CONFLICT", "this id is in use for something else", id=job_id)
+        return known
+
+    def get(self, job_id: str) -> Job:
+        """The job of this id; raises NotFound when it is unknown or was forgotten."""
+        known = self._jobs.get(job_id)
+        if known is None:
+            raise NotFound("UNKNOWN_ID", "nothing with this id runs or is kept", id=job_id)
+        return known
+
+    def has(self, job_id: str) -> bool:
+        """Whether the id is in use."""
+        return job_id in self._jobs
+
+    def require_room(self, policy: Policy) -> None:
+        """Raise Busy when one more job does not fit, after forgetting the oldest that ended."""
+        while len(self._jobs) >= MAX_JOBS or self._reserved() + _memory(policy) > MEMORY:
+            if not self._forget_oldest():
+                raise Busy("TOO_MANY_JOBS", "too many programs or commands run", retry_after=1.0)
+
+    def put(self, job: Job, job_id: str = "") -> None:
+        """Know a job from now on, and for a while after it ended; by its own id, or another."""
+        self._jobs[job_id or job.id] = job
+        job.done.add_done_callback(lambda _: self._ended(job_id or job.id, job))
+
+    def release(self, job_id: str) -> None:
+        """Forget an ended job; raises NotFound, and WrongState while it runs."""
+        job = self.get(job_id)
+        if job.running:
+            raise WrongState("RUNNING", "it still runs", id=job_id)
+        self._forget(job_id, job)
+
+    async def settle(self, grace: float) -> None:
+        """Wait until no job runs, at most `grace` seconds."""
+        running = [job.done for job in self._jobs.values() if job.running]
+        if running:
+            await asyncio.wait(running, timeout=grace)
+
+    async def stop_all(self, reason: Reason) -> None:
+        """End every job and wait for it."""
+        running = [job.stop(reason) for job in self._jobs.values() if job.running]
+        await asyncio.gather(*running)
+
+    def _ended(self, job_id: str, job: Job) -> None:
+        if self._jobs.get(job_id) is not job:
+            return
+        asyncio.get_running_loop().call_later(KEEP_SECONDS, self._forget, job_id, job)
+        ended = [(key, each) for key, each in self._jobs.items() if not each.running]
+        kept = sum(each.store.kept_bytes for _, each in ended)
+        for key, each in ended:
+            if kept <= KEEP_BYTES:
+                break
+            kept -= each.store.kept_bytes
+            self._forget(key, each)
+
+    def _reserved(self) -> int:
+        return sum(_memory(each.policy) for each in self._jobs.values())
+
+    def _forget_oldest(self) -> bool:
+        for job_id, job in self._jobs.items():
+            if not job.running:
+                self._forget(job_id, job)
+                return True
+        return False
+
+    def _forget(self, job_id: str, job: Job) -> None:
+        if self._jobs.get(job_id) is job:
+            del self._jobs[job_id]
+            # A command that went on as a process belongs to the registry of processes.
+            if job.detached_as in ("", job_id):
+                job.store.close()
+
+
+def _memory(policy: Policy) -> int:
+    return policy.head + max(policy.tail, LIVE)

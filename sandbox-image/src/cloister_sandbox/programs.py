@@ -1,0 +1,306 @@
+"""Programs: started without a shell, on pipes or on a terminal, each a job."""
+
+import asyncio
+import contextlib
+import errno
+import os
+import resource
+import secrets
+import signal
+import stat
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from . import terminal
+from .errors import WrongState
+from .jobs import NOBODY, Ending, Failure, Job, Jobs, Reason, oom_kills, reason_of
+from .outputs import Policy
+from .processes import MARK, Ended, Reaper, forget_tree, kill_tree, members
+from .sources import STDERR, STDOUT, TERMINAL, Source
+from .state import Activity
+from .stdin import Stdin
+
+LAST_WORDS = 0.05
+"""Seconds in which output may still come after the program ended."""
+TERMINATE_AFTER = 2.0
+KILL_AFTER = 5.0
+"""Seconds after a timeout's interrupt."""
+_KINDS = {
+    errno.ENOENT: "NOT_FOUND",
+    errno.ENOTDIR: "NOT_FOUND",
+    errno.ELOOP: "NOT_FOUND",
+    errno.EACCES: "PERMISSION_DENIED",
+    errno.EPERM: "PERMISSION_DENIED",
+    errno.ENOEXEC: "NOT_EXECUTABLE",
+    errno.EISDIR: "NOT_EXECUTABLE",
+    errno.E2BIG: "BAD_ARGUMENTS",
+    errno.ENAMETOOLONG: "BAD_ARGUMENTS",
+    errno.EAGAIN: "RESOURCE_LIMIT",
+    errno.ENOMEM: "RESOURCE_LIMIT",
+    errno.EMFILE: "RESOURCE_LIMIT",
+    errno.ENFILE: "RESOURCE_LIMIT",
+    errno.ENOSPC: "RESOURCE_LIMIT",
+}
+
+
+@dataclass(frozen=True)
+class Order:
+    """What to run, and how."""
+
+    argv: Sequence[str]
+    cwd: str
+    env: Mapping[str, str]
+    policy: Policy
+    size: tuple[int, int] | None = None
+    """Columns and rows of its terminal."""
+    stdin: bool = False
+    timeout: float = 0.0
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+class Program(Job):
+    """One program, from its start to its end."""
+
+    def __init__(self, job_id: str, digest: bytes, order: Order, reaper: Reaper) -> None:
+        super().__init__(job_id, digest, order.argv, order.policy, order.labels)
+        self.mark = f"p-{secrets.token_hex(6)}"
+        self.input: Stdin | None = None
+        self.left_processes = False
+        """Whether something that it started went on when it ended."""
+        self._order = order
+        self._reaper = reaper
+        self._sources: list[Source] = []
+        self._terminal = -1
+        self._ladder: asyncio.Task[None] | None = None
+
+    @property
+    def takes_input(self) -> bool:
+        """Whether its standard input can be written to; a terminal's always can."""
+        return self._order.stdin or self._order.size is not None
+
+    def pause(self) -> None:
+        for source in self._sources:
+            source.pause()
+
+    def resume(self) -> None:
+        for source in self._sources:
+            source.resume()
+
+    async def run(self, activity: Activity) -> None:
+        """Start it and see it end; never raises for what the program does."""
+        with activity:
+            oom_before = oom_kills()
+            try:
+                ended = await self._start()
+            except OSError as error:
+                self._close()
+                self.end(self._failure(error))
+                return
+            self.begun.set_result(None)
+            if self.stopping is not None:
+                await self.kill()
+            if self._order.timeout:
+                self._ladder = asyncio.create_task(self._run_out(self._order.timeout))
+            how = await ended
+            await self._finish(how, oom_before)
+        if self.input is not None:
+            await self.input.finish()
+        for source in self._sources:
+            # Survivors must never block on what nobody reads.
+            source.drain()
+
+    def resize(self, columns: int, rows: int) -> None:
+        """Change the size of its terminal; raises WrongState when it has none, or ended."""
+        self.require_running()
+        if self._order.size is None:
+            raise WrongState("NO_TERMINAL", "it was started without a terminal", id=self.id)
+        with contextlib.suppress(OSError):
+            terminal.resize(self._terminal, columns, rows)
+
+    async def _start(self) -> "asyncio.Future[Ended]":
+        cwd = self._order.cwd
+        try:
+            if not stat.S_ISDIR(os.stat(cwd).st_mode):  # noqa: PTH116 - a Path costs more
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), cwd)
+        except ValueError:
+            raise OSError(errno.EINVAL, "the directory has a NUL character", cwd) from None
+        env = {**self._order.env, MARK: self.mark}
+        # What Popen refuses on its own, before the kernel sees it.
+        if any("\0" in each for each in [*self._order.argv, *env, *env.values()]):
+            raise OSError(errno.E2BIG, "a NUL character in an argument or variable")
+        if self._order.size is not None:
+            return await self._start_on_terminal(env, self._order.size)
+        return await self._start_on_pipes(env)
+
+    async def _start_on_pipes(self, env: Mapping[str, str]) -> "asyncio.Future[Ended]":
+        with contextlib.ExitStack() as theirs:
+
+            def pipe(end: int) -> tuple[int, int]:
+                both = os.pipe()
+                theirs.callback(os.close, both[end])
+                return both
+
+            stdin = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+            theirs.callback(os.close, stdin)
+            if self._order.stdin:
+                stdin, ours = pipe(0)
+                os.set_blocking(ours, False)
+                self.input = Stdin(ours, terminal=False, ended=self.done)
+            out, stdout = pipe(1)
+            self._sources.append(Source(out, STDOUT, self.store))
+            stderr = stdout
+            if self._order.policy.separate_stderr:
+                err, stderr = pipe(1)
+                self._sources.append(Source(err, STDERR, self.store))
+            self.leader, ended = await self._reaper.launch(
+                self._order.argv,
+                cwd=self._order.cwd,
+                env=env,
+                stdin=stdin,
+                stdout=stdout,
+                stderr=stderr,
+            )
+        self.resume()
+        return ended
+
+    async def _start_on_terminal(
+        self, env: Mapping[str, str], size: tuple[int, int]
+    ) -> "asyncio.Future[Ended]":
+        with contextlib.ExitStack() as theirs:
+            self._terminal, tty = terminal.open_terminal(*size)
+            theirs.callback(os.close, tty)
+            self._sources.append(Source(self._terminal, TERMINAL, self.store))
+            self.input = Stdin(self._terminal, terminal=True, ended=self.done)
+            answer, report = os.pipe()
+            theirs.callback(os.close, answer)
+            with contextlib.ExitStack() as passed:
+                passed.callback(os.close, report)
+                argv, spec = terminal.launcher(self._order.argv, env, report)
+                passed.callback(os.close, spec)
+                self.leader, ended = await self._reaper.launch(
+                    argv,
+                    cwd=self._order.cwd,
+                    env={MARK: self.mark},
+                    stdin=tty,
+                    stdout=tty,
+                    stderr=tty,
+                    pass_fds=[spec, report],
+                )
+            self.resume()
+            # The launcher's end of the pipe closes when the program starts.
+            number = await asyncio.to_thread(os.read, answer, 16)
+        if number:
+            await ended
+            self.leader = 0
+            raise OSError(int(number), os.strerror(int(number)), self._order.argv[0])
+        return ended
+
+    async def _run_out(self, timeout: float) -> None:
+        await asyncio.sleep(timeout)
+        self.stopping = self.stopping or Reason.TIMED_OUT
+        self._strike(signal.SIGINT)
+        await asyncio.sleep(TERMINATE_AFTER)
+        self._strike(signal.SIGTERM)
+        await asyncio.sleep(KILL_AFTER - TERMINATE_AFTER)
+        await self.kill()
+
+    def _strike(self, number: int) -> None:
+        """Signal its group, and on a terminal the group in the foreground."""
+        groups = {self.leader, terminal.foreground(self._terminal) if self._terminal >= 0 else 0}
+        for group in groups - {0}:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(group, number)
+
+    async def _finish(self, how: Ended, oom_before: int) -> None:
+        leader, self.leader = self.leader, 0
+        if self._ladder is not None:
+            self._ladder.cancel()
+        wall = time.monotonic() - self.began
+        if self.stopping is not None or signal.SIGKILL in self.sent:
+            await kill_tree(leader, self.mark)
+        held = [source.closed for source in self._sources if source.held]
+        if held:
+            # After a pause for readers everything that is in the pipes is taken.
+            for source in self._sources:
+                source.read_all()
+            await asyncio.wait(held, timeout=LAST_WORDS)
+        survivors = await self._survivors(leader)
+        self.end(
+            Ending(
+                how.code,
+                reason_of(self, how.code, oom_before),
+                wall,
+                cpu=how.cpu,
+                max_rss=how.max_rss if how.max_rss > own_peak() else 0,
+                survivors=survivors,
+            )
+        )
+
+    async def _survivors(self, leader: int) -> int:
+        """How many of its processes go on."""
+        found: list[int] = []
+        if self._reaper.has_orphans():
+            found = await asyncio.to_thread(members, leader, self.mark)
+        self.left_processes = bool(found)
+        if not found:
+            forget_tree(self.mark)
+        return len(found)
+
+    def _failure(self, error: OSError) -> Failure:
+        number = error.errno or 0
+        text = error.strerror or "it cannot be started"
+        if error.filename == self._order.cwd and number != errno.E2BIG:
+            return Failure("BAD_CWD", number, f"{self._order.cwd}: {text}")
+        kind = _KINDS.get(number, "OTHER")
+        name = self._order.argv[0][:256]
+        return Failure(kind, number, f"{name}: {text}" if kind != "BAD_ARGUMENTS" else text)
+
+    def _close(self) -> None:
+        if self.input is not None:
+            self.input.close()
+        for source in self._sources:
+            source.close()
+
+
+class Programs:
+    """Starts programs; `jobs` knows each of them, and commands that outlived their shell."""
+
+    def __init__(self, reaper: Reaper, activity: Activity) -> None:
+        self._reaper = reaper
+        self._activity = activity
+        self._running: set[asyncio.Task[None]] = set()
+        self._left: set[str] = set()
+        self.jobs = Jobs()
+
+    def start(self, job_id: str, digest: bytes, order: Order) -> tuple[Job, bool]:
+        """The job of this id, started when it is new, and whether it existed before.
+
+        Raises IdConflict when the id stands for another payload, and Busy at the bounds.
+        """
+        known = self.jobs.find(job_id, digest)
+        if known is not None:
+            return known, True
+        self.jobs.require_room(order.policy)
+        program = Program(job_id, digest, order, self._reaper)
+        self.jobs.put(program)
+        task = asyncio.create_task(self._run(program))
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        return program, False
+
+    async def close(self) -> None:
+        """End every program, and what ended programs left behind."""
+        await self.jobs.stop_all(Reason.SHUTDOWN)
+        for mark in self._left:
+            await kill_tree(NOBODY, mark)
+
+    async def _run(self, program: Program) -> None:
+        await program.run(self._activity)
+        if program.left_processes:
+            self._left.add(program.mark)
+
+
+def own_peak() -> int:
+    """The most memory this process had, in bytes. The kernel counts it as its children's too."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

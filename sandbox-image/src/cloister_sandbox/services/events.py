@@ -1,0 +1,200 @@
+"""Jobs as the API shows them: the stream of what one prints, and how it ended."""
+
+import time
+from collections.abc import AsyncIterator
+from datetime import timedelta
+
+from google.protobuf import duration_pb2
+
+from cloister_api.exec.v1 import exec_pb2
+
+from ..errors import Busy, InvalidField, OutOfRange
+from ..jobs import Ending, Failure, Job, Reason
+from ..outputs import CHUNK, Missing, Policy
+
+HEARTBEAT_SECONDS = 10.0
+COALESCE_SECONDS = 0.005
+"""Small output is sent at most this often."""
+MAX_READERS = 64
+MAX_HEAD = 1024 * 1024
+MAX_TAIL = 16 * 1024 * 1024
+MAX_SPOOL = 1024 * 1024 * 1024
+_REASONS = {
+    Reason.EXITED: exec_pb2.ExitInfo.REASON_EXITED,
+    Reason.TIMED_OUT: exec_pb2.ExitInfo.REASON_TIMED_OUT,
+    Reason.CANCELLED: exec_pb2.ExitInfo.REASON_CANCELLED,
+    Reason.SHELL_LOST: exec_pb2.ExitInfo.REASON_SHELL_LOST,
+    Reason.SHUTDOWN: exec_pb2.ExitInfo.REASON_SHUTDOWN,
+    Reason.OOM_KILLED: exec_pb2.ExitInfo.REASON_OOM_KILLED,
+    Reason.SIGNALLED: exec_pb2.ExitInfo.REASON_SIGNALLED,
+}
+
+
+def require_reader(job: Job, offset: int) -> None:
+    """Raise OutOfRange for an offset that is not printed yet, and Busy at the bound of readers."""
+    if offset > job.store.total:
+        raise OutOfRange(
+            "OFFSET_BEYOND_END",
+            f"offset {offset} is beyond the {job.store.total} bytes that were printed",
+            total_bytes=str(job.store.total),
+        )
+    if job.store.readers >= MAX_READERS:
+        raise Busy("TOO_MANY_READERS", f"{MAX_READERS} readers are attached", retry_after=1.0)
+
+
+async def follow(
+    job: Job,
+    *,
+    handle: str = "",
+    offset: int = 0,
+    replayed: bool = False,
+    only_now: bool = False,
+    leave_when_detached: bool = False,
+    heartbeat: float = HEARTBEAT_SECONDS,
+) -> AsyncIterator[exec_pb2.OutputEvent]:
+    """A job's events from an offset on; `handle` is what its caller calls it.
+
+    With `only_now` they end where the output ends now; with `leave_when_detached` when a shell's
+    command goes on as a process. The reader is gone with the iterator; the job goes on.
+    """
+    events = _Events()
+    yield events.next(started=exec_pb2.Started(id=handle or job.id, replayed=replayed))
+    reader = job.store.reader(offset)
+    limit = job.store.total
+    quiet_since = sent_at = time.monotonic()
+    sent_small = False
+    try:
+        while True:
+            wait = sent_at + COALESCE_SECONDS - time.monotonic() if sent_small else 0
+            if wait > 0 and job.running and job.store.total - reader.position < CHUNK:
+                await job.store.changed(wait)
+                if time.monotonic() < sent_at + COALESCE_SECONDS and job.running:
+                    continue
+            if only_now and reader.position >= limit and job.running:
+                break
+            found = await reader.take()
+            if found is None:
+                if not job.running:
+                    break
+                if leave_when_detached and job.detached_as:
+                    break
+                await job.store.changed(quiet_since + heartbeat - time.monotonic())
+                now = time.monotonic()
+                if now >= quiet_since + heartbeat and reader.position == job.store.total:
+                    idle = exec_pb2.Heartbeat(idle_for=duration(now - sent_at))
+                    yield events.next(heartbeat=idle)
+                    quiet_since = now
+                continue
+            if isinstance(found, Missing):
+                gap = exec_pb2.Gap(from_offset=found.start, to_offset=found.end)
+                yield events.next(gap=gap)
+                reader.advance(found.end)
+            else:
+                stream = exec_pb2.Output.Stream.ValueType(found.stream)
+                output = exec_pb2.Output(stream=stream, offset=found.start, data=found.data)  # type: ignore[arg-type]
+                yield events.next(output=output)
+                reader.advance(found.end)
+            sent_at = quiet_since = time.monotonic()
+            sent_small = job.store.total - reader.position < CHUNK
+        if job.ending is not None:
+            yield events.next(exited=exit_info(job.ending))
+        elif job.failure is not None:
+            yield events.next(failed=exec_failure(job.failure))
+        else:
+            detached = exec_pb2.Detached(
+                process_id=job.detached_as or job.id, next_offset=reader.position
+            )
+            yield events.next(detached=detached)
+    finally:
+        job.store.leave(reader)
+
+
+class _Events:
+    """Numbers the events of one stream."""
+
+    def __init__(self) -> None:
+        self._seq = 0
+
+    def next(
+        self,
+        *,
+        started: exec_pb2.Started | None = None,
+        output: exec_pb2.Output | None = None,
+        gap: exec_pb2.Gap | None = None,
+        exited: exec_pb2.ExitInfo | None = None,
+        detached: exec_pb2.Detached | None = None,
+        failed: exec_pb2.ExecFailure | None = None,
+        heartbeat: exec_pb2.Heartbeat | None = None,
+    ) -> exec_pb2.OutputEvent:
+        """The next event."""
+        self._seq += 1
+        return exec_pb2.OutputEvent(
+            seq=self._seq,
+            started=started,
+            output=output,
+            gap=gap,
+            exited=exited,
+            detached=detached,
+            failed=failed,
+            heartbeat=heartbeat,
+        )
+
+
+def exit_info(ending: Ending) -> exec_pb2.ExitInfo:
+    """How a job ended, as a message."""
+    info = exec_pb2.ExitInfo(
+        reason=_REASONS[ending.reason],
+        wall=duration(ending.wall),
+        cpu=duration(ending.cpu),
+        cwd=ending.cwd.encode("utf-8", errors="replace").decode("utf-8"),
+        max_rss_bytes=ending.max_rss,
+        surviving_processes=ending.survivors,
+    )
+    if ending.code < 0:
+        info.signal = -ending.code
+    else:
+        info.code = ending.code
+    return info
+
+
+def exec_failure(failure: Failure) -> exec_pb2.ExecFailure:
+    """Why a job could not begin, as a message."""
+    message = failure.message.encode("utf-8", errors="replace").decode("utf-8")
+    kind = exec_pb2.ExecFailure.Kind.Value(f"KIND_{failure.kind}")
+    return exec_pb2.ExecFailure(kind=kind, errno=failure.errno, message=message)
+
+
+def policy(given: exec_pb2.OutputPolicy, *, one_stream: bool) -> Policy:
+    """The bounds that were asked for; raises InvalidField beyond what may be."""
+    for name, most in (
+        ("head_bytes", MAX_HEAD),
+        ("tail_bytes", MAX_TAIL),
+        ("spool_bytes", MAX_SPOOL),
+    ):
+        if getattr(given, name) > most:
+            raise InvalidField(f"output.{name}", f"must be at most {most}")
+    if given.separate_stderr and one_stream:
+        raise InvalidField("output.separate_stderr", "there is only one stream here")
+    usual = Policy()
+    return Policy(
+        head=given.head_bytes or usual.head,
+        tail=given.tail_bytes or usual.tail,
+        spool=given.spool_bytes or usual.spool,
+        separate_stderr=given.separate_stderr,
+        block_when_full=given.block_when_full,
+    )
+
+
+def seconds(field: str, given: duration_pb2.Duration) -> float:
+    """A duration; raises InvalidField when it is negative."""
+    value = given.seconds + given.nanos / 1e9
+    if value < 0:
+        raise InvalidField(field, "must not be negative")
+    return value
+
+
+def duration(value: float) -> duration_pb2.Duration:
+    """Seconds as a message."""
+    message = duration_pb2.Duration()
+    message.FromTimedelta(timedelta(seconds=value))
+    return message

@@ -1,0 +1,21 @@
+"""What starting a program and opening a shell have in common."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from ..errors import InvalidField
+
+MAX_ID = 128
+
+
+def directory(workspace: Path, given: str) -> str:
+    """Where to start: the workspace, or a directory that may be relative to it."""
+    return str(workspace / given)
+
+
+def variables(session: Mapping[str, str], given: Mapping[str, str]) -> dict[str, str]:
+    """The session's variables with those of the call; raises InvalidField for a wrong name."""
+    for key, value in given.items():
+        if not key or "=" in key or "\0" in key or "\0" in value:
+            raise InvalidField("env", f"{key!r} cannot be a variable, or its value has a NUL")
+    return {**session, **given}

@@ -1,0 +1,243 @@
+"""Shells for programs: a persistent bash each, by a client's id.
+
+Unlike the tools' shells they stream output, interrupt a command that runs out of time before they
+end it, and let one that may outlive its time go on as a process while they get a new bash.
+"""
+
+import asyncio
+import os
+import secrets
+from collections.abc import Coroutine, Mapping
+from pathlib import Path
+from typing import Any
+
+from .commands import FOREVER, Command, InterruptibleShell, Script
+from .errors import Busy, IdConflict, InvalidField, NotFound, WrongState
+from .jobs import Failure, Job, Jobs, Reason
+from .processes import Reaper
+from .shell import ShellError
+from .state import Activity
+
+MAX_SHELLS = 64
+
+
+class Slot:
+    """One shell by its id; the bash in it is replaced when it ends."""
+
+    def __init__(
+        self,
+        shell_id: str,
+        digest: bytes,
+        cwd: str,
+        env: Mapping[str, str],
+        shell: InterruptibleShell,
+    ) -> None:
+        self.id = shell_id
+        self.digest = digest
+        self.first_cwd = cwd
+        self.env = env
+        self.generation = 0
+        self.running: Command | None = None
+        self.idle = asyncio.Event()
+        self.idle.set()
+        self.lock = asyncio.Lock()
+        """Held while bash is started or ended."""
+        self.shell = shell
+        self.closed = False
+
+
+class Shells:
+    """All shells; `jobs` knows the commands of each."""
+
+    def __init__(
+        self, state_dir: Path, reaper: Reaper, activity: Activity, processes: Jobs
+    ) -> None:
+        self._state_dir = state_dir
+        self._reaper = reaper
+        self._activity = activity
+        self._processes = processes
+        self._slots: dict[str, Slot] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.jobs = Jobs()
+
+    def all(self) -> list[Slot]:
+        """Every shell, oldest first."""
+        return list(self._slots.values())
+
+    def get(self, shell_id: str) -> Slot:
+        """The shell of this id; raises NotFound."""
+        found = self._slots.get(shell_id)
+        if found is None:
+            raise NotFound("UNKNOWN_ID", "no such shell", shell_id=shell_id)
+        return found
+
+    async def open(self, shell_id: str, cwd: str, env: Mapping[str, str], digest: bytes) -> Slot:
+        """Open a shell, or find the one of this id.
+
+        Raises IdConflict when it was opened otherwise, Busy at the bound, InvalidField for a
+        directory in which it cannot be opened.
+        """
+        slot = self._slots.get(shell_id)
+        if slot is None:
+            if len(self._slots) >= MAX_SHELLS:
+                raise Busy("TOO_MANY_SHELLS", f"{MAX_SHELLS} shells are open", retry_after=1.0)
+            slot = self._slots[shell_id] = Slot(shell_id, digest, cwd, env, self._new_shell())
+        elif slot.digest != digest:
+            raise IdConflict("ID_CONFLICT", "this shell was opened otherwise", shell_id=shell_id)
+        async with slot.lock:
+            if slot.closed:
+                raise NotFound("UNKNOWN_ID", "this shell was closed meanwhile", shell_id=shell_id)
+            if not slot.generation:
+                try:
+                    await self._start(slot, cwd)
+                except ShellError as error:
+                    slot.closed = True
+                    self._slots.pop(shell_id, None)
+                    if not os.path.isdir(cwd):  # noqa: ASYNC240, PTH112 - one call of the kernel
+                        raise InvalidField("cwd", str(error)) from None
+                    raise WrongState("NO_SHELL", str(error), shell_id=shell_id) from None
+        return slot
+
+    def run(
+        self, shell_id: str, command_id: str, digest: bytes, script: Script
+    ) -> tuple[Job, bool]:
+        """The command of this id, begun when it is new, and whether it existed before.
+
+        Raises NotFound, IdConflict, Busy, and WrongState (SHELL_BUSY) while the shell runs another.
+        """
+        key = f"{shell_id}\0{command_id}"
+        known = self.jobs.find(key, digest)
+        if known is not None:
+            return known, True
+        slot = self.get(shell_id)
+        if slot.running is not None:
+            raise WrongState(
+                "SHELL_BUSY",
+                "the shell runs another command",
+                shell_id=shell_id,
+                command_id=slot.running.id,
+            )
+        self.jobs.require_room(script.policy)
+        command = Command(command_id, digest, script)
+        self.jobs.put(command, key)
+        slot.running = command
+        slot.idle.clear()
+        self._background(self._run(slot, command))
+        return command, False
+
+    async def reset(self, shell_id: str) -> Slot:
+        """End what a shell runs, and start it afresh in its first directory."""
+        slot = self.get(shell_id)
+        await self._end_command(slot, Reason.CANCELLED)
+        async with slot.lock:
+            if slot.closed:
+                raise NotFound("UNKNOWN_ID", "this shell was closed meanwhile", shell_id=shell_id)
+            try:
+                await self._start(slot, slot.first_cwd)
+            except ShellError as error:
+                raise WrongState("NO_SHELL", str(error), shell_id=shell_id) from None
+        return slot
+
+    async def close(self, shell_id: str, reason: Reason = Reason.CANCELLED) -> None:
+        """End a shell and every process in it; raises NotFound."""
+        slot = self.get(shell_id)
+        slot.closed = True
+        del self._slots[shell_id]
+        await self._end_command(slot, reason)
+        async with slot.lock:
+            await slot.shell.retire()
+
+    async def close_all(self) -> None:
+        """End every shell."""
+        await asyncio.gather(*(self.close(each, Reason.SHUTDOWN) for each in list(self._slots)))
+
+    async def _end_command(self, slot: Slot, reason: Reason) -> None:
+        while slot.running is not None:
+            await slot.running.stop(reason)
+            await slot.idle.wait()
+
+    async def _start(self, slot: Slot, *where: str) -> None:
+        """Start bash anew in the first directory that will do; raises ShellError."""
+        for index, cwd in enumerate(where):
+            try:
+                await slot.shell.open(cwd, slot.env)
+            except ShellError:
+                if index == len(where) - 1:
+                    raise
+            else:
+                break
+        slot.generation += 1
+
+    async def _run(self, slot: Slot, command: Command) -> None:
+        with self._activity:
+            async with slot.lock:
+                shell = slot.shell
+                if not shell.alive:
+                    await self._start_for(slot, command)
+            lost = True
+            if command.running:
+                timer = self._time(slot, command)
+                finished = await command.run(shell)
+                timer.cancel()
+                lost = finished is None or not shell.alive
+        if slot.shell is not shell:
+            # It went on as a process, which has ended now.
+            await shell.retire()
+            return
+        if lost and not slot.closed:
+            async with slot.lock:
+                await self._start_for(slot, command)
+        slot.running = None
+        slot.idle.set()
+
+    async def _start_for(self, slot: Slot, command: Command) -> None:
+        """Start bash again where it was; a command that waits for it fails when that fails."""
+        try:
+            await self._start(slot, slot.shell.cwd or slot.first_cwd, slot.first_cwd)
+        except ShellError as error:
+            if not command.begun.done():
+                command.end(Failure("OTHER", 0, str(error)))
+
+    def _time(self, slot: Slot, command: Command) -> asyncio.TimerHandle:
+        def over() -> None:
+            if command.script.detach:
+                self._background(self._detach(slot, command))
+            else:
+                self._background(command.interrupt())
+
+        loop = asyncio.get_running_loop()
+        return loop.call_later(command.script.timeout or FOREVER, over)
+
+    async def _detach(self, slot: Slot, command: Command) -> None:
+        """Let a command go on as a process, and give its shell a new bash in the same place."""
+        async with slot.lock:
+            if not command.running or command.stopping is not None or slot.closed:
+                return
+            try:
+                self._processes.require_room(command.policy)
+            except Busy:
+                self._background(command.interrupt())
+                return
+            try:
+                where = os.readlink(f"/proc/{command.leader}/cwd")  # noqa: PTH115 - as it is
+            except OSError:
+                where = slot.shell.cwd
+            process_id = command.id
+            if self._processes.has(process_id):
+                process_id = f"{command.id[:100]}-{secrets.token_hex(4)}"
+            self._processes.put(command, process_id)
+            slot.shell = self._new_shell()
+            command.detach_as(process_id)
+            slot.shell.cwd = where
+            # What fails here is tried again, and told, by the next command.
+            await self._start_for(slot, command)
+            slot.running = None
+            slot.idle.set()
+
+    def _new_shell(self) -> InterruptibleShell:
+        return InterruptibleShell("s", self._state_dir, self._reaper)
+
+    def _background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

@@ -3,14 +3,13 @@
 import heapq
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from .entries import read_link
 from .paths import Roots
 from .toolset.patterns import Pattern
-from .walks import TooLarge, walk
+from .walks import Found, TooLarge, walk
 
 MAX_WALK = 500_000
 
@@ -29,44 +28,71 @@ def find(
 ) -> tuple[list[Match], int]:
     """The newest matches below a resolved directory, at most `limit`, and how many there are.
 
-    Links are not entered; a link that leads out of the permitted directories is no match. Nothing
-    is found where there is no directory. Raises TooLarge beyond MAX_WALK entries.
+    A link that leads out of the directory is no match; one that leads to a directory in it is
+    entered where the pattern names it other than by `**`. Nothing is found where there is no
+    directory. Raises TooLarge beyond MAX_WALK entries.
     """
-    try:
-        directory = roots.directory(root)
-    except OSError:
-        return [], 0
     kept: list[tuple[int, str, Match]] = []
-    total = seen = 0
-    try:
-        for found in walk(directory):
+    total = 0
+    for match, age in _matches(roots, root, pattern, stopped):
+        total += 1
+        # Of two with the same time the one whose path comes first counts as newer.
+        item = (age, _Reversed(match.path), match)
+        if len(kept) < limit:
+            heapq.heappush(kept, item)
+        else:
+            heapq.heappushpop(kept, item)
+    kept.sort(reverse=True)
+    return [match for _, _, match in kept], total
+
+
+def _matches(
+    roots: Roots, root: str, pattern: Pattern, stopped: Callable[[], bool]
+) -> Iterator[tuple[Match, int]]:
+    """Each match, and when what it is or leads to was changed."""
+    seen = 0
+    pending: list[tuple[str, str, frozenset[int]]] = [(root, "", frozenset())]
+    while pending:
+        where, above, links = pending.pop()
+        for found in _entries(roots, where):
             seen += 1
             if seen > MAX_WALK:
                 raise TooLarge(f"more than {MAX_WALK} entries")
             if stopped():
-                break
-            if not pattern.matches(found.relative):
-                continue
-            path = str(Path(root) / found.relative)
-            link = ""
+                return
+            relative = f"{above}/{found.relative}" if above else found.relative
+            path, link, age = f"{root.rstrip('/')}/{relative}", "", found.info.st_mtime_ns
             if stat.S_ISLNK(found.info.st_mode):
-                if roots.holding(os.path.realpath(path)) is None:
+                target = os.path.realpath(path)
+                if not f"{target}/".startswith(f"{root.rstrip('/')}/"):
                     continue
+                if pattern.enters(relative, links):
+                    pending.append((target, relative, links | {relative.count("/")}))
                 link = read_link(found.name, found.directory, found.info)
-            total += 1
-            match = Match(path, found.info, link)
-            # Of two with the same time the one whose path comes first counts as newer.
-            item = (found.info.st_mtime_ns, _Reversed(path), match)
-            if len(kept) < limit:
-                heapq.heappush(kept, item)
-            else:
-                heapq.heappushpop(kept, item)
+                age = _age(path)
+            if pattern.matches(relative, links):
+                yield Match(path, found.info, link), age
+
+
+def _entries(roots: Roots, where: str) -> Iterator[Found]:
+    """The entries below a resolved directory, none where it cannot be listed or is none."""
+    try:
+        directory = roots.directory(where)
     except OSError:
-        return [], 0  # not even the root can be listed
+        return
+    try:
+        yield from walk(directory)
+    except OSError:
+        return
     finally:
         os.close(directory)
-    kept.sort(reverse=True)
-    return [match for _, _, match in kept], total
+
+
+def _age(path: str) -> int:
+    try:
+        return os.stat(path).st_mtime_ns  # noqa: PTH116 - a Path costs more than the call
+    except OSError:
+        return 0
 
 
 class _Reversed(str):

@@ -47,15 +47,19 @@ class _Bounded:
         return data
 
 
-def unpack(fd: int, target: int) -> None:
-    """Unpack the archive in a file into an open directory.
+def check(fd: int) -> None:
+    """Raise WrongState for an archive that is damaged or leads out of its directory."""
+    for member in _members(fd):
+        _check(member)
 
-    Raises WrongState for an archive that is damaged or leads out of the directory, and then nothing
-    is written; OSError where writing fails, with the member's name as its filename.
+
+def unpack(fd: int, target: int) -> None:
+    """Unpack an archive that was checked into an open directory.
+
+    Raises what `check` raises; OSError where writing fails, with the member's name as its filename.
     """
     for member in _members(fd):
         _check(member)
-    for member in _members(fd):
         try:
             _write(member, fd, target)
         except OSError as error:

@@ -10,7 +10,7 @@ from typing import Any
 
 from cloister_api.exec.v1 import exec_pb2
 
-from .. import changes, texts, watches
+from .. import beneath, changes, texts, watches
 from ..edits import MAX_EDITS, edit
 from ..entries import entry, read_link, shown
 from ..errors import Busy, InvalidField, WrongState
@@ -26,6 +26,15 @@ from ..walks import TooLarge, walk
 from .common import require_claimed, streaming, unary
 from .transfers import MAX_ID, Transfers
 
+CAPABILITIES = (
+    "files",
+    "files.edit",
+    "files.search",
+    "files.resume",
+    "files.tree",
+    "files.watch",
+    *(("openat2",) if beneath.HAS_OPENAT2 else ()),
+)
 MAX_DEPTH = 64
 MAX_TEXT = 1_048_576
 MAX_GLOB = 10_000

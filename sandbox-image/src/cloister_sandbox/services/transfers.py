@@ -16,7 +16,7 @@ from ..failures import failed, open_file, require_etag, resolve, writable
 from ..lanes import Lanes
 from ..paths import Roots
 from ..state import Activity, ServerState
-from ..unpacking import unpack
+from ..unpacking import check, unpack
 from .common import require_claimed, streaming, unary
 
 _BATCH = 8
@@ -117,7 +117,7 @@ class Transfers(exec_pb2_grpc.FilesServicer):
             first = await anext(request, None)
             if first is None or not first.HasField("start"):
                 raise InvalidField("start", "must be the first frame")
-            _check(first.start)
+            _check_start(first.start)
             stream = object()
             try:
                 upload = await self._begin(first.start, stream)
@@ -243,8 +243,12 @@ class Transfers(exec_pb2_grpc.FilesServicer):
 
     def _unpack(self, upload: uploads.Upload) -> exec_pb2.Entry:
         self._uploads.check(upload.start, upload.target)
+        check(upload.fd)
         with self._roots.parent(f"{upload.target}/any", create=True) as (directory, _):
-            unpack(upload.fd, directory)
+            try:
+                unpack(upload.fd, directory)
+            except OSError as error:
+                raise failed(f"{upload.start.path}/{error.filename}", error) from None
             return entry(upload.target, os.fstat(directory))
 
     async def _discard(self, *unwanted: uploads.Upload) -> None:
@@ -258,7 +262,7 @@ class Transfers(exec_pb2_grpc.FilesServicer):
             await self._discard(each)
 
 
-def _check(start: exec_pb2.UploadStart) -> None:
+def _check_start(start: exec_pb2.UploadStart) -> None:
     if start.mode > 0o777:
         raise InvalidField("start.mode", "must be permission bits, at most 0777")
     if len(start.upload_id) > MAX_ID:

@@ -63,6 +63,7 @@ class Server:
         self._contexts = Contexts(config, self._state, self._reaper)
         self._programs = Programs(self._reaper, self._activity)
         self._shells = Shells(config.state_dir, self._reaper, self._activity, self._programs.jobs)
+        self._files = FilesService(self._state, self._contexts.roots, self._activity)
         self._stopping = asyncio.Event()
         self._grpc: grpc.aio.Server | None = None
         self.port = 0
@@ -89,9 +90,7 @@ class Server:
         exec_pb2_grpc.add_ProcessesServicer_to_server(
             ProcessesService(self._config, self._state, self._programs), server
         )
-        exec_pb2_grpc.add_FilesServicer_to_server(
-            FilesService(self._state, self._contexts.roots, self._activity), server
-        )
+        exec_pb2_grpc.add_FilesServicer_to_server(self._files, server)
         exec_pb2_grpc.add_RuntimeServicer_to_server(
             RuntimeService(self._config, self._state, self._identity, self._activity, self.drain),
             server,
@@ -153,3 +152,4 @@ class Server:
         if self._grpc is not None:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._grpc.stop(grace=1.0)
+        await self._files.close()

@@ -18,8 +18,9 @@ from ..identity import KeyPair, ServerIdentity
 from ..recipe import place
 from ..state import Activity, Phase, ServerState
 from .common import require_length, unary
+from .files import CAPABILITIES as FILES
 
-CAPABILITIES = ("tools", "shells", "processes", "terminal", "files")
+CAPABILITIES = ("tools", "shells", "processes", "terminal", *FILES)
 MAX_TARGETS = 16
 MAX_PROBE_SECONDS = 5.0
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")

@@ -62,15 +62,15 @@ def _matches(
                 return
             relative = f"{above}/{found.relative}" if above else found.relative
             path, link, age = f"{root.rstrip('/')}/{relative}", "", found.info.st_mtime_ns
+            real = f"{where.rstrip('/')}/{found.relative}"
             if stat.S_ISLNK(found.info.st_mode):
-                target = os.path.realpath(path)
-                if not f"{target}/".startswith(f"{root.rstrip('/')}/"):
-                    continue
+                real = os.path.realpath(path)
                 if pattern.enters(relative, links):
-                    pending.append((target, relative, links | {relative.count("/")}))
+                    pending.append((real, relative, links | {relative.count("/")}))
                 link = read_link(found.name, found.directory, found.info)
                 age = _age(path)
-            if pattern.matches(relative, links):
+            inside = f"{real}/".startswith(f"{root.rstrip('/')}/")
+            if inside and pattern.matches(relative, links):
                 yield Match(path, found.info, link), age
 
 

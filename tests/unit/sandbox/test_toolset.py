@@ -263,14 +263,14 @@ SUCCESSES: list[tuple[str, str, dict[str, Any], str]] = [
         "43",
         "grep",
         {"pattern": "^alpha"},
-        "{w}/dir/one.py:1:alpha = 1\n{w}/dir/sub/two.py:2:alpha = 2",
+        "{w}/dir/one.py:1:alpha = 1\n{w}/dir/sub/two.py:2:alpha = 2\n",
     ),
     ("43-none", "grep", {"pattern": "no-such-word-anywhere"}, "no matches"),
     (
         "44-one-file",
         "grep",
         {"pattern": "beta", "path": "dir/sub/two.py"},
-        "{w}/dir/sub/two.py:1:beta = 1",
+        "{w}/dir/sub/two.py:1:beta = 1\n",
     ),
     ("43-dash", "grep", {"pattern": "-v"}, "no matches"),
     ("49-merged", "bash", {"command": "echo a; echo b >&2; tty"}, "a\nb\nnot a tty\n[exit code 1]"),
@@ -350,7 +350,7 @@ def test_45_grep_honours_ignore_files_and_skips_hidden_ones(tools: Tools, claime
     (root / ".gitignore").write_text("ignored\n")
     for name in ("ignored", ".hidden", "seen"):
         (root / name).write_text("needle\n")
-    assert tools.text("grep", pattern="needle", path="repo") == f"{root}/seen:1:needle"
+    assert tools.text("grep", pattern="needle", path="repo") == f"{root}/seen:1:needle\n"
 
 
 def test_47_grep_is_cut_and_says_so(tools: Tools, claimed: Sandbox) -> None:

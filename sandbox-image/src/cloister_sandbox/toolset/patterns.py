@@ -6,6 +6,7 @@ patterns, and hold the interpreter while they do.
 """
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 
 MAX_LENGTH = 4096
@@ -46,10 +47,52 @@ class Pattern:
             for each in _braces(text)
         ]
 
-    def matches(self, relative: str) -> bool:
-        """Whether a path relative to the root matches."""
+    def matches(self, relative: str, links: Collection[int] = ()) -> bool:
+        """Whether a path relative to the root matches.
+
+        `links` are the positions of its parts that are links: `**` does not span those.
+        """
         parts = relative.split("/")
-        return any(_match_path(each, parts) for each in self._alternatives)
+        if not links:
+            return any(_match_path(each, parts) for each in self._alternatives)
+        return any(len(each) in _states(each, parts, links) for each in self._alternatives)
+
+    def enters(self, relative: str, links: Collection[int]) -> bool:
+        """Whether something below a path, which is a link itself, may match."""
+        parts = relative.split("/")
+        links = {*links, len(parts) - 1}
+        return any(
+            min(_states(each, parts, links), default=len(each)) < len(each)
+            for each in self._alternatives
+        )
+
+
+def _states(
+    pattern: "list[list[Token] | None]", parts: list[str], links: Collection[int]
+) -> set[int]:
+    """The components that may come next after these parts; the pattern's length where it is met."""
+    states = _closed(pattern, {0})
+    for position, part in enumerate(parts):
+        after: set[int] = set()
+        for at in states:
+            component = pattern[at] if at < len(pattern) else []
+            if component is None:
+                if position not in links:
+                    after.add(at)
+            elif component and _match_name(component, part):
+                after.add(at + 1)
+        states = _closed(pattern, after)
+    return states
+
+
+def _closed(pattern: "list[list[Token] | None]", states: set[int]) -> set[int]:
+    """With what comes after a `**`, which may stand for no directory at all."""
+    for at in sorted(states):
+        following = at
+        while following < len(pattern) and pattern[following] is None:
+            following += 1
+            states.add(following)
+    return states
 
 
 def _match_path(pattern: "list[list[Token] | None]", parts: list[str]) -> bool:

@@ -14,6 +14,9 @@ from .results import ToolResult
 
 MAX_PATHS = 200
 MAX_GREP = 102_400
+"""Characters; the reference calls them bytes."""
+_ENOUGH = 4 * MAX_GREP
+"""Bytes that are more characters than that, whatever they are."""
 GREP_SECONDS = 60
 NO_MATCHES = "no matches"
 _FIELDS = frozenset({"pattern", "path"})
@@ -72,18 +75,18 @@ def grep(
     with contextlib.closing(search.output(stopped)) as output:
         for data in output:
             found += data
-            if len(found) > MAX_GREP:
+            if len(found) > _ENOUGH:
                 break
-    why = "full" if len(found) > MAX_GREP else search.ended
-    text = found[:MAX_GREP].decode("utf-8", errors="ignore" if why else "replace").rstrip("\n")
-    if why == "full":
-        return ToolResult(f"{text}\n[output truncated at {MAX_GREP} bytes]")
-    if why:
-        note = "grep: cancelled" if why == "stopped" else f"grep: timed out after {seconds:g}s"
-        return ToolResult("\n".join(filter(None, (text, note))), is_error=True)
+    text = found.decode("utf-8", errors="replace")
+    if len(text) > MAX_GREP:
+        return ToolResult(f"{text[:MAX_GREP]}\n[output truncated at {MAX_GREP} bytes]")
+    if search.ended:
+        late = search.ended == "late"
+        note = f"grep: timed out after {seconds:g}s" if late else "grep: cancelled"
+        return ToolResult("\n".join(filter(None, (text.rstrip("\n"), note))), is_error=True)
     words = search.complaint.decode("utf-8", errors="replace").strip()
     if words and not text:
         raise ToolFailure(f"grep: rg failed: {words}")
     if words:
-        return ToolResult(f"{text}\n[some files were not searched: {words.splitlines()[0]}]")
+        return ToolResult(f"{text}[some files were not searched: {words.splitlines()[0]}]")
     return ToolResult(text or NO_MATCHES)

@@ -1,5 +1,8 @@
 """write and edit: a file's text, whole or in part."""
 
+import contextlib
+import ctypes
+import errno
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +22,11 @@ from .read import MAX_BYTES
 from .results import ToolResult
 
 _WRITE = frozenset({"file_path", "content"})
+_WORDS = 4096
+"""Characters of an error's text that a result has."""
+_libc = ctypes.CDLL(None, use_errno=True)
+_KEEP_SIZE = 1
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _EDIT = frozenset({"file_path", "old_string", "new_string", "replace_all"})
 
 
@@ -28,8 +36,8 @@ def write(roots: Roots, given: Mapping[str, Any]) -> ToolResult:
     path, content = inputs.text("file_path"), inputs.text("content")
     try:
         data = content.encode("utf-8")
-    except UnicodeEncodeError:
-        raise ToolFailure("write: content has a character that UTF-8 cannot encode") from None
+    except UnicodeEncodeError as error:
+        raise _unencodable(error) from None
     resolved = roots.writable("write", path)
     if Path(resolved).parent.is_file():
         raise ToolFailure(f"write: {path}: file already exists")
@@ -74,20 +82,51 @@ def edit(roots: Roots, given: Mapping[str, Any]) -> ToolResult:
         raise ToolFailure(
             f"edit: the result of {path} would exceed {MAX_EDITED} characters"
         ) from None
-    _store(roots, "edit", path, resolved, changed.encode("utf-8", errors="strict"))
-    return ToolResult(f"edited {path} ({count} replacement(s))")
+    try:
+        data = changed.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise _unencodable(error) from None
+    _store(roots, "edit", path, resolved, data)
+    note = "; old_string and new_string are the same" if old == new else ""
+    return ToolResult(f"edited {path} ({count} replacement(s)){note}")
+
+
+def _unencodable(error: UnicodeEncodeError) -> ToolFailure:
+    return ToolFailure(repr(error)[:_WORDS])
 
 
 def _store(roots: Roots, tool: str, path: str, resolved: str, data: bytes) -> None:
-    """Write in place, which keeps the mode, the inode and hard links of a file that exists."""
+    """Write in place, which keeps the mode, the inode and hard links of a file that exists.
+
+    Where there is no room for it, a file that exists stays as it is, and a new one does not come to
+    be.
+    """
+    new = not os.path.lexists(resolved)
     fd = roots.open_regular(
         resolved,
         os.O_WRONLY | os.O_CREAT,
         lambda why: ToolFailure(f"{tool}: {path}: {why}"),
     )
     try:
-        with os.fdopen(fd, "wb") as file:
-            file.truncate(0)
-            file.write(data)
+        _fill(fd, data)
     except OSError as error:
+        if new:
+            with contextlib.suppress(OSError), roots.parent(resolved) as (above, name):
+                os.unlink(name, dir_fd=above)
         raise ToolFailure(f"{tool}: {path}: {reason(error)}") from None
+    finally:
+        os.close(fd)
+
+
+def _fill(fd: int, data: bytes) -> None:
+    """Make this the content of an open file; never empty or cut in between. Raises OSError."""
+    if _libc.fallocate(fd, _KEEP_SIZE, ctypes.c_long(0), ctypes.c_long(len(data))) != 0:
+        # Some filesystems cannot reserve room; those that can say whether there is any.
+        number = ctypes.get_errno()
+        if number in _NO_ROOM:
+            raise OSError(number, os.strerror(number))
+    done = 0
+    view = memoryview(data)
+    while done < len(data):
+        done += os.pwrite(fd, view[done:], done)
+    os.ftruncate(fd, len(data))

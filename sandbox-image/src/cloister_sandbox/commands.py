@@ -1,10 +1,9 @@
 """Commands of shells for programs: jobs on the framing of the tools' shells (see shell)."""
 
 import asyncio
-import os
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +18,6 @@ TERMINATE_AFTER = 2.0
 KILL_AFTER = 5.0
 """Seconds after the first interrupt."""
 FOREVER = 1e9
-_TICKS = os.sysconf("SC_CLK_TCK")
 _ON_INTERRUPT = "trap 'builtin return 130 2>/dev/null' INT\n"
 """bash itself would end; so it ends the script that it runs, or one function of it."""
 
@@ -62,6 +60,8 @@ class Command(Job):
         super().__init__(job_id, digest, ("bash", "-c", script.text), script.policy)
         self.script = script
         self._shell: Shell | None = None
+        self._earlier: set[int] = set()
+        """What earlier commands left running in the background."""
         self._cancel: Cancel = asyncio.get_running_loop().create_future()
 
     def pause(self) -> None:
@@ -76,20 +76,22 @@ class Command(Job):
         if not self._cancel.done():
             self._cancel.set_result(None)
 
-    async def run(self, shell: Shell) -> Finished | None:
-        """Run it; returns how it ended, or None when it could not begin."""
+    async def run(self, shell: Shell, has_orphans: Callable[[], bool]) -> Ending | Failure:
+        """Run it; returns how it ended, which the caller passes to `end`."""
         self._shell = shell
-        self.leader, self.mark = shell.leader
+        leader, self.mark = shell.leader
+        if self.script.timeout and (has_children(leader) or has_orphans()):
+            self._earlier = set(await asyncio.to_thread(members, leader, self.mark))
+        self.leader = leader
         self.begun.set_result(None)
         oom_before = oom_kills()
         try:
             finished = await shell.run(self.script.text, FOREVER, self._cancel, _Printed(self))
         except ShellError as error:
-            self.end(Failure("OTHER", 0, str(error)))
-            return None
-        leader, self.leader = self.leader, 0
-        self.end(await self._ending(finished, leader, oom_before))
-        return finished
+            return Failure("OTHER", 0, str(error))
+        finally:
+            self.leader = 0
+        return await self._ending(finished, leader, oom_before)
 
     def detach_as(self, process_id: str) -> None:
         """It goes on as a process; its readers are told."""
@@ -110,9 +112,11 @@ class Command(Job):
         ):
             if not self.leader:
                 break
-            signal_all(await self._own(self.leader), number)
-            # The shell itself only ever hears an interrupt: it then leaves the script.
+            started = await self._own(self.leader)
+            # bash first, which only ever hears an interrupt: it leaves the script as soon as what
+            # it waits for has ended, and must know before that ends.
             signal_all([self.leader] if self.leader else [], signal.SIGINT)
+            signal_all(started, number)
             await asyncio.wait([self.done], timeout=pause)
         await self.kill()
 
@@ -130,16 +134,12 @@ class Command(Job):
     async def _own(self, leader: int) -> set[int]:
         """What this command started, as far as it still runs."""
         found = await asyncio.to_thread(members, leader, self.mark)
-        # The kernel tells the time of a start in ticks, rounded down.
-        age = time.monotonic() - self.began + 1 / _TICKS
-        return {pid for pid in found if pid != leader and age_of(pid) <= age}
+        return set(found) - self._earlier - {leader}
 
 
-def age_of(pid: int) -> float:
-    """Seconds since a process was started; infinite when it is gone."""
+def has_children(pid: int) -> bool:
+    """Whether a process has children; True where the kernel does not tell."""
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
+        return bool(Path(f"/proc/{pid}/task/{pid}/children").read_bytes())
     except OSError:
-        return float("inf")
-    ticks = int(stat[stat.rindex(")") + 2 :].split()[19])
-    return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / _TICKS
+        return True

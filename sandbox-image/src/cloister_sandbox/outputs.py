@@ -50,9 +50,9 @@ class Piece:
         return self.start + len(self.data)
 
     def since(self, offset: int) -> "Piece":
-        """The part from an offset on, which does not change any more."""
+        """The part from an offset on, as a piece of its own: this one may still become longer."""
         if offset == self.start and isinstance(self.data, bytes):
-            return self
+            return Piece(offset, self.stream, self.data)
         return Piece(offset, self.stream, bytes(self.data[offset - self.start :]))
 
 
@@ -229,7 +229,7 @@ class OutputStore:
         if self._spool.late > MAX_LATE:
             return True
         if self._policy.block_when_full:
-            if not self._spool.full:
+            if self._spool.takes(4 * CHUNK):
                 return False
             floor = min((each.position for each in self._readers), default=self._consumed)
             return self.total - floor >= max(self._policy.tail, LIVE)

@@ -21,6 +21,8 @@ from .sources import STDERR, STDOUT, TERMINAL, Source
 from .state import Activity
 from .stdin import Stdin
 
+STARTING = 16
+"""Programs that are being started at once: each needs descriptors that it gives back."""
 LAST_WORDS = 0.05
 """Seconds in which output may still come after the program ended."""
 TERMINATE_AFTER = 2.0
@@ -87,12 +89,13 @@ class Program(Job):
         for source in self._sources:
             source.resume()
 
-    async def run(self, activity: Activity) -> None:
+    async def run(self, activity: Activity, starting: asyncio.Semaphore) -> None:
         """Start it and see it end; never raises for what the program does."""
         with activity:
             oom_before = oom_kills()
             try:
-                ended = await self._start()
+                async with starting:
+                    ended = await self._start()
             except OSError as error:
                 self._close()
                 self.end(self._failure(error))
@@ -189,7 +192,8 @@ class Program(Job):
                 )
             self.resume()
             # The launcher's end of the pipe closes when the program starts.
-            number = await asyncio.to_thread(os.read, answer, 16)
+            await _readable(answer)
+            number = os.read(answer, 16)
         if number:
             await ended
             self.leader = 0
@@ -271,6 +275,7 @@ class Programs:
         self._activity = activity
         self._running: set[asyncio.Task[None]] = set()
         self._left: set[str] = set()
+        self._starting = asyncio.Semaphore(STARTING)
         self.jobs = Jobs()
 
     def start(self, job_id: str, digest: bytes, order: Order) -> tuple[Job, bool]:
@@ -296,9 +301,24 @@ class Programs:
             await kill_tree(NOBODY, mark)
 
     async def _run(self, program: Program) -> None:
-        await program.run(self._activity)
+        await program.run(self._activity, self._starting)
         if program.left_processes:
             self._left.add(program.mark)
+
+
+async def _readable(fd: int) -> None:
+    loop = asyncio.get_running_loop()
+    ready: asyncio.Future[None] = loop.create_future()
+
+    def readable() -> None:
+        if not ready.done():
+            ready.set_result(None)
+
+    loop.add_reader(fd, readable)
+    try:
+        await ready
+    finally:
+        loop.remove_reader(fd)
 
 
 def own_peak() -> int:

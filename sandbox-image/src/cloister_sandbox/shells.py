@@ -13,7 +13,7 @@ from typing import Any
 
 from .commands import FOREVER, Command, InterruptibleShell, Script
 from .errors import Busy, IdConflict, InvalidField, NotFound, WrongState
-from .jobs import Failure, Job, Jobs, Reason
+from .jobs import Ending, Failure, Job, Jobs, Reason
 from .processes import Reaper
 from .shell import ShellError
 from .state import Activity
@@ -172,31 +172,32 @@ class Shells:
         with self._activity:
             async with slot.lock:
                 shell = slot.shell
+                outcome: Ending | Failure | None = None
                 if not shell.alive:
-                    await self._start_for(slot, command)
-            lost = True
-            if command.running:
+                    outcome = await self._start_again(slot)
+            if outcome is None:
                 timer = self._time(slot, command)
-                finished = await command.run(shell)
+                outcome = await command.run(shell, self._reaper.has_orphans)
                 timer.cancel()
-                lost = finished is None or not shell.alive
-        if slot.shell is not shell:
-            # It went on as a process, which has ended now.
-            await shell.retire()
-            return
-        if lost and not slot.closed:
-            async with slot.lock:
-                await self._start_for(slot, command)
-        slot.running = None
-        slot.idle.set()
+            if slot.shell is not shell:
+                # It went on as a process, which ends with all that is left of its shell.
+                await shell.retire()
+            else:
+                if (isinstance(outcome, Failure) or not shell.alive) and not slot.closed:
+                    async with slot.lock:
+                        # What fails here is tried again, and told, by the next command.
+                        await self._start_again(slot)
+                slot.running = None
+                slot.idle.set()
+            command.end(outcome)
 
-    async def _start_for(self, slot: Slot, command: Command) -> None:
-        """Start bash again where it was; a command that waits for it fails when that fails."""
+    async def _start_again(self, slot: Slot) -> Failure | None:
+        """Start bash where it was, or in its first directory; returns why it cannot be."""
         try:
             await self._start(slot, slot.shell.cwd or slot.first_cwd, slot.first_cwd)
         except ShellError as error:
-            if not command.begun.done():
-                command.end(Failure("OTHER", 0, str(error)))
+            return Failure("OTHER", 0, str(error))
+        return None
 
     def _time(self, slot: Slot, command: Command) -> asyncio.TimerHandle:
         def over() -> None:
@@ -227,12 +228,12 @@ class Shells:
                 process_id = f"{command.id[:100]}-{secrets.token_hex(4)}"
             self._processes.put(command, process_id)
             slot.shell = self._new_shell()
-            command.detach_as(process_id)
             slot.shell.cwd = where
-            # What fails here is tried again, and told, by the next command.
-            await self._start_for(slot, command)
             slot.running = None
             slot.idle.set()
+            command.detach_as(process_id)
+            # The next command waits for the lock. What fails here is tried again, and told, by it.
+            await self._start_again(slot)
 
     def _new_shell(self) -> InterruptibleShell:
         return InterruptibleShell("s", self._state_dir, self._reaper)

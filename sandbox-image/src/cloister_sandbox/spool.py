@@ -38,6 +38,11 @@ class Spool:
         """Bytes that this spool occupies."""
         return 0 if self._closed else self.length
 
+    def takes(self, more: int) -> bool:
+        """Whether so many more bytes fit."""
+        room = min(self._limit - self.length, TOTAL - Spool.occupied)
+        return not self.full and room >= more and len(self._runs) < self._max_runs
+
     def add(self, offset: int, stream: int, data: bytes) -> None:
         """Append bytes, which begin where the last ones ended; `write` puts them into the file."""
         if self.full:

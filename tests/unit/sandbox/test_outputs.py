@@ -1,0 +1,273 @@
+"""The store of what a program prints: what is kept, who waits for whom, and how it is streamed."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+
+from cloister_api.exec.v1 import exec_pb2
+from cloister_sandbox import outputs, spool
+from cloister_sandbox.errors import Busy, NotFound
+from cloister_sandbox.jobs import Ending, Job, Jobs, Reason
+from cloister_sandbox.outputs import CHUNK, LIVE, Missing, OutputStore, Policy, Reader
+from cloister_sandbox.services.events import follow
+
+SMALL = Policy(head=100, tail=200, spool=300)
+
+
+class Source:
+    """Stands for a program that prints while it may."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.paused = False
+        self.store = OutputStore(policy, self._pause, self._resume)
+
+    def _pause(self) -> None:
+        self.paused = True
+
+    def _resume(self) -> None:
+        self.paused = False
+
+
+def pattern(start: int, length: int) -> bytes:
+    """Bytes that tell their offset."""
+    return bytes((start + each) * 131 % 251 for each in range(length))
+
+
+async def drain(reader: Reader) -> tuple[bytes, list[Missing]]:
+    """Everything that is kept from a reader's place on, and what is missing."""
+    data, missing = b"", []
+    while (found := await reader.take()) is not None:
+        if isinstance(found, Missing):
+            missing.append(found)
+        else:
+            assert found.start == reader.position
+            data += bytes(found.data)
+        reader.advance(found.end)
+    return data, missing
+
+
+async def eventually(condition: Callable[[], bool]) -> None:
+    """Let the event loop go round until something is so."""
+    for _ in range(100_000):
+        if condition():
+            return
+        await asyncio.sleep(0)
+    raise AssertionError("it never was")
+
+
+async def flushed(store: OutputStore) -> None:
+    while store._flushing is not None:
+        await store._flushing
+
+
+async def test_head_file_and_tail_are_kept_and_the_rest_is_said_to_be_missing() -> None:
+    source = Source(SMALL)
+    length = LIVE + CHUNK + 5000
+    for start in range(0, length, 1000):
+        source.store.add(1, pattern(start, min(1000, length - start)))
+    source.store.finish()
+    await flushed(source.store)
+    data, missing = await drain(source.store.reader(0))
+    assert missing == [Missing(400, length - 200)]
+    assert data == pattern(0, 400) + pattern(length - 200, 200)
+    assert source.store.lost_bytes == length - 600
+    assert source.store.kept_bytes == 600
+    data, missing = await drain(source.store.reader(350))
+    assert (len(data), missing[0].start) == (250, 400)
+    data, missing = await drain(source.store.reader(1000))
+    assert (data, missing) == (pattern(length - 200, 200), [Missing(1000, length - 200)])
+
+
+async def test_every_byte_comes_back_with_its_stream() -> None:
+    source = Source(Policy(head=10, tail=10))
+    expected = []
+    for number in range(5000):
+        source.store.add(1 + number % 2, pattern(number, number % 7 + 1))
+        expected += [1 + number % 2] * (number % 7 + 1)
+    source.store.finish()
+    await flushed(source.store)
+    reader = source.store.reader(0)
+    streams: list[int] = []
+    while (found := await reader.take()) is not None:
+        assert not isinstance(found, Missing)
+        streams += [found.stream] * len(found.data)
+        reader.advance(found.end)
+    assert streams == expected
+
+
+async def test_a_piece_that_was_taken_does_not_grow() -> None:
+    source = Source(Policy())
+    reader = source.store.reader(0)
+    source.store.add(1, b"abc")
+    first = await reader.take()
+    source.store.add(1, b"def")
+    assert first is not None
+    reader.advance(first.end)
+    assert (await drain(reader))[0] == b"def"
+
+
+async def test_a_reader_that_stalls_does_not_hold_the_program(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(outputs, "GRACE_SECONDS", 0.0)
+    source = Source(Policy(spool=1))
+    stalled = source.store.reader(0)
+    while not source.paused:
+        source.store.add(1, bytes(CHUNK))
+    assert source.store.total <= LIVE + 2 * CHUNK
+    await eventually(lambda: not source.paused)
+    for _ in range(100):
+        source.store.add(1, bytes(CHUNK))
+        assert not source.paused
+    _, missing = await drain(stalled)
+    assert len(missing) == 1
+    assert stalled.kept_up
+
+
+async def test_a_reader_that_keeps_up_loses_nothing() -> None:
+    source = Source(Policy(spool=1))
+    reader = source.store.reader(0)
+    read = 0
+    for number in range(200):
+        if not source.paused:
+            source.store.add(1, bytes([number]) * CHUNK)
+        if source.paused or number % 5 == 0:
+            data, missing = await drain(reader)
+            assert missing == []
+            read += len(data)
+            assert not source.paused
+    assert read + len((await drain(reader))[0]) == source.store.total
+
+
+async def test_a_program_can_be_made_to_wait_for_its_slowest_reader() -> None:
+    source = Source(Policy(spool=1, block_when_full=True))
+    quick, slow = source.store.reader(0), source.store.reader(0)
+    while not source.paused:
+        source.store.add(1, bytes(CHUNK))
+    await drain(quick)
+    assert source.paused
+    source.store.leave(quick)
+    assert source.paused, "the slow one still waits"
+    _, missing = await drain(slow)
+    assert missing == []
+    assert not source.paused
+    source.store.leave(slow)
+    while not source.paused:
+        source.store.add(1, bytes(CHUNK))
+    assert (await drain(source.store.reader(slow.position)))[1] == []
+
+
+async def test_a_disk_that_fails_costs_output_and_nothing_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(spool, "DIRECTORY", "/no/such/directory")
+    source = Source(SMALL)
+    before = spool.Spool.occupied
+    source.store.add(1, pattern(0, 100))
+    for _ in range(20):
+        source.store.add(1, bytes(CHUNK))
+        await asyncio.sleep(0)
+    source.store.finish()
+    await flushed(source.store)
+    _, missing = await drain(source.store.reader(0))
+    assert missing == [Missing(100, source.store.total - 200)]
+    assert spool.Spool.occupied == before
+    source.store.close()
+    assert spool.Spool.occupied == before
+
+
+async def test_files_together_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spool, "TOTAL", spool.Spool.occupied + 150)
+    before = spool.Spool.occupied
+    stores = [Source(SMALL).store for _ in range(2)]
+    for store in stores:
+        store.add(1, bytes(LIVE + 3 * CHUNK))
+        store.finish()
+        await flushed(store)
+    assert spool.Spool.occupied == before + 150
+    for store in stores:
+        store.close()
+    assert spool.Spool.occupied == before
+
+
+def job(name: str, policy: Policy | None = None) -> Job:
+    return Job(name, b"", ("x",), policy or Policy())
+
+
+def ended() -> Ending:
+    return Ending(0, Reason.EXITED, 0.0)
+
+
+async def test_a_quiet_program_shows_that_it_lives() -> None:
+    quiet = job("quiet")
+    stream = follow(quiet, heartbeat=0.01)
+    kinds = []
+    async for event in stream:
+        kinds.append(event.WhichOneof("event"))
+        if kinds[-2:] == ["heartbeat", "heartbeat"]:
+            quiet.store.add(1, b"word")
+            quiet.end(ended())
+    assert kinds == ["started", "heartbeat", "heartbeat", "output", "exited"]
+
+
+async def test_small_output_is_sent_together() -> None:
+    chatty = job("chatty")
+
+    async def talk() -> None:
+        for _ in range(2000):
+            chatty.store.add(1, b"x")
+            await asyncio.sleep(0)
+        chatty.end(ended())
+
+    async def events() -> AsyncIterator[exec_pb2.OutputEvent]:
+        async for event in follow(chatty):
+            yield event
+
+    talking = asyncio.create_task(talk())
+    found = [each.output.data async for each in events() if each.HasField("output")]
+    await talking
+    assert sum(map(len, found)) == 2000
+    assert len(found) < 1000
+
+
+async def test_jobs_that_ended_are_forgotten_when_they_are_too_many_bytes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from cloister_sandbox import jobs as module
+
+    monkeypatch.setattr(module, "KEEP_BYTES", 250)
+    jobs = Jobs()
+    for number in range(3):
+        each = job(str(number))
+        jobs.put(each)
+        each.store.add(1, bytes(100))
+        each.end(ended())
+        await asyncio.sleep(0)
+    assert [each.id for each in jobs.all()] == ["1", "2"]
+
+
+async def test_jobs_are_forgotten_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    from cloister_sandbox import jobs as module
+
+    monkeypatch.setattr(module, "KEEP_SECONDS", 0.0)
+    jobs = Jobs()
+    each = job("short")
+    jobs.put(each)
+    each.end(ended())
+    await eventually(lambda: not jobs.has("short"))
+    with pytest.raises(NotFound):
+        jobs.get("short")
+
+
+async def test_memory_is_reserved() -> None:
+    jobs = Jobs()
+    large = Policy(head=1024 * 1024, tail=16 * 1024 * 1024)
+    for number in range(15):
+        jobs.require_room(large)
+        jobs.put(job(str(number), large))
+    with pytest.raises(Busy):
+        jobs.require_room(large)
+    jobs.get("3").end(ended())
+    jobs.require_room(large)
+    assert not jobs.has("3")

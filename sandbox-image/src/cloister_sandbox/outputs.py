@@ -19,7 +19,7 @@ MAX_PIECES = 4096
 """Pieces in memory, however small."""
 MAX_LATE = 4 * 1024 * 1024
 """Bytes that may wait for the file before the program has to."""
-GRACE_SECONDS = 0.1
+GRACE_SECONDS = 0.5
 """For so long a program waits for readers who kept up until now; after that they lose."""
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import errno
+import logging
 import os
 import resource
 import secrets
@@ -28,6 +29,7 @@ LAST_WORDS = 0.05
 TERMINATE_AFTER = 2.0
 KILL_AFTER = 5.0
 """Seconds after a timeout's interrupt."""
+log = logging.getLogger(__name__)
 _KINDS = {
     errno.ENOENT: "NOT_FOUND",
     errno.ENOTDIR: "NOT_FOUND",
@@ -301,7 +303,14 @@ class Programs:
             await kill_tree(NOBODY, mark)
 
     async def _run(self, program: Program) -> None:
-        await program.run(self._activity, self._starting)
+        try:
+            await program.run(self._activity, self._starting)
+        except Exception:
+            # Whoever waits must learn that nothing comes any more.
+            log.exception("a program's care failed")
+            await kill_tree(program.leader or NOBODY, program.mark)
+            if program.running:
+                program.end(Failure("OTHER", 0, "the server lost track of it"))
         if program.left_processes:
             self._left.add(program.mark)
 

@@ -5,6 +5,7 @@ end it, and let one that may outlive its time go on as a process while they get 
 """
 
 import asyncio
+import logging
 import os
 import secrets
 from collections.abc import Coroutine, Mapping
@@ -19,6 +20,7 @@ from .shell import ShellError
 from .state import Activity
 
 MAX_SHELLS = 64
+log = logging.getLogger(__name__)
 
 
 class Slot:
@@ -177,8 +179,14 @@ class Shells:
                     outcome = await self._start_again(slot)
             if outcome is None:
                 timer = self._time(slot, command)
-                outcome = await command.run(shell, self._reaper.has_orphans)
-                timer.cancel()
+                try:
+                    outcome = await command.run(shell, self._reaper.has_orphans)
+                except Exception:
+                    # Whoever waits must learn that nothing comes any more.
+                    log.exception("a command's care failed")
+                    outcome = Failure("OTHER", 0, "the server lost track of it")
+                finally:
+                    timer.cancel()
             if slot.shell is not shell:
                 # It went on as a process, which ends with all that is left of its shell.
                 await shell.retire()

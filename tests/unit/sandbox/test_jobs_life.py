@@ -28,12 +28,10 @@ def running(directory: Path, **options: Any) -> Iterator[tuple[Sandbox, Jobs]]:
 
 
 def every_method() -> list[tuple[str, str]]:
-    from cloister_api.exec.v1.exec_pb2 import DESCRIPTOR
-
     return [
         (service, method.name)
         for service in SERVICES
-        for method in DESCRIPTOR.services_by_name[service].methods
+        for method in exec_pb2.DESCRIPTOR.services_by_name[service].methods
     ]
 
 

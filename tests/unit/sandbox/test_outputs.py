@@ -6,9 +6,10 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 
 from cloister_api.exec.v1 import exec_pb2
+from cloister_sandbox import jobs as module
 from cloister_sandbox import outputs, spool
 from cloister_sandbox.errors import Busy, NotFound
-from cloister_sandbox.jobs import Ending, Job, Jobs, Reason
+from cloister_sandbox.jobs import Ending, Job, Jobs, Reason, reason_of
 from cloister_sandbox.outputs import CHUNK, LIVE, Missing, OutputStore, Policy, Reader
 from cloister_sandbox.services.events import follow
 
@@ -234,8 +235,6 @@ async def test_small_output_is_sent_together() -> None:
 async def test_jobs_that_ended_are_forgotten_when_they_are_too_many_bytes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from cloister_sandbox import jobs as module
-
     monkeypatch.setattr(module, "KEEP_BYTES", 250)
     jobs = Jobs()
     for number in range(3):
@@ -248,8 +247,6 @@ async def test_jobs_that_ended_are_forgotten_when_they_are_too_many_bytes(
 
 
 async def test_jobs_are_forgotten_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    from cloister_sandbox import jobs as module
-
     monkeypatch.setattr(module, "KEEP_SECONDS", 0.0)
     jobs = Jobs()
     each = job("short")
@@ -271,3 +268,29 @@ async def test_memory_is_reserved() -> None:
     jobs.get("3").end(ended())
     jobs.require_room(large)
     assert not jobs.has("3")
+
+
+@pytest.mark.parametrize(
+    ("code", "kills", "sent", "stopping", "reason"),
+    [
+        (-9, 1, set(), None, Reason.OOM_KILLED),
+        (-9, 0, set(), None, Reason.EXITED),
+        (-9, 1, {9}, None, Reason.SIGNALLED),
+        (-9, 1, set(), Reason.TIMED_OUT, Reason.TIMED_OUT),
+        (-11, 1, set(), None, Reason.EXITED),
+        (1, 1, {15}, None, Reason.EXITED),
+        (-15, 0, {15}, None, Reason.SIGNALLED),
+    ],
+)
+async def test_why_a_job_ended(
+    monkeypatch: pytest.MonkeyPatch,
+    code: int,
+    kills: int,
+    sent: set[int],
+    stopping: Reason | None,
+    reason: Reason,
+) -> None:
+    monkeypatch.setattr(module, "oom_kills", lambda: kills)
+    each = job("x")
+    each.sent, each.stopping = sent, stopping
+    assert reason_of(each, code, oom_before=0) is reason

@@ -296,6 +296,9 @@ class ExitInfo(_message.Message):
     cwd: _builtins.str
     """The shell's working directory afterwards."""
     max_rss_bytes: _builtins.int
+    """Most memory that the program had; 0 when it was less than the server's own (about 50 MB), below
+    which the kernel does not tell.
+    """
     surviving_processes: _builtins.int
     """Processes of its tree that go on, because they were detached on purpose."""
     @_builtins.property

@@ -147,7 +147,7 @@ class OutputStore:
     def finish(self) -> None:
         """Nothing more is printed."""
         self.complete = True
-        self._evict(self._policy.tail)
+        self._trim()
         self.wake()
 
     def reader(self, offset: int) -> Reader:
@@ -161,12 +161,14 @@ class OutputStore:
         """A reader is gone."""
         self._readers.discard(reader)
         self._consumed = max(self._consumed, reader.position)
+        self._trim()
         self._reconsider()
 
     def advanced(self, reader: Reader) -> None:
         """A reader passed something on."""
         if reader.position == self.total:
             reader.kept_up = True
+        self._trim()
         self._reconsider()
 
     async def changed(self, seconds: float) -> None:
@@ -199,6 +201,13 @@ class OutputStore:
         if self._giving_up is not None:
             self._giving_up.cancel()
         self.wake()
+
+    def _trim(self) -> None:
+        """After the end, keep what was asked for, and what readers who kept up still want."""
+        if self.complete and self._tail_bytes > self._policy.tail:
+            first = min((each.position for each in self._readers if each.kept_up), default=None)
+            wanted = 0 if first is None else self.total - first
+            self._evict(max(self._policy.tail, wanted))
 
     def _evict(self, keep: int) -> None:
         """Move the oldest of the tail to the file, or drop it when that is full."""

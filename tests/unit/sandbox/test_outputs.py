@@ -141,6 +141,16 @@ async def test_a_reader_that_keeps_up_loses_nothing() -> None:
     assert read + len((await drain(reader))[0]) == source.store.total
 
 
+async def test_the_end_takes_nothing_from_a_reader_that_kept_up() -> None:
+    source = Source(Policy(spool=1))
+    reader = source.store.reader(0)
+    source.store.add(1, bytes(LIVE - 1))
+    source.store.finish()
+    data, missing = await drain(reader)
+    assert (len(data), missing) == (LIVE - 1, [])
+    assert source.store.kept_bytes == 32 * 1024 + 1 + 64 * 1024
+
+
 async def test_a_program_can_be_made_to_wait_for_its_slowest_reader() -> None:
     source = Source(Policy(spool=1, block_when_full=True))
     quick, slow = source.store.reader(0), source.store.reader(0)

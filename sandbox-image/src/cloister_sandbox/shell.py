@@ -32,7 +32,10 @@ _QUICK = 0.002
 """Seconds after which a command's output is read while it runs; most commands ended before."""
 Cancel: TypeAlias = "asyncio.Future[None]"
 """Done when the caller no longer wants the result."""
-_CSI = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
+_CONTROL = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\))")
+"""What moves a cursor, colours text or sets a title: nothing that a model can read."""
+_OVERWRITTEN = re.compile(r"[^\n\r]*\r+(?=[^\n\r])")
+"""The part of a line that a later one is printed over, as progress bars do."""
 
 
 class Tail:
@@ -136,6 +139,12 @@ class Output:
         return False
 
 
+def readable(text: str) -> str:
+    """What a terminal would show in the end: no control sequences, no overwritten progress."""
+    text = _CONTROL.sub("", text)
+    return _OVERWRITTEN.sub("", text) if "\r" in text else text
+
+
 @dataclass(frozen=True)
 class Finished:
     """How a command ended."""
@@ -197,7 +206,7 @@ class Shell:
             self._pid, self._exit = await self._reaper.start(
                 ["/bin/bash", "--noprofile", "--norc"],
                 cwd=cwd,
-                env={**env, MARK: self._mark},
+                env={**env, "TERM": "dumb", MARK: self._mark},
                 stdin=stdin_read,
                 pass_fds=[status_write],
             )
@@ -284,7 +293,7 @@ class Shell:
             self._waiter = self.output = None
             tail = output.finish()
         return Finished(
-            output=_CSI.sub("", tail.text()),
+            output=readable(tail.text()),
             total_bytes=tail.total,
             omitted_bytes=tail.omitted,
             code=code,

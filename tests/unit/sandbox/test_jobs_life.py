@@ -98,7 +98,7 @@ def test_drain_ends_programs_and_commands_and_says_why(tmp_path: Path) -> None:
     with running(tmp_path) as (server, jobs):
         jobs.open("s")
         jobs.bash("setsid sleep 4751 >/dev/null 2>&1 & echo left")
-        program = jobs.start("bash", "-c", "trap '' TERM INT; echo up; setsid sleep 4751")
+        program = jobs.start("bash", "-c", "trap '' TERM INT; setsid sleep 4751 & echo up; wait")
         command = jobs.run("s", "echo up; sleep 4751")
         assert (program.output(), command.output()) == (b"up\n", b"up\n")
         with server.operator(SESSION_NAME) as channel:

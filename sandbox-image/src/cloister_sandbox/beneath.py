@@ -17,7 +17,7 @@ _NO_MAGICLINKS, _NO_SYMLINKS, _BENEATH = 0x02, 0x04, 0x08
 _RENAME_NOREPLACE = 1
 _TRIES = 8
 _LONGEST = 4000
-"""Bytes of a path that one call takes; longer ones are walked."""
+"""Bytes of a path that one call takes; longer ones take several."""
 DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 LISTABLE = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -65,16 +65,48 @@ def open_directory(root: int, parts: Sequence[str], flags: int = DIRECTORY) -> i
     """
     if not parts:
         return os.open(".", flags, dir_fd=root)
+    if not HAS_OPENAT2:
+        return _walk(root, parts, flags)
+    here = root
+    try:
+        groups = _groups(parts)
+        for position, group in enumerate(groups):
+            wanted = flags if position == len(groups) - 1 else DIRECTORY
+            below = _resolve(here, group, wanted)
+            if here != root:
+                os.close(here)
+            here = below
+    except OSError:
+        if here != root:
+            os.close(here)
+        raise
+    return here
+
+
+def _groups(parts: Sequence[str]) -> list[list[str]]:
+    """The parts in runs that the kernel takes as one path each."""
+    groups: list[list[str]] = [[]]
+    size = 0
+    for part in parts:
+        length = len(os.fsencode(part)) + 1
+        if groups[-1] and size + length > _LONGEST:
+            groups.append([])
+            size = 0
+        groups[-1].append(part)
+        size += length
+    return groups
+
+
+def _resolve(root: int, parts: list[str], flags: int) -> int:
     path = os.fsencode("/".join(parts))
-    if HAS_OPENAT2 and len(path) <= _LONGEST:
-        for _ in range(_TRIES):
-            try:
-                return _openat2(root, path, flags, _BENEATH | _NO_SYMLINKS | _NO_MAGICLINKS)
-            except OSError as error:
-                if error.errno == errno.ELOOP:
-                    raise _not_a_directory() from None
-                if error.errno != errno.EAGAIN:  # something on the way was moved meanwhile
-                    raise
+    for _ in range(_TRIES):
+        try:
+            return _openat2(root, path, flags, _BENEATH | _NO_SYMLINKS | _NO_MAGICLINKS)
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                raise _not_a_directory() from None
+            if error.errno != errno.EAGAIN:  # something on the way was moved meanwhile
+                raise
     return _walk(root, parts, flags)
 
 

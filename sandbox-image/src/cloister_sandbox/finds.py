@@ -64,7 +64,10 @@ def _matches(
             path, link, age = f"{root.rstrip('/')}/{relative}", "", found.info.st_mtime_ns
             real = f"{where.rstrip('/')}/{found.relative}"
             if stat.S_ISLNK(found.info.st_mode):
-                real = os.path.realpath(path)
+                try:
+                    real = os.path.realpath(path)
+                except OSError:  # no link any more
+                    continue
                 if pattern.enters(relative, links):
                     pending.append((real, relative, links | {relative.count("/")}))
                 link = read_link(found.name, found.directory, found.info)

@@ -18,33 +18,46 @@ from .ripgrep import BadArgument, NotInstalled, Search
 MAX_TEXT = 65_536
 """Bytes of one line that are shown."""
 _MAX_EVENT = 4 * 1024 * 1024
-"""Bytes of one of ripgrep's events; a longer line is counted as left out."""
+"""Bytes of one of ripgrep's events; what is longer is counted and left out."""
+_MATCHES = b',"submatches":['
 _BAD_PATTERN = ("regex parse error", "error parsing glob", "compiled regex exceeds")
 
 
 class _Events:
-    """Splits output into ripgrep's events, one a line."""
+    """Splits output into ripgrep's events, one a line.
+
+    Where in the line the matches are is not wanted, and takes many times the line itself: it comes
+    last in an event, and is passed over. Only there can these bytes be unescaped.
+    """
 
     def __init__(self) -> None:
         self.too_long = 0
         self._held = bytearray()
+        self._seen = 0
         self._passing_over = False
 
     def feed(self, data: bytes) -> Iterator[dict[str, Any]]:
         *whole, rest = data.split(b"\n")
         for piece in whole:
-            if self._passing_over:
-                self._passing_over = False
-            else:
-                yield json.loads(bytes(self._held) + piece)
-            self._held.clear()
+            self._take(piece)
+            if self._held:
+                yield json.loads(self._held)
+            self._held, self._seen, self._passing_over = bytearray(), 0, False
+        self._take(rest)
+
+    def _take(self, piece: bytes) -> None:
         if self._passing_over:
             return
-        self._held += rest
-        if len(self._held) > _MAX_EVENT:
-            self.too_long += 1
+        self._held += piece
+        at = self._held.find(_MATCHES, max(self._seen - len(_MATCHES), 0))
+        self._seen = len(self._held)
+        if at >= 0:
+            self._held[at:] = b"}}"
             self._passing_over = True
+        elif len(self._held) > _MAX_EVENT:
+            self.too_long += 1
             self._held.clear()
+            self._passing_over = True
 
 
 def grep(
@@ -153,7 +166,7 @@ def _shorten(line: exec_pb2.GrepLine) -> bool:
 
 def _warnings(search: Search, seconds: float, too_long: int, cut: int) -> list[str]:
     complaint = search.complaint.decode("utf-8", errors="replace").strip()
-    if any(each in complaint for each in _BAD_PATTERN):
+    if any(each in complaint.lower() for each in _BAD_PATTERN):
         field = "glob" if "parsing glob" in complaint else "pattern"
         raise InvalidField(field, complaint[:1000])
     warnings = complaint.splitlines()[:20]

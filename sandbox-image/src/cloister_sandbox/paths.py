@@ -77,7 +77,11 @@ class Roots:
         if "\0" in given:
             raise ToolFailure(f"{tool}: embedded null byte")
         above, name = os.path.split(os.path.normpath(os.path.join(self.workspace, given)))
-        if any(self.holds(os.path.join(os.path.realpath(above), name))):
+        try:
+            path = os.path.join(_follow(above), name)
+        except OSError as error:
+            raise ToolFailure(f"{tool}: {given}: {reason(error)}") from None
+        if any(self.holds(path)):
             raise ToolFailure(f"{tool}: {given} is, or holds, a directory of the sandbox itself")
         path = os.path.join(self.resolve(tool, above), name)
         return self._check_writable(tool, given, path)

@@ -43,19 +43,22 @@ class Watch:
         self._names: dict[int, str] = {}
         self.ended = False
         """The path itself is gone, or has another name."""
-        try:
-            self._top = roots.directory(resolved, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except OSError as error:
-            raise failed(path, error) from None
+        self._roots = roots
         try:
             self._inotify = inotify.Inotify()
         except OSError as error:
-            os.close(self._top)
             raise failed(path, error) from None
         self.fd = self._inotify.fd
         try:
-            self._add(self._top, "")
-            if recursive and stat.S_ISDIR(os.fstat(self._top).st_mode):
+            # Not kept open: the end of a file is told only when nothing holds it.
+            top = roots.directory(resolved, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                self._identity = _identity(top)
+                self._add(top, "")
+                is_directory = stat.S_ISDIR(os.fstat(top).st_mode)
+            finally:
+                os.close(top)
+            if recursive and is_directory:
                 for _ in self._enter(""):
                     pass
         except OSError as error:
@@ -68,7 +71,6 @@ class Watch:
     def close(self) -> None:
         """End it."""
         self._inotify.close()
-        os.close(self._top)
 
     def changes(self, stopped: Callable[[], bool]) -> list[tuple[Change, str]]:
         """What happened since the last call, in order; a path modified again is told once.
@@ -131,9 +133,7 @@ class Watch:
     def _enter(self, relative: str) -> Iterator[str]:
         """Watch a directory and those below it; yields what is in them already."""
         try:
-            directory = beneath.open_directory(
-                self._top, relative.split("/") if relative else (), beneath.LISTABLE
-            )
+            directory = self._open(relative)
         except OSError:
             return
         try:
@@ -148,6 +148,17 @@ class Watch:
             return  # gone again
         finally:
             os.close(directory)
+
+    def _open(self, relative: str) -> int:
+        """A directory below the watched one; raises OSError, also when that is another by now."""
+        top = self._roots.directory(self._path)
+        try:
+            if _identity(top) != self._identity:
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+            parts = relative.split("/") if relative else ()
+            return beneath.open_directory(top, parts, beneath.LISTABLE)
+        finally:
+            os.close(top)
 
     def _enter_one(self, name: str, directory: int, relative: str) -> None:
         try:
@@ -183,3 +194,8 @@ class Watch:
 
     def _full(self, relative: str) -> str:
         return f"{self._path}/{relative}" if relative else self._path
+
+
+def _identity(file: int) -> tuple[int, int]:
+    info = os.fstat(file)
+    return info.st_dev, info.st_ino

@@ -5,7 +5,6 @@ import contextlib
 import os
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
-from datetime import timedelta
 from typing import Any
 
 from cloister_api.exec.v1 import exec_pb2
@@ -196,7 +195,7 @@ class FilesService(Transfers):
     async def Grep(self, request: exec_pb2.GrepRequest, context: Any) -> AsyncIterator[Any]:  # noqa: N802
         require_claimed(self._state)
         limit = request.max_matches or 1000
-        seconds = request.timeout.ToTimedelta() / timedelta(seconds=1) or 30.0
+        seconds = request.timeout.seconds + request.timeout.nanos / 1e9 or 30.0
         if limit > MAX_MATCHES:
             raise InvalidField("max_matches", f"must be at most {MAX_MATCHES}")
         if request.context_lines > MAX_CONTEXT:

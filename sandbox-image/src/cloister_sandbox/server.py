@@ -29,6 +29,8 @@ from .state import Activity, Phase, ServerState
 
 MAX_MESSAGE = 32 * 1024 * 1024
 """Bytes; a PDF of the largest size that `read` returns fits."""
+MAX_PENDING = 16_384
+"""Calls that wait for the event loop to see them."""
 DRAIN_SECONDS = 3.0
 """Below the pod's grace period, so that results still leave before the kubelet's SIGKILL."""
 _LAST_CALLS = 2.0
@@ -79,6 +81,9 @@ class Server:
                 ("grpc.keepalive_permit_without_calls", 1),
                 ("grpc.http2.min_ping_interval_without_data_ms", 5000),
                 ("grpc.so_reuseport", 0),
+                # Our own bounds answer with RESOURCE_EXHAUSTED; gRPC's would cancel some calls.
+                ("grpc.server.max_pending_requests", MAX_PENDING),
+                ("grpc.server.max_pending_requests_hard_limit", 2 * MAX_PENDING),
             ],
         )
         exec_pb2_grpc.add_ToolsServicer_to_server(

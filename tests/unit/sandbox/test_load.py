@@ -1,0 +1,118 @@
+"""Load and faults that a tenant can cause: bounded, and over when they are over."""
+
+import signal
+import time
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from cloister_api.exec.v1 import exec_pb2, exec_pb2_grpc
+from cloister_sandbox.state import Activity
+from support.sandbox_server import Sandbox, Tools, sandbox
+
+MIB = 1024 * 1024
+
+
+def failure(stream: Any) -> Any:
+    """How a call failed, None when it did not."""
+    try:
+        list(stream)
+    except grpc.RpcError as error:
+        return error
+    return None
+
+
+def resident(server: Sandbox) -> int:
+    """Bytes of memory that the server has."""
+    for line in Path(f"/proc/{server.process.pid}/status").read_text().splitlines():
+        if line.startswith("VmHWM"):
+            return int(line.split()[1]) * 1024
+    raise AssertionError("the server is gone")
+
+
+def test_a_thousand_million_bytes_of_output(claimed: Sandbox, tools: Tools) -> None:
+    before = resident(claimed)
+    result = tools.call("bash", command="head -c 1000000000 /dev/zero; echo END")
+    assert result.truncation.total_bytes == 1_000_000_004
+    assert result.content[0].text.endswith("\0END")
+    assert resident(claimed) - before < 16 * MIB
+
+
+def test_output_after_the_end_never_delays_the_result(claimed: Sandbox, tools: Tools) -> None:
+    # The background job prints without end; a result that waited for it would never come.
+    text = tools.bash("yes & echo result; :")
+    assert "result" in text.splitlines()
+    assert tools.bash("kill %1; echo next") == "next"
+
+
+def test_a_command_of_a_megabyte(tools: Tools) -> None:
+    words = " ".join(f"w{number}" for number in range(150_000))
+    assert len(words) > MIB
+    assert tools.bash(f"set -- {words}; echo $#") == "150000"
+
+
+def test_a_character_is_never_cut_in_two(tools: Tools) -> None:
+    assert tools.bash(r"printf '\xc3'; sleep 0.05; printf '\xa4'; printf 'x\xf0\x9f'") == "äx\ufffd"
+
+
+def test_thousands_of_calls_at_once_are_bounded(tmp_path: Path) -> None:
+    with sandbox(tmp_path) as server:
+        server.wait_for(exec_pb2.RuntimeInfo.STATE_WARM)
+        server.claim()
+        with server.worker() as channel:
+            tools = Tools(channel)
+            tools.bash("mkfifo gate")
+            stub = exec_pb2_grpc.ToolsStub(channel)
+            streams: list[Any] = []
+            for number in range(3000):
+                request = exec_pb2.CallRequest(request_id=uuid.uuid4().hex, tool="bash")
+                request.input.update({"command": "cat gate" if number == 0 else "echo ran >> log"})
+                streams.append(stub.Call(request, timeout=120))
+            while sum(each.done() for each in streams) < 2700:
+                time.sleep(0.01)  # until those that are refused are; the others wait at the gate
+            (server.workspace / "gate").write_text("")
+            refusals = [error for each in streams if (error := failure(each)) is not None]
+            assert {error.code() for error in refusals} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
+            for error in refusals:
+                details = dict(error.trailing_metadata())["grpc-status-details-bin"]
+                assert b"google.rpc.RetryInfo" in details
+            assert (server.workspace / "log").read_text() == "ran\n" * (2999 - len(refusals))
+            assert len(refusals) >= 2700
+            assert tools.bash("echo fine") == "fine"
+
+
+def test_sigterm_lets_work_finish_and_ends_the_rest(tmp_path: Path) -> None:
+    with sandbox(tmp_path) as server, ThreadPoolExecutor() as pool:
+        server.wait_for(exec_pb2.RuntimeInfo.STATE_WARM)
+        server.claim()
+        with server.worker() as channel:
+            tools = Tools(channel)
+            tools.bash("mkfifo begun; setsid sleep 4730 &")
+            call = pool.submit(tools.call, "bash", command="echo > begun; sleep 1; echo finished")
+            (server.workspace / "begun").read_bytes()
+            server.process.send_signal(signal.SIGTERM)
+            assert call.result().content[0].text == "finished"
+        assert server.process.wait(timeout=20) == 0
+
+
+def test_the_wall_clock_may_jump(monkeypatch: pytest.MonkeyPatch) -> None:
+    activity = Activity()
+    with activity:
+        monkeypatch.setattr(time, "time", lambda: 0.0)
+        monkeypatch.setattr(time, "time_ns", lambda: 0)
+    assert 0 <= activity.active < 60
+    assert 0 <= activity.idle_for < 60
+
+
+def test_nothing_in_the_server_counts_by_the_wall_clock() -> None:
+    sources = Path(__file__).parents[3] / "sandbox-image" / "src" / "cloister_sandbox"
+    users = [
+        path.name
+        for path in sources.rglob("*.py")
+        if "time.time(" in path.read_text() or "datetime.now(" in path.read_text()
+    ]
+    assert users == []

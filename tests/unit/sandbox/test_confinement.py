@@ -142,7 +142,7 @@ def test_a_mounted_file_is_read_where_it_is_and_never_written(
     with server.worker() as channel:
         tools, files = Tools(channel), exec_pb2_grpc.FilesStub(channel)
         assert tools.text("read", file_path=str(path)) == "debug: true\n"
-        assert tools.text("grep", pattern="debug", path=str(path)) == f"{path}:1:debug: true"
+        assert tools.text("grep", pattern="debug", path=str(path)) == f"{path}:1:debug: true\n"
         stat = files.Stat(exec_pb2.StatRequest(path=str(path)), timeout=5)
         assert (stat.type, stat.size) == (exec_pb2.Entry.TYPE_FILE, 12)
         chunks = list(files.Download(exec_pb2.DownloadRequest(path=str(path)), timeout=5))

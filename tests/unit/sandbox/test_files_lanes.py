@@ -1,0 +1,69 @@
+"""Lanes: what is slow in one holds up no other, and what waits is bounded."""
+
+import asyncio
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from cloister_sandbox import lanes
+from cloister_sandbox.errors import Busy
+from cloister_sandbox.lanes import Lane, Lanes
+
+
+async def test_slow_work_holds_up_nobody_else() -> None:
+    shared, go_on = Lanes(), threading.Event()
+    slow = [shared.slow.submit(go_on.wait) for _ in range(10)]
+    bulk = [shared.bulk.submit(go_on.wait) for _ in range(10)]
+    assert await shared.quick.run(lambda: "answered") == "answered"
+    assert not any(each.done() for each in slow + bulk)
+    go_on.set()
+    await asyncio.gather(*slow, *bulk)
+
+
+async def test_what_waits_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lanes, "MAX_WAITING", 2)
+    lane, go_on = Lane("test", 2), threading.Event()
+    under_way = [lane.submit(go_on.wait) for _ in range(4)]
+    with pytest.raises(Busy, match="waiting"):
+        lane.submit(go_on.wait)
+    go_on.set()
+    await asyncio.gather(*under_way)
+    assert await lane.run(lambda: 1) == 1
+
+
+async def test_a_generator_is_closed_when_its_reader_goes_away() -> None:
+    closed = threading.Event()
+
+    def endless() -> Iterator[int | None]:
+        try:
+            number = 0
+            while True:
+                yield number
+                yield None
+                number += 1
+        finally:
+            closed.set()
+
+    lane = Lane("test", 1)
+    batches = lane.batches(endless(), 10)
+    assert [await anext(batches) for _ in range(3)] == [[0], [1], [2]]
+    await batches.aclose()
+    assert closed.is_set()
+
+
+async def test_what_nobody_waits_for_any_more_is_closed() -> None:
+    go_on, closed = threading.Event(), asyncio.Event()
+    lane = Lane("test", 1)
+
+    def opening() -> str:
+        go_on.wait()
+        return "opened"
+
+    task = asyncio.ensure_future(lane.open(opening, lambda _: closed.set()))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    go_on.set()
+    await asyncio.wait_for(closed.wait(), 20)

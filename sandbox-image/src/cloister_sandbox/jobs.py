@@ -203,6 +203,10 @@ class Jobs:
 
     def __init__(self) -> None:
         self._jobs: dict[str, Job] = {}
+        self._kept: dict[str, tuple[int, asyncio.TimerHandle]] = {}
+        """Jobs that ended, in that order: the bytes each had then, and when it is forgotten."""
+        self._kept_bytes = 0
+        self._reserved = 0
 
     def all(self) -> list[Job]:
         """Every job that runs or is kept, oldest first."""
@@ -228,13 +232,14 @@ class Jobs:
 
     def require_room(self, policy: Policy) -> None:
         """Raise Busy when one more job does not fit, after forgetting the oldest that ended."""
-        while len(self._jobs) >= MAX_JOBS or self._reserved() + _memory(policy) > MEMORY:
+        while len(self._jobs) >= MAX_JOBS or self._reserved + _memory(policy) > MEMORY:
             if not self._forget_oldest():
                 raise Busy("TOO_MANY_JOBS", "too many programs or commands run", retry_after=1.0)
 
     def put(self, job: Job, job_id: str = "") -> None:
         """Know a job from now on, and for a while after it ended; by its own id, or another."""
         self._jobs[job_id or job.id] = job
+        self._reserved += _memory(job.policy)
         job.done.add_done_callback(lambda _: self._ended(job_id or job.id, job))
 
     def release(self, job_id: str) -> None:
@@ -258,28 +263,27 @@ class Jobs:
     def _ended(self, job_id: str, job: Job) -> None:
         if self._jobs.get(job_id) is not job:
             return
-        asyncio.get_running_loop().call_later(KEEP_SECONDS, self._forget, job_id, job)
-        ended = [(key, each) for key, each in self._jobs.items() if not each.running]
-        kept = sum(each.store.kept_bytes for _, each in ended)
-        for key, each in ended:
-            if kept <= KEEP_BYTES:
-                break
-            kept -= each.store.kept_bytes
-            self._forget(key, each)
-
-    def _reserved(self) -> int:
-        return sum(_memory(each.policy) for each in self._jobs.values())
+        loop = asyncio.get_running_loop()
+        timer = loop.call_later(KEEP_SECONDS, self._forget, job_id, job)
+        self._kept[job_id] = (job.store.kept_bytes, timer)
+        self._kept_bytes += job.store.kept_bytes
+        while self._kept_bytes > KEEP_BYTES and self._forget_oldest():
+            pass
 
     def _forget_oldest(self) -> bool:
-        for job_id, job in self._jobs.items():
-            if not job.running:
-                self._forget(job_id, job)
-                return True
-        return False
+        job_id = next(iter(self._kept), None)
+        if job_id is not None:
+            self._forget(job_id, self._jobs[job_id])
+        return job_id is not None
 
     def _forget(self, job_id: str, job: Job) -> None:
         if self._jobs.get(job_id) is job:
             del self._jobs[job_id]
+            self._reserved -= _memory(job.policy)
+            if job_id in self._kept:
+                size, timer = self._kept.pop(job_id)
+                self._kept_bytes -= size
+                timer.cancel()
             # A command that went on as a process belongs to the registry of processes.
             if job.detached_as in ("", job_id):
                 job.store.close()

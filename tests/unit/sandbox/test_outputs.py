@@ -276,6 +276,7 @@ async def test_memory_is_reserved() -> None:
     with pytest.raises(Busy):
         jobs.require_room(large)
     jobs.get("3").end(ended())
+    await asyncio.sleep(0)
     jobs.require_room(large)
     assert not jobs.has("3")
 

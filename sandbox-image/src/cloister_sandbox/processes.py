@@ -23,6 +23,8 @@ it where the kernel gives trees no numbers (see marks)."""
 ENDING_SECONDS = 5.0
 """For so long processes that do not end are signalled again."""
 CHILDREN_ARE_LISTED = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").exists()
+_LISTED = 65_536
+_COUNTED = 1000
 _CHASES = 20
 """Looks at the list of orphans after each look at the whole table."""
 _marks = Marks()
@@ -225,11 +227,37 @@ def forget_tree(mark: str) -> None:
 
 def orphans() -> list[int]:
     """The children of this process, as the kernel lists them; quicker than looking at them all."""
-    me = os.getpid()
+    return children(os.getpid())
+
+
+def children(pid: int) -> list[int]:
+    """The children of a process's first thread; none where the kernel does not tell.
+
+    By the bare calls, because every command looks.
+    """
     try:
-        return [int(each) for each in Path(f"/proc/{me}/task/{me}/children").read_text().split()]
+        fd = os.open(f"/proc/{pid}/task/{pid}/children", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return []
+    try:
+        return [int(each) for each in os.read(fd, _LISTED).split()]
+    except OSError:
+        return []
+    finally:
+        os.close(fd)
+
+
+def background(leader: int, mark: str) -> int:
+    """How many processes of a tree there are beside its leader, counted to about a thousand."""
+    number = _marks.number(mark)
+    pending = children(leader)
+    if number:
+        pending += [pid for pid in orphans() if pid != leader and number_of(pid) == number]
+    count = 0
+    while pending and count < _COUNTED:
+        pending += children(pending.pop())
+        count += 1
+    return count
 
 
 def signal_all(pids: Iterable[int], number: int) -> None:

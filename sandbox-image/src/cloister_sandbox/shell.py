@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from .processes import MARK, Reaper, kill_tree
+from .processes import MARK, Reaper, background, kill_tree
 
 KEEP_BYTES = 102_400
 """Of a command's output, the last so many bytes are kept (agent_toolset_20260401)."""
@@ -161,6 +161,8 @@ class Finished:
     shell_lost: bool = False
     shell_closed: bool = False
     """Its context was closed, or the server is going away."""
+    surviving: int = 0
+    """Processes of the shell that go on in the background."""
 
 
 class ShellError(Exception):
@@ -303,6 +305,7 @@ class Shell:
             cancelled=reason == "cancel",
             shell_lost=status is None,
             shell_closed=self.retired,
+            surviving=0 if status is None else background(self._pid, self._mark),
         )
 
     async def close(self) -> None:

@@ -88,6 +88,16 @@ def test_nothing_outlives_its_context(tools: Tools, seconds: str, escape: str, e
     assert sleeping(seconds) == []
 
 
+def test_what_goes_on_is_counted(tools: Tools, seconds: str) -> None:
+    assert tools.call("bash", context_id="counts", command="true").exit.surviving_processes == 0
+    start = f"sleep {seconds} & env -i setsid -f sleep {seconds}; (sleep {seconds} &)"
+    assert tools.call("bash", context_id="counts", command=start).exit.surviving_processes == 3
+    stop = f"pkill -fx 'sleep {seconds}'; while pgrep -fx 'sleep {seconds}'; do :; done; wait"
+    tools.call("bash", context_id="counts", command=stop)
+    assert tools.call("bash", context_id="counts", command="true").exit.surviving_processes == 0
+    tools.stub.CloseContext(exec_pb2.CloseContextRequest(context_id="counts"), timeout=20)
+
+
 def test_other_contexts_keep_their_processes(tools: Tools, seconds: str) -> None:
     start = f"env -i setsid -f sleep {seconds}"
     tools.call("bash", context_id="keeps", command=start)

@@ -119,6 +119,7 @@ def _result(result: ToolResult, replayed: bool) -> exec_pb2.CallResult:
         info.reason = exec_pb2.ExitInfo.REASON_EXITED
     info.wall.FromTimedelta(timedelta(seconds=finished.wall))
     info.cwd = finished.cwd.encode("utf-8", errors="replace").decode("utf-8")
+    info.surviving_processes = finished.surviving
     message.state_lost = finished.shell_lost
     if finished.omitted_bytes:
         message.truncation.total_bytes = finished.total_bytes

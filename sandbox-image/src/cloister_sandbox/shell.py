@@ -6,13 +6,18 @@ command and not the shell, a background job's later output reaches nobody else's
 a command prints can be mistaken for its status.
 """
 
+import array
 import asyncio
 import contextlib
+import errno
+import fcntl
 import os
 import re
 import secrets
 import shlex
 import shutil
+import stat
+import termios
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,10 +33,13 @@ _STATUS = 50
 """Descriptor of the status pipe in the shell: between those that bash takes for itself from 10 up
 and from 63 down, and below the smallest limits that `ulimit -n` is set to."""
 _INLINE = 65_536
+_MAX_STATUS = 16_384
+"""Bytes; the status line holds a path. Tools can write to its pipe, too."""
 _QUICK = 0.002
 """Seconds after which a command's output is read while it runs; most commands ended before."""
 Cancel: TypeAlias = "asyncio.Future[None]"
 """Done when the caller no longer wants the result."""
+_STATUS_LINE = re.compile(r"(?P<nonce>[0-9a-f]{8}) (?P<code>[0-9]{1,3}) (?P<cwd>.*)", re.DOTALL)
 _CSI = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
 
 
@@ -81,7 +89,11 @@ class Output:
     def __init__(self, path: str) -> None:
         os.mkfifo(path, 0o600)
         self._path = path
-        self._fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        # A tool may have put something else there since: a link to what only the server may read.
+        self._fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+        if not stat.S_ISFIFO(os.fstat(self._fd).st_mode):
+            os.close(self._fd)
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
         self._loop = asyncio.get_running_loop()
         self._watched = False
         self.tail: Tail | None = Tail()
@@ -98,9 +110,15 @@ class Output:
             self._loop.add_reader(self._fd, self._read)
 
     def finish(self) -> Tail:
-        """Take what the command printed; foreground writes happened before its status."""
-        while self.held and self._read():
-            pass
+        """Take what the command printed; foreground writes happened before its status.
+
+        They are in the pipe by now, so that what comes later, as from a job that prints without
+        end, is not waited for.
+        """
+        left = self._waiting()
+        # Once more than there was to read: that shows the end, where it has come.
+        while self.held and (count := self._read()) and left > 0:
+            left -= count
         tail, self.tail = self.tail or Tail(), None
         self.watch()
         with contextlib.suppress(OSError):
@@ -115,19 +133,26 @@ class Output:
             os.close(self._fd)
             self._fd = -1
 
-    def _read(self) -> bool:
-        """Read once; returns whether there may be more at once."""
+    def _waiting(self) -> int:
+        """Bytes in the pipe."""
+        count = array.array("i", [0])
+        if self.held:
+            fcntl.ioctl(self._fd, termios.FIONREAD, count)
+        return count[0]
+
+    def _read(self) -> int:
+        """Read once; returns how many bytes there were."""
         try:
             data = os.read(self._fd, _CHUNK)
         except BlockingIOError:
-            return False
+            return 0
         if data:
             if self.tail is not None:
                 self.tail.add(data)
-            return True
-        # End of file: all writers are gone. Before the first one came nobody reads.
-        self.close()
-        return False
+        else:
+            # End of file: all writers are gone. Before the first one came nobody reads.
+            self.close()
+        return len(data)
 
 
 @dataclass(frozen=True)
@@ -219,7 +244,8 @@ class Shell:
         everything that began on the line it is at.
         """
         self._dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        Path(self._out).unlink(missing_ok=True)
+        for each in (self._out, self._command, self._run):
+            Path(each).unlink(missing_ok=True)
         command, into = shlex.quote(self._command), shlex.quote(self._out)
         _replace(
             self._run, f"builtin source {command} </dev/null >{into} 2>&1 {_STATUS}>&-\n".encode()
@@ -252,13 +278,11 @@ class Shell:
         try:
             status, reason = await self._await_status(self._waiter, timeout, cancel)
             code = 0
-            if status is not None:
-                found, number, cwd = status.split(" ", 2)
-                if found == nonce:
-                    code, self.cwd = int(number), cwd
-                else:
-                    status = None
-            if status is None:
+            told = _STATUS_LINE.fullmatch(status) if status is not None else None
+            if told and told["nonce"] == nonce:
+                code, self.cwd = int(told["code"]), told["cwd"]
+            else:
+                status = None
                 if reason == "end":
                     # After `exec` the shell is another program, which may go on for ever.
                     reason = await self._await_exit(timeout - (time.monotonic() - began), cancel)
@@ -317,7 +341,8 @@ class Shell:
     def _send(self, lines: str) -> None:
         # A pipe takes 64 KiB at once; the lines sent are far shorter, and bash reads each one
         # before it runs what the line names.
-        with contextlib.suppress(BrokenPipeError):
+        # A tool that fills the pipe makes its command late, and is ended with the shell then.
+        with contextlib.suppress(BrokenPipeError, BlockingIOError):
             os.write(self._stdin, lines.encode())
 
     def _read_status(self) -> None:
@@ -330,7 +355,11 @@ class Shell:
             self._report(None)
             return
         self._received.extend(data)
-        if self._received.endswith(b"\0"):
+        if len(self._received) > _MAX_STATUS:
+            # No shell of ours says that.
+            self._received.clear()
+            self._report("")
+        elif self._received.endswith(b"\0"):
             text = self._received[:-1].decode(errors="surrogateescape")
             self._received.clear()
             self._report(text)
@@ -365,10 +394,15 @@ class Shell:
 
 
 def _replace(path: str, data: bytes) -> None:
-    """Write a small file; the bare calls, because every command waits for this."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    """Write a small file; the bare calls, because every command waits for this.
+
+    Raises OSError, also where a tool has put a FIFO there, which nothing may wait for.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     fd = os.open(path, flags, 0o600)
     try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
         while data:
             data = data[os.write(fd, data) :]
     finally:

@@ -183,7 +183,8 @@ def _entry(path: str) -> exec_pb2.Entry:
     )
     entry.mtime.FromNanoseconds(info.st_mtime_ns)
     if kind == exec_pb2.Entry.TYPE_SYMLINK:
-        entry.symlink_target = str(Path(path).readlink())
+        target = str(Path(path).readlink())
+        entry.symlink_target = target.encode("utf-8", errors="replace").decode("utf-8")
     return entry
 
 

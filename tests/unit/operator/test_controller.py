@@ -587,6 +587,47 @@ async def test_a_secret_of_somebody_else_is_left_alone(world: World) -> None:
     assert world.pods(state="claimed") == []
 
 
+async def test_a_pod_of_another_namespace_is_nobodys_here(make_world: MakeWorld) -> None:
+    """Whoever may make pods there could otherwise get the files and variables of a session here."""
+    world = make_world(sandbox_namespaces=(NAMESPACE, "other"))
+    world.cluster.create(NAMESPACES, "", {"metadata": {"name": "other"}})
+    world.apply_environment(pool={"size": 0})
+    uid = world.apply_session()
+    labels = {
+        names.MANAGED_BY_LABEL: names.MANAGED_BY,
+        names.ENVIRONMENT_LABEL: "py",
+        names.STATE_LABEL: "claimed",
+        names.SESSION_LABEL: uid,
+    }
+    intruder = {"metadata": {"name": "intruder", "labels": labels}, "spec": {"volumes": []}}
+    world.cluster.create(PODS, "other", intruder)
+    operator = world.start()
+    await operator.until(lambda: world.served("s1"))
+    await operator.settle()
+    assert world.cluster.peek(PODS, "other", "intruder") is not None
+
+
+async def test_a_pods_label_deletes_no_secret(world: World) -> None:
+    """A pod that somebody else made names a recipe that is no recipe."""
+    world.cluster.create(SECRETS, NAMESPACE, {"metadata": {"name": "py-password"}})
+    world.apply_environment()
+    labels = {
+        names.MANAGED_BY_LABEL: names.MANAGED_BY,
+        names.ENVIRONMENT_LABEL: "py",
+        names.STATE_LABEL: "starting",
+        names.RECIPE_LABEL: "password",
+    }
+    intruder = {"metadata": {"name": "intruder", "labels": labels}, "spec": {"volumes": []}}
+    world.cluster.create(PODS, NAMESPACE, intruder)
+    operator = world.start()
+    await operator.until(lambda: world.pool_is(1))
+    await operator.until(lambda: world.cluster.peek(PODS, NAMESPACE, "intruder") is None)
+    world.cluster.patch_spec(ENVIRONMENTS, NAMESPACE, "py", {"setup": "echo new"})
+    await operator.until(lambda: len(world.pods()) == 1 and world.pool_is(1))
+    await operator.settle()
+    assert "py-password" in world.secrets()
+
+
 # --- the network ---------------------------------------------------------------------------------
 
 

@@ -60,7 +60,8 @@ def _pod_groups(pod: PodView) -> Iterable[tuple[str, ...]]:
     yield ("recipe", pod.namespace, pod.environment, pod.recipe)
     yield ("state", pod.namespace, pod.environment, pod.recipe, pod.state)
     if pod.session_uid:
-        yield ("session", pod.session_uid)
+        # A label says little: no pod of another namespace can be the session's.
+        yield ("session", pod.namespace, pod.session_uid)
 
 
 def _session_groups(session: SessionObject) -> Iterable[tuple[str, ...]]:

@@ -9,8 +9,8 @@ from ..api.conditions import Finding
 from ..api.environment import EnvironmentObject, PoolCounts
 from ..api.pod import PodView
 from ..cache import Key
-from ..cluster.resources import ENVIRONMENTS, NAMESPACES, NETWORK_POLICIES, SECRETS
-from ..errors import NotFoundError, OperatorError, PermanentError
+from ..cluster.resources import ENVIRONMENTS, NAMESPACES, NETWORK_POLICIES
+from ..errors import OperatorError, PermanentError
 from ..plan.pool import Failure, Wanted, counts, findings, plan_pool
 from ..recipe import Recipe, build, references
 from . import owned, pods
@@ -167,10 +167,8 @@ class EnvironmentReconciler:
             if self._context.pods.group(("recipe", *environment.key, old)):
                 continue
             namespace, name = environment.key
-            try:
-                await self._context.api.delete(SECRETS, namespace, names.recipe_secret(name, old))
-            except NotFoundError:
-                log.debug("recipe %s is gone", old)
+            secret = names.recipe_secret(name, old)
+            await owned.remove(self._context.api, namespace, secret, environment.metadata.uid)
             known.discard(old)
 
     async def _refuse(self, environment: EnvironmentObject, error: PermanentError) -> None:

@@ -69,7 +69,7 @@ class SessionReconciler:
         """The Session is deleted: its pods go at once, without waiting for owner references."""
         self._first_seen.pop(session.metadata.uid, None)
         self._warm_claims.discard(session.metadata.uid)
-        for pod in self._context.pods.group(("session", session.metadata.uid)):
+        for pod in self._context.pods.group(_pods_of(session)):
             await pods.delete(self._context, pod)
 
     async def _own_pod(self, session: SessionObject) -> PodView | None:
@@ -79,7 +79,7 @@ class SessionReconciler:
         The others go once the status says which it is: until then another operator may just be
         writing one of them there.
         """
-        found = self._context.pods.group(("session", session.metadata.uid))
+        found = self._context.pods.group(_pods_of(session))
         wanted = session.status.pod_uid
         found.sort(key=lambda pod: (pod.uid != wanted, pod.deleting, pod.created, pod.name))
         pending = session.status.phase is Phase.PENDING
@@ -130,7 +130,7 @@ class SessionReconciler:
         for other in self._context.sessions.group(group):
             if other.metadata.uid == metadata.uid or other.status.phase.ended:
                 continue
-            has_pod = bool(self._context.pods.group(("session", other.metadata.uid)))
+            has_pod = bool(self._context.pods.group(_pods_of(other)))
             older = (other.metadata.creation_timestamp or "", other.metadata.name) < mine
             count += has_pod or older
         return count
@@ -441,3 +441,7 @@ class SessionReconciler:
             await self._context.api.delete(SESSIONS, namespace, name, uid=session.metadata.uid)
         except NotFoundError:
             log.debug("session %s is gone", name)
+
+
+def _pods_of(session: SessionObject) -> tuple[str, str, str]:
+    return "session", session.metadata.namespace, session.metadata.uid

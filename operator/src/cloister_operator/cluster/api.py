@@ -14,6 +14,7 @@ import orjson
 from kubernetes.aio import client, config
 
 from .. import names
+from ..api import conditions
 from ..api.common import JSON
 from ..errors import (
     ConflictError,
@@ -117,7 +118,7 @@ def error_of(status: int, body: bytes, retry_after: str | None, patch_test: bool
     if status in (401, 403):
         # RBAC is mended from outside, while the operator runs.
         return TransientError(f"the API server refused: {message}")
-    return PermanentError("Rejected", message or f"the API server answered {status}")
+    return PermanentError(conditions.REJECTED, message or f"the API server answered {status}")
 
 
 class HttpApi:

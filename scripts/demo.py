@@ -181,7 +181,10 @@ def print_next(target: Target, elapsed: float) -> None:
     print(f"  {target.kubectl_path} get environments,sessions -n {SANDBOX_NAMESPACE}")
     print(f"  .venv/bin/cloister session create {ENVIRONMENT} --name mine")
     print("  .venv/bin/cloister exec mine -- 'uname -a; ls -la'")
-    print("  make cluster-down    # stops the bundled cluster and removes everything of it")
+    if target.bundled:
+        print("  make cluster-down    # stops the bundled cluster and removes everything of it")
+    else:
+        print(f"  {target.helm_path} uninstall cloister -n {SYSTEM_NAMESPACE}")
     print("demo: ok")
 
 

@@ -8,7 +8,7 @@ from .. import manifests, names
 from ..api import conditions
 from ..api.backend import NewFile
 from ..api.common import JSON
-from ..api.conditions import Finding, parse_time, timestamp
+from ..api.conditions import parse_time, timestamp
 from ..api.environment import EnvironmentObject
 from ..api.pod import PodView, view
 from ..api.session import Phase, SessionObject
@@ -23,6 +23,7 @@ from . import owned, pods
 from .context import Context, Resolved, address
 from .events import Recorder
 from .references import read
+from .statuses import SessionStatuses
 from .warmer import Warmer
 
 log = logging.getLogger(__name__)
@@ -41,7 +42,7 @@ class SessionReconciler:
     def __init__(self, context: Context, warmer: Warmer, recorder: Recorder) -> None:
         self._context = context
         self._warmer = warmer
-        self._recorder = recorder
+        self._statuses = SessionStatuses(context, recorder)
         self._warm_claims: set[str] = set()
         self._first_seen: dict[str, float] = {}
 
@@ -181,7 +182,7 @@ class SessionReconciler:
             await self._delete(session)
             return None
         if plan.phase is Phase.PENDING and plan.reason:
-            await self._wait(session, plan)
+            await self._statuses.waiting(session, plan)
             if plan.reason == conditions.NETWORK_NOT_ENFORCED:
                 return REFUTED_PROOF_COUNTS_FOR.total_seconds()
         if plan.look_again:
@@ -297,7 +298,8 @@ class SessionReconciler:
         credentials = None
         if not session.through_api:
             credentials = await self._write_credentials(session, lifetime, now)
-        await self._write_running(session, pod, credentials, now)
+        await self._statuses.running(session, pod, credentials, now)
+        self._observe_claim(session.metadata.uid)
 
     async def _write_credentials(
         self, session: SessionObject, lifetime: timedelta, now: datetime
@@ -309,54 +311,12 @@ class SessionReconciler:
         await owned.create(self._context.api, session.metadata.namespace, body)
         return names.credentials_secret(session.metadata.name)
 
-    async def _write_running(
-        self, session: SessionObject, pod: PodView, credentials: str | None, now: datetime
-    ) -> None:
-        metadata = session.metadata
-        message = f"pod {pod.name} is the session's"
-        ready = Finding(conditions.READY, "True", conditions.CLAIMED, message)
-        changes = {
-            "phase": Phase.RUNNING,
-            "reason": conditions.CLAIMED,
-            "observed_generation": metadata.generation,
-            "conditions": conditions.update(
-                session.status.conditions, [ready], metadata.generation, now
-            ),
-            "pod_name": pod.name,
-            "pod_uid": pod.uid,
-            "endpoint": address(pod).endpoint,
-            "server_name": names.session_server_name(metadata.uid),
-            "credentials_secret_name": credentials,
-            "recipe_hash": pod.recipe,
-            "started_at": timestamp(now),
-            "last_activity_time": timestamp(now),
-        }
-        await self._patch(session, changes)
-        start = "warm" if metadata.uid in self._warm_claims else "cold"
-        seen = self._first_seen.pop(metadata.uid, None)
+    def _observe_claim(self, uid: str) -> None:
+        start = "warm" if uid in self._warm_claims else "cold"
+        seen = self._first_seen.pop(uid, None)
         if seen is not None:
             CLAIM_SECONDS.labels(start).observe(time.monotonic() - seen)
-        self._warm_claims.discard(metadata.uid)
-        self._recorder.record(names.SESSION_KIND, metadata, conditions.CLAIMED, message)
-
-    async def _wait(self, session: SessionObject, plan: SessionPlan) -> None:
-        metadata = session.metadata
-        found = Finding(conditions.READY, "False", plan.reason, plan.message)
-        before = next((x for x in session.status.conditions if x.type == found.type), None)
-        if before and (before.reason, before.message) == (found.reason, found.message):
-            return
-        updated = conditions.update(
-            session.status.conditions, [found], metadata.generation, self._context.clock()
-        )
-        await self._patch(
-            session,
-            {
-                "phase": Phase.PENDING,
-                "reason": plan.reason,
-                "observed_generation": metadata.generation,
-                "conditions": updated,
-            },
-        )
+        self._warm_claims.discard(uid)
 
     async def _ask_activity(self, session: SessionObject, pod: PodView) -> None:
         """The deadline is due by what the status says: the exec server knows better."""
@@ -382,7 +342,7 @@ class SessionReconciler:
             plan = SessionPlan(Step.END, Phase.TERMINATED, conditions.IDLE_TIMEOUT, message)
             await self._end(session, pod, plan, meters)
         else:
-            await self._patch(session, meters)
+            await self._statuses.patch(session, meters)
 
     async def _end(
         self,
@@ -392,48 +352,9 @@ class SessionReconciler:
         meters: dict[str, object] | None = None,
     ) -> None:
         """Write the end first: a kill in between leaves a pod that the next look deletes."""
-        now, status, metadata = self._context.clock(), session.status, session.metadata
-        ready = Finding(conditions.READY, "False", plan.reason, plan.message)
-        running = status.running_seconds
-        if status.started_at:
-            running = max(running, int((now - parse_time(status.started_at)).total_seconds()))
-        changes = {
-            "running_seconds": running,
-            **(meters or {}),
-            "phase": plan.phase,
-            "reason": plan.reason,
-            "observed_generation": metadata.generation,
-            "ended_at": timestamp(now),
-            "conditions": conditions.update(status.conditions, [ready], metadata.generation, now),
-        }
-        await self._patch(session, changes)
-        normal = plan.phase is Phase.TERMINATED
-        self._recorder.record(
-            names.SESSION_KIND,
-            metadata,
-            plan.reason,
-            plan.message,
-            "Normal" if normal else "Warning",
-        )
+        await self._statuses.ended(session, plan, meters)
         if pod:
             await pods.delete(self._context, pod)
-
-    async def _patch(self, session: SessionObject, changes: dict[str, object]) -> None:
-        """Write a status, but only on the Session as it was planned for: another operator may have
-        given it a pod, or ended it.
-        """
-        body = session.status.model_copy(update=changes).model_dump(
-            mode="json", by_alias=True, exclude_none=True
-        )
-        namespace, name = session.key
-        version = session.metadata.resource_version
-        try:
-            answer = await self._context.api.patch_status(SESSIONS, namespace, name, body, version)
-        except ConflictError:
-            # Read the newest state, so that the next attempt does not plan on the old one.
-            self._context.sessions.put(await self._context.api.get(SESSIONS, namespace, name))
-            raise
-        self._context.sessions.put(answer)
 
     async def _delete(self, session: SessionObject) -> None:
         namespace, name = session.key

@@ -104,6 +104,11 @@ def show_isolation(target: Target, client: cloister.Client, session: cloister.Se
         own = session.credentials
         foreign = other.credentials
         with client.reach(session) as address:
+            pair = (own.private_key_pem, own.certificate_pem)
+            must(
+                not refused(address, session, pair, own.ca_pem),
+                "the session's own certificate is accepted by its pod",
+            )
             must(
                 refused(address, session, None, own.ca_pem),
                 "a caller without a certificate is refused",

@@ -19,7 +19,7 @@ from cloister_operator.cluster.resources import (
 )
 from cloister_operator.controller import warmer
 from support.eventually import until
-from support.fake_api import Write
+from support.fake_api import Connection, Fault, Write
 from support.fake_operator import World
 from support.operator_objects import NAMESPACE
 
@@ -629,6 +629,26 @@ async def test_a_pods_label_deletes_no_secret(world: World) -> None:
 
 
 # --- the network ---------------------------------------------------------------------------------
+
+
+async def test_a_quota_is_told_and_tried_again(world: World) -> None:
+    full = True
+
+    def quota(_: int, write: Write) -> Fault | None:
+        new_pod = (write.verb, write.plural) == ("create", "pods")
+        return Fault.FORBIDDEN if full and new_pod else None
+
+    world.apply_environment()
+    world.apply_session()
+    operator = world.start(Connection(world.cluster, quota))
+    await operator.until(lambda: world.condition(world.session())[1] == "PodsRefused")
+    environment = world.environment()
+    assert world.condition(environment) == ("False", "PodsRefused")
+    assert world.condition(environment, "PoolReady") == ("False", "PodsRefused")
+    assert "exceeded quota" in environment["status"]["conditions"][0]["message"]
+    full = False
+    await operator.until(lambda: world.served("s1") and world.pool_is(1))
+    await operator.until(lambda: world.condition(world.environment()) == ("True", "Available"))
 
 
 async def test_an_open_network_stops_everything_until_it_is_closed(

@@ -13,7 +13,13 @@ from ..api.environment import EnvironmentObject
 from ..api.pod import PodView, view
 from ..api.session import Phase, SessionObject
 from ..cluster.resources import PODS, SESSIONS
-from ..errors import ConflictError, NotFoundError, PermanentError, TransientError
+from ..errors import (
+    ConflictError,
+    NotFoundError,
+    PermanentError,
+    RefusedError,
+    TransientError,
+)
 from ..metrics import CLAIM_SECONDS
 from ..plan.pool import Failure
 from ..plan.session import Observed, SessionPlan, Step, limits, plan_session
@@ -216,7 +222,12 @@ class SessionReconciler:
         if waited < PROOF_PATIENCE and context.about_to_be_usable(environment, recipe.hash):
             return 0.02
         await self._check_references(session)
-        await pods.create(context, environment, recipe, session)
+        try:
+            await pods.create(context, environment, recipe, session)
+        except RefusedError as error:
+            refused = SessionPlan(Step.WAIT, reason=conditions.PODS_REFUSED, message=str(error))
+            await self._statuses.waiting(session, refused)
+            raise
         return 0.0
 
     async def _after_failed_claim(

@@ -104,6 +104,11 @@ def show_isolation(target: Target, client: cloister.Client, session: cloister.Se
         own = session.credentials
         foreign = other.credentials
         with client.reach(session) as address:
+            pair = (own.private_key_pem, own.certificate_pem)
+            must(
+                not refused(address, session, pair, own.ca_pem),
+                "the session's own certificate is accepted by its pod",
+            )
             must(
                 refused(address, session, None, own.ca_pem),
                 "a caller without a certificate is refused",
@@ -181,7 +186,10 @@ def print_next(target: Target, elapsed: float) -> None:
     print(f"  {target.kubectl_path} get environments,sessions -n {SANDBOX_NAMESPACE}")
     print(f"  .venv/bin/cloister session create {ENVIRONMENT} --name mine")
     print("  .venv/bin/cloister exec mine -- 'uname -a; ls -la'")
-    print("  make cluster-down    # stops the bundled cluster and removes everything of it")
+    if target.bundled:
+        print("  make cluster-down    # stops the bundled cluster and removes everything of it")
+    else:
+        print(f"  {target.helm_path} uninstall cloister -n {SYSTEM_NAMESPACE}")
     print("demo: ok")
 
 

@@ -7,7 +7,15 @@ import ipaddress
 import socket
 from typing import Any
 
+import hypothesis
 import pytest
+
+# The same examples in every run, so that a red test is about the change; and no limit on the time
+# that one takes, which would be about the machine.
+hypothesis.settings.register_profile(
+    "repeatable", derandomize=True, deadline=None, max_examples=200, print_blob=True
+)
+hypothesis.settings.load_profile("repeatable")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

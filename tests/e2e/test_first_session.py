@@ -52,7 +52,7 @@ def test_file_tools(session: "cloister.Session") -> None:
     session.edit("report/a.txt", "two", "2")
     assert session.bash("cat report/a.txt").text == "one\n2\nthree"
     assert session.glob("**/*.txt").text == "/workspace/report/a.txt"
-    assert session.grep("^th", "report").text == "/workspace/report/a.txt:3:three"
+    assert session.grep("^th", "report").text == "/workspace/report/a.txt:3:three\n"
     missing = session.read("report/b.txt")
     assert (missing.is_error, missing.text) == (
         True,

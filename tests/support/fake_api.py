@@ -28,7 +28,13 @@ from cloister_operator.cluster.resources import (
     SESSIONS,
     Resource,
 )
-from cloister_operator.errors import ConflictError, LostError, NotFoundError, TransientError
+from cloister_operator.errors import (
+    ConflictError,
+    LostError,
+    NotFoundError,
+    RefusedError,
+    TransientError,
+)
 
 JSON = dict[str, Any]
 _CUSTOM = (ENVIRONMENTS, SESSIONS)
@@ -38,6 +44,7 @@ class Fault(Enum):
     """What goes wrong with a write."""
 
     REFUSED = "nothing happens, and the answer is an error to be repeated"
+    FORBIDDEN = "nothing happens: a quota or a policy is against it"
     LOST = "it happens, and no answer comes"
     KILLED_BEFORE = "the operator dies before it"
     KILLED_AFTER = "it happens, and the operator dies before it hears of it"
@@ -383,6 +390,8 @@ class Connection:
         if fault is Fault.KILLED_BEFORE:
             self.killed.set()
             await asyncio.Event().wait()
+        if fault is Fault.FORBIDDEN:
+            raise RefusedError("the API server refused: exceeded quota: pods")
         if fault is Fault.REFUSED:
             raise TransientError("the API server answered 500")
         self._cluster.writes.append(write)

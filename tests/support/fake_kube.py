@@ -23,7 +23,8 @@ class FakeKube:
 
     client_config: dict[str, str] | None = None
     """The ConfigMap for clients; None means that Cloister is not installed."""
-    environments: list[dict[str, Any]] = field(default_factory=list)
+    environments: list[dict[str, Any]] | None = field(default_factory=list)
+    """None means that the cluster does not know the kind."""
     log: bytes = b""
     forwards: dict[str, int] = field(default_factory=dict)
     """Local port behind each pod."""
@@ -59,6 +60,8 @@ class FakeKube:
         return web.json_response({"data": self.client_config})
 
     async def issue_token(self, request: web.Request) -> web.Response:
+        if request.match_info["namespace"] != SANDBOXES:
+            return _status(404, 'serviceaccounts "cloister-worker" not found')
         asked = await request.json()
         answer = {
             "spec": {**asked["spec"], "audiences": ["api"]},
@@ -84,6 +87,8 @@ class FakeKube:
     async def list_environments(self, request: web.Request) -> web.Response:
         if request.match_info["namespace"] != SANDBOXES:
             return _status(403, "environments.cloister.dev is forbidden")
+        if self.environments is None:
+            return web.Response(status=404, text="404 page not found\n")
         return web.json_response({"items": self.environments})
 
     async def forward(self, request: web.Request) -> web.StreamResponse:

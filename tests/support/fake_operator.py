@@ -128,9 +128,6 @@ class FakeSandboxes:
         idle = self.idle.get(session_uid, timedelta())
         return Activity(idle, timedelta(seconds=7), int(session_uid in self.busy))
 
-    async def drain(self, pod: PodAddress, session_uid: str, grace: timedelta) -> None:
-        await asyncio.sleep(0)
-
     def forget(self, pod_uid: str) -> None:
         pass
 

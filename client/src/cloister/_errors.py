@@ -24,7 +24,6 @@ What a tool found (a missing file, a command's exit code) is no error but a Tool
 """
 
 from collections.abc import Mapping
-from typing import NoReturn
 
 import grpc
 
@@ -175,8 +174,3 @@ def from_rpc(error: grpc.aio.AioRpcError, problem: str = "") -> CallError:
     if problem and error.code() is grpc.StatusCode.UNAVAILABLE:
         message = problem
     return call_error(error.code(), message, details)
-
-
-def reraise(error: grpc.aio.AioRpcError, problem: str = "") -> NoReturn:
-    """Raise the error for a failed call, without gRPC's own in its traceback."""
-    raise from_rpc(error, problem) from None

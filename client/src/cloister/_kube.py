@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 import aiohttp
@@ -60,15 +61,15 @@ class Kube:
             if path is None and context is None and in_pod:
                 k8s_config.load_incluster_config(client_configuration=configuration)
                 return cls(configuration, in_cluster=True)
-            path = path or os.path.expanduser("~/.kube/config")  # noqa: ASYNC240, PTH111
             loader = await k8s_config.load_kube_config(
-                config_file=path,
+                config_file=_existing(path or "~/.kube/config"),
                 context=context,
                 client_configuration=configuration,
                 persist_config=False,
             )
         except (k8s_config.ConfigException, OSError, yaml.YAMLError) as error:
-            raise ConfigurationError(f"no usable Kubernetes configuration: {error}") from None
+            reason = str(error).removeprefix("Invalid kube-config file. ")
+            raise ConfigurationError(f"no usable Kubernetes configuration: {reason}") from None
         loaded = time.monotonic()
 
         async def refresh(target: k8s.Configuration) -> None:
@@ -108,7 +109,8 @@ class Kube:
         """A bearer token that says who the caller is.
 
         The configuration's own; where that has none (client certificates), one of the namespace's
-        service account for workers. Raises KubernetesError.
+        service account for workers. Raises ConfigurationError where there is none,
+        KubernetesError.
         """
         own = await self._configuration.get_api_key_with_prefix("BearerToken")
         if own:
@@ -119,10 +121,21 @@ class Kube:
         request = k8s.AuthenticationV1TokenRequest(
             spec=k8s.V1TokenRequestSpec(audiences=[], expiration_seconds=3600)
         )
-        answer: Any = await self._ask(
-            f"get a token of service account {namespace}/{WORKER_ACCOUNT}",
-            self._core.create_namespaced_service_account_token(WORKER_ACCOUNT, namespace, request),
-        )
+        account = f"{namespace}/{WORKER_ACCOUNT}"
+        try:
+            answer: Any = await self._ask(
+                f"get a token of service account {account}",
+                self._core.create_namespaced_service_account_token(
+                    WORKER_ACCOUNT, namespace, request
+                ),
+            )
+        except KubernetesError as error:
+            if error.status == 404:
+                raise ConfigurationError(
+                    f"namespace {namespace} does not exist or is not set up for sandboxes: "
+                    f"there is no service account {account}"
+                ) from None
+            raise
         expires = answer.status.expiration_timestamp
         self._issued[namespace] = (answer.status.token, expires.timestamp())
         return str(answer.status.token)
@@ -146,13 +159,21 @@ class Kube:
         raise ConfigurationError(f"no pod of Cloister's operator is ready in namespace {namespace}")
 
     async def environments(self, namespace: str) -> list[EnvironmentInfo]:
-        """The Environments of a namespace, by name; raises KubernetesError."""
-        found: Any = await self._ask(
-            f"list environments in {namespace}",
-            k8s.CustomObjectsApi(self._api).list_namespaced_custom_object(
-                GROUP, VERSION, namespace, "environments"
-            ),
-        )
+        """The Environments of a namespace, by name; raises ConfigurationError, KubernetesError."""
+        try:
+            found: Any = await self._ask(
+                f"list environments in {namespace}",
+                k8s.CustomObjectsApi(self._api).list_namespaced_custom_object(
+                    GROUP, VERSION, namespace, "environments"
+                ),
+            )
+        except KubernetesError as error:
+            # A namespace that does not exist has an empty list; only an unknown kind has none.
+            if error.status == 404:
+                raise ConfigurationError(
+                    f"Cloister is not installed in this cluster: it knows no {GROUP}/{VERSION}"
+                ) from None
+            raise
         items = [EnvironmentInfo.from_object(each) for each in found["items"]]
         return sorted(items, key=lambda each: each.name)
 
@@ -229,6 +250,18 @@ class Kube:
             return await asyncio.wait_for(answer, _TIMEOUT)
 
 
+def _existing(paths: str) -> str:
+    """Those of some paths of kubeconfigs that exist; raises ConfigurationError for none."""
+    every = [Path(each).expanduser() for each in paths.split(os.pathsep)]
+    found = [str(each) for each in every if each.is_file()]
+    if not found:
+        raise ConfigurationError(
+            f"no usable Kubernetes configuration: there is no file {paths}; name one with "
+            "$KUBECONFIG"
+        )
+    return os.pathsep.join(found)
+
+
 def _refusal(status: int) -> str:
     reasons = {
         401: "the Kubernetes API does not know the caller (401)",
@@ -247,6 +280,11 @@ def _translated(what: str) -> Iterator[None]:
         raise KubernetesError(f"cannot {what}: {sentence}", error.status) from None
     except TimeoutError:
         raise KubernetesError(f"cannot {what}: no answer from the Kubernetes API") from None
+    except aiohttp.ClientConnectorError as error:
+        raise KubernetesError(
+            f"cannot {what}: the Kubernetes API at {error.host}:{error.port} cannot be reached: "
+            f"{error.os_error}"
+        ) from None
     except (aiohttp.ClientError, OSError) as error:
         raise KubernetesError(f"cannot {what}: {error}") from None
 

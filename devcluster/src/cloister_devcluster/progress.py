@@ -30,7 +30,6 @@ class Progress:
 
     def __init__(self, estimates: Sequence[float]) -> None:
         self._estimates = list(estimates)
-        self._began = time.monotonic()
 
     @contextlib.contextmanager
     def step(self, index: int, what: str) -> Iterator[None]:

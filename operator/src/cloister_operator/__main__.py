@@ -21,6 +21,8 @@ def main() -> int:
     )
     # They log every watch and every request.
     logging.getLogger("kopf").setLevel(logging.WARNING)
+    # It warns that signals are ours, which they are on purpose.
+    logging.getLogger("kopf._core.reactor.running").setLevel(logging.ERROR)
     logging.getLogger("aiohttp").setLevel(logging.WARNING)
     # kopf's thread decodes events while a claim waits for its next answer: at the default of 5 ms
     # each hand-over between them would cost a claim more than an API write does.

@@ -3,6 +3,7 @@
 ```
 OperatorError
 ├── TransientError   try again with backoff
+│   ├── RefusedError     the platform forbids it for now: a quota, RBAC, an admission policy
 │   ├── ConflictError    somebody else wrote first: read again, plan again
 │   └── LostError        a write's outcome is unknown: repeat it under the same name
 ├── NotFoundError    the object is gone: for deletions that is success
@@ -26,6 +27,10 @@ class TransientError(OperatorError):
 
 class ConflictError(TransientError):
     """A precondition failed: the object changed, or another claimer won."""
+
+
+class RefusedError(TransientError):
+    """The API server forbade a write: only the platform's people can mend that, from outside."""
 
 
 class LostError(TransientError):

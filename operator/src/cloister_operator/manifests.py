@@ -59,7 +59,7 @@ def sandbox_pod(pod: SandboxPod, settings: Settings) -> JSON:
             "enableServiceLinks": False,
             "hostname": "sandbox",
             "hostUsers": not settings.sandbox_user_namespaces,
-            # No DNS: names are resolved by the egress gateway, never by a sandbox.
+            # No DNS: a sandbox reaches nothing, and a resolver would be a way out.
             "dnsPolicy": "None",
             "dnsConfig": {"nameservers": ["127.0.0.1"]},
             "securityContext": {

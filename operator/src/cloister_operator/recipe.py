@@ -114,7 +114,10 @@ def content_of(file: FileSpec, index: int, values: Mapping[str, bytes]) -> bytes
 
 
 def variables(env: Iterable[EnvVar], values: Mapping[str, bytes]) -> dict[str, str]:
-    """Variables by name; `values` are the resolved references by field."""
+    """Variables by name; `values` are the resolved references by field.
+
+    Raises PermanentError that names the field of a value that no process can have.
+    """
     found = {}
     for index, variable in enumerate(env):
         where = f"spec.env[{index}].secretKeyRef"
@@ -126,7 +129,14 @@ def variables(env: Iterable[EnvVar], values: Mapping[str, bytes]) -> dict[str, s
                     conditions.INVALID_SPEC, "a variable's value must be UTF-8 text", where
                 ) from None
         else:
+            where = f"spec.env[{index}].value"
             found[variable.name] = variable.value or ""
+        if "\0" in found[variable.name]:
+            raise PermanentError(
+                conditions.INVALID_SPEC,
+                "a variable's value must not contain a NUL character",
+                where,
+            )
     return found
 
 

@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from .capture import Tail
 from .jobs import Ending, Failure, Job, Reason, oom_kills, reason_of
 from .outputs import Policy
 from .processes import members, signal_all
-from .shell import Cancel, Finished, Shell, ShellError, Tail
+from .shell import Cancel, Finished, Shell, ShellError
 from .sources import STDOUT
 
 INTERRUPT_AGAIN = 1.0

@@ -8,26 +8,28 @@ a command prints can be mistaken for its status.
 
 import asyncio
 import contextlib
+import errno
 import os
 import re
 import secrets
 import shlex
 import shutil
+import stat
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from .capture import Output, Tail
 from .processes import MARK, Reaper, background, kill_tree
 
-KEEP_BYTES = 102_400
-"""Of a command's output, the last so many bytes are kept (agent_toolset_20260401)."""
-_CHUNK = 65_536
 _STATUS = 50
 """Descriptor of the status pipe in the shell: between those that bash takes for itself from 10 up
 and from 63 down, and below the smallest limits that `ulimit -n` is set to."""
 _INLINE = 65_536
+_MAX_STATUS = 16_384
+"""Bytes; the status line holds a path. Tools can write to its pipe, too."""
 _QUICK = 0.002
 """Seconds after which a command's output is read while it runs; most commands ended before."""
 Cancel: TypeAlias = "asyncio.Future[None]"
@@ -36,107 +38,7 @@ _CONTROL = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)
 """What moves a cursor, colours text or sets a title: nothing that a model can read."""
 _OVERWRITTEN = re.compile(r"[^\n\r]*\r+(?=[^\n\r])")
 """The part of a line that a later one is printed over, as progress bars do."""
-
-
-class Tail:
-    """The end of a stream of bytes, and how much there was."""
-
-    def __init__(self, keep: int = KEEP_BYTES) -> None:
-        self._keep = keep
-        self._parts: list[bytes] = []
-        self._held = 0
-        self.total = 0
-
-    def add(self, data: bytes) -> None:
-        """Append bytes, forgetting the oldest beyond the bound."""
-        self.total += len(data)
-        self._held += len(data)
-        self._parts.append(data)
-        if self._held > 2 * self._keep + _CHUNK:
-            self._shrink()
-
-    @property
-    def omitted(self) -> int:
-        """Bytes that were forgotten."""
-        return max(0, self.total - self._keep)
-
-    def text(self) -> str:
-        """What was kept, as text: invalid UTF-8 is replaced, a cut character is dropped."""
-        self._shrink()
-        kept = b"".join(self._parts)
-        if self.omitted:
-            while kept and kept[0] & 0xC0 == 0x80:
-                kept = kept[1:]
-        return kept.decode("utf-8", errors="replace")
-
-    def _shrink(self) -> None:
-        kept = b"".join(self._parts)[-self._keep :]
-        self._parts, self._held = [kept], len(kept)
-
-
-class Output:
-    """Reads a command's FIFO until every process that holds it is gone.
-
-    After the command's result is taken, what background jobs still print is read and dropped, so
-    that they never block on a full pipe.
-    """
-
-    def __init__(self, path: str, tail: Tail | None = None) -> None:
-        os.mkfifo(path, 0o600)
-        self._path = path
-        self._fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        self._loop = asyncio.get_running_loop()
-        self._watched = False
-        self.tail: Tail | None = tail or Tail()
-
-    @property
-    def held(self) -> bool:
-        """Whether a process may still print."""
-        return self._fd >= 0
-
-    def watch(self) -> None:
-        """Read from now on whenever there is something."""
-        if self.held and not self._watched:
-            self._watched = True
-            self._loop.add_reader(self._fd, self._read)
-
-    def pause(self) -> None:
-        """Let the command wait until `watch` is called again."""
-        if self.held and self._watched:
-            self._watched = False
-            self._loop.remove_reader(self._fd)
-
-    def finish(self) -> Tail:
-        """Take what the command printed; foreground writes happened before its status."""
-        while self.held and self._read():
-            pass
-        tail, self.tail = self.tail or Tail(), None
-        self.watch()
-        with contextlib.suppress(OSError):
-            os.unlink(self._path)  # noqa: PTH108 - a Path costs more than the call
-        return tail
-
-    def close(self) -> None:
-        """Stop reading."""
-        if self.held:
-            if self._watched:
-                self._loop.remove_reader(self._fd)
-            os.close(self._fd)
-            self._fd = -1
-
-    def _read(self) -> bool:
-        """Read once; returns whether there may be more at once."""
-        try:
-            data = os.read(self._fd, _CHUNK)
-        except BlockingIOError:
-            return False
-        if data:
-            if self.tail is not None:
-                self.tail.add(data)
-            return True
-        # End of file: all writers are gone. Before the first one came nobody reads.
-        self.close()
-        return False
+_STATUS_LINE = re.compile(r"(?P<nonce>[0-9a-f]{8}) (?P<code>[0-9]{1,3}) (?P<cwd>.*)", re.DOTALL)
 
 
 def readable(text: str) -> str:
@@ -236,7 +138,8 @@ class Shell:
         everything that began on the line it is at.
         """
         self._dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        Path(self._out).unlink(missing_ok=True)
+        for each in (self._out, self._command, self._run):
+            Path(each).unlink(missing_ok=True)
         command, into = shlex.quote(self._command), shlex.quote(self._out)
         _replace(
             self._run, f"builtin source {command} </dev/null >{into} 2>&1 {_STATUS}>&-\n".encode()
@@ -276,13 +179,11 @@ class Shell:
         try:
             status, reason = await self._await_status(self._waiter, timeout, cancel)
             code = 0
-            if status is not None:
-                found, number, cwd = status.split(" ", 2)
-                if found == nonce:
-                    code, self.cwd = int(number), cwd
-                else:
-                    status = None
-            if status is None:
+            told = _STATUS_LINE.fullmatch(status) if status is not None else None
+            if told and told["nonce"] == nonce:
+                code, self.cwd = int(told["code"]), told["cwd"]
+            else:
+                status = None
                 if reason == "end":
                     # After `exec` the shell is another program, which may go on for ever.
                     reason = await self._await_exit(timeout - (time.monotonic() - began), cancel)
@@ -342,7 +243,8 @@ class Shell:
     def _send(self, lines: str) -> None:
         # A pipe takes 64 KiB at once; the lines sent are far shorter, and bash reads each one
         # before it runs what the line names.
-        with contextlib.suppress(BrokenPipeError):
+        # A tool that fills the pipe makes its command late, and is ended with the shell then.
+        with contextlib.suppress(BrokenPipeError, BlockingIOError):
             os.write(self._stdin, lines.encode())
 
     def _read_status(self) -> None:
@@ -355,7 +257,11 @@ class Shell:
             self._report(None)
             return
         self._received.extend(data)
-        if self._received.endswith(b"\0"):
+        if len(self._received) > _MAX_STATUS:
+            # No shell of ours says that.
+            self._received.clear()
+            self._report("")
+        elif self._received.endswith(b"\0"):
             text = self._received[:-1].decode(errors="surrogateescape")
             self._received.clear()
             self._report(text)
@@ -390,10 +296,15 @@ class Shell:
 
 
 def _replace(path: str, data: bytes) -> None:
-    """Write a small file; the bare calls, because every command waits for this."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    """Write a small file; the bare calls, because every command waits for this.
+
+    Raises OSError, also where a tool has put a FIFO there, which nothing may wait for.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     fd = os.open(path, flags, 0o600)
     try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
         while data:
             data = data[os.write(fd, data) :]
     finally:

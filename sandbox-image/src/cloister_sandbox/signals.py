@@ -1,8 +1,10 @@
 """Telling the kubelet's SIGTERM from a tool's.
 
 A tool may signal the server, because they share a user. In a pod the server is PID 1, and a sender
-outside its PID namespace is seen as pid 0: only that one ends the server. A Python signal handler
-does not learn the sender, so the signals are blocked and a thread waits for them.
+outside its PID namespace is seen as pid 0: only that one ends the server. A tool can write any pid
+into a signal that it queues (rt_sigqueueinfo), but cannot make it look sent by kill: the kernel
+keeps the codes from 0 up for itself. A Python signal handler does not learn the sender, so the
+signals are blocked and a thread waits for them.
 """
 
 import contextlib
@@ -12,11 +14,13 @@ import threading
 from collections.abc import Callable, Iterator
 
 _ENDING = (signal.SIGTERM, signal.SIGINT)
+_SI_USER = 0
+"""The code of a signal that kill(2) sent."""
 
 
-def ends_server(sender: int, own_pid: int) -> bool:
-    """Whether a signal from this sender is to be obeyed by the server with this pid."""
-    return own_pid != 1 or sender == 0
+def ends_server(sender: int, code: int, own_pid: int) -> bool:
+    """Whether a signal from this sender, with this code, is obeyed by the server with this pid."""
+    return own_pid != 1 or (sender == 0 and code == _SI_USER)
 
 
 def block() -> None:
@@ -31,8 +35,10 @@ def watch(stop: Callable[[], object]) -> None:
     """Call `stop`, from a thread, at the first signal that is to be obeyed."""
 
     def wait() -> None:
-        while not ends_server(signal.sigwaitinfo(_ENDING).si_pid, os.getpid()):
-            pass
+        while True:
+            seen = signal.sigwaitinfo(_ENDING)
+            if ends_server(seen.si_pid, seen.si_code, os.getpid()):
+                break
         stop()
 
     threading.Thread(target=wait, name="signals", daemon=True).start()

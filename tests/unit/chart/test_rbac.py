@@ -19,24 +19,25 @@ OPERATOR_CLUSTER: Rights = {
     ("cloister.dev", "sessions/status", "", "patch"),
     ("cloister.dev", "sessions", "", "create"),
     ("cloister.dev", "sessions", "", "delete"),
-    *(("", "namespaces", "", verb) for verb in ("get", "list", "watch")),
+    ("", "namespaces", "", "get"),
     ("authentication.k8s.io", "tokenreviews", "", "create"),
     ("authorization.k8s.io", "subjectaccessreviews", "", "create"),
 }
 OPERATOR_SANDBOXES: Rights = {
     *(("", "pods", "", verb) for verb in ("get", "list", "watch", "create", "patch", "delete")),
-    *(("", "secrets", "", verb) for verb in ("get", "create", "patch", "delete")),
+    *(("", "secrets", "", verb) for verb in ("get", "create", "delete")),
     ("", "configmaps", "", "get"),
-    *(("networking.k8s.io", "networkpolicies", "", verb) for verb in ("get", "create", "patch")),
+    *(
+        ("networking.k8s.io", "networkpolicies", name, verb)
+        for name in ("cloister-default-deny", "cloister-exec-ingress")
+        for verb in ("create", "patch")
+    ),
     ("", "events", "", "create"),
-    ("", "events", "", "patch"),
 }
 OPERATOR_RELEASE: Rights = {
     ("", "secrets", "cloister-ca", "get"),
-    ("", "secrets", "cloister-ca", "update"),
     ("", "secrets", "", "create"),
-    *(("", "configmaps", "cloister-client-config", verb) for verb in ("get", "update", "patch")),
-    ("", "configmaps", "", "create"),
+    *(("", "configmaps", "cloister-client-config", verb) for verb in ("create", "patch")),
     ("", "services", "cloister", "get"),
 }
 WORKER: Rights = {
@@ -50,10 +51,7 @@ WORKER: Rights = {
 EVERYONE: Rights = {("", "configmaps", "cloister-client-config", "get")}
 HELM_TEST: Rights = {
     *(("cloister.dev", "environments", "", verb) for verb in ("get", "create", "delete")),
-    *(
-        ("cloister.dev", "sessions", "", verb)
-        for verb in ("get", "list", "watch", "create", "delete")
-    ),
+    *(("cloister.dev", "sessions", "", verb) for verb in ("get", "create", "delete")),
     ("cloister.dev", "sessions/exec", "", "create"),
 }
 

@@ -77,7 +77,7 @@ def test_values_of_the_previous_release_are_taken() -> None:
             "must not reach each other",
         ),
         (
-            ["sandboxNamespaces[0].name=a", "sandboxNamespaces[0].podSecurity=baseline"],
+            ["sandboxNamespaces[0].name=a", "sandboxNamespaces[0].podSecurity=restricted"],
             "needs create",
         ),
         (

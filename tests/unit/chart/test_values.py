@@ -66,7 +66,7 @@ def test_every_value_is_set_by_the_file_that_sets_every_value(chart_readme: Modu
         ("image.digest=abc", "digest"),
         ("sandboxNamespaces=null", "sandboxNamespaces"),
         ("sandboxNamespaces[0].name=A_B", "name"),
-        ("sandboxNamespaces[0].podSecurity=privileged", "podSecurity"),
+        ("sandboxNamespaces[0].podSecurity=baseline", "podSecurity"),
         ("sandbox.userNamespaces=sometimes", "userNamespaces"),
         ("sandbox.allowedImages[0]=a\\,b", "allowedImages"),
         ("sandbox.defaults.memory=lots", "memory"),

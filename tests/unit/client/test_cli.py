@@ -49,6 +49,9 @@ def test_environments(kube: FakeKube, capsys: Out) -> None:
     assert second.split() == ["b", "True", "2/3", "-"]
     assert main(["env", "list", "-o", "json"]) == 0
     assert [each["poolReady"] for each in json.loads(capsys.readouterr().out)] == [0, 2]
+    kube.environments = []
+    assert main(["env", "list"]) == 0
+    assert capsys.readouterr() == ("", "no Environments found in namespace cloister-sandboxes\n")
 
 
 def test_sessions(sessions: FakeSessions, capsys: Out) -> None:
@@ -58,8 +61,12 @@ def test_sessions(sessions: FakeSessions, capsys: Out) -> None:
     assert main(["-o", "json", "session", "list"]) == 0
     (listed,) = json.loads(capsys.readouterr().out)
     assert (listed["name"], listed["podName"], listed["phase"]) == ("mine", "sandbox-0", "Running")
+    assert main(["session", "list", "env"]) == 0
+    assert (
+        capsys.readouterr().out.splitlines()[0] == "NAME   ENVIRONMENT   PHASE     POD         AGE"
+    )
     assert main(["session", "list", "other"]) == 0
-    assert capsys.readouterr().out.splitlines() == ["NAME   ENVIRONMENT   PHASE   POD   AGE"]
+    assert capsys.readouterr() == ("", "no sessions found in namespace cloister-sandboxes\n")
     assert main(["session", "rm", "missing", "mine"]) == 1
     assert capsys.readouterr().err == "cloister: session missing does not exist\n"
     assert sessions.sessions == {}
@@ -132,9 +139,45 @@ def test_failures_are_one_sentence(
     sessions.failures = [(grpc.StatusCode.NOT_FOUND, "environment x does not exist", b"")]
     assert main(["session", "create", "x"]) == 1
     assert capsys.readouterr().err == "cloister: environment x does not exist\n"
+    assert main(["-n", "other", "session", "list"]) == 1
+    assert capsys.readouterr().err == (
+        "cloister: namespace other does not exist or is not set up for sandboxes: there is no "
+        "service account other/cloister-worker\n"
+    )
     kube.client_config = None
     assert main(["session", "list"]) == 1
-    assert "not installed" in capsys.readouterr().err
+    assert capsys.readouterr().err == (
+        "cloister: Cloister is not installed in namespace cloister-system: there is no ConfigMap "
+        "cloister-client-config\n"
+    )
+    kube.environments = None
+    assert main(["env", "list"]) == 1
+    assert capsys.readouterr().err == (
+        "cloister: Cloister is not installed in this cluster: it knows no cloister.dev/v1alpha1\n"
+    )
+
+
+def test_a_wrong_configuration_is_one_sentence(
+    kubeconfig: str, capsys: Out, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    missing = tmp_path / "missing"
+    assert main(["env", "list", "--kubeconfig", str(missing)]) == 1
+    assert capsys.readouterr().err == (
+        f"cloister: no usable Kubernetes configuration: there is no file {missing}; name one with "
+        "$KUBECONFIG\n"
+    )
+    assert main(["env", "list", "--context", "nowhere"]) == 1
+    (sentence,) = capsys.readouterr().err.splitlines()
+    assert sentence.startswith("cloister: no usable Kubernetes configuration: ")
+    assert "nowhere" in sentence
+    dead = Path(kubeconfig).read_text().replace("127.0.0.1", "127.0.0.2")
+    missing.write_text(dead)
+    assert main(["env", "list", "--kubeconfig", str(missing)]) == 1
+    (sentence,) = capsys.readouterr().err.splitlines()
+    assert "the Kubernetes API at 127.0.0.2:" in sentence
+    monkeypatch.setenv("KUBECONFIG", f"{tmp_path}/nothing:{kubeconfig}")
+    assert main(["env", "list", "-o", "json"]) == 0
+    assert capsys.readouterr() == ("[]\n", "")
 
 
 @pytest.mark.parametrize(

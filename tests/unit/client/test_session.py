@@ -25,7 +25,7 @@ def test_tools(client: cloister.Client, server: Sandbox) -> None:
         assert session.read("a/b.txt", view_range=(2, 2)).text == "two"
         assert not session.edit("a/b.txt", "two", "2").is_error
         assert session.glob("**/b.txt").text == str(server.workspace / "a" / "b.txt")
-        assert session.grep("^2", "a").text.endswith("b.txt:2:2")
+        assert session.grep("^2", "a").text.endswith("b.txt:2:2\n")
         assert session.read("missing").is_error
 
 

@@ -19,7 +19,7 @@ from cloister_operator.cluster.resources import (
 )
 from cloister_operator.controller import warmer
 from support.eventually import until
-from support.fake_api import Write
+from support.fake_api import Connection, Fault, Write
 from support.fake_operator import World
 from support.operator_objects import NAMESPACE
 
@@ -587,7 +587,68 @@ async def test_a_secret_of_somebody_else_is_left_alone(world: World) -> None:
     assert world.pods(state="claimed") == []
 
 
+async def test_a_pod_of_another_namespace_is_nobodys_here(make_world: MakeWorld) -> None:
+    """Whoever may make pods there could otherwise get the files and variables of a session here."""
+    world = make_world(sandbox_namespaces=(NAMESPACE, "other"))
+    world.cluster.create(NAMESPACES, "", {"metadata": {"name": "other"}})
+    world.apply_environment(pool={"size": 0})
+    uid = world.apply_session()
+    labels = {
+        names.MANAGED_BY_LABEL: names.MANAGED_BY,
+        names.ENVIRONMENT_LABEL: "py",
+        names.STATE_LABEL: "claimed",
+        names.SESSION_LABEL: uid,
+    }
+    intruder = {"metadata": {"name": "intruder", "labels": labels}, "spec": {"volumes": []}}
+    world.cluster.create(PODS, "other", intruder)
+    operator = world.start()
+    await operator.until(lambda: world.served("s1"))
+    await operator.settle()
+    assert world.cluster.peek(PODS, "other", "intruder") is not None
+
+
+async def test_a_pods_label_deletes_no_secret(world: World) -> None:
+    """A pod that somebody else made names a recipe that is no recipe."""
+    world.cluster.create(SECRETS, NAMESPACE, {"metadata": {"name": "py-password"}})
+    world.apply_environment()
+    labels = {
+        names.MANAGED_BY_LABEL: names.MANAGED_BY,
+        names.ENVIRONMENT_LABEL: "py",
+        names.STATE_LABEL: "starting",
+        names.RECIPE_LABEL: "password",
+    }
+    intruder = {"metadata": {"name": "intruder", "labels": labels}, "spec": {"volumes": []}}
+    world.cluster.create(PODS, NAMESPACE, intruder)
+    operator = world.start()
+    await operator.until(lambda: world.pool_is(1))
+    await operator.until(lambda: world.cluster.peek(PODS, NAMESPACE, "intruder") is None)
+    world.cluster.patch_spec(ENVIRONMENTS, NAMESPACE, "py", {"setup": "echo new"})
+    await operator.until(lambda: len(world.pods()) == 1 and world.pool_is(1))
+    await operator.settle()
+    assert "py-password" in world.secrets()
+
+
 # --- the network ---------------------------------------------------------------------------------
+
+
+async def test_a_quota_is_told_and_tried_again(world: World) -> None:
+    full = True
+
+    def quota(_: int, write: Write) -> Fault | None:
+        new_pod = (write.verb, write.plural) == ("create", "pods")
+        return Fault.FORBIDDEN if full and new_pod else None
+
+    world.apply_environment()
+    world.apply_session()
+    operator = world.start(Connection(world.cluster, quota))
+    await operator.until(lambda: world.condition(world.session())[1] == "PodsRefused")
+    environment = world.environment()
+    assert world.condition(environment) == ("False", "PodsRefused")
+    assert world.condition(environment, "PoolReady") == ("False", "PodsRefused")
+    assert "exceeded quota" in environment["status"]["conditions"][0]["message"]
+    full = False
+    await operator.until(lambda: world.served("s1") and world.pool_is(1))
+    await operator.until(lambda: world.condition(world.environment()) == ("True", "Available"))
 
 
 async def test_an_open_network_stops_everything_until_it_is_closed(

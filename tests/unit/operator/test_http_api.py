@@ -23,6 +23,7 @@ from cloister_operator.errors import (
     NotFoundError,
     OperatorError,
     PermanentError,
+    RefusedError,
     TransientError,
 )
 
@@ -198,7 +199,7 @@ async def test_lists_are_of_a_namespace_or_of_all(server: Server, api: HttpApi) 
     [
         (400, PermanentError),
         (401, TransientError),
-        (403, TransientError),
+        (403, RefusedError),
         (404, NotFoundError),
         (409, ConflictError),
         (413, PermanentError),

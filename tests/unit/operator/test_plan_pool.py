@@ -4,7 +4,7 @@ from dataclasses import replace
 from datetime import timedelta
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cloister_operator.api import conditions
@@ -143,7 +143,6 @@ def carried_out(pods: list[PodView], made: PoolPlan) -> list[PodView]:
     return [*kept, *(pod(next(fresh), created=NOW) for _ in range(made.create))]
 
 
-@settings(max_examples=200, derandomize=True)
 @given(pools())
 def test_claimed_pods_are_never_deleted_and_change_nothing(
     pool: tuple[list[PodView], dict[str, Failure], int],
@@ -155,7 +154,6 @@ def test_claimed_pods_are_never_deleted_and_change_nothing(
     assert plan_pool(without, failures, Wanted("new", size), NOW) == made
 
 
-@settings(max_examples=200, derandomize=True)
 @given(pools())
 def test_each_pod_is_deleted_once_and_none_that_goes_already(
     pool: tuple[list[PodView], dict[str, Failure], int],
@@ -167,7 +165,6 @@ def test_each_pod_is_deleted_once_and_none_that_goes_already(
     assert all(not each.deleting for each in made.delete)
 
 
-@settings(max_examples=200, derandomize=True)
 @given(pools())
 def test_the_population_never_exceeds_the_size_plus_what_was_there(
     pool: tuple[list[PodView], dict[str, Failure], int],
@@ -181,7 +178,6 @@ def test_the_population_never_exceeds_the_size_plus_what_was_there(
     assert len(kept) + made.create <= size
 
 
-@settings(max_examples=200, derandomize=True)
 @given(pools())
 def test_warm_pods_stay_until_as_many_new_ones_are_warm(
     pool: tuple[list[PodView], dict[str, Failure], int],
@@ -201,7 +197,8 @@ def test_carrying_out_plans_ends_in_a_pool_that_wants_nothing(
     now = NOW
     for _ in range(6):
         made = plan_pool(pods, {}, Wanted("new", size), now)
-        if (made.create, made.delete, made.look_again) == (0, (), None):
+        starting = any(each.state == "starting" for each in living(pods))
+        if not starting and (made.create, made.delete, made.look_again) == (0, (), None):
             break
         now = made.look_again or now
         pods = carried_out(pods, made)

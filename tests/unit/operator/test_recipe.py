@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from cloister_operator import recipe as recipes
+from cloister_operator.api.environment import EnvironmentObject
 from cloister_operator.errors import PermanentError
 from cloister_operator.recipe import Mount, Recipe, Reference, build, references, value_of
 from cloister_operator.settings import Settings
@@ -240,3 +241,17 @@ def test_runtime_classes_are_refused_unless_allowed() -> None:
     error = refusal(isolation=isolation)
     assert (error.reason, error.field) == ("PolicyRefused", "spec.isolation.runtimeClassName")
     made(platform=settings(allowed_runtime_classes=("gvisor",)), isolation=isolation)
+
+
+def test_a_variable_that_no_process_can_have_is_refused() -> None:
+    env = [{"name": "FINE", "value": "x"}, {"name": "BAD", "value": "a\0b"}]
+    error = refusal(env=env)
+    assert (error.reason, error.field) == ("InvalidSpec", "spec.env[1].value")
+    assert "a\0b" not in error.sentence
+
+
+def test_an_object_that_cannot_be_read_is_told_without_its_values() -> None:
+    body = {"metadata": {"name": "e"}, "spec": {"env": [{"name": "KEY", "value": ["s3cret"]}]}}
+    with pytest.raises(ValueError, match="value") as failure:
+        EnvironmentObject.parse(body)
+    assert "s3cret" not in str(failure.value)

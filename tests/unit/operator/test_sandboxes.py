@@ -99,7 +99,6 @@ async def test_a_session_is_handed_over(
     activity = await sandboxes.activity(pod, SESSION)
     assert activity.idle_for >= timedelta(0)
     assert activity.running_calls == 0
-    await sandboxes.drain(pod, SESSION, timedelta(seconds=1))
 
 
 async def test_before_the_server_listens_it_is_dialed_again(
@@ -210,6 +209,7 @@ class FakeRuntime(exec_pb2_grpc.RuntimeServicer):
         self.info = exec_pb2.RuntimeInfo(state=exec_pb2.RuntimeInfo.STATE_WARM, boot_id="b")
         self.probe = exec_pb2.ProbeResponse()
         self.activity = exec_pb2.ActivityResponse()
+        self.fault = ""
         self.peers: list[str] = []
         self.block: asyncio.Event | None = None
         self.called = asyncio.Event()
@@ -230,10 +230,11 @@ class FakeRuntime(exec_pb2_grpc.RuntimeServicer):
         return self.probe
 
     async def Activity(self, request: Any, context: Any) -> exec_pb2.ActivityResponse:  # noqa: N802
+        if self.fault:
+            await context.abort(grpc.StatusCode.INTERNAL, self.fault)
         return self.activity
 
     async def Drain(self, request: Any, context: Any) -> exec_pb2.DrainResponse:  # noqa: N802
-        await context.abort(grpc.StatusCode.INTERNAL, "no\n\x1b[31m2026-01-01 INFO forged line")
         raise AssertionError
 
 
@@ -344,9 +345,11 @@ async def test_times_that_cannot_be(
 async def test_the_words_of_a_failure_are_cleaned(
     authority: Authority, sandboxes: Sandboxes
 ) -> None:
-    async with fake(authority, FakeRuntime(), uid=SESSION) as (pod, _):
+    runtime = FakeRuntime()
+    runtime.fault = "no\n\x1b[31m2026-01-01 INFO forged line"
+    async with fake(authority, runtime, uid=SESSION) as (pod, _):
         with pytest.raises(SandboxFailed) as failure:
-            await sandboxes.drain(pod, SESSION, timedelta(0))
+            await sandboxes.activity(pod, SESSION)
     assert "INTERNAL: no [31m2026" in str(failure.value)
     assert str(failure.value).isprintable()
 

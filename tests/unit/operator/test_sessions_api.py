@@ -21,7 +21,7 @@ from cloister_operator.sessions_api.auth import RIGHTS, Auth
 from cloister_operator.sessions_api.guard import Guard
 from cloister_operator.sessions_api.server import SessionsServer
 
-ALICE, BOB = "token-of-alice", "token-of-bob"
+ALICE, BOB, CAROL = "token-of-alice", "token-of-bob", "token-of-carol"
 NS = "team-a"
 UID = "0f8fad5b-d9cb-469f-a165-70867728950e"
 
@@ -121,11 +121,11 @@ class FakeBackend:
 
 
 class FakeReviewer:
-    """Knows two tokens; Alice may do everything until a test takes a right away."""
+    """Knows three tokens; Alice and Carol may do everything until a test takes a right away."""
 
     def __init__(self) -> None:
         self.missing: set[tuple[str, str]] = set()
-        self.valid = {ALICE: "alice", BOB: "bob"}
+        self.valid = {ALICE: "alice", BOB: "bob", CAROL: "carol"}
         self.token_reviews: list[str] = []
         self.access_reviews: list[tuple[str, str, str, str, str, str]] = []
         self.down = False
@@ -145,7 +145,7 @@ class FakeReviewer:
         self.access_reviews.append(asked)
         if self.down:
             raise TransientError("connection refused")
-        return caller.username == "alice" and (verb, subresource) not in self.missing
+        return caller.username in ("alice", "carol") and (verb, subresource) not in self.missing
 
 
 class Clock:
@@ -705,7 +705,8 @@ async def test_an_unforeseen_error_tells_nothing(
 
 async def test_too_many_calls_at_once_are_asked_to_come_back(api: Api) -> None:
     api.backend.hold = asyncio.Event()
-    running = [asyncio.ensure_future(api.call("Create", create())) for _ in range(4)]
+    callers = [ALICE, ALICE, ALICE, CAROL]
+    running = [asyncio.ensure_future(api.call("Create", create(), each)) for each in callers]
     for _ in running:
         await api.backend.entered.get()
     failed = await failure(api.call("Get", get()))
@@ -714,6 +715,20 @@ async def test_too_many_calls_at_once_are_asked_to_come_back(api: Api) -> None:
     api.backend.hold.set()
     await asyncio.gather(*running)
     api.backend.sessions["s1"] = made()
+    await api.call("Get", get())
+
+
+async def test_one_caller_does_not_keep_the_others_out(api: Api) -> None:
+    api.backend.hold = asyncio.Event()
+    api.backend.sessions["s1"] = made()
+    running = [asyncio.ensure_future(api.call("Create", create())) for _ in range(3)]
+    for _ in running:
+        await api.backend.entered.get()
+    failed = await failure(api.call("Get", get()))
+    assert (failed.code, failed.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_CALLS")
+    await api.call("Get", get(), CAROL)
+    api.backend.hold.set()
+    await asyncio.gather(*running)
     await api.call("Get", get())
 
 

@@ -133,6 +133,16 @@ def test_stat(files: exec_pb2_grpc.FilesStub, claimed: Sandbox) -> None:
             files.Stat(exec_pb2.StatRequest(path=path), timeout=5)
 
 
+def test_a_link_to_what_is_no_text_can_be_listed(
+    files: exec_pb2_grpc.FilesStub, claimed: Sandbox
+) -> None:
+    root = claimed.workspace / "odd"
+    root.mkdir()
+    (root / "link").symlink_to(os.fsdecode(b"\xff\xfe"))
+    (entry,) = files.List(exec_pb2.ListRequest(path="odd"), timeout=5)
+    assert entry.symlink_target == "\ufffd\ufffd"
+
+
 def test_list_walks_parents_first_and_follows_no_link(
     files: exec_pb2_grpc.FilesStub, claimed: Sandbox
 ) -> None:

@@ -102,10 +102,13 @@ def test_sigterm_drains_and_exits_cleanly(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("sender", "own_pid", "obeyed"), [(0, 1, True), (17, 1, False), (17, 99, True)]
+    ("sender", "code", "own_pid", "obeyed"),
+    [(0, 0, 1, True), (17, 0, 1, False), (0, -1, 1, False), (17, 0, 99, True)],
 )
-def test_in_a_pod_only_the_kubelet_ends_the_server(sender: int, own_pid: int, obeyed: bool) -> None:
-    assert ends_server(sender, own_pid) is obeyed
+def test_in_a_pod_only_the_kubelet_ends_the_server(
+    sender: int, code: int, own_pid: int, obeyed: bool
+) -> None:
+    assert ends_server(sender, code, own_pid) is obeyed
 
 
 def test_tools_start_with_ordinary_signals(tools: Tools) -> None:

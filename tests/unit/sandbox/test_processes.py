@@ -53,11 +53,12 @@ def test_how_a_program_ends_is_told(jobs: Jobs, script: str, code: int, number: 
 
 
 def test_processor_time_and_memory_are_told(jobs: Jobs) -> None:
-    script = "x = bytearray(150_000_000); sum(range(3_000_000))"
+    # More than the server's own peak, which the kernel counts as the child's.
+    script = "x = bytearray(600_000_000); sum(range(3_000_000))"
     exited = jobs.program("python3", "-c", script).exited
     assert exited.cpu.ToNanoseconds() > 10_000_000
-    assert 150_000_000 < exited.max_rss_bytes < 300_000_000
-    assert jobs.program("true").exited.max_rss_bytes == 0
+    assert 600_000_000 < exited.max_rss_bytes < 700_000_000
+    assert jobs.program("true").exited.max_rss_bytes < 600_000_000
 
 
 def test_streams_can_be_told_apart_and_share_their_offsets(jobs: Jobs) -> None:

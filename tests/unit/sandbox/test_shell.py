@@ -1,7 +1,11 @@
 """The persistent shell: whatever a command does, its result is its own and the next one works."""
 
+import os
+from pathlib import Path
+
 import pytest
 
+from cloister_sandbox.capture import Output
 from support.sandbox_server import Tools
 
 
@@ -119,3 +123,67 @@ def test_a_command_that_replaces_the_shell_runs_into_its_timeout(tools: Tools) -
 def test_a_command_is_required(tools: Tools) -> None:
     result = tools.call("bash", command="")
     assert (result.is_error, result.content[0].text) == (True, "bash: command is required")
+
+
+def test_a_fifo_in_place_of_the_command_file_stops_nothing(tools: Tools) -> None:
+    tools.bash("cd ${BASH_SOURCE[0]%/*}; rm command; mkfifo command")
+    assert "a new shell was opened" in tools.text("bash", command="echo lost")
+    assert tools.bash("echo next") == "next"
+
+
+def test_the_server_follows_no_link_that_is_put_in_place_of_the_output(tmp_path: Path) -> None:
+    path, secret = tmp_path / "out", tmp_path / "secret"
+    secret.write_text("what only the server may read")
+
+    def swapped(name: str, mode: int) -> None:
+        Path(name).symlink_to(secret)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "mkfifo", swapped)
+        with pytest.raises(OSError, match="symbolic links"):
+            Output(str(path))
+
+
+def test_a_regular_file_in_place_of_the_output_is_refused(tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "mkfifo", lambda name, _: Path(name).touch())
+        with pytest.raises(FileExistsError):
+            Output(str(tmp_path / "out"))
+
+
+async def test_what_a_job_prints_without_end_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each read finds something new, as from a job that is quicker than the server."""
+    output = Output(str(tmp_path / "out"))
+    writer = os.open(tmp_path / "out", os.O_WRONLY | os.O_NONBLOCK)
+    os.write(writer, b"said in time")
+    read = os.read
+
+    def refilled(fd: int, size: int) -> bytes:
+        data = read(fd, size)
+        os.write(writer, b"later")
+        return data
+
+    monkeypatch.setattr(os, "read", refilled)
+    assert output.finish().text().startswith("said in time")
+    monkeypatch.undo()
+    output.close()
+    os.close(writer)
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [r"garbage\0", r"00000000 0 /\0", r"00000000 9999999999 /\0", r"\xff\xfe\0", "%020000d"],
+)
+def test_a_forged_status_ends_the_shell_and_nothing_else(tools: Tools, forged: str) -> None:
+    """A tool finds the status pipe among its shell's descriptors."""
+    find = "for fd in /proc/$$/fd/1?; do test -p $fd && ! test $fd -ef /proc/$$/fd/$in && "
+    result = tools.call(
+        "bash",
+        command=f"in=$(ls -l /proc/$$/fd | awk '/pipe/ {{print $9; exit}}'); {find}"
+        f"printf '{forged}' > $fd; done; sleep 0.3",
+        context_id="forger",
+    )
+    assert result.state_lost
+    assert tools.bash("echo next", context_id="forger") == "next"

@@ -25,13 +25,6 @@ def _parser() -> argparse.ArgumentParser:
         "`cloister exec mine -- 'python3 --version; ls'`.",
     )
     _add_common(parser)
-    parser.add_argument(
-        "--system-namespace",
-        help="namespace where Cloister is installed "
-        "(default: $CLOISTER_SYSTEM_NAMESPACE, or cloister-system)",
-    )
-    parser.add_argument("--kubeconfig", help="path of a kubeconfig (default: as kubectl finds it)")
-    parser.add_argument("--context", help="name of a context in the kubeconfig")
     top = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     env = top.add_parser("env", help="list Environments")
     env_commands = env.add_subparsers(metavar="COMMAND", required=True)
@@ -63,6 +56,18 @@ def _add_common(parser: argparse.ArgumentParser, default: str | None = None) -> 
         choices=["table", "json"],
         default=default or "table",
         help="how lists and sessions are shown (default: table)",
+    )
+    parser.add_argument("--context", default=default, help="name of a context in the kubeconfig")
+    parser.add_argument(
+        "--kubeconfig",
+        default=default,
+        help="path of a kubeconfig (default: as kubectl finds it)",
+    )
+    parser.add_argument(
+        "--system-namespace",
+        default=default,
+        help="namespace where Cloister is installed "
+        "(default: $CLOISTER_SYSTEM_NAMESPACE, or cloister-system)",
     )
 
 

@@ -18,7 +18,7 @@ _REMOTE = re.compile(r"([a-z0-9][a-z0-9.-]*):(.*)", re.DOTALL)
 
 def list_environments(client: Client, arguments: argparse.Namespace) -> int:
     """cloister env list"""
-    output.environments(client.list_environments(), arguments.output)
+    output.environments(client.list_environments(), arguments.output, client.namespace)
     return 0
 
 
@@ -39,7 +39,8 @@ def create_session(client: Client, arguments: argparse.Namespace) -> int:
 
 def list_sessions(client: Client, arguments: argparse.Namespace) -> int:
     """cloister session list"""
-    output.sessions(client.list_sessions(arguments.environment), arguments.output)
+    found = client.list_sessions(arguments.environment)
+    output.sessions(found, arguments.output, client.namespace)
     return 0
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -9,10 +10,13 @@ from typing import Any
 from .._models import EnvironmentInfo, SessionInfo
 
 
-def environments(found: Sequence[EnvironmentInfo], form: str) -> None:
-    """Print Environments."""
+def environments(found: Sequence[EnvironmentInfo], form: str, namespace: str) -> None:
+    """Print Environments, or on stderr that the namespace has none."""
     if form == "json":
         _json([_plain(each) for each in found])
+        return
+    if not found:
+        print(f"no Environments found in namespace {namespace}", file=sys.stderr)
         return
     rows = [
         [
@@ -26,10 +30,13 @@ def environments(found: Sequence[EnvironmentInfo], form: str) -> None:
     _table(["NAME", "READY", "WARM", "MESSAGE"], rows)
 
 
-def sessions(found: Sequence[SessionInfo], form: str) -> None:
-    """Print sessions."""
+def sessions(found: Sequence[SessionInfo], form: str, namespace: str) -> None:
+    """Print sessions, or on stderr that there are none."""
     if form == "json":
         _json([_plain(each) for each in found])
+        return
+    if not found:
+        print(f"no sessions found in namespace {namespace}", file=sys.stderr)
         return
     now = datetime.now(UTC)
     rows = [

@@ -3,9 +3,12 @@
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Protocol
+from typing import Final, Protocol
 
 from .session import SessionObject
+
+ALREADY_EXISTS: Final = "AlreadyExists"
+"""Reason of the refusal when another call made the Session."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +63,8 @@ class SessionsBackend(Protocol):
         """Make the Session, or find the one that the same request id made.
 
         Starts its claim at once; it need not be Running yet. Raises PermanentError (reason
-        EnvironmentNotFound, AlreadyExists with field `name`, NamespaceNotEnabled, or a wrong
-        field) and TransientError.
+        EnvironmentNotFound, AlreadyExists with field `name` or `requestId`, or a wrong field) and
+        TransientError.
         """
         ...
 

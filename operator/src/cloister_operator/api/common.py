@@ -17,10 +17,12 @@ _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 class Model(BaseModel):
     """camelCase outside, snake_case inside. The API server has validated what comes in: unknown
-    fields are those of a newer schema and are ignored here.
+    fields are those of a newer schema and are ignored here. Errors are logged, and quote no values.
     """
 
-    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, frozen=True)
+    model_config = ConfigDict(
+        alias_generator=to_camel, populate_by_name=True, frozen=True, hide_input_in_errors=True
+    )
 
 
 def duration(text: str, field: str) -> timedelta:

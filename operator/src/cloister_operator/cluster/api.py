@@ -14,6 +14,7 @@ import orjson
 from kubernetes.aio import client, config
 
 from .. import names
+from ..api import conditions
 from ..api.common import JSON
 from ..errors import (
     ConflictError,
@@ -21,6 +22,7 @@ from ..errors import (
     NotFoundError,
     OperatorError,
     PermanentError,
+    RefusedError,
     TransientError,
 )
 from ..metrics import API_WRITE_SECONDS
@@ -114,10 +116,11 @@ def error_of(status: int, body: bytes, retry_after: str | None, patch_test: bool
     if status == 429 or status >= 500:
         wait = float(retry_after) if retry_after and retry_after.isdigit() else None
         return TransientError(f"the API server answered {status}: {message}", wait)
-    if status in (401, 403):
-        # RBAC is mended from outside, while the operator runs.
-        return TransientError(f"the API server refused: {message}")
-    return PermanentError("Rejected", message or f"the API server answered {status}")
+    if status == 401:
+        return TransientError(f"the API server does not know the operator: {message}")
+    if status == 403:
+        return RefusedError(f"the API server refused: {message}")
+    return PermanentError(conditions.REJECTED, message or f"the API server answered {status}")
 
 
 class HttpApi:

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 
 from .. import names
 from ..api import conditions
-from ..api.backend import NewFile, NewSession, SessionChange
+from ..api.backend import ALREADY_EXISTS, NewFile, NewSession, SessionChange
 from ..api.common import JSON
 from ..api.session import Phase, SessionObject
 from ..cluster.resources import SESSIONS
@@ -57,8 +57,11 @@ class Backend:
                 f"there is no Environment {new.environment} in namespace {new.namespace}",
                 "environment",
             )
-        fingerprint = _fingerprint(new)
-        name = new.name or f"{new.environment}-{fingerprint[:8]}"
+        # A call without a request id is never repeated.
+        request = _digest(new.caller, new.request_id or secrets.token_hex(16))
+        fingerprint = _fingerprint(new, request)
+        # Not of the payload: another one under the same request id has to meet the first.
+        name = new.name or f"{new.environment}-{request[:8]}"
         try:
             body = _body(new, name, fingerprint)
             made = await context.api.create(SESSIONS, new.namespace, body)
@@ -66,10 +69,7 @@ class Backend:
             made = await self._made(new.namespace, name)
             annotations = made["metadata"].get("annotations") or {}
             if annotations.get(names.REQUEST) != fingerprint:
-                field = "name" if new.name else "requestId"
-                raise PermanentError(
-                    "AlreadyExists", f"another call made the session {name}", field
-                ) from None
+                raise _taken(new, name) from None
         context.sessions.put(made)
         session = SessionObject.parse(made)
         context.queue.add(("session", *session.key))
@@ -150,25 +150,39 @@ def _settled(session: SessionObject) -> bool:
     return status.reason in _HOPELESS
 
 
-def _fingerprint(new: NewSession) -> str:
-    """Tells a repetition of a call from another call; one without a request id is never repeated.
+def _taken(new: NewSession, name: str) -> PermanentError:
+    if new.name:
+        return PermanentError(ALREADY_EXISTS, f"there is a session {name} already", "name")
+    return PermanentError(
+        ALREADY_EXISTS,
+        f"another call with this request id made the session {name}",
+        "requestId",
+    )
 
-    The caller is part of it, so that nobody gets at another's session by its request id.
-    """
+
+def _digest(*parts: str | bytes) -> str:
     digest = hashlib.sha256()
-    parts: list[bytes] = [
-        new.caller.encode(),
-        (new.request_id or secrets.token_hex(16)).encode(),
-        new.environment.encode(),
-        new.name.encode(),
-        repr(sorted(new.env.items())).encode(),
-        repr((new.idle_timeout, new.max_lifetime)).encode(),
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        digest.update(hashlib.sha256(data).digest())
+    return digest.hexdigest()
+
+
+def _fingerprint(new: NewSession, request: str) -> str:
+    """Tells a repetition of a call from another call.
+
+    The caller is part of `request`, so that nobody gets at another's session by its request id.
+    """
+    parts: list[str | bytes] = [
+        request,
+        new.environment,
+        new.name,
+        repr(sorted(new.env.items())),
+        repr((new.idle_timeout, new.max_lifetime)),
     ]
     for file in new.files:
-        parts += [file.path.encode(), str(file.mode).encode(), file.content]
-    for part in parts:
-        digest.update(hashlib.sha256(part).digest())
-    return digest.hexdigest()
+        parts += [file.path, str(file.mode), file.content]
+    return _digest(*parts)
 
 
 def _body(new: NewSession, name: str, fingerprint: str) -> JSON:

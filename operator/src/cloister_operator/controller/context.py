@@ -3,9 +3,10 @@
 import asyncio
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Protocol
 
+from .. import names
 from ..api.environment import EnvironmentObject
 from ..api.pod import PodView, view
 from ..api.session import SessionObject
@@ -35,8 +36,6 @@ class Dialer(Protocol):
 
     async def activity(self, pod: PodAddress, session_uid: str) -> Activity: ...
 
-    async def drain(self, pod: PodAddress, session_uid: str, grace: timedelta) -> None: ...
-
     def forget(self, pod_uid: str) -> None: ...
 
 
@@ -60,7 +59,8 @@ def _pod_groups(pod: PodView) -> Iterable[tuple[str, ...]]:
     yield ("recipe", pod.namespace, pod.environment, pod.recipe)
     yield ("state", pod.namespace, pod.environment, pod.recipe, pod.state)
     if pod.session_uid:
-        yield ("session", pod.session_uid)
+        # A label says little: no pod of another namespace can be the session's.
+        yield ("session", pod.namespace, pod.session_uid)
 
 
 def _session_groups(session: SessionObject) -> Iterable[tuple[str, ...]]:
@@ -127,7 +127,7 @@ class Context:
 
     def take_warm(self, environment: EnvironmentObject, recipe: str) -> PodView | None:
         """Reserve a warm pod of the recipe: no await between the look and the reservation."""
-        group = ("state", *environment.key, recipe, "warm")
+        group = ("state", *environment.key, recipe, names.STATE_WARM)
         for pod in self.pods.group(group):
             if pod.alive and pod.uid in self.usable and pod.uid not in self.reserved:
                 self.reserved.add(pod.uid)
@@ -136,7 +136,7 @@ class Context:
 
     def about_to_be_usable(self, environment: EnvironmentObject, recipe: str) -> bool:
         """Whether a warm pod is there that this process, just started, has yet to prove."""
-        group = ("state", *environment.key, recipe, "warm")
+        group = ("state", *environment.key, recipe, names.STATE_WARM)
         return any(
             pod.alive and pod.uid not in self.usable and pod.uid not in self.failures
             for pod in self.pods.group(group)

@@ -9,8 +9,8 @@ from ..api.conditions import Finding
 from ..api.environment import EnvironmentObject, PoolCounts
 from ..api.pod import PodView
 from ..cache import Key
-from ..cluster.resources import ENVIRONMENTS, NAMESPACES, NETWORK_POLICIES, SECRETS
-from ..errors import NotFoundError, OperatorError, PermanentError
+from ..cluster.resources import ENVIRONMENTS, NAMESPACES, NETWORK_POLICIES
+from ..errors import OperatorError, PermanentError, RefusedError
 from ..plan.pool import Failure, Wanted, counts, findings, plan_pool
 from ..recipe import Recipe, build, references
 from . import owned, pods
@@ -59,14 +59,12 @@ class EnvironmentReconciler:
                 await self._refuse(environment, problem)
                 raise problem
         await self._drop_old_recipes(environment, recipe)
+        found = findings(
+            context.pods.group(group), context.failures, wanted, context.proofs.get(namespace)
+        )
         await self._write_status(
             environment,
-            findings(
-                context.pods.group(group),
-                context.failures,
-                wanted,
-                context.proofs.get(namespace),
-            ),
+            with_refusals(found, problems),
             counts(context.pods.group(group), context.failures),
             recipe.hash,
         )
@@ -167,10 +165,8 @@ class EnvironmentReconciler:
             if self._context.pods.group(("recipe", *environment.key, old)):
                 continue
             namespace, name = environment.key
-            try:
-                await self._context.api.delete(SECRETS, namespace, names.recipe_secret(name, old))
-            except NotFoundError:
-                log.debug("recipe %s is gone", old)
+            secret = names.recipe_secret(name, old)
+            await owned.remove(self._context.api, namespace, secret, environment.metadata.uid)
             known.discard(old)
 
     async def _refuse(self, environment: EnvironmentObject, error: PermanentError) -> None:
@@ -234,3 +230,16 @@ class EnvironmentReconciler:
             if pod.state != names.STATE_CLAIMED and not pod.deleting:
                 await pods.delete_unclaimed(context, pod)
         context.enqueue_waiting_sessions(namespace, name)
+
+
+def with_refusals(found: list[Finding], problems: list[OperatorError]) -> list[Finding]:
+    """What the API server forbids is said in the conditions that are False for it."""
+    refused = next((each for each in problems if isinstance(each, RefusedError)), None)
+    if refused is None:
+        return found
+    return [
+        Finding(each.type, "False", conditions.PODS_REFUSED, str(refused))
+        if each.status == "False" and each.reason == conditions.POOL_FILLING
+        else each
+        for each in found
+    ]

@@ -1,10 +1,14 @@
 """Secrets that belong to one object, though their names may have been used before."""
 
+import logging
+
 from ..api import conditions
 from ..api.common import JSON
 from ..cluster.api import Api
 from ..cluster.resources import SECRETS
 from ..errors import ConflictError, NotFoundError, PermanentError, TransientError
+
+log = logging.getLogger(__name__)
 
 
 async def create(api: Api, namespace: str, body: JSON) -> None:
@@ -27,6 +31,22 @@ async def ensure(api: Api, namespace: str, body: JSON) -> None:
         await create(api, namespace, body)
     else:
         _check(found, body)
+
+
+async def remove(api: Api, namespace: str, name: str, owner_uid: str) -> None:
+    """Delete the owner's Secret of this name; that it is gone already is fine.
+
+    Parts of the name may come from a pod's label, which others can write: a Secret that is not the
+    owner's stays. Raises TransientError, also when it was replaced meanwhile.
+    """
+    try:
+        found = (await api.get(SECRETS, namespace, name))["metadata"]
+        if any(each["uid"] == owner_uid for each in found.get("ownerReferences") or []):
+            await api.delete(SECRETS, namespace, name, uid=found["uid"])
+        else:
+            log.warning("Secret %s/%s is somebody else's, and is not deleted", namespace, name)
+    except NotFoundError:
+        log.debug("Secret %s is gone", name)
 
 
 def _check(found: JSON, wanted: JSON) -> None:

@@ -8,12 +8,18 @@ from .. import manifests, names
 from ..api import conditions
 from ..api.backend import NewFile
 from ..api.common import JSON
-from ..api.conditions import Finding, parse_time, timestamp
+from ..api.conditions import parse_time, timestamp
 from ..api.environment import EnvironmentObject
 from ..api.pod import PodView, view
 from ..api.session import Phase, SessionObject
 from ..cluster.resources import PODS, SESSIONS
-from ..errors import ConflictError, NotFoundError, PermanentError, TransientError
+from ..errors import (
+    ConflictError,
+    NotFoundError,
+    PermanentError,
+    RefusedError,
+    TransientError,
+)
 from ..metrics import CLAIM_SECONDS
 from ..plan.pool import Failure
 from ..plan.session import Observed, SessionPlan, Step, limits, plan_session
@@ -23,6 +29,7 @@ from . import owned, pods
 from .context import Context, Resolved, address
 from .events import Recorder
 from .references import read
+from .statuses import SessionStatuses
 from .warmer import Warmer
 
 log = logging.getLogger(__name__)
@@ -41,7 +48,7 @@ class SessionReconciler:
     def __init__(self, context: Context, warmer: Warmer, recorder: Recorder) -> None:
         self._context = context
         self._warmer = warmer
-        self._recorder = recorder
+        self._statuses = SessionStatuses(context, recorder)
         self._warm_claims: set[str] = set()
         self._first_seen: dict[str, float] = {}
 
@@ -69,7 +76,7 @@ class SessionReconciler:
         """The Session is deleted: its pods go at once, without waiting for owner references."""
         self._first_seen.pop(session.metadata.uid, None)
         self._warm_claims.discard(session.metadata.uid)
-        for pod in self._context.pods.group(("session", session.metadata.uid)):
+        for pod in self._context.pods.group(_pods_of(session)):
             await pods.delete(self._context, pod)
 
     async def _own_pod(self, session: SessionObject) -> PodView | None:
@@ -79,7 +86,7 @@ class SessionReconciler:
         The others go once the status says which it is: until then another operator may just be
         writing one of them there.
         """
-        found = self._context.pods.group(("session", session.metadata.uid))
+        found = self._context.pods.group(_pods_of(session))
         wanted = session.status.pod_uid
         found.sort(key=lambda pod: (pod.uid != wanted, pod.deleting, pod.created, pod.name))
         pending = session.status.phase is Phase.PENDING
@@ -130,7 +137,7 @@ class SessionReconciler:
         for other in self._context.sessions.group(group):
             if other.metadata.uid == metadata.uid or other.status.phase.ended:
                 continue
-            has_pod = bool(self._context.pods.group(("session", other.metadata.uid)))
+            has_pod = bool(self._context.pods.group(_pods_of(other)))
             older = (other.metadata.creation_timestamp or "", other.metadata.name) < mine
             count += has_pod or older
         return count
@@ -181,7 +188,7 @@ class SessionReconciler:
             await self._delete(session)
             return None
         if plan.phase is Phase.PENDING and plan.reason:
-            await self._wait(session, plan)
+            await self._statuses.waiting(session, plan)
             if plan.reason == conditions.NETWORK_NOT_ENFORCED:
                 return REFUTED_PROOF_COUNTS_FOR.total_seconds()
         if plan.look_again:
@@ -215,7 +222,12 @@ class SessionReconciler:
         if waited < PROOF_PATIENCE and context.about_to_be_usable(environment, recipe.hash):
             return 0.02
         await self._check_references(session)
-        await pods.create(context, environment, recipe, session)
+        try:
+            await pods.create(context, environment, recipe, session)
+        except RefusedError as error:
+            refused = SessionPlan(Step.WAIT, reason=conditions.PODS_REFUSED, message=str(error))
+            await self._statuses.waiting(session, refused)
+            raise
         return 0.0
 
     async def _after_failed_claim(
@@ -297,7 +309,8 @@ class SessionReconciler:
         credentials = None
         if not session.through_api:
             credentials = await self._write_credentials(session, lifetime, now)
-        await self._write_running(session, pod, credentials, now)
+        await self._statuses.running(session, pod, credentials, now)
+        self._observe_claim(session.metadata.uid)
 
     async def _write_credentials(
         self, session: SessionObject, lifetime: timedelta, now: datetime
@@ -309,54 +322,12 @@ class SessionReconciler:
         await owned.create(self._context.api, session.metadata.namespace, body)
         return names.credentials_secret(session.metadata.name)
 
-    async def _write_running(
-        self, session: SessionObject, pod: PodView, credentials: str | None, now: datetime
-    ) -> None:
-        metadata = session.metadata
-        message = f"pod {pod.name} is the session's"
-        ready = Finding(conditions.READY, "True", conditions.CLAIMED, message)
-        changes = {
-            "phase": Phase.RUNNING,
-            "reason": conditions.CLAIMED,
-            "observed_generation": metadata.generation,
-            "conditions": conditions.update(
-                session.status.conditions, [ready], metadata.generation, now
-            ),
-            "pod_name": pod.name,
-            "pod_uid": pod.uid,
-            "endpoint": address(pod).endpoint,
-            "server_name": names.session_server_name(metadata.uid),
-            "credentials_secret_name": credentials,
-            "recipe_hash": pod.recipe,
-            "started_at": timestamp(now),
-            "last_activity_time": timestamp(now),
-        }
-        await self._patch(session, changes)
-        start = "warm" if metadata.uid in self._warm_claims else "cold"
-        seen = self._first_seen.pop(metadata.uid, None)
+    def _observe_claim(self, uid: str) -> None:
+        start = "warm" if uid in self._warm_claims else "cold"
+        seen = self._first_seen.pop(uid, None)
         if seen is not None:
             CLAIM_SECONDS.labels(start).observe(time.monotonic() - seen)
-        self._warm_claims.discard(metadata.uid)
-        self._recorder.record(names.SESSION_KIND, metadata, conditions.CLAIMED, message)
-
-    async def _wait(self, session: SessionObject, plan: SessionPlan) -> None:
-        metadata = session.metadata
-        found = Finding(conditions.READY, "False", plan.reason, plan.message)
-        before = next((x for x in session.status.conditions if x.type == found.type), None)
-        if before and (before.reason, before.message) == (found.reason, found.message):
-            return
-        updated = conditions.update(
-            session.status.conditions, [found], metadata.generation, self._context.clock()
-        )
-        await self._patch(
-            session,
-            {
-                "phase": Phase.PENDING,
-                "reason": plan.reason,
-                "observed_generation": metadata.generation,
-                "conditions": updated,
-            },
-        )
+        self._warm_claims.discard(uid)
 
     async def _ask_activity(self, session: SessionObject, pod: PodView) -> None:
         """The deadline is due by what the status says: the exec server knows better."""
@@ -382,7 +353,7 @@ class SessionReconciler:
             plan = SessionPlan(Step.END, Phase.TERMINATED, conditions.IDLE_TIMEOUT, message)
             await self._end(session, pod, plan, meters)
         else:
-            await self._patch(session, meters)
+            await self._statuses.patch(session, meters)
 
     async def _end(
         self,
@@ -392,48 +363,9 @@ class SessionReconciler:
         meters: dict[str, object] | None = None,
     ) -> None:
         """Write the end first: a kill in between leaves a pod that the next look deletes."""
-        now, status, metadata = self._context.clock(), session.status, session.metadata
-        ready = Finding(conditions.READY, "False", plan.reason, plan.message)
-        running = status.running_seconds
-        if status.started_at:
-            running = max(running, int((now - parse_time(status.started_at)).total_seconds()))
-        changes = {
-            "running_seconds": running,
-            **(meters or {}),
-            "phase": plan.phase,
-            "reason": plan.reason,
-            "observed_generation": metadata.generation,
-            "ended_at": timestamp(now),
-            "conditions": conditions.update(status.conditions, [ready], metadata.generation, now),
-        }
-        await self._patch(session, changes)
-        normal = plan.phase is Phase.TERMINATED
-        self._recorder.record(
-            names.SESSION_KIND,
-            metadata,
-            plan.reason,
-            plan.message,
-            "Normal" if normal else "Warning",
-        )
+        await self._statuses.ended(session, plan, meters)
         if pod:
             await pods.delete(self._context, pod)
-
-    async def _patch(self, session: SessionObject, changes: dict[str, object]) -> None:
-        """Write a status, but only on the Session as it was planned for: another operator may have
-        given it a pod, or ended it.
-        """
-        body = session.status.model_copy(update=changes).model_dump(
-            mode="json", by_alias=True, exclude_none=True
-        )
-        namespace, name = session.key
-        version = session.metadata.resource_version
-        try:
-            answer = await self._context.api.patch_status(SESSIONS, namespace, name, body, version)
-        except ConflictError:
-            # Read the newest state, so that the next attempt does not plan on the old one.
-            self._context.sessions.put(await self._context.api.get(SESSIONS, namespace, name))
-            raise
-        self._context.sessions.put(answer)
 
     async def _delete(self, session: SessionObject) -> None:
         namespace, name = session.key
@@ -441,3 +373,7 @@ class SessionReconciler:
             await self._context.api.delete(SESSIONS, namespace, name, uid=session.metadata.uid)
         except NotFoundError:
             log.debug("session %s is gone", name)
+
+
+def _pods_of(session: SessionObject) -> tuple[str, str, str]:
+    return "session", session.metadata.namespace, session.metadata.uid

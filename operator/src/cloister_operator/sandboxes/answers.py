@@ -10,6 +10,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from cloister_api.exec.v1 import exec_pb2
 
+from ..api import conditions
 from ..errors import OperatorError, PermanentError, TransientError
 
 _TEXT = 1024
@@ -117,7 +118,7 @@ def failure(pod_name: str, error: grpc.aio.AioRpcError) -> OperatorError:
 
 def misbehaves(pod_name: str, what: str) -> SandboxFailed:
     """The error about a pod that answers what no exec server answers."""
-    return SandboxFailed("SandboxMisbehaves", f"pod {pod_name} does not behave: {what}")
+    return SandboxFailed(conditions.SANDBOX_MISBEHAVES, f"pod {pod_name} does not behave: {what}")
 
 
 def _time(pod_name: str, given: Duration) -> timedelta:

@@ -13,6 +13,7 @@ import grpc
 from cloister_api.exec.v1 import exec_pb2, exec_pb2_grpc
 
 from .. import names
+from ..api import conditions
 from ..api.backend import NewFile
 from ..errors import ConflictError, LostError, PermanentError, TransientError
 from ..identity import Authority, Identity
@@ -85,7 +86,7 @@ class Sandboxes:
                         return info
                     if info.state is SandboxState.FAILED:
                         problem = info.problem or "the sandbox could not be prepared"
-                        raise SandboxFailed("SetupFailed", problem)
+                        raise SandboxFailed(conditions.SETUP_FAILED, problem)
                     problem = f"it is {info.state}"
                     break
             else:
@@ -130,7 +131,9 @@ class Sandboxes:
         )
         if request.ByteSize() > MAX_REQUEST:
             raise PermanentError(
-                "SessionTooLarge", f"files and variables exceed {MAX_REQUEST} bytes", "spec.files"
+                conditions.SESSION_TOO_LARGE,
+                f"files and variables exceed {MAX_REQUEST} bytes",
+                "spec.files",
             )
         call = functools.partial(_claim, request)
         try:
@@ -151,16 +154,6 @@ class Sandboxes:
             lambda stub: stub.Activity(exec_pb2.ActivityRequest(), timeout=CALL_SECONDS),
         )
         return answers.activity(pod.name, answer)
-
-    async def drain(self, pod: PodAddress, session_uid: str, grace: timedelta) -> None:
-        """Let running calls end, for at most `grace`; new ones are refused."""
-        request = exec_pb2.DrainRequest()
-        request.grace.FromTimedelta(grace)
-        await self._call(
-            pod,
-            names.session_server_name(session_uid),
-            lambda stub: stub.Drain(request, timeout=grace.total_seconds() + CALL_SECONDS),
-        )
 
     def forget(self, pod_uid: str) -> None:
         """Close the pod's channel, if there is one; calls under way fail as LostError."""
@@ -210,5 +203,7 @@ async def _claim(
         if error.code() is grpc.StatusCode.FAILED_PRECONDITION:
             raise ConflictError(f"the pod refuses the claim: {said}") from None
         if error.code() is grpc.StatusCode.INVALID_ARGUMENT:
-            raise PermanentError("SessionRefused", f"the sandbox refuses: {said}") from None
+            raise PermanentError(
+                conditions.SESSION_REFUSED, f"the sandbox refuses: {said}"
+            ) from None
         raise

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any, Final, NoReturn, TypeAlias
 
@@ -21,6 +22,8 @@ from .status import Busy, CallError, Forbidden, from_error
 SERVICE: Final = "/cloister.sessions.v1.Sessions/"
 MAX_CALLS: Final = 256
 MAX_WATCHES: Final = 256
+ONE_CALLERS_SHARE: Final = 0.75
+"""Of the places, what one caller may have: no tenant keeps all others out."""
 RECHECK_SECONDS: Final = 30.0
 """How often a Watch asks again whether its caller is still known and may watch."""
 _NAMELESS = frozenset({"Create", "List"})
@@ -83,6 +86,12 @@ class Guard(grpc.aio.ServerInterceptor):
     ) -> None:
         self._auth = auth
         self._free = {False: max_calls, True: max_watches}
+        self._share = {
+            streaming: max(1, int(places * ONE_CALLERS_SHARE))
+            for streaming, places in self._free.items()
+        }
+        self._taken: Counter[tuple[str, bool]] = Counter()
+        """Places by caller."""
         self._recheck_seconds = recheck_seconds
 
     async def intercept_service(
@@ -111,7 +120,8 @@ class Guard(grpc.aio.ServerInterceptor):
                 try:
                     with self._place(streaming=False):
                         await self._admit(seen, method, request, context)
-                        answer = await inner(request, context)
+                        with self._callers_place(seen.caller, streaming=False):
+                            answer = await inner(request, context)
                 except Exception as error:
                     await seen.fail(context, error, request)
                 seen.done(request, answer)
@@ -125,11 +135,13 @@ class Guard(grpc.aio.ServerInterceptor):
                 try:
                     with self._place(streaming=True):
                         recheck = await self._admit(seen, method, request, context)
-                        # Headers at once: a caller with nothing to see yet knows that it watches.
-                        await context.send_initial_metadata(())
-                        async with contextlib.aclosing(inner(request, context)) as items:
-                            async for each in _rechecked(items, recheck, self._recheck_seconds):
-                                yield each
+                        with self._callers_place(seen.caller, streaming=True):
+                            # Headers at once: a caller with nothing to see yet knows that it
+                            # watches.
+                            await context.send_initial_metadata(())
+                            async with contextlib.aclosing(inner(request, context)) as items:
+                                async for each in _rechecked(items, recheck, self._recheck_seconds):
+                                    yield each
                 except Exception as error:
                     await seen.fail(context, error, request)
                 seen.done(request, None)
@@ -166,6 +178,20 @@ class Guard(grpc.aio.ServerInterceptor):
             yield
         finally:
             self._free[streaming] += 1
+
+    @contextlib.contextmanager
+    def _callers_place(self, caller: Caller | None, *, streaming: bool) -> Iterator[None]:
+        key = (caller.username if caller else "", streaming)
+        if self._taken[key] >= self._share[streaming]:
+            what = "watches" if streaming else "calls"
+            raise Busy("TOO_MANY_CALLS", f"too many {what} of yours at the same time; try again")
+        self._taken[key] += 1
+        try:
+            yield
+        finally:
+            self._taken[key] -= 1
+            if not self._taken[key]:
+                del self._taken[key]
 
     @contextlib.contextmanager
     def _observed(self, method: str) -> Iterator[_Call]:

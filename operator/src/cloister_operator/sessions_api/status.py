@@ -24,6 +24,8 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
 
+from ..api import conditions
+from ..api.backend import ALREADY_EXISTS
 from ..errors import NotFoundError, PermanentError, TransientError
 
 DOMAIN: Final = "sessions.cloister.dev"
@@ -190,9 +192,9 @@ def request_field(field: str) -> str:
 
 def _permanent(error: PermanentError) -> CallError:
     reason = upper_snake(error.reason)
-    if error.reason == "AlreadyExists":
+    if error.reason == ALREADY_EXISTS:
         return AlreadyExists(reason, error.sentence, field=request_field(error.field or "name"))
-    if error.reason == "EnvironmentNotFound":
+    if error.reason == conditions.ENVIRONMENT_NOT_FOUND:
         return NotFound(reason, error.sentence, field="environment")
     if error.field:
         return InvalidFields([(request_field(error.field), error.sentence)], reason)

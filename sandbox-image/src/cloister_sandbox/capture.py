@@ -1,0 +1,132 @@
+"""What a command prints: read from its FIFO as it comes, and the end of it kept."""
+
+import array
+import asyncio
+import contextlib
+import errno
+import fcntl
+import os
+import stat
+import termios
+
+KEEP_BYTES = 102_400
+"""Of a command's output, the last so many bytes are kept (agent_toolset_20260401)."""
+_CHUNK = 65_536
+
+
+class Tail:
+    """The end of a stream of bytes, and how much there was."""
+
+    def __init__(self, keep: int = KEEP_BYTES) -> None:
+        self._keep = keep
+        self._parts: list[bytes] = []
+        self._held = 0
+        self.total = 0
+
+    def add(self, data: bytes) -> None:
+        """Append bytes, forgetting the oldest beyond the bound."""
+        self.total += len(data)
+        self._held += len(data)
+        self._parts.append(data)
+        if self._held > 2 * self._keep + _CHUNK:
+            self._shrink()
+
+    @property
+    def omitted(self) -> int:
+        """Bytes that were forgotten."""
+        return max(0, self.total - self._keep)
+
+    def text(self) -> str:
+        """What was kept, as text: invalid UTF-8 is replaced, a cut character is dropped."""
+        self._shrink()
+        kept = b"".join(self._parts)
+        if self.omitted:
+            while kept and kept[0] & 0xC0 == 0x80:
+                kept = kept[1:]
+        return kept.decode("utf-8", errors="replace")
+
+    def _shrink(self) -> None:
+        kept = b"".join(self._parts)[-self._keep :]
+        self._parts, self._held = [kept], len(kept)
+
+
+class Output:
+    """Reads a command's FIFO until every process that holds it is gone.
+
+    After the command's result is taken, what background jobs still print is read and dropped, so
+    that they never block on a full pipe.
+    """
+
+    def __init__(self, path: str, tail: Tail | None = None) -> None:
+        os.mkfifo(path, 0o600)
+        self._path = path
+        # A tool may have put something else there since: a link to what only the server may read.
+        self._fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+        if not stat.S_ISFIFO(os.fstat(self._fd).st_mode):
+            os.close(self._fd)
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
+        self._loop = asyncio.get_running_loop()
+        self._watched = False
+        self.tail: Tail | None = tail or Tail()
+
+    @property
+    def held(self) -> bool:
+        """Whether a process may still print."""
+        return self._fd >= 0
+
+    def watch(self) -> None:
+        """Read from now on whenever there is something."""
+        if self.held and not self._watched:
+            self._watched = True
+            self._loop.add_reader(self._fd, self._read)
+
+    def pause(self) -> None:
+        """Let the command wait until `watch` is called again."""
+        if self.held and self._watched:
+            self._watched = False
+            self._loop.remove_reader(self._fd)
+
+    def finish(self) -> Tail:
+        """Take what the command printed; foreground writes happened before its status.
+
+        They are in the pipe by now, so that what comes later, as from a job that prints without
+        end, is not waited for.
+        """
+        left = self._waiting()
+        # Once more than there was to read: that shows the end, where it has come.
+        while self.held and (count := self._read()) and left > 0:
+            left -= count
+        tail, self.tail = self.tail or Tail(), None
+        self.watch()
+        with contextlib.suppress(OSError):
+            os.unlink(self._path)  # noqa: PTH108 - a Path costs more than the call
+        return tail
+
+    def close(self) -> None:
+        """Stop reading."""
+        if self.held:
+            if self._watched:
+                self._loop.remove_reader(self._fd)
+            os.close(self._fd)
+            self._fd = -1
+
+    def _waiting(self) -> int:
+        """Bytes in the pipe."""
+        count = array.array("i", [0])
+        if self.held:
+            fcntl.ioctl(self._fd, termios.FIONREAD, count)
+        return count[0]
+
+    def _read(self) -> int:
+        """Read once; returns how many bytes there were."""
+        try:
+            data = os.read(self._fd, _CHUNK)
+        except BlockingIOError:
+            return 0
+        if data:
+            if self.tail is not None:
+                self.tail.add(data)
+        else:
+            # End of file: all writers are gone. Before the first one came nobody reads.
+            self.close()
+        return len(data)

@@ -12,9 +12,7 @@ import pytest
 
 # The same examples in every run, so that a red test is about the change; and no limit on the time
 # that one takes, which would be about the machine.
-hypothesis.settings.register_profile(
-    "repeatable", derandomize=True, deadline=None, max_examples=200, print_blob=True
-)
+hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, print_blob=True)
 hypothesis.settings.load_profile("repeatable")
 
 

@@ -136,10 +136,10 @@ def test_sigterm_ends_programs(tmp_path: Path) -> None:
 
 
 def test_nothing_leaks(tmp_path: Path) -> None:
-    # Each round opens descriptors of every kind; sixty rounds would exhaust the bound.
+    # Each round opens descriptors of every kind; forty rounds would exhaust the bound.
     with running(tmp_path, open_files=64) as (_, jobs):
         size = exec_pb2.TerminalSize(columns=80, rows=24)
-        for number in range(60):
+        for number in range(40):
             jobs.bash("head -c 700000 /dev/zero; exit 1", process_id=f"p{number}")
             jobs.program("true", terminal=size)
             jobs.program("no-such", terminal=size)

@@ -139,11 +139,11 @@ def test_the_shell_survives_the_loss_of_its_files(claimed: Sandbox, tools: Tools
 
 
 def test_nothing_leaks_into_the_next_call(tmp_path: Path) -> None:
-    # Each round opens and abandons descriptors of every kind; sixty rounds would exhaust the bound.
+    # Each round opens and abandons descriptors of every kind; forty rounds would exhaust the bound.
     with running(tmp_path, open_files=64) as (server, tools):
         files = exec_pb2_grpc.FilesStub(server.worker())
         (server.workspace / "f").write_bytes(b"x" * 100_000)
-        for number in range(60):
+        for number in range(40):
             context = f"c{number}"
             tools.call("bash", context_id=context, command="(sleep 4722 &) ; exit 1")
             tools.call("grep", pattern="x", path="f")

@@ -66,7 +66,7 @@ DIFFERENT: dict[str, dict[str, Any]] = {
     "priority": {"scheduling": {"priorityClassName": "low"}},
     "pull secret": {"scheduling": {"imagePullSecrets": [{"name": "pull"}]}},
     "workspace": {"workspace": {"size": "5Gi"}},
-    "network": {"networking": {"allowedHosts": ["pypi.org"]}},
+    "network": {"networking": {"allowedHosts": ["api.example.com"]}},
     "packages": {"packages": {"pip": ["numpy"]}},
 }
 

@@ -59,13 +59,12 @@ class EnvironmentReconciler:
                 await self._refuse(environment, problem)
                 raise problem
         await self._drop_old_recipes(environment, recipe)
-        found = findings(
-            context.pods.group(group), context.failures, wanted, context.proofs.get(namespace)
-        )
+        present = context.pods.group(group)
+        found = findings(present, context.failures, wanted, context.proofs.get(namespace))
         await self._write_status(
             environment,
             with_refusals(found, problems),
-            counts(context.pods.group(group), context.failures),
+            counts(present, context.failures),
             recipe.hash,
         )
         for problem in problems:

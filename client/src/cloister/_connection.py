@@ -72,16 +72,21 @@ class Connection:
         self._direct = direct
         self._lock = asyncio.Lock()
         self._link: _Link | None = None
+        self._bulk: _Link | None = None
         self._links: set[_Link] = set()
         self._closed = False
         self._renew_at = _renewal(credentials)
 
     async def run(
-        self, attempt: Callable[[grpc.aio.Channel, Callable[[], None]], Awaitable[T]]
+        self,
+        attempt: Callable[[grpc.aio.Channel, Callable[[], None]], Awaitable[T]],
+        *,
+        bulk: bool = False,
     ) -> T:
         """Run a call that may be repeated, until it succeeds or fails for good.
 
         attempt: gets a channel, and a function to call at every sign of life. It may raise Lost.
+        bulk: it moves many bytes, over a connection of its own so that small calls do not wait.
         Raises SessionEndedError when the session is over, NotFoundError when it is gone, and the
         CallError of the last attempt when the server was not reached for RETRY_SECONDS.
         """
@@ -93,7 +98,7 @@ class Connection:
             heard, pause = time.monotonic(), _FIRST_PAUSE
 
         while True:
-            link = await self._use()
+            link = await self._use(bulk=bulk)
             try:
                 return await attempt(link.channel, alive)
             except grpc.aio.AioRpcError as error:
@@ -126,22 +131,27 @@ class Connection:
     async def close(self) -> None:
         """Close all connections; running calls fail with CANCELLED."""
         self._closed = True
-        self._link = None
+        self._link = self._bulk = None
         links, self._links = self._links, set()
         for each in links:
             await each.close()
 
-    async def _use(self) -> _Link:
+    async def _use(self, *, bulk: bool) -> _Link:
         async with self._lock:
             if self._closed:
                 raise call_error(grpc.StatusCode.CANCELLED, "the session object is closed")
             if time.monotonic() >= self._renew_at:
                 await self._renew()
-            if self._link is None or self._link.retired:
-                self._link = await self._connect()
-                self._links.add(self._link)
-            self._link.users += 1
-            return self._link
+            link = self._bulk if bulk else self._link
+            if link is None or link.retired:
+                link = await self._connect()
+                self._links.add(link)
+                if bulk:
+                    self._bulk = link
+                else:
+                    self._link = link
+            link.users += 1
+            return link
 
     async def _release(self, link: _Link) -> None:
         link.users -= 1
@@ -184,8 +194,9 @@ class Connection:
             return
         self.credentials = Credentials.from_proto(renewed)
         self._renew_at = _renewal(self.credentials)
-        old, self._link = self._link, None
-        if old is not None:
+        retired = [each for each in (self._link, self._bulk) if each is not None]
+        self._link = self._bulk = None
+        for old in retired:
             old.retired = True
             await old.close_if_unused()
             if not old.users:

@@ -6,6 +6,7 @@ in meanwhile. Files are made under another name and renamed: nothing is written 
 """
 
 import contextlib
+import math
 import os
 import secrets
 import stat
@@ -16,7 +17,7 @@ from typing import BinaryIO
 from . import beneath
 from .entries import shown
 from .errors import CallError, WrongState
-from .uploads import PREFIX
+from .uploads import MAX_SECONDS, PREFIX
 
 MAX_MEMBERS = 1_000_000
 MAX_LEVELS = 256
@@ -187,7 +188,8 @@ def _copy(member: tarfile.TarInfo, source: int, directory: int, name: str) -> No
                 written = os.write(fd, view)
                 at, view = at + written, view[written:]
         os.fchmod(fd, member.mode & 0o777)
-        seconds = min(max(int(member.mtime), 0), 2**33)
+        # An extended header may say anything that is a float.
+        seconds = min(max(member.mtime, 0), MAX_SECONDS) if math.isfinite(member.mtime) else 0
         os.utime(fd, (seconds, seconds))
     finally:
         os.close(fd)

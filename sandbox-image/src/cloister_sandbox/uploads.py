@@ -28,6 +28,8 @@ from .paths import Roots
 KEPT_SECONDS = 600.0
 MAX_UPLOADS = 64
 PREFIX = ".cloister-upload-"
+MAX_SECONDS = 2**33
+"""The latest modification time, since 1970."""
 _COPY = 1024 * 1024
 _NO_RENAME = (errno.EXDEV, errno.EBUSY, errno.EACCES, errno.EPERM)
 
@@ -199,6 +201,7 @@ class Uploads:
         info = self.check(upload.start, upload.target)
         mode = upload.start.mode or (stat.S_IMODE(info.st_mode) & 0o777 if info else 0o644)
         os.fchmod(upload.fd, mode)
+        _set_time(upload, upload.fd)
         with self._roots.parent(upload.target, create=True) as (directory, name):
             try:
                 if upload.start.create_only:
@@ -233,9 +236,20 @@ def _copy(upload: Upload, directory: int, name: str, mode: int) -> os.stat_resul
                 at, view = at + written, view[written:]
         if upload.start.mode:
             os.fchmod(fd, mode)
+        _set_time(upload, fd)
         return os.fstat(fd)
     finally:
         os.close(fd)
+
+
+def _set_time(upload: Upload, fd: int) -> None:
+    """Give a file its modification time, within what every file system can hold."""
+    if upload.start.HasField("mtime"):
+        given = upload.start.mtime
+        nanos = min(max(given.seconds, 0), MAX_SECONDS) * 10**9 + min(
+            max(given.nanos, 0), 10**9 - 1
+        )
+        os.utime(fd, ns=(nanos, nanos))
 
 
 def _payload(start: exec_pb2.UploadStart) -> bytes:

@@ -646,6 +646,7 @@ class UploadStart(_message.Message):
     IF_ETAG_FIELD_NUMBER: _builtins.int
     CREATE_ONLY_FIELD_NUMBER: _builtins.int
     TREE_FIELD_NUMBER: _builtins.int
+    MTIME_FIELD_NUMBER: _builtins.int
     path: _builtins.str
     mode: _builtins.int
     """Permission bits; 0 means 0644, or those of the file that is replaced."""
@@ -662,6 +663,12 @@ class UploadStart(_message.Message):
     arrived. Refused as a whole are absolute names, `..`, links that lead out of the directory,
     devices and FIFOs; setuid, setgid and sticky bits are dropped.
     """
+    @_builtins.property
+    def mtime(self) -> _timestamp_pb2.Timestamp:
+        """When the file was modified; unset is now. A tree's members carry their own, with the fraction of
+        a second where the archive has it.
+        """
+
     def __init__(
         self,
         *,
@@ -672,10 +679,11 @@ class UploadStart(_message.Message):
         if_etag: _builtins.str = ...,
         create_only: _builtins.bool = ...,
         tree: _builtins.bool = ...,
+        mtime: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["mtime", b"mtime"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_only", b"create_only", "if_etag", b"if_etag", "mode", b"mode", "offset", b"offset", "path", b"path", "tree", b"tree", "upload_id", b"upload_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_only", b"create_only", "if_etag", b"if_etag", "mode", b"mode", "mtime", b"mtime", "offset", b"offset", "path", b"path", "tree", b"tree", "upload_id", b"upload_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

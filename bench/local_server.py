@@ -1,92 +1,105 @@
-"""Servers in processes of their own on loopback, with throw-away certificates, for benchmarks."""
+"""Servers in processes of their own on loopback: the exec server, and the floors."""
 
 import contextlib
-import datetime
 import os
 import socket
 import subprocess
+import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import grpc
+from bench.certificates import Authority, identity, write_files
+from bench.peers import Peer, peer
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
-_LIFETIME = datetime.timedelta(hours=1)
+from cloister_api.exec.v1 import exec_pb2, exec_pb2_grpc
+
+ROOT = Path(__file__).resolve().parent.parent
+POD_UID = "bench-pod"
+SESSION_UID = "bench-session"
+POD_NAME = f"pod-{POD_UID}.sandbox.cloister.dev"
+SESSION_NAME = f"session-{SESSION_UID}.sandbox.cloister.dev"
+OPERATOR = "operator:cloister"
+WORKER = f"session:{SESSION_UID}"
 
 
 @dataclass(frozen=True)
-class Pair:
-    """A certificate and its key, PEM."""
+class ExecServer:
+    """An exec server that is warm."""
 
-    certificate: bytes
-    private_key: bytes
+    process: "subprocess.Popen[bytes]"
+    operator: Peer
+    ready_ms: float
+    """From its start to the first answer of Runtime.Info."""
 
-
-class Authority:
-    """A CA of one run; its certificates have the shape of the operator's (ECDSA P-256)."""
-
-    def __init__(self) -> None:
-        self._key = ec.generate_private_key(ec.SECP256R1())
-        self._name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "bench-ca")])
-        ca = x509.BasicConstraints(ca=True, path_length=0)
-        self.pem = self._sign(self._name, self._key.public_key(), ca)
-
-    def issue(self, name: x509.GeneralName) -> Pair:
-        """A certificate for one DNS name or URI."""
-        key = ec.generate_private_key(ec.SECP256R1())
-        subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "bench")])
-        certificate = self._sign(subject, key.public_key(), x509.SubjectAlternativeName([name]))
-        return Pair(
-            certificate,
-            key.private_bytes(
-                serialization.Encoding.PEM,
-                serialization.PrivateFormat.PKCS8,
-                serialization.NoEncryption(),
-            ),
-        )
-
-    def _sign(
-        self, subject: x509.Name, key: ec.EllipticCurvePublicKey, extension: x509.ExtensionType
-    ) -> bytes:
-        now = datetime.datetime.now(datetime.UTC)
-        certificate = (
-            x509.CertificateBuilder()
-            .subject_name(subject)
-            .issuer_name(self._name)
-            .public_key(key)
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(minutes=5))
-            .not_valid_after(now + _LIFETIME)
-            .add_extension(extension, critical=False)
-            .sign(self._key, hashes.SHA256())
-        )
-        return certificate.public_bytes(serialization.Encoding.PEM)
+    def claim(self, authority: Authority) -> Peer:
+        """Give the pod to the session, as the operator does; returns the session's worker."""
+        pair = authority.issue(x509.DNSName(SESSION_NAME))
+        with self.operator.channel() as operator:
+            exec_pb2_grpc.RuntimeStub(operator).Claim(
+                exec_pb2.ClaimRequest(
+                    session_uid=SESSION_UID,
+                    session_name="bench",
+                    pod_uid=POD_UID,
+                    certificate_pem=pair.certificate,
+                    private_key_pem=pair.private_key,
+                ),
+                timeout=10,
+            )
+        return peer(authority, WORKER, self.operator.address, SESSION_NAME)
 
 
-def write_identity(directory: Path, authority: Authority, dns: str) -> None:
-    """Put tls.crt, tls.key and ca.crt for a DNS name where a server reads them."""
-    directory.mkdir(parents=True)
-    pair = authority.issue(x509.DNSName(dns))
-    (directory / "tls.crt").write_bytes(pair.certificate)
-    (directory / "tls.key").write_bytes(pair.private_key)
-    (directory / "ca.crt").write_bytes(authority.pem)
+def settings(directory: str, workspace: str, address: str) -> dict[str, str]:
+    """The environment variables of an exec server whose files are in `directory`."""
+    return {
+        "CLOISTER_POD_UID": POD_UID,
+        "CLOISTER_LISTEN": address,
+        "CLOISTER_IDENTITY_DIR": f"{directory}/identity",
+        "CLOISTER_RECIPE_DIR": f"{directory}/recipe",
+        "CLOISTER_STATE_DIR": f"{directory}/state",
+        "CLOISTER_WORKSPACE": workspace,
+        "CLOISTER_HOME": f"{directory}/home",
+        "CLOISTER_ROOTS": f"{directory}/home",
+    }
 
 
-def channel(authority: Authority, caller: str, port: int, server_name: str) -> grpc.Channel:
-    """A channel of a caller (a certificate URI) to the server of that name on loopback."""
-    pair = authority.issue(x509.UniformResourceIdentifier(caller))
-    credentials = grpc.ssl_channel_credentials(authority.pem, pair.private_key, pair.certificate)
-    options = [
-        ("grpc.ssl_target_name_override", server_name),
-        # Dialling a server that is still starting must not wait for gRPC's first backoff of 1 s.
-        ("grpc.initial_reconnect_backoff_ms", 1),
-        ("grpc.min_reconnect_backoff_ms", 1),
-        ("grpc.max_reconnect_backoff_ms", 2),
-    ]
-    return grpc.secure_channel(f"127.0.0.1:{port}", credentials, options)
+def wait_warm(operator: Peer) -> None:
+    """Return with the answer of Runtime.Info that says that the server is warm."""
+    with operator.channel() as channel:
+        info = exec_pb2_grpc.RuntimeStub(channel)
+        state = None
+        while state != exec_pb2.RuntimeInfo.STATE_WARM:
+            state = info.Info(exec_pb2.InfoRequest(), timeout=20, wait_for_ready=True).state
+
+
+@contextlib.contextmanager
+def exec_server(directory: Path, workspace: Path, authority: Authority) -> Iterator[ExecServer]:
+    """A warm exec server. `directory` is its own; the workspace belongs on a disk."""
+    write_files(directory / "identity", identity(authority, POD_NAME))
+    for path in (directory / "recipe", directory / "home", workspace):
+        path.mkdir(parents=True)
+    address = f"127.0.0.1:{free_port()}"
+    operator = peer(authority, OPERATOR, address, POD_NAME)
+    env = settings(str(directory), str(workspace), address)
+    began = time.perf_counter()
+    with running([sys.executable, "-m", "cloister_sandbox"], env) as process:
+        wait_warm(operator)
+        yield ExecServer(process, operator, (time.perf_counter() - began) * 1000)
+
+
+@contextlib.contextmanager
+def floor_server(
+    directory: Path, authority: Authority, answers: Mapping[str, bytes]
+) -> Iterator[tuple["subprocess.Popen[bytes]", Peer]]:
+    """The bare server, which answers calls of the tools with these events."""
+    files = {f"{tool}.answer": event for tool, event in answers.items()}
+    write_files(directory, {**identity(authority, SESSION_NAME), **files})
+    address = f"127.0.0.1:{free_port()}"
+    command = [sys.executable, str(ROOT / "bench" / "floors.py"), address, str(directory)]
+    with running(command, {"GRPC_ENABLE_FORK_SUPPORT": "0"}) as process:
+        yield process, peer(authority, WORKER, address, SESSION_NAME)
 
 
 def free_port() -> int:
@@ -98,9 +111,13 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def running(command: Sequence[str], env: Mapping[str, str]) -> Iterator["subprocess.Popen[bytes]"]:
-    """A process that is ended afterwards."""
-    process = subprocess.Popen(command, env={"PATH": os.environ["PATH"], **env})
+def running(
+    command: Sequence[str], env: Mapping[str, str], *, pipes: bool = False
+) -> Iterator["subprocess.Popen[bytes]"]:
+    """A process that is ended afterwards; `pipes` are to its input and from its output."""
+    paths = {"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(sys.path[1:])}
+    pipe = subprocess.PIPE if pipes else None
+    process = subprocess.Popen(command, env={**paths, **env}, stdin=pipe, stdout=pipe)
     try:
         yield process
     finally:
@@ -114,3 +131,9 @@ def resident_mb(pid: int) -> float:
         if line.startswith("VmRSS:"):
             return int(line.split()[1]) * 1024 / 1e6
     raise RuntimeError(f"process {pid} is gone")
+
+
+def cpu_seconds(pid: int) -> float:
+    """Processor time that a process has used, without its children."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

@@ -127,6 +127,15 @@ class Shells:
         self._background(self._run(slot, command))
         return command, False
 
+    def command(self, shell_id: str, command_id: str) -> Job:
+        """The command of this id, running or kept; raises NotFound."""
+        try:
+            return self.jobs.get(f"{shell_id}\0{command_id}")
+        except NotFound:
+            raise NotFound(
+                "UNKNOWN_ID", "no such command", shell_id=shell_id, command_id=command_id
+            ) from None
+
     async def reset(self, shell_id: str) -> Slot:
         """End what a shell runs, and start it afresh in its first directory."""
         slot = self.get(shell_id)

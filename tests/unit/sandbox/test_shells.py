@@ -110,6 +110,15 @@ def test_a_repeated_command_replays_from_an_offset(worker: Worker) -> None:
         worker.sh("echo x >> commands; echo done", command_id="one", resume_offset=6)
 
 
+def test_attaching_never_runs_a_command_that_is_not_known(worker: Worker) -> None:
+    worker.sh("echo x >> attached; echo done", command_id="known")
+    again = worker.sh("", command_id="known", resume_offset=2, attach_only=True)
+    assert (again.text, again.replayed) == ("ne\n", True)
+    with refused(grpc.StatusCode.NOT_FOUND, reason="UNKNOWN_ID"):
+        worker.sh("echo x >> attached", command_id="forgotten", attach_only=True)
+    assert worker.sh("wc -l < attached; rm attached").text == "1\n"
+
+
 def test_losing_the_stream_never_stops_a_command(worker: Worker) -> None:
     worker.sh("rm -f go; mkfifo go")
     worker.run(worker.shell_id, "cat go; echo ended", "lost").cancel()

@@ -1338,6 +1338,7 @@ class RunRequest(_message.Message):
     ON_TIMEOUT_FIELD_NUMBER: _builtins.int
     OUTPUT_FIELD_NUMBER: _builtins.int
     RESUME_OFFSET_FIELD_NUMBER: _builtins.int
+    ATTACH_ONLY_FIELD_NUMBER: _builtins.int
     shell_id: _builtins.str
     command_id: _builtins.str
     """Chosen by the client; 1 to 128 characters."""
@@ -1346,6 +1347,10 @@ class RunRequest(_message.Message):
     """What happens when the time is up."""
     resume_offset: _builtins.int
     """When attaching: the first byte wanted."""
+    attach_only: _builtins.bool
+    """Only attach: fail with NOT_FOUND unless the command is known, and never run it. For going on
+    with a lost stream: script, timeout, on_timeout and output are not looked at.
+    """
     @_builtins.property
     def timeout(self) -> _duration_pb2.Duration:
         """0 is none."""
@@ -1362,10 +1367,11 @@ class RunRequest(_message.Message):
         on_timeout: Global___OnTimeout.ValueType = ...,
         output: Global___OutputPolicy | None = ...,
         resume_offset: _builtins.int = ...,
+        attach_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["output", b"output", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["command_id", b"command_id", "on_timeout", b"on_timeout", "output", b"output", "resume_offset", b"resume_offset", "script", b"script", "shell_id", b"shell_id", "timeout", b"timeout"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attach_only", b"attach_only", "command_id", b"command_id", "on_timeout", b"on_timeout", "output", b"output", "resume_offset", b"resume_offset", "script", b"script", "shell_id", b"shell_id", "timeout", b"timeout"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

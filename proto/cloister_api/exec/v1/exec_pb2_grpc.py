@@ -251,7 +251,7 @@ class ShellsServicer:
 
     def Run(self, request, context):
         """Run a command in a shell and stream its output. The same command_id attaches to it, from
-        resume_offset; a shell that runs another command fails with FAILED_PRECONDITION (SHELL_BUSY).
+        resume_offset; attach_only makes sure that it is not run again once it was forgotten. A shell that runs another command fails with FAILED_PRECONDITION (SHELL_BUSY).
         Losing the stream never stops the command.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

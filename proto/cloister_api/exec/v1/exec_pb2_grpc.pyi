@@ -130,7 +130,7 @@ class ShellsStub:
     """Open a shell, or find the one with this id. Use it once before the first Run."""
     Run: _grpc.UnaryStreamMultiCallable[_exec_pb2.RunRequest, _exec_pb2.OutputEvent]
     """Run a command in a shell and stream its output. The same command_id attaches to it, from
-    resume_offset; a shell that runs another command fails with FAILED_PRECONDITION (SHELL_BUSY).
+    resume_offset; attach_only makes sure that it is not run again once it was forgotten. A shell that runs another command fails with FAILED_PRECONDITION (SHELL_BUSY).
     Losing the stream never stops the command.
     """
     Reset: _grpc.UnaryUnaryMultiCallable[_exec_pb2.ResetShellRequest, _exec_pb2.Shell]
@@ -152,7 +152,7 @@ class ShellsAsyncStub(ShellsStub):
     """Open a shell, or find the one with this id. Use it once before the first Run."""
     Run: _aio.UnaryStreamMultiCallable[_exec_pb2.RunRequest, _exec_pb2.OutputEvent]  # type: ignore[assignment]
     """Run a command in a shell and stream its output. The same command_id attaches to it, from
-    resume_offset; a shell that runs another command fails with FAILED_PRECONDITION (SHELL_BUSY).
+    resume_offset; attach_only makes sure that it is not run again once it was forgotten. A shell that runs another command fails with FAILED_PRECONDITION (SHELL_BUSY).
     Losing the stream never stops the command.
     """
     Reset: _aio.UnaryUnaryMultiCallable[_exec_pb2.ResetShellRequest, _exec_pb2.Shell]  # type: ignore[assignment]
@@ -183,7 +183,7 @@ class ShellsServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_exec_pb2.OutputEvent], _abc.AsyncIterator[_exec_pb2.OutputEvent]]:
         """Run a command in a shell and stream its output. The same command_id attaches to it, from
-        resume_offset; a shell that runs another command fails with FAILED_PRECONDITION (SHELL_BUSY).
+        resume_offset; attach_only makes sure that it is not run again once it was forgotten. A shell that runs another command fails with FAILED_PRECONDITION (SHELL_BUSY).
         Losing the stream never stops the command.
         """
 

@@ -9,6 +9,7 @@ from cloister_api.exec.v1 import exec_pb2, exec_pb2_grpc
 from ..commands import Script
 from ..config import Config
 from ..errors import InvalidField
+from ..jobs import Job
 from ..shells import Shells, Slot
 from ..state import ServerState
 from .common import require_claimed, require_length, streaming, unary
@@ -44,6 +45,17 @@ class ShellsService(exec_pb2_grpc.ShellsServicer):
     async def Run(self, request: exec_pb2.RunRequest, context: Any) -> AsyncIterator[Any]:  # noqa: ARG002, N802
         require_claimed(self._state)
         require_length("command_id", request.command_id, MAX_ID)
+        if request.attach_only:
+            job, replayed = self._shells.command(request.shell_id, request.command_id), True
+        else:
+            job, replayed = self._run(request)
+        require_reader(job, request.resume_offset)
+        async for event in follow(
+            job, offset=request.resume_offset, replayed=replayed, leave_when_detached=True
+        ):
+            yield event
+
+    def _run(self, request: exec_pb2.RunRequest) -> tuple[Job, bool]:
         if request.on_timeout not in _DETACH:
             raise InvalidField("on_timeout", "is unknown")
         script = Script(
@@ -55,14 +67,7 @@ class ShellsService(exec_pb2_grpc.ShellsServicer):
         payload = exec_pb2.RunRequest()
         payload.CopyFrom(request)
         payload.ClearField("resume_offset")
-        job, replayed = self._shells.run(
-            request.shell_id, request.command_id, _digest(payload), script
-        )
-        require_reader(job, request.resume_offset)
-        async for event in follow(
-            job, offset=request.resume_offset, replayed=replayed, leave_when_detached=True
-        ):
-            yield event
+        return self._shells.run(request.shell_id, request.command_id, _digest(payload), script)
 
     @unary
     async def Reset(self, request: exec_pb2.ResetShellRequest, context: Any) -> Any:  # noqa: ARG002, N802

@@ -2,15 +2,26 @@
 
 import asyncio
 import contextlib
+import re
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
-from typing import TypeVar
+from types import TracebackType
+from typing import Any, Self, TypeVar
 
 import grpc
 
+from cloister_api.exec.v1 import exec_pb2, exec_pb2_grpc
+
 from ._channels import open_channel
-from ._errors import CallError, CloisterError, SessionEndedError, call_error, from_rpc
+from ._errors import (
+    CallError,
+    CloisterError,
+    OutcomeUnknownError,
+    SessionEndedError,
+    call_error,
+    from_rpc,
+)
 from ._forward import Forward
 from ._kube import Kube
 from ._models import Credentials, SessionInfo
@@ -21,6 +32,12 @@ PORT = 7443
 RETRY_SECONDS = 30.0
 # A call that says nothing for so long has lost its connection: the server reports every 5 s.
 SILENCE_SECONDS = 20.0
+_INFO_SECONDS = 10.0
+# How gRPC words a broken connection when its status is neither UNAVAILABLE nor CANCELLED.
+_BROKEN = re.compile(
+    "RST_STREAM|GOAWAY|Stream removed|Connection reset|Broken pipe|Socket closed|Transport closed",
+    re.IGNORECASE,
+)
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0
 _RENEW_AGAIN_SECONDS = 30.0
 
@@ -76,45 +93,52 @@ class Connection:
         self._links: set[_Link] = set()
         self._closed = False
         self._renew_at = _renewal(credentials)
+        self.known_boot_id = ""
+        """Of the server that answered last when it was asked; empty before."""
 
     async def run(
         self,
         attempt: Callable[[grpc.aio.Channel, Callable[[], None]], Awaitable[T]],
         *,
         bulk: bool = False,
+        repeat: bool = True,
+        once: bool = False,
     ) -> T:
         """Run a call that may be repeated, until it succeeds or fails for good.
 
         attempt: gets a channel, and a function to call at every sign of life. It may raise Lost.
+        The rest, and what is raised: see `attempts`.
+        """
+        async for each in self.attempts(bulk=bulk, repeat=repeat, once=once):
+            async with each:
+                return await attempt(each.channel, each.alive)
+        raise AssertionError("attempts end with a result or an error")
+
+    def attempts(
+        self, *, bulk: bool = False, repeat: bool = True, once: bool = False
+    ) -> "Attempts":
+        """Attempts of one call: `async for` each of them, `async with` it, return when it is done.
+
         bulk: it moves many bytes, over a connection of its own so that small calls do not wait.
+        repeat: whether a lost connection is followed by another attempt. once: it starts something
+        under an id that only the server of the first attempt knows, so another server must not get
+        it; then OutcomeUnknownError is raised.
         Raises SessionEndedError when the session is over, NotFoundError when it is gone, and the
         CallError of the last attempt when the server was not reached for RETRY_SECONDS.
         """
-        heard = time.monotonic()
-        pause = _FIRST_PAUSE
+        return Attempts(self, bulk=bulk, repeat=repeat, once=once)
 
-        def alive() -> None:
-            nonlocal heard, pause
-            heard, pause = time.monotonic(), _FIRST_PAUSE
-
-        while True:
-            link = await self._use(bulk=bulk)
-            try:
-                return await attempt(link.channel, alive)
-            except grpc.aio.AioRpcError as error:
-                failed: CallError = from_rpc(error, link.forward.problem if link.forward else "")
-            except Lost as lost:
-                failed = call_error(grpc.StatusCode.UNAVAILABLE, str(lost))
-                link.retired = True
-            finally:
-                await self._release(link)
-            if failed.code is not grpc.StatusCode.UNAVAILABLE:
-                raise failed
-            await self._require_alive()
-            if time.monotonic() + pause - heard > RETRY_SECONDS:
-                raise failed
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE)
+    async def boot_id(self, channel: grpc.aio.Channel) -> str:
+        """The id of the server that answers: another one has none of this one's state."""
+        stub: Any = exec_pb2_grpc.RuntimeStub(channel)
+        try:
+            info = await stub.Info(exec_pb2.InfoRequest(), timeout=_INFO_SECONDS)
+        except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+                raise Lost("the exec server does not answer") from None
+            raise
+        self.known_boot_id = info.boot_id
+        return self.known_boot_id
 
     @contextlib.asynccontextmanager
     async def reach(self) -> AsyncIterator[str]:
@@ -136,7 +160,8 @@ class Connection:
         for each in links:
             await each.close()
 
-    async def _use(self, *, bulk: bool) -> _Link:
+    async def use(self, *, bulk: bool) -> _Link:
+        """A connection, made when there is none; to be given back with `release`."""
         async with self._lock:
             if self._closed:
                 raise call_error(grpc.StatusCode.CANCELLED, "the session object is closed")
@@ -153,7 +178,20 @@ class Connection:
             link.users += 1
             return link
 
-    async def _release(self, link: _Link) -> None:
+    def is_loss(self, error: CallError) -> bool:
+        """Whether a call failed because its connection did, and not by the server's own word."""
+        if error.code is grpc.StatusCode.UNAVAILABLE:
+            return True
+        if error.reason or self._closed:
+            return False
+        # Our own cancellation raises CancelledError: this one came from the other side.
+        if error.code is grpc.StatusCode.CANCELLED:
+            return True
+        broken = error.code in (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN)
+        return broken and _BROKEN.search(str(error)) is not None
+
+    async def release(self, link: _Link) -> None:
+        """One user of the connection less."""
         link.users -= 1
         await link.close_if_unused()
         if link.retired and not link.users:
@@ -202,7 +240,7 @@ class Connection:
             if not old.users:
                 self._links.discard(old)
 
-    async def _require_alive(self) -> None:
+    async def require_alive(self) -> None:
         """Raise when the session is over or gone; no answer proves nothing."""
         mine = self.info
         try:
@@ -230,12 +268,117 @@ def _renewal(credentials: Credentials) -> float:
     return time.monotonic() + max(0.0, left) * 2 / 3
 
 
-async def watched(stream: AsyncIterable[T]) -> AsyncIterator[T]:
-    """The messages of a call; raises Lost when none comes for SILENCE_SECONDS."""
+class Attempts:
+    """The attempts of one call; see Connection.attempts."""
+
+    def __init__(self, connection: Connection, *, bulk: bool, repeat: bool, once: bool) -> None:
+        self._connection = connection
+        self._bulk = bulk
+        self._repeat = repeat
+        self._once = once
+        self._boot_id = ""
+        self._heard = time.monotonic()
+        self._wait = _FIRST_PAUSE
+        self.failed: CallError | None = None
+        """What the last attempt failed with."""
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> "Attempt":
+        while True:
+            if self.failed is not None:
+                await self._pause(self.failed)
+            if not self._once or await self._is_same_server():
+                return await self._attempt()
+
+    def alive(self) -> None:
+        """The server gave a sign of life."""
+        self._heard, self._wait = time.monotonic(), _FIRST_PAUSE
+
+    async def _attempt(self) -> "Attempt":
+        link = await self._connection.use(bulk=self._bulk)
+        self.failed = None
+        return Attempt(self._connection, self, link)
+
+    async def _pause(self, failed: CallError) -> None:
+        if not self._repeat:
+            raise failed
+        await self._connection.require_alive()
+        if time.monotonic() + self._wait - self._heard > RETRY_SECONDS:
+            raise failed
+        await asyncio.sleep(self._wait)
+        self._wait = min(2 * self._wait, _LONGEST_PAUSE)
+
+    async def _is_same_server(self) -> bool:
+        """Whether another attempt may be made; False when the server was not reached."""
+        if not self._boot_id and self._connection.known_boot_id:
+            self._boot_id = self._connection.known_boot_id
+            return True
+        answered = ""
+        async with await self._attempt() as attempt:
+            answered = await self._connection.boot_id(attempt.channel)
+        if not answered:
+            return False
+        if self._boot_id and answered != self._boot_id:
+            raise OutcomeUnknownError(
+                "the exec server was started anew, and whether the call ran before is not known"
+            )
+        self._boot_id = answered
+        return True
+
+
+class Attempt:
+    """One attempt; as a context it takes the loss of the connection, and nothing else."""
+
+    def __init__(self, connection: Connection, attempts: Attempts, link: _Link) -> None:
+        self._connection = connection
+        self._attempts = attempts
+        self._link = link
+        self.channel = link.channel
+        self.alive = attempts.alive
+        """To be called at every sign of life."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool:
+        try:
+            if not isinstance(error, grpc.aio.AioRpcError | Lost):
+                return False
+            if isinstance(error, Lost):
+                self._link.retired = True
+                failed = call_error(grpc.StatusCode.UNAVAILABLE, str(error))
+            else:
+                forward = self._link.forward
+                failed = from_rpc(error, forward.problem if forward else "")
+                if not self._connection.is_loss(failed):
+                    raise failed from None
+                # Where gRPC itself does not speak of a lost connection it may go on using it.
+                self._link.retired |= failed.code is not grpc.StatusCode.UNAVAILABLE
+            self._attempts.failed = failed
+            return True
+        finally:
+            await self._connection.release(self._link)
+
+
+async def watched(
+    stream: AsyncIterable[T], silence: float | None = None
+) -> AsyncGenerator[T, None]:
+    """The messages of a call; raises Lost when none comes for so many seconds.
+
+    silence: None is SILENCE_SECONDS.
+    """
     messages = aiter(stream)
     while True:
         try:
-            message = await asyncio.wait_for(anext(messages), SILENCE_SECONDS)
+            async with asyncio.timeout(SILENCE_SECONDS if silence is None else silence):
+                message = await anext(messages)
         except StopAsyncIteration:
             return
         except TimeoutError:

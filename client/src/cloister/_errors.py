@@ -5,6 +5,8 @@
     ├── KubernetesError             the Kubernetes API refused a request or was not reached
     ├── LocalFileError              a file of this machine cannot be read or written
     ├── SessionEndedError           the session is over; phase and reason say why
+    ├── StartFailedError            a program or command could not be started; kind says why
+    ├── OutcomeUnknownError         how a program or command ended cannot be found out any more
     └── CallError                   a call failed; code, reason, metadata
         ├── InvalidArgumentError    INVALID_ARGUMENT, OUT_OF_RANGE; field
         ├── UnauthenticatedError    UNAUTHENTICATED
@@ -20,7 +22,8 @@
         ├── DataLossError           DATA_LOSS
         └── InternalError           INTERNAL, UNKNOWN
 
-What a tool found (a missing file, a command's exit code) is no error but a ToolResult.
+What a tool found (a missing file, a command's exit code) is no error but a ToolResult, and how a
+program ended is an Exit.
 """
 
 from collections.abc import Mapping
@@ -64,6 +67,25 @@ class SessionEndedError(CloisterError):
         """`Failed` or `Terminated`."""
         self.reason = reason
         """One CamelCase word, such as OOMKilled."""
+
+
+class StartFailedError(CloisterError):
+    """A program or a shell's command could not be started, so nothing of it ran."""
+
+    def __init__(self, message: str, kind: str, errno: int) -> None:
+        super().__init__(message)
+        self.kind = kind
+        """`not_found`, `permission_denied`, `not_executable`, `bad_cwd`, `bad_arguments`,
+        `resource_limit` or `other`."""
+        self.errno = errno
+        """The error's number on Linux; 0 when there is none."""
+
+
+class OutcomeUnknownError(CloisterError):
+    """It may have run, and how it ended cannot be found out: the exec server does not know it.
+
+    It was started anew meanwhile, or does not keep the outcome any more. Nothing is run again.
+    """
 
 
 class CallError(CloisterError):

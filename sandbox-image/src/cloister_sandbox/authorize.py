@@ -6,8 +6,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mappin
 from typing import Any, TypeAlias
 
 import grpc
+from google.protobuf.message import DecodeError
 
-from .errors import CallError, Forbidden
+from .errors import CallError, Forbidden, InvalidField
 from .state import ServerState
 
 OPERATOR = "operator:cloister"
@@ -41,6 +42,35 @@ async def abort(context: Context, error: CallError) -> None:
     await context.abort(error.code, error.message)
 
 
+class _Malformed:
+    """In place of a request that cannot be decoded: gRPC itself would fail the call with UNKNOWN.
+
+    Among the frames of a stream whoever looks at it raises what a wrong field raises.
+    """
+
+    @staticmethod
+    def error() -> InvalidField:
+        """What the caller is told."""
+        return InvalidField("request", "is not a message of this call's type")
+
+    def __getattr__(self, name: str) -> Any:
+        raise self.error()
+
+
+def _lenient(decode: Callable[[bytes], Any] | None) -> Callable[[bytes], Any] | None:
+    """A decoder that never raises; None, the raw bytes, stays None."""
+    if decode is None:
+        return None
+
+    def decoded(raw: bytes) -> Any:
+        try:
+            return decode(raw)
+        except DecodeError:
+            return _Malformed()
+
+    return decoded
+
+
 class Authorizer(grpc.aio.ServerInterceptor):
     """Refuses callers that `decide` refuses, for every method of every service."""
 
@@ -67,7 +97,7 @@ class Authorizer(grpc.aio.ServerInterceptor):
                 )
 
         parts: dict[str, Any] = {
-            "request_deserializer": handler.request_deserializer,
+            "request_deserializer": _lenient(handler.request_deserializer),
             "response_serializer": handler.response_serializer,
         }
         if handler.response_streaming:
@@ -75,6 +105,8 @@ class Authorizer(grpc.aio.ServerInterceptor):
 
             async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
                 await check(context)
+                if isinstance(request, _Malformed):
+                    await abort(context, _Malformed.error())
                 async for each in inner_stream(request, context):
                     yield each
 
@@ -85,6 +117,8 @@ class Authorizer(grpc.aio.ServerInterceptor):
 
         async def unary(request: Any, context: Context) -> Any:
             await check(context)
+            if isinstance(request, _Malformed):
+                await abort(context, _Malformed.error())
             return await inner(request, context)
 
         if handler.request_streaming:

@@ -23,6 +23,10 @@ from collections.abc import Mapping
 import grpc
 
 DOMAIN = "exec.cloister.dev"
+MAX_MESSAGE = 1000
+MAX_VALUE = 520
+"""Bytes. A client refuses an answer whose headers are long, and would not learn what was wrong; an
+id of 128 characters fits."""
 _TYPE = "type.googleapis.com/google.rpc."
 
 
@@ -32,10 +36,11 @@ class CallError(Exception):
     code = grpc.StatusCode.INTERNAL
 
     def __init__(self, reason: str, message: str, **metadata: str) -> None:
+        message = _bounded(message, MAX_MESSAGE)
         super().__init__(message)
         self.reason = reason
         self.message = message
-        self.metadata = metadata
+        self.metadata = {key: _bounded(value, MAX_VALUE) for key, value in metadata.items()}
 
     def details(self) -> list[tuple[str, bytes]]:
         """Pairs of a message type's name and its encoded value."""
@@ -57,7 +62,8 @@ class InvalidField(CallError):
 
     def __init__(self, field: str, message: str) -> None:
         super().__init__("INVALID_FIELD", f"{field}: {message}", field=field)
-        self._violation = _bytes(1, field.encode()) + _bytes(2, message.encode())
+        shown = _bounded(message, MAX_MESSAGE)
+        self._violation = _bytes(1, field.encode()) + _bytes(2, shown.encode())
 
     def details(self) -> list[tuple[str, bytes]]:
         return [*super().details(), ("BadRequest", _bytes(1, self._violation))]
@@ -131,6 +137,12 @@ class Corrupt(CallError):
     """Bytes went missing."""
 
     code = grpc.StatusCode.DATA_LOSS
+
+
+def _bounded(text: str, most: int) -> str:
+    """The text as UTF-8 has it, cut to so many bytes."""
+    raw = text.encode(errors="replace")
+    return raw.decode() if len(raw) <= most else raw[: most - 3].decode(errors="ignore") + "…"
 
 
 def _error_info(reason: str, metadata: Mapping[str, str]) -> bytes:

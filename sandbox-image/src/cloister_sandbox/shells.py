@@ -95,6 +95,7 @@ class Shells:
                 except ShellError as error:
                     slot.closed = True
                     self._slots.pop(shell_id, None)
+                    await slot.shell.retire()
                     if not os.path.isdir(cwd):  # noqa: ASYNC240, PTH112 - one call of the kernel
                         raise InvalidField("cwd", str(error)) from None
                     raise WrongState("NO_SHELL", str(error), shell_id=shell_id) from None

@@ -16,6 +16,7 @@ from ..shell import Cancel
 from ..state import Activity, ServerState
 from ..toolset.results import NO_OUTPUT, ToolResult
 from .common import require_claimed, require_length, streaming, unary
+from .events import seconds
 
 PROGRESS_SECONDS = 5.0
 MAX_ID = 128
@@ -40,9 +41,7 @@ class ToolsService(exec_pb2_grpc.ToolsServicer):
             raise InvalidField("context_id", f"must have at most {MAX_ID} characters")
         if request.tool not in TOOLS:
             raise InvalidField("tool", f"must be one of {', '.join(TOOLS)}")
-        budget = request.budget.ToTimedelta() / timedelta(seconds=1)
-        if budget < 0:
-            raise InvalidField("budget", "must not be negative")
+        budget = seconds("budget", request.budget)
         target = self._contexts.get(request.context_id)
         payload = b"\0".join(
             (request.tool.encode(), request.context_id.encode())

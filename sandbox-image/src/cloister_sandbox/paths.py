@@ -9,6 +9,7 @@ that the Environment mounts at paths of their own may be read too.
 
 import contextlib
 import errno
+import functools
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -48,6 +49,11 @@ class Roots:
     read_only: tuple[Path, ...]
     mounted: frozenset[str] = frozenset()
     """Single files elsewhere that may be read."""
+
+    @functools.cached_property
+    def _real(self) -> tuple[str, ...]:
+        """The directories themselves. What leads to them is not the tools' to change."""
+        return tuple(map(os.path.realpath, (self.workspace, *self.others)))
 
     def resolve(self, tool: str, given: str) -> str:
         """The absolute, link-free path that `given` means; it need not exist.
@@ -103,11 +109,7 @@ class Roots:
 
     def holding(self, resolved: str) -> str | None:
         """The permitted directory that holds a resolved path, or None."""
-        for root in (self.workspace, *self.others):
-            real = os.path.realpath(root)
-            if _within(resolved, real):
-                return real
-        return None
+        return next((root for root in self._real if _within(resolved, root)), None)
 
     @contextlib.contextmanager
     def parent(self, resolved: str, *, create: bool = False) -> Iterator[tuple[int, str]]:
@@ -155,7 +157,7 @@ class Roots:
         root = self.holding(resolved) or ("/" if resolved in self.mounted else None)
         if root is None:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), resolved)
-        return root, Path(resolved).relative_to(root).parts
+        return root, tuple(part for part in resolved[len(root) :].split("/") if part)
 
     def open(self, resolved: str, flags: int, mode: int = 0o644) -> int:
         """Open a resolved path without following any link; raises OSError.

@@ -1,25 +1,45 @@
 """Bytes to and from a sandbox: one file at a time, atomic on either side, resumed after a loss."""
 
-import asyncio
-import contextlib
-import os
-import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
+import io
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
 import grpc
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from cloister_api.exec.v1 import exec_pb2, exec_pb2_grpc
 
-from ._connection import Connection, watched
-from ._errors import LocalFileError, call_error
+from ._connection import Connection, Lost, watched
+from ._errors import (
+    CallError,
+    DataLossError,
+    FailedPreconditionError,
+    NotFoundError,
+    call_error,
+)
 from ._models import Entry
+from ._places import local_errors
+from ._threads import finished
+from ._uploading import Bytes, LocalFile, Sending
 
-_CHUNK = 256 * 1024
 _CALL_SECONDS = 60.0
+_GATHERED = 1024 * 1024
+_LEVELS = 64
+"""Levels of directories that the server lists in one call."""
+MAX_ENTRIES = 1_000_000
+# A smaller file is sent again rather than remembered.
+_RESUMED = 4 * 1024 * 1024
 
+Write = Callable[[bytes], object]
+Came = Callable[[int], object]
+Entries = list[exec_pb2.Entry]
 _Alive = Callable[[], None]
+
+
+def _nothing(_: int) -> None:
+    pass
 
 
 class Files:
@@ -30,113 +50,213 @@ class Files:
 
     async def stat(self, path: str) -> Entry:
         """Describe a path; raises NotFoundError, PermissionDeniedError."""
-
-        async def attempt(channel: grpc.aio.Channel, _alive: _Alive) -> Entry:
-            request = exec_pb2.StatRequest(path=path)
-            stub = exec_pb2_grpc.FilesStub(channel)
-            return Entry.from_proto(await stub.Stat(request, timeout=_CALL_SECONDS))
-
-        return await self._connection.run(attempt)
+        return Entry.from_proto(await self.entry(path))
 
     async def list(self, path: str, depth: int) -> list[Entry]:
         """The entries of a directory, parents before children; depth 1 is its own."""
+        return [Entry.from_proto(each) for each in await self.entries(path, depth)]
 
-        async def attempt(channel: grpc.aio.Channel, alive: _Alive) -> list[Entry]:
-            request = exec_pb2.ListRequest(path=path, depth=depth)
-            entries = []
+    async def entry(self, path: str) -> exec_pb2.Entry:
+        """Like `stat`, with the etag."""
+
+        async def attempt(channel: grpc.aio.Channel, _alive: _Alive) -> exec_pb2.Entry:
+            request = exec_pb2.StatRequest(path=path)
+            return await exec_pb2_grpc.FilesStub(channel).Stat(request, timeout=_CALL_SECONDS)
+
+        return await self._connection.run(attempt)
+
+    async def entries(self, path: str, depth: int | None = None) -> Entries:
+        """Like `list`, with the etags; None is the whole tree, however deep it is."""
+        found: Entries = []
+        pending = [(path, 0)]
+        while pending:
+            folder, above = pending.pop()
+            levels = _LEVELS if depth is None else min(_LEVELS, depth - above)
+            try:
+                listed = await self._listed(folder, levels, MAX_ENTRIES - len(found))
+            except NotFoundError:
+                if not above:
+                    raise
+                continue  # removed since it was seen
+            found += listed
+            deepest = max((each.path.count("/") for each in listed), default=0)
+            shallow = min((each.path.count("/") for each in listed), default=0)
+            if deepest - shallow + 1 < levels or (depth is not None and above + levels >= depth):
+                continue
+            pending += [
+                (each.path, above + levels)
+                for each in reversed(listed)
+                if each.type == exec_pb2.Entry.TYPE_DIRECTORY
+                and each.path.count("/") == deepest
+                and "\ufffd" not in each.path  # such a name cannot be asked for
+            ]
+        return found
+
+    async def _listed(self, path: str, levels: int, limit: int) -> Entries:
+        async def attempt(channel: grpc.aio.Channel, alive: _Alive) -> Entries:
+            request = exec_pb2.ListRequest(path=path, depth=levels)
+            entries: Entries = []
             async for each in watched(exec_pb2_grpc.FilesStub(channel).List(request)):
                 alive()
-                entries.append(Entry.from_proto(each))
+                entries.append(each)
+                if len(entries) > limit:
+                    raise FailedPreconditionError(
+                        f"{path} has more than {MAX_ENTRIES} entries",
+                        grpc.StatusCode.FAILED_PRECONDITION,
+                    )
             return entries
 
-        return await self._connection.run(attempt)
+        return await self._connection.run(attempt, bulk=True)
 
-    async def read(self, path: str, write: Callable[[bytes], object]) -> Entry:
+    async def read(
+        self,
+        path: str,
+        write: Write,
+        *,
+        offset: int = 0,
+        etag: str = "",
+        came: Came = _nothing,
+    ) -> exec_pb2.Entry:
         """Hand a file's bytes to `write`, in order; returns what the file was.
 
-        Raises DataLossError when the file changed meanwhile.
+        offset, etag: go on there, with this very file. came: told, on the event loop, how far the
+        bytes that were written reach. Raises DataLossError when the file changed
+        meanwhile.
         """
-        before = await self.stat(path)
-        offset = 0
+        reading = _Reading(path, write, came, offset, etag)
+        try:
+            entry = await self._connection.run(reading.attempt, bulk=True)
+        except CallError as error:
+            if error.reason == "ETAG_MISMATCH":
+                raise _changed(path) from None
+            raise
+        if (await self.entry(path)).etag != entry.etag:
+            raise _changed(path)
+        return entry
 
-        async def attempt(channel: grpc.aio.Channel, alive: _Alive) -> None:
-            nonlocal offset
-            request = exec_pb2.DownloadRequest(path=path, offset=offset)
+    async def read_tree(self, path: str, write: Write, came: Came) -> bool:
+        """Hand a directory to `write` as a tar stream; False: it was cut, or a file changed."""
+        reading = _Reading(path, write, came, 0, "", tree=True)
+        begun = False
+
+        async def attempt(channel: grpc.aio.Channel, alive: _Alive) -> bool:
+            nonlocal begun
+            if begun:  # such a stream cannot be gone on with
+                return False
+            begun = True
+            await reading.attempt(channel, alive)
+            return True
+
+        try:
+            return await self._connection.run(attempt, bulk=True)
+        except DataLossError as error:
+            if error.reason == "FILE_CHANGED":
+                return False
+            raise
+
+    async def write(self, path: str, content: bytes, mode: int) -> Entry:
+        """Write a file; it appears when the last byte has arrived."""
+        start = exec_pb2.UploadStart(path=path, mode=mode)
+        sending = Sending(self._connection, start, Bytes(io.BytesIO(content)), _nothing)
+        return Entry.from_proto(await sending.run())
+
+    async def write_tree(self, path: str, archive: BinaryIO) -> None:
+        """Unpack a tar archive into a directory, when its last byte has arrived."""
+        start = exec_pb2.UploadStart(path=path, tree=True)
+        await Sending(self._connection, start, Bytes(archive), _nothing).run()
+
+    async def upload(self, source: Path, path: str, sent: Came = _nothing) -> exec_pb2.Entry:
+        """Copy a file of this machine, with its permission bits and time; raises LocalFileError."""
+        with local_errors("read", source), LocalFile(source) as file:
+            start = exec_pb2.UploadStart(path=path, mode=file.info.st_mode & 0o777)
+            stamp = Timestamp()
+            stamp.FromNanoseconds(max(0, file.info.st_mtime_ns))
+            start.mtime.CopyFrom(stamp)
+            if file.size >= _RESUMED:
+                start.upload_id = file.upload_id(path)
+            return await Sending(self._connection, start, file, sent).run()
+
+
+class _Reading:
+    """One download, over as many calls as it takes."""
+
+    def __init__(
+        self,
+        path: str,
+        write: Write,
+        came: Came,
+        offset: int,
+        etag: str,
+        *,
+        tree: bool = False,
+    ) -> None:
+        self._path = path
+        self._write = write
+        self._came = came
+        self._offset = offset
+        self._etag = etag
+        self._tree = tree
+        self._entry: exec_pb2.Entry | None = None
+        self._gathered: list[bytes] = []
+        self._size = 0
+
+    async def attempt(self, channel: grpc.aio.Channel, alive: _Alive) -> exec_pb2.Entry:
+        """Read from where the last attempt stopped; raises Lost when it is cut."""
+        request = exec_pb2.DownloadRequest(
+            path=self._path, offset=self._offset, if_etag=self._etag, tree=self._tree
+        )
+        crc, complete, at = 0, False, self._offset
+        try:
             async for each in watched(exec_pb2_grpc.FilesStub(channel).Download(request)):
                 alive()
-                if each.offset != offset:
-                    raise call_error(grpc.StatusCode.DATA_LOSS, f"{path}: bytes are out of order")
-                await asyncio.to_thread(write, each.data)
-                offset += len(each.data)
+                if self._entry is None:
+                    self._open(each)
+                if complete or each.offset != at:
+                    raise _wrong(f"{self._path}: bytes are out of order")
+                at += len(each.data)
+                crc = zlib.crc32(each.data, crc)
+                await self._take(each.data)
+                if each.HasField("crc32"):
+                    complete = True
+                    if each.crc32 != crc:
+                        raise _wrong(f"{self._path}: bytes were damaged on the way")
+        finally:
+            await self._flush()
+        if not complete or self._entry is None:
+            raise Lost("the exec server ended a download before its end")
+        if not self._tree and at != self._entry.size:
+            raise _changed(self._path)
+        return self._entry
 
-        await self._connection.run(attempt)
-        after = await self.stat(path)
-        # A link is followed by the download and not by the description: its size says nothing.
-        changed = after != before or (before.type == "file" and offset != before.size)
-        if changed:
-            raise call_error(grpc.StatusCode.DATA_LOSS, f"{path} changed while it was read")
-        return before
+    def _open(self, first: exec_pb2.Chunk) -> None:
+        if not first.HasField("entry") or (self._etag and first.entry.etag != self._etag):
+            raise _wrong(f"{self._path}: the exec server does not say what it sends")
+        self._entry = first.entry
+        if not self._tree:
+            self._etag = first.entry.etag
 
-    async def write(self, path: str, source: BinaryIO, mode: int) -> Entry:
-        """Write a file from the start of `source`; it appears when the last byte has arrived."""
+    async def _take(self, data: bytes) -> None:
+        self._gathered.append(data)
+        self._size += len(data)
+        if self._entry and not self._tree and self._offset + self._size > self._entry.size:
+            raise _changed(self._path)
+        if self._size >= _GATHERED:
+            await self._flush()
 
-        unreadable: OSError | None = None
-
-        async def frames() -> AsyncIterator[exec_pb2.UploadFrame]:
-            nonlocal unreadable
-            yield exec_pb2.UploadFrame(start=exec_pb2.UploadStart(path=path, mode=mode))
-            size = 0
-            try:
-                await asyncio.to_thread(source.seek, 0)
-                while data := await asyncio.to_thread(source.read, _CHUNK):
-                    size += len(data)
-                    yield exec_pb2.UploadFrame(data=data)
-            except OSError as error:
-                # gRPC would only say that its input failed. Without the end nothing is written.
-                unreadable = error
-                return
-            yield exec_pb2.UploadFrame(end=exec_pb2.UploadEnd(size=size))
-
-        async def attempt(channel: grpc.aio.Channel, _alive: _Alive) -> Entry:
-            stub = exec_pb2_grpc.FilesStub(channel)
-            try:
-                return Entry.from_proto(await stub.Upload(frames()))
-            except grpc.aio.AioRpcError:
-                if unreadable is not None:
-                    raise unreadable from None
-                raise
-
-        return await self._connection.run(attempt)
-
-    async def download(self, path: str, target: Path) -> None:
-        """Copy a file to this machine, with its permission bits; raises LocalFileError."""
-        try:
-            with _replacing(target) as (file, partial):
-                entry = await self.read(path, file.write)
-                partial.chmod(entry.mode if entry.type == "file" else 0o644)
-        except OSError as error:
-            raise LocalFileError(f"cannot write {target}: {error.strerror or error}") from None
-
-    async def upload(self, source: Path, path: str) -> None:
-        """Copy a file of this machine, with its permission bits; raises LocalFileError."""
-        try:
-            with source.open("rb") as file:
-                mode = os.fstat(file.fileno()).st_mode & 0o777
-                await self.write(path, file, mode)
-        except OSError as error:
-            raise LocalFileError(f"cannot read {source}: {error.strerror or error}") from None
+    async def _flush(self) -> None:
+        """Also what came before a cut is kept: the next attempt goes on behind it."""
+        gathered, self._gathered = self._gathered, []
+        if gathered:
+            data = b"".join(gathered)
+            self._size = 0
+            self._offset += len(data)
+            await finished(lambda: self._write(data))
+            self._came(self._offset)
 
 
-@contextlib.contextmanager
-def _replacing(target: Path) -> Iterator[tuple[BinaryIO, Path]]:
-    """A new file beside the target that takes its place when all went well."""
-    fd, name = tempfile.mkstemp(
-        dir=target.parent, prefix=f".{target.name[:100]}.", suffix=".partial"
-    )
-    partial = Path(name)
-    try:
-        with os.fdopen(fd, "wb") as file:
-            yield file, partial
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
+def _wrong(message: str) -> CallError:
+    return call_error(grpc.StatusCode.DATA_LOSS, message)
+
+
+def _changed(path: str) -> CallError:
+    return _wrong(f"{path} changed while it was read")

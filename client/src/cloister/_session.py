@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import io
-import secrets
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -18,9 +17,10 @@ from cloister_api.exec.v1 import exec_pb2, exec_pb2_grpc
 
 from . import _trees
 from ._connection import Connection, Lost, watched
-from ._errors import CloisterError, FailedPreconditionError, NotFoundError, call_error
+from ._errors import FailedPreconditionError, NotFoundError
 from ._files import Files
 from ._models import Credentials, Entry, SessionInfo, ToolResult
+from ._progress import Progress
 from ._sessions_api import SessionsApi
 
 _READ_LIMIT = 64 * 1024 * 1024
@@ -211,24 +211,53 @@ class AsyncSession:
 
     async def write_bytes(self, path: str, content: bytes, *, mode: int = 0o644) -> Entry:
         """Write a file, making its directories; it appears when it is complete."""
-        return await self._files.write(path, io.BytesIO(content), mode)
+        return await self._files.write(path, content, mode)
 
-    async def upload(self, source: str | Path, target: str) -> list[str]:
-        """Copy a file or a directory of this machine into the sandbox.
+    async def upload(
+        self,
+        source: str | Path,
+        target: str,
+        *,
+        progress: Progress | None = None,
+        skip_same: bool = True,
+    ) -> list[str]:
+        """Copy a file or a directory of this machine into the sandbox, with modes and times.
 
         A target that is a directory, or ends in a slash, gets the source under its own name.
-        Returns what was left out: links to directories, devices. Raises LocalFileError.
-        """
-        return await _trees.upload(self._files, self._run_checked, Path(source), target)
+        Returns what was left out: links to directories, devices. Raises LocalFileError, also when
+        a file changes while it is read.
 
-    async def download(self, source: str, target: str | Path) -> list[str]:
-        """Copy a file or a directory of the sandbox to this machine.
-
-        A target that is a directory gets the source under its own name. Returns what was left
-        out: symbolic links, devices. Raises LocalFileError, and DataLossError when a file changes
-        meanwhile.
+        progress: called as progress(bytes done, bytes in all or None, files done, name) on the
+        event loop; it must not block, and what it raises ends the copy. skip_same: pass over the
+        files of a directory that have the same size, modification time and mode on both sides. So
+        a copy that was interrupted goes on when it is repeated; of a large file, what arrived is
+        kept for ten minutes.
         """
-        return await _trees.download(self._files, source, Path(target))
+        return await _trees.upload(
+            self._files, Path(source), target, progress=progress, skip_same=skip_same
+        )
+
+    async def download(
+        self,
+        source: str,
+        target: str | Path,
+        *,
+        progress: Progress | None = None,
+        skip_same: bool = True,
+    ) -> list[str]:
+        """Copy a file or a directory of the sandbox to this machine, with modes and times.
+
+        A target that is a directory gets the source under its own name; nothing is written outside
+        it, nor through links in it. Returns what was left out: symbolic links, devices. Files of a
+        directory that are removed meanwhile are not copied. Raises LocalFileError, and
+        DataLossError when a file goes on changing while it is read.
+
+        progress, skip_same: see `upload`. What arrived of a large file is kept beside it, as
+        `.NAME.*.partial`, until the copy is repeated.
+        """
+        return await _trees.download(
+            self._files, source, Path(target), progress=progress, skip_same=skip_same
+        )
 
     def reach(self) -> AbstractAsyncContextManager[str]:
         """A host:port that leads to the exec server, for as long as the context lasts.
@@ -266,17 +295,6 @@ class AsyncSession:
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.namespace}/{self.name}>"
-
-    async def _run_checked(self, command: str) -> None:
-        """Run a command of our own, out of the way of the agent's shell."""
-        context = f"client-{secrets.token_hex(6)}"
-        try:
-            result = await self.bash(command, context=context)
-        finally:
-            with contextlib.suppress(CloisterError):
-                await self.close_context(context)
-        if result.is_error:
-            raise call_error(grpc.StatusCode.FAILED_PRECONDITION, result.text)
 
 
 def _with_path(pattern: str, path: str | None) -> dict[str, str]:

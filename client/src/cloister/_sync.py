@@ -15,6 +15,7 @@ from typing import Any, Self, TypeVar
 
 from ._client import DEFAULT_WAIT, AsyncClient
 from ._models import Credentials, Entry, EnvironmentInfo, File, SessionInfo, ToolResult
+from ._progress import Progress
 from ._session import _READ_LIMIT, AsyncSession
 
 T = TypeVar("T")
@@ -196,13 +197,37 @@ class Session:
         """Write a file, making its directories; it appears when it is complete."""
         return _run(lambda: self._async.write_bytes(path, content, mode=mode))
 
-    def upload(self, source: str | Path, target: str) -> list[str]:
-        """Copy a file or a directory into the sandbox; see AsyncSession.upload."""
-        return _run(lambda: self._async.upload(source, target))
+    def upload(
+        self,
+        source: str | Path,
+        target: str,
+        *,
+        progress: Progress | None = None,
+        skip_same: bool = True,
+    ) -> list[str]:
+        """Copy a file or a directory into the sandbox; see AsyncSession.upload.
 
-    def download(self, source: str, target: str | Path) -> list[str]:
-        """Copy a file or a directory out of the sandbox; see AsyncSession.download."""
-        return _run(lambda: self._async.download(source, target))
+        progress: is called in another thread.
+        """
+        return _run(
+            lambda: self._async.upload(source, target, progress=progress, skip_same=skip_same)
+        )
+
+    def download(
+        self,
+        source: str,
+        target: str | Path,
+        *,
+        progress: Progress | None = None,
+        skip_same: bool = True,
+    ) -> list[str]:
+        """Copy a file or a directory out of the sandbox; see AsyncSession.download.
+
+        progress: is called in another thread.
+        """
+        return _run(
+            lambda: self._async.download(source, target, progress=progress, skip_same=skip_same)
+        )
 
     @contextlib.contextmanager
     def reach(self) -> Iterator[str]:

@@ -1,150 +1,238 @@
-"""Copying files and directories between this machine and a sandbox, as `cp -r` does."""
+"""Copying files and directories between this machine and a sandbox, as `cp -r` does.
+
+Small files travel together as tar archives, large ones by themselves. What is the same on both
+sides already is not sent again, so that a copy which was interrupted goes on when it is repeated.
+"""
 
 import asyncio
 import os
-import shlex
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
 
 import grpc
 
-from ._errors import LocalFileError, NotFoundError, call_error
+from cloister_api.exec.v1 import exec_pb2
+
+from ._errors import FailedPreconditionError, LocalFileError, NotFoundError, call_error
+from ._fetch_file import fetch_file
+from ._fetching import Fetch
 from ._files import Files
-from ._models import Entry
+from ._packing import SMALL, Item, batches, pack
+from ._places import Place
+from ._progress import Meter, Progress
+from ._threads import finished
 
-# Enough to hide the round trips of small files; each holds a file and a stream open.
-_PARALLEL = 8
-_DEPTH = 64
-_PATHS_PER_COMMAND = 200
+# Enough to hide the round trips; each holds a file and a stream open.
+PARALLEL = 4
 
-Run = Callable[[str], Awaitable[None]]
-"""Runs a shell command in the sandbox and raises when it fails."""
+Job = Callable[[], Awaitable[object]]
 
 
-async def upload(files: Files, run: Run, source: Path, target: str) -> list[str]:
-    """Copy a file or a directory into the sandbox.
-
-    A target that is a directory, or ends in a slash, gets the source under its own name. Symbolic
-    links to files are followed. Returns the paths of what was left out: links to directories, and
-    what is neither a file nor a directory. Raises LocalFileError and CallError.
-    """
-    kind = await asyncio.to_thread(_kind, source)
+async def upload(
+    files: Files,
+    source: Path,
+    target: str,
+    *,
+    progress: Progress | None = None,
+    skip_same: bool = True,
+) -> list[str]:
+    """Copy a file or a directory into the sandbox; see AsyncSession.upload."""
+    meter = Meter(progress)
+    directory = await asyncio.to_thread(_is_directory, source)
     into = target.endswith("/")
-    if not into:
-        try:
-            into = (await files.stat(target)).type == "directory"
-        except NotFoundError:
-            into = False
-    if into:
-        target = str(PurePosixPath(target) / kind.name)
-    if not kind.directory:
-        await files.upload(source, target)
-        return []
-    regular, directories, left_out = await asyncio.to_thread(_scan, source)
-    root = PurePosixPath(target)
-    # Directories of files are made by the uploads; an empty one must be made by itself.
-    occupied = {parent for each in regular for parent in each.parents}
-    empty = [each for each in directories if each not in occupied]
-    for start in range(0, len(empty), _PATHS_PER_COMMAND):
-        batch = empty[start : start + _PATHS_PER_COMMAND]
-        await run("mkdir -p -- " + shlex.join(str(root / each) for each in batch))
-    await _in_parallel(files.upload(source / each, str(root / each)) for each in regular)
-    return left_out
+    there = await _there(files, target)
+    if into or (there is not None and there.type == exec_pb2.Entry.TYPE_DIRECTORY):
+        target = str(PurePosixPath(target) / await asyncio.to_thread(_name, source))
+        there = await _there(files, target)
+    if directory:
+        return await _upload_tree(files, source, target, there, meter, skip_same=skip_same)
+    name = source.name
+    size = (await asyncio.to_thread(source.stat)).st_size
+    meter.begin(size)
+    await files.upload(source, target, lambda offset: meter.at(name, offset))
+    meter.done(name, size)
+    return []
 
 
-async def download(files: Files, source: str, target: Path) -> list[str]:
-    """Copy a file or a directory out of the sandbox.
-
-    A target that is a directory gets the source under its own name. Returns the paths of what was
-    left out: symbolic links and what is neither a file nor a directory. Whatever the sandbox says,
-    nothing is written outside the target. Raises LocalFileError and CallError.
-    """
-    entry = await files.stat(source)
+async def download(
+    files: Files,
+    source: str,
+    target: Path,
+    *,
+    progress: Progress | None = None,
+    skip_same: bool = True,
+) -> list[str]:
+    """Copy a file or a directory out of the sandbox; see AsyncSession.download."""
+    entry = await files.entry(source)
     if await asyncio.to_thread(target.is_dir):
-        target /= PurePosixPath(entry.path).name
-    if entry.type != "directory":
-        await files.download(source, target)
-        return []
-    left_out: list[str] = []
-    wanted: list[tuple[Entry, Path]] = []
-    for each in await files.list(source, _DEPTH):
-        place = target / _below(entry.path, each.path)
-        if each.type == "directory":
-            _make(place)
-        elif each.type == "file":
-            wanted.append((each, place))
-        else:
-            left_out.append(each.path)
-    _make(target)
-    for _, place in wanted:
-        _make(place.parent)
-    await _in_parallel(files.download(each.path, place) for each, place in wanted)
-    return left_out
+        target /= _own_name(source, entry.path)
+    meter = Meter(progress)
+    if entry.type == exec_pb2.Entry.TYPE_DIRECTORY:
+        listed = await files.entries(source)
+        place = await finished(lambda: Place(target, make=True))
+        try:
+            fetch = Fetch(files, source, entry.path, place, meter)
+            return await fetch.run(listed, in_parallel, skip_same=skip_same)
+        finally:
+            place.close()
+    place = await finished(lambda: Place(target.parent, make=False))
+    try:
+        meter.begin(entry.size)
+        await fetch_file(files, source, place, (target.name,), meter)
+    finally:
+        place.close()
+    return []
 
 
-class _Kind(NamedTuple):
-    """What a path of this machine is."""
+async def _there(files: Files, target: str) -> exec_pb2.Entry | None:
+    try:
+        return await files.entry(target)
+    except NotFoundError:
+        return None
 
-    name: str
-    directory: bool
+
+def _own_name(source: str, path: str) -> str:
+    """What a copy is called: as it was asked for, or else as the sandbox says."""
+    for each in (source, path):
+        name = PurePosixPath(each).name
+        if name not in ("", ".", ".."):
+            return name
+    raise call_error(grpc.StatusCode.DATA_LOSS, f"the sandbox calls a directory {path!r}")
 
 
-def _kind(source: Path) -> _Kind:
+def _name(source: Path) -> str:
+    return source.resolve().name
+
+
+def _is_directory(source: Path) -> bool:
     if not source.exists():
         raise LocalFileError(f"{source}: no such file or directory")
-    return _Kind(source.resolve().name, source.is_dir())
+    return source.is_dir()
 
 
-def _scan(root: Path) -> tuple[list[PurePosixPath], list[PurePosixPath], list[str]]:
-    """Relative paths of all files and of all directories, and what is left out."""
-    regular: list[PurePosixPath] = []
-    directories: list[PurePosixPath] = []
+async def _upload_tree(
+    files: Files,
+    source: Path,
+    target: str,
+    there: exec_pb2.Entry | None,
+    meter: Meter,
+    *,
+    skip_same: bool,
+) -> list[str]:
+    items, left_out = await finished(lambda: scan(source))
+    known = await _known(files, target) if there is not None else {}
+    meter.begin(sum(each.size for each in items))
+    wanted = []
+    for each in items:
+        if not _is_there(each, known.get(each.relative), skip_same=skip_same):
+            wanted.append(each)
+        elif not each.directory:
+            meter.done(each.relative, each.size)
+
+    def sending(item: Item) -> Job:
+        async def send() -> None:
+            def sent(offset: int) -> None:
+                meter.at(item.relative, offset)
+
+            await files.upload(source / item.relative, f"{target}/{item.relative}", sent)
+            meter.done(item.relative, item.size)
+
+        return send
+
+    def packing(batch: list[Item]) -> Job:
+        async def send() -> None:
+            archive = await finished(lambda: pack(source, batch))
+            with archive:
+                await files.write_tree(target, archive)
+            for each in batch:
+                if not each.directory:
+                    meter.done(each.relative, each.size)
+
+        return send
+
+    large = [each for each in wanted if each.size > SMALL and each.is_text]
+    alone = {each.relative for each in large}
+    # What an earlier run began with is gone on with first: the server forgets it in a while.
+    jobs = [sending(each) for each in large]
+    jobs += [packing(each) for each in batches([w for w in wanted if w.relative not in alone])]
+    if not jobs and there is None:
+        jobs = [packing([])]
+    await in_parallel(jobs)
+    return left_out
+
+
+async def _known(files: Files, target: str) -> dict[str, exec_pb2.Entry]:
+    """What the sandbox has below the target, by its relative path."""
+    try:
+        root = await files.entry(target)
+        listed = await files.entries(target)
+    except (NotFoundError, FailedPreconditionError):  # more than can be listed: send all of it
+        return {}
+    prefix = root.path.rstrip("/") + "/"
+    return {each.path.removeprefix(prefix): each for each in listed}
+
+
+def _is_there(item: Item, entry: exec_pb2.Entry | None, *, skip_same: bool) -> bool:
+    if entry is None:
+        return False
+    if item.directory:
+        return entry.type == exec_pb2.Entry.TYPE_DIRECTORY
+    return (
+        skip_same
+        and entry.type == exec_pb2.Entry.TYPE_FILE
+        and (entry.size, entry.mode) == (item.size, item.mode)
+        # The fraction passes through a float on its way.
+        and abs(entry.mtime.ToNanoseconds() - item.mtime_ns) < 1000
+    )
+
+
+def scan(root: Path) -> tuple[list[Item], list[str]]:
+    """The files and directories below the root, sorted, and what is left out.
+
+    Links to files are followed, those to directories are not. Raises LocalFileError.
+    """
+    items: list[Item] = []
     left_out: list[str] = []
 
     def fail(error: OSError) -> None:
         raise LocalFileError(f"cannot read {error.filename}: {error.strerror}")
 
     for folder, subfolders, names in os.walk(root, onerror=fail):
-        here = PurePosixPath(Path(folder).relative_to(root).as_posix())
-        directories.append(here)
-        left_out += [str(Path(folder) / each) for each in subfolders if _is_link(folder, each)]
+        here = Path(folder)
+        relative = here.relative_to(root).as_posix()
+        prefix = "" if relative == "." else relative + "/"
+        for each in subfolders:
+            if (here / each).is_symlink():
+                left_out.append(str(here / each))
+                continue
+            try:
+                info = (here / each).stat()
+            except OSError as error:
+                fail(error)
+            mode, modified = info.st_mode & 0o777, info.st_mtime_ns
+            items.append(Item(prefix + each, True, 0, mode, modified))
         for each in names:
-            if (Path(folder) / each).is_file():
-                regular.append(here / each)
-            else:
-                left_out.append(str(Path(folder) / each))
-    return sorted(regular), sorted(directories), sorted(left_out)
+            if not (here / each).is_file():
+                left_out.append(str(here / each))
+                continue
+            try:
+                info = (here / each).stat()
+            except OSError as error:
+                fail(error)
+            mode, modified = info.st_mode & 0o777, info.st_mtime_ns
+            items.append(Item(prefix + each, False, info.st_size, mode, modified))
+    return sorted(items, key=lambda each: each.relative), sorted(left_out)
 
 
-def _is_link(folder: str, name: str) -> bool:
-    return (Path(folder) / name).is_symlink()
-
-
-def _below(root: str, path: str) -> PurePosixPath:
-    """The path relative to the root; raises when the sandbox names one that is not below it."""
-    root_path, found = PurePosixPath(root), PurePosixPath(path)
-    if ".." in found.parts or found == root_path or not found.is_relative_to(root_path):
-        raise call_error(grpc.StatusCode.DATA_LOSS, f"the sandbox lists {path} below {root}")
-    return found.relative_to(root_path)
-
-
-def _make(directory: Path) -> None:
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise LocalFileError(f"cannot make {directory}: {error.strerror}") from None
-
-
-async def _in_parallel(copies: Iterable[Awaitable[None]]) -> None:
+async def in_parallel(jobs: Iterable[Job]) -> None:
     """Run them, a few at a time; the first failure stops the rest and is raised."""
-    waiting = iter(copies)
+    waiting = iter(jobs)
 
     async def work() -> None:
         for each in waiting:
-            await each
+            await each()
 
-    workers = [asyncio.create_task(work()) for _ in range(_PARALLEL)]
+    workers = [asyncio.create_task(work()) for _ in range(PARALLEL)]
     try:
         await asyncio.gather(*workers)
     finally:

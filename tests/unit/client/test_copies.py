@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import cloister
-from cloister import _trees
+from cloister import _fetching
 from support.sandbox_server import Sandbox
 
 
@@ -92,5 +92,5 @@ def test_local_trouble_is_named(client: cloister.Client, tmp_path: Path) -> None
 @pytest.mark.parametrize("path", ["/etc/passwd", "/w/../x", "/w", "/wx/y", "relative"])
 def test_a_lying_sandbox_writes_nothing_outside_the_target(path: str) -> None:
     with pytest.raises(cloister.DataLossError):
-        _trees._below("/w", path)
-    assert str(_trees._below("/w", "/w/a/b")) == "a/b"
+        _fetching.below("/w", path)
+    assert str(_fetching.below("/w", "/w/a/b")) == "a/b"

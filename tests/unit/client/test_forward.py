@@ -18,7 +18,8 @@ def test_everything_works_from_outside(
         content = bytes(range(256)) * 60_000
         session.write_bytes("big", content)
         assert session.read_bytes("big") == content
-    assert kube.forwarded == ["cloister-operator-0:8443", "sandbox-0:7443"]
+    # Transfers have a connection of their own.
+    assert kube.forwarded == ["cloister-operator-0:8443", "sandbox-0:7443", "sandbox-0:7443"]
 
 
 def test_reach(outside: cloister.Client, client: cloister.Client, sessions: FakeSessions) -> None:

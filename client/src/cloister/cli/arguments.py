@@ -4,7 +4,7 @@ import argparse
 import re
 from collections.abc import Callable, Sequence
 
-from . import commands
+from . import commands, copying
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=")
 _DURATION = re.compile(r"(\d+)(s|m|h)")
@@ -148,10 +148,16 @@ def _add_cp(where: "_Subparsers[argparse.ArgumentParser]") -> None:
     copy = _command(
         where,
         "cp",
-        commands.copy,
+        copying.copy,
         "copy a file or a directory to or from a session",
         "One side is NAME:PATH, the other a path of this machine. A destination that is a "
-        "directory gets the source under its own name. Symbolic links are not copied out.",
+        "directory gets the source under its own name. Symbolic links are not copied out. A copy "
+        "that was interrupted goes on when it is repeated: of a directory, the files that have the "
+        "same size, time and mode on both sides are passed over.",
+    )
+    copy.add_argument("-q", "--quiet", action="store_true", help="show no progress")
+    copy.add_argument(
+        "-a", "--all", action="store_true", help="copy also what looks the same on both sides"
     )
     copy.add_argument("source", metavar="SRC", help="NAME:PATH, or a path of this machine")
     copy.add_argument("target", metavar="DST", help="a path of this machine, or NAME:PATH")

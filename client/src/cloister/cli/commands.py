@@ -2,18 +2,16 @@
 
 import argparse
 import contextlib
-import re
 import secrets
 import shlex
 import sys
 
-from .._errors import CloisterError, LocalFileError
+from .._errors import CloisterError
 from .._models import ToolResult
 from .._sync import Client, Session
 from . import output
 
 _NO_OUTPUT = "(no output)"
-_REMOTE = re.compile(r"([a-z0-9][a-z0-9.-]*):(.*)", re.DOTALL)
 
 
 def list_environments(client: Client, arguments: argparse.Namespace) -> int:
@@ -79,20 +77,6 @@ def execute(client: Client, arguments: argparse.Namespace) -> int:
     if result.exit_code is not None:
         return result.exit_code or (1 if result.is_error else 0)
     return 1 if result.is_error else 0
-
-
-def copy(client: Client, arguments: argparse.Namespace) -> int:
-    """cloister cp"""
-    source, target = _REMOTE.fullmatch(arguments.source), _REMOTE.fullmatch(arguments.target)
-    if (source is None) == (target is None):
-        raise LocalFileError("exactly one of SRC and DST must be NAME:PATH")
-    if source is not None:
-        left_out = client.get_session(source[1]).download(source[2], arguments.target)
-    elif target is not None:
-        left_out = client.get_session(target[1]).upload(arguments.source, target[2] or ".")
-    for each in left_out:
-        print(f"cloister: left out {each}: not a file or directory of its own", file=sys.stderr)
-    return 0
 
 
 def logs(client: Client, arguments: argparse.Namespace) -> int:

@@ -1,0 +1,208 @@
+"""Sending bytes to a sandbox: what was cut goes on where it stopped, nothing is written twice."""
+
+import asyncio
+import hashlib
+import io
+import os
+import uuid
+import zlib
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import BinaryIO, Protocol, Self
+
+import grpc
+
+from cloister_api.exec.v1 import exec_pb2, exec_pb2_grpc
+
+from ._connection import Connection
+from ._errors import CallError, LocalFileError
+from ._threads import finished
+
+# Frames of 64 KiB are quickest on the way, larger reads from the disk.
+_FRAME = 64 * 1024
+_READ = 1024 * 1024
+_CALL_SECONDS = 60.0
+_STARTS = 4
+"""How often an upload begins anew because another one got in its way."""
+
+Sent = Callable[[int], object]
+_Alive = Callable[[], None]
+
+
+class Source(Protocol):
+    """Bytes that can be read from anywhere, again and again."""
+
+    size: int
+
+    def read(self, offset: int, length: int) -> bytes:
+        """At most so many bytes; raises LocalFileError and OSError."""
+
+    def check(self) -> None:
+        """Raise LocalFileError unless the bytes are still those of the beginning."""
+
+
+class Bytes:
+    """Bytes in memory or in a file that nobody else writes."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.size = file.seek(0, io.SEEK_END)
+
+    def read(self, offset: int, length: int) -> bytes:
+        """At most so many bytes."""
+        self._file.seek(offset)
+        return self._file.read(length)
+
+    def check(self) -> None:
+        """They do not change."""
+
+
+class LocalFile:
+    """A file of this machine, which somebody may write meanwhile."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        self.info = os.fstat(self._fd)
+        self.size = self.info.st_size
+
+    def read(self, offset: int, length: int) -> bytes:
+        """At most so many bytes, never those behind the size it had."""
+        data = os.pread(self._fd, min(length, self.size - offset), offset)
+        if not data and offset < self.size:
+            raise self._changed()
+        return data
+
+    def check(self) -> None:
+        """Raise LocalFileError when it was written since it was opened."""
+        now = os.fstat(self._fd)
+        if (now.st_size, now.st_mtime_ns) != (self.size, self.info.st_mtime_ns):
+            raise self._changed()
+
+    def upload_id(self, target: str) -> str:
+        """The same for the same file as long as it is not written, also in another process."""
+        facts = f"{self.size} {self.info.st_mtime_ns} {self.info.st_mode} {target}"
+        return "cp-" + hashlib.blake2b(os.fsencode(facts), digest_size=20).hexdigest()
+
+    def _changed(self) -> LocalFileError:
+        return LocalFileError(f"{self._path} changed while it was read")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._fd)
+
+
+class Sending:
+    """One upload, from its first byte to the answer."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        start: exec_pb2.UploadStart,
+        source: Source,
+        sent: Sent,
+    ) -> None:
+        self._connection = connection
+        self._start = start
+        self._source = source
+        self._sent = sent
+        # Whether the server may know the id already.
+        self._begun = bool(start.upload_id)
+        self._foreign = self._begun
+        self._crc = self._hashed = 0
+        self._furthest = -1
+        self._unreadable: LocalFileError | OSError | None = None
+        if not start.upload_id:
+            self._start_anew()
+
+    async def run(self) -> exec_pb2.Entry:
+        """Send; raises LocalFileError, OSError and CallError."""
+        if self._foreign:
+            await self._find_partial()
+        for left in reversed(range(_STARTS)):
+            try:
+                return await self._connection.run(self._attempt, bulk=True)
+            except CallError as error:
+                # Only what an earlier program left can make bytes wrong that are right here.
+                lost = error.code is grpc.StatusCode.DATA_LOSS and self._foreign
+                if not left or not (lost or error.reason in _IN_THE_WAY):
+                    raise
+                if error.reason != "OFFSET_MISMATCH":
+                    self._start_anew()
+        raise AssertionError("unreachable")
+
+    async def _find_partial(self) -> None:
+        """Go on with what an earlier program left, unless that is the whole.
+
+        The server remembers what it has finished, and would answer without writing, though the
+        file may have been changed or removed in the sandbox since.
+        """
+        if await self._connection.run(self._state, bulk=True) >= self._source.size:
+            self._start_anew()
+
+    async def _state(self, channel: grpc.aio.Channel, _alive: _Alive) -> int:
+        request = exec_pb2.UploadStateRequest(upload_id=self._start.upload_id)
+        stub = exec_pb2_grpc.FilesStub(channel)
+        return (await stub.UploadState(request, timeout=_CALL_SECONDS)).offset
+
+    def _start_anew(self) -> None:
+        self._start.upload_id = uuid.uuid4().hex
+        self._begun = self._foreign = False
+
+    async def _attempt(self, channel: grpc.aio.Channel, alive: _Alive) -> exec_pb2.Entry:
+        offset = await self._state(channel, alive) if self._begun else 0
+        if offset > self._source.size:
+            self._start_anew()
+            offset = 0
+        self._begun = True
+        try:
+            # What a server says it has is hashed from our own bytes: theirs must be the same.
+            while self._hashed < offset:
+                await self._read(self._hashed, offset - self._hashed)
+            call = exec_pb2_grpc.FilesStub(channel).Upload(self._frames(offset, alive))
+            return await call
+        except grpc.aio.AioRpcError:
+            if self._unreadable is not None:
+                raise self._unreadable from None
+            raise
+
+    async def _frames(self, offset: int, alive: _Alive) -> AsyncIterator[exec_pb2.UploadFrame]:
+        start = exec_pb2.UploadStart()
+        start.CopyFrom(self._start)
+        start.offset = offset
+        yield exec_pb2.UploadFrame(start=start)
+        try:
+            while offset < self._source.size:
+                data = await self._read(offset, _READ)
+                for at in range(0, len(data), _FRAME):
+                    yield exec_pb2.UploadFrame(data=data[at : at + _FRAME])
+                offset += len(data)
+                if offset > self._furthest:  # the server takes bytes that it never had before
+                    self._furthest = offset
+                    alive()
+                self._sent(offset)
+            await asyncio.to_thread(self._source.check)
+        except (LocalFileError, OSError) as error:
+            # gRPC would only say that its input failed. Without the end nothing is written.
+            self._unreadable = error
+            return
+        end = exec_pb2.UploadEnd(size=self._source.size, crc32=self._crc)
+        yield exec_pb2.UploadFrame(end=end)
+
+    async def _read(self, offset: int, length: int) -> bytes:
+        return await finished(lambda: self._read_now(offset, min(length, _READ)))
+
+    def _read_now(self, offset: int, length: int) -> bytes:
+        data = self._source.read(offset, length)
+        if not data:
+            raise LocalFileError("a file of this machine ended while it was read")
+        end = offset + len(data)
+        if offset <= self._hashed < end:
+            self._crc = zlib.crc32(memoryview(data)[self._hashed - offset :], self._crc)
+            self._hashed = end
+        return data
+
+
+_IN_THE_WAY = ("OFFSET_MISMATCH", "SUPERSEDED", "ID_CONFLICT")

@@ -17,11 +17,14 @@ from cloister_api.exec.v1 import exec_pb2, exec_pb2_grpc
 
 from . import _trees
 from ._connection import Connection, Lost, watched
-from ._errors import FailedPreconditionError, NotFoundError
+from ._errors import CloisterError, FailedPreconditionError, NotFoundError, call_error
 from ._files import Files
 from ._models import Credentials, Entry, SessionInfo, ToolResult
+from ._outcomes import OutputPolicy, ProcessInfo, ShellInfo
+from ._programs import AsyncProcess, Programs, start_request
 from ._progress import Progress
 from ._sessions_api import SessionsApi
+from ._shells import AsyncShell, Shells
 
 _READ_LIMIT = 64 * 1024 * 1024
 _CALL_SECONDS = 30.0
@@ -50,6 +53,8 @@ class AsyncSession:
         self._on_close = on_close
         self._closed = False
         self._files = Files(connection)
+        self._programs = Programs(connection)
+        self._shells = Shells(connection)
 
     @property
     def info(self) -> SessionInfo:
@@ -186,6 +191,79 @@ class AsyncSession:
 
         with contextlib.suppress(NotFoundError):
             await self._connection.run(attempt)
+
+    async def start(
+        self,
+        argv: Sequence[str],
+        *,
+        cwd: str = "",
+        env: Mapping[str, str] | None = None,
+        stdin: bool = False,
+        terminal: tuple[int, int] | None = None,
+        timeout: float | None = None,
+        separate_stderr: bool = True,
+        output: OutputPolicy | None = None,
+        process_id: str | None = None,
+        labels: Mapping[str, str] | None = None,
+    ) -> AsyncProcess:
+        """Start a program without a shell; returns when it runs.
+
+        argv: the program, looked up in PATH, and its arguments. cwd: empty is the workspace. env:
+        added to the session's variables. stdin: whether `write` can be used; else it is empty.
+        terminal: columns and rows of a terminal for it, which has stdin and one stream. timeout:
+        seconds, after which it is interrupted, then terminated, then killed. separate_stderr:
+        whether stderr is a stream of its own. output: what the server keeps of what it prints.
+        process_id: unique per program; the same id with the same arguments attaches, and starts
+        nothing again. None chooses one. labels: shown by `processes`.
+
+        Raises StartFailedError when there is no such program or directory, for example. Cancelling
+        the task leaves open whether it was started.
+        """
+        request = start_request(
+            argv,
+            cwd=cwd,
+            env=env,
+            stdin=stdin,
+            terminal=terminal,
+            timeout=timeout,
+            separate_stderr=separate_stderr,
+            output=output,
+            process_id=process_id,
+            labels=labels,
+        )
+        await self._programs.start(request)
+        # Under an id of the caller's own it may have been started, and written to, before.
+        accepted = None if process_id else 0
+        return AsyncProcess(self._programs, request.process_id, accepted=accepted)
+
+    async def attach(self, process_id: str, offset: int = 0) -> AsyncProcess:
+        """A program that runs or whose output is kept, read from an offset on.
+
+        Its output is kept within the bounds it was started with, and for 10 minutes after its end;
+        what is not there any more comes as a Gap. Raises NotFoundError.
+        """
+        await self._programs.wait(process_id, 0)
+        return AsyncProcess(self._programs, process_id, offset=offset)
+
+    async def processes(self) -> list[ProcessInfo]:
+        """All programs that run or whose output is kept, oldest first."""
+        return await self._programs.list()
+
+    async def shell(
+        self, shell_id: str | None = None, *, cwd: str = "", env: Mapping[str, str] | None = None
+    ) -> AsyncShell:
+        """Open a shell for commands whose output streams, or find the one of this id.
+
+        shell_id: None chooses one. cwd: where it starts; empty is the workspace. env: added to the
+        session's variables. Raises AlreadyExistsError when it was opened with others. These shells
+        are not those of `bash` and its contexts.
+        """
+        info = await self._shells.open(shell_id or uuid.uuid4().hex, cwd, env or {})
+        return AsyncShell(self._shells, info)
+
+    async def shells(self) -> list[ShellInfo]:
+        """All shells that are open, oldest first."""
+        return await self._shells.list()
 
     async def stat(self, path: str) -> Entry:
         """Describe a path; raises NotFoundError."""

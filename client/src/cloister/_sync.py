@@ -1,76 +1,20 @@
-"""Client and Session: the asynchronous ones, for programs without an event loop.
+"""Client and Session: the asynchronous ones, for programs without an event loop."""
 
-All clients of a process share one event loop in a daemon thread: gRPC's asyncio half is at its best
-with a single loop.
-"""
-
-import asyncio
-import atexit
 import contextlib
-import threading
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from ._client import DEFAULT_WAIT, AsyncClient
 from ._models import Credentials, Entry, EnvironmentInfo, File, SessionInfo, ToolResult
+from ._outcomes import OutputPolicy, ProcessInfo, ShellInfo
 from ._progress import Progress
 from ._session import _READ_LIMIT, AsyncSession
+from ._sync_loop import run as _run
+from ._sync_programs import Process, Shell
 
 T = TypeVar("T")
-
-# How long an interrupted call may take to end in order, in seconds.
-_INTERRUPT_SECONDS = 5.0
-
-
-class _Loop:
-    """An event loop in a thread of its own."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="cloister", daemon=True)
-        self._thread.start()
-        atexit.register(self._stop)
-
-    def run(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Run a coroutine there and wait for it; an interrupt cancels it and lets it end."""
-        if threading.current_thread() is self._thread:
-            raise RuntimeError("Client and Session block: use AsyncClient on an event loop")
-        done = threading.Event()
-
-        async def wrapped() -> T:
-            try:
-                return await work()
-            finally:
-                done.set()
-
-        future = asyncio.run_coroutine_threadsafe(wrapped(), self._loop)
-        try:
-            return future.result()
-        except BaseException:
-            # Without effect on a call that failed by itself; an interrupt must stop it.
-            if future.cancel():
-                done.wait(_INTERRUPT_SECONDS)
-            raise
-
-    def _stop(self) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(_INTERRUPT_SECONDS)
-        if not self._thread.is_alive():
-            self._loop.close()
-
-
-_lock = threading.Lock()
-_shared: _Loop | None = None
-
-
-def _run(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    global _shared
-    with _lock:
-        if _shared is None:
-            _shared = _Loop()
-    return _shared.run(work)
 
 
 class Session:
@@ -180,6 +124,56 @@ class Session:
     def close_context(self, context: str) -> None:
         """End a context: its shell and every process in it."""
         _run(lambda: self._async.close_context(context))
+
+    def start(
+        self,
+        argv: Sequence[str],
+        *,
+        cwd: str = "",
+        env: Mapping[str, str] | None = None,
+        stdin: bool = False,
+        terminal: tuple[int, int] | None = None,
+        timeout: float | None = None,
+        separate_stderr: bool = True,
+        output: OutputPolicy | None = None,
+        process_id: str | None = None,
+        labels: Mapping[str, str] | None = None,
+    ) -> Process:
+        """Start a program without a shell; see AsyncSession.start."""
+        return Process(
+            _run(
+                lambda: self._async.start(
+                    argv,
+                    cwd=cwd,
+                    env=env,
+                    stdin=stdin,
+                    terminal=terminal,
+                    timeout=timeout,
+                    separate_stderr=separate_stderr,
+                    output=output,
+                    process_id=process_id,
+                    labels=labels,
+                )
+            )
+        )
+
+    def attach(self, process_id: str, offset: int = 0) -> Process:
+        """A program that runs or whose output is kept; see AsyncSession.attach."""
+        return Process(_run(lambda: self._async.attach(process_id, offset)))
+
+    def processes(self) -> list[ProcessInfo]:
+        """All programs that run or whose output is kept, oldest first."""
+        return _run(self._async.processes)
+
+    def shell(
+        self, shell_id: str | None = None, *, cwd: str = "", env: Mapping[str, str] | None = None
+    ) -> Shell:
+        """Open a shell whose commands stream their output; see AsyncSession.shell."""
+        return Shell(_run(lambda: self._async.shell(shell_id, cwd=cwd, env=env)))
+
+    def shells(self) -> list[ShellInfo]:
+        """All shells that are open, oldest first."""
+        return _run(self._async.shells)
 
     def stat(self, path: str) -> Entry:
         """Describe a path; raises NotFoundError."""

@@ -9,9 +9,11 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 
 from ._client import AsyncClient
 from ._models import File
+from ._programs import AsyncProcess
 from ._session import AsyncSession
+from ._shells import AsyncCommand, AsyncShell
 
-__all__ = ["AsyncClient", "AsyncSession", "session"]
+__all__ = ["AsyncClient", "AsyncCommand", "AsyncProcess", "AsyncSession", "AsyncShell", "session"]
 
 
 @contextlib.asynccontextmanager

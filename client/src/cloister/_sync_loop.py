@@ -1,0 +1,66 @@
+"""The event loop behind the blocking half of the library.
+
+All clients of a process share one event loop in a daemon thread: gRPC's asyncio half is at its best
+with a single loop.
+"""
+
+import asyncio
+import atexit
+import threading
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+# How long an interrupted call may take to end in order, in seconds.
+_INTERRUPT_SECONDS = 5.0
+
+
+class _Loop:
+    """An event loop in a thread of its own."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="cloister", daemon=True)
+        self._thread.start()
+        atexit.register(self._stop)
+
+    def run(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Run a coroutine there and wait for it; an interrupt cancels it and lets it end."""
+        if threading.current_thread() is self._thread:
+            raise RuntimeError("Client and Session block: use AsyncClient on an event loop")
+        done = threading.Event()
+
+        async def wrapped() -> T:
+            try:
+                return await work()
+            finally:
+                done.set()
+
+        future = asyncio.run_coroutine_threadsafe(wrapped(), self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            # Without effect on a call that failed by itself; an interrupt must stop it.
+            if future.cancel():
+                done.wait(_INTERRUPT_SECONDS)
+            raise
+
+    def _stop(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(_INTERRUPT_SECONDS)
+        if not self._thread.is_alive():
+            self._loop.close()
+
+
+_lock = threading.Lock()
+_shared: _Loop | None = None
+
+
+def run(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Run a coroutine on the shared loop and wait for it; see _Loop.run."""
+    global _shared
+    with _lock:
+        if _shared is None:
+            _shared = _Loop()
+    return _shared.run(work)

@@ -17,7 +17,7 @@ from cloister_api.exec.v1 import exec_pb2, exec_pb2_grpc
 
 from . import _trees
 from ._connection import Connection, Lost, watched
-from ._errors import CloisterError, FailedPreconditionError, NotFoundError, call_error
+from ._errors import FailedPreconditionError, NotFoundError
 from ._files import Files
 from ._models import Credentials, Entry, SessionInfo, ToolResult
 from ._outcomes import OutputPolicy, ProcessInfo, ShellInfo

@@ -98,7 +98,7 @@ e2e: $(STAMP) ## only the end-to-end tests (ARGS='-k name' narrows them down)
 # --- measurements --------------------------------------------------------------------------------
 
 .PHONY: bench-exec
-bench-exec: $(STAMP) ## the exec server against a bare gRPC echo; writes bench/results/exec.json
+bench-exec: $(STAMP) ## the exec server next to its floors, on loopback and in pods; writes bench/results/exec.json
 	$(PY) bench/bench_exec.py
 
 .PHONY: bench-claims

@@ -15,28 +15,39 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path += [str(ROOT), str(ROOT / "scripts")]
+sys.path += [str(ROOT), str(ROOT / "scripts"), str(ROOT / "devcluster" / "src")]
 
+from bench import cluster_part, local_part  # noqa: E402
 from bench.exec_report import report  # noqa: E402
-from bench.local_part import Sizes, local_part  # noqa: E402
 from bench.results import save  # noqa: E402
+from bench.sandbox_client import Sizes  # noqa: E402
+
+from target import TargetError  # noqa: E402 - found through the path above
 
 
 def main() -> int:
     """Measure, print, save."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--local", action="store_true", help="only what needs no cluster")
-    parser.parse_args()
+    arguments = parser.parse_args()
     began = time.monotonic()
 
     def say(what: str) -> None:
         print(f"{time.monotonic() - began:6.1f} s  {what}", file=sys.stderr, flush=True)
 
-    figures: dict[str, object] = dict(local_part(Sizes(), say))
+    figures: dict[str, object] = {}
+    figures.update(local_part.measure(local_part.Sizes(), say))
+    failed = False
+    if not arguments.local:
+        try:
+            figures.update(cluster_part.measure(Sizes(), say))
+        except TargetError as error:
+            print(f"bench-exec: {error}", file=sys.stderr)
+            failed = True
     report(figures)
     path = save("exec", figures)
     print(f"\nwritten to {path.relative_to(ROOT)} after {time.monotonic() - began:.0f} s")
-    return 0
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

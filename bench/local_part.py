@@ -45,7 +45,7 @@ def starts(directory: Path, authority: Authority, count: int) -> list[float]:
     return found
 
 
-def local_part(sizes: Sizes, say: Callable[[str], None]) -> dict[str, float]:
+def measure(sizes: Sizes, say: Callable[[str], None]) -> dict[str, float]:
     """The figures."""
     authority = Authority()
     # The server's own directory is in memory, as in a pod; the workspace is on the disk.

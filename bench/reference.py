@@ -4,6 +4,7 @@ What a worker gets that runs the tools itself: no isolation, no encryption, no s
 """
 
 import asyncio
+import logging
 import statistics
 import time
 from pathlib import Path
@@ -61,4 +62,6 @@ async def _measure(workspace: Path, calls: int, rounds: int) -> dict[str, float]
 def reference(workspace: Path, calls: int, rounds: int) -> dict[str, float]:
     """The figures of the reference toolset in a workspace of its own."""
     workspace.mkdir()
+    # Its shells are sometimes reaped before asyncio looks for them, which asyncio warns of.
+    logging.getLogger("asyncio").setLevel(logging.ERROR)
     return asyncio.run(_measure(workspace, calls, rounds))

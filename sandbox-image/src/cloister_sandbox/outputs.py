@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from .spool import Spool
 
-CHUNK = 65_536
+CHUNK = 262_144
+"""Bytes that a reader gets at once at most; with TLS, larger messages cost less per byte."""
 LIVE = 524_288
 """While a program runs, so much of the end is kept at least: readers take from there."""
 MAX_PIECES = 4096
@@ -74,7 +75,7 @@ class Reader:
         """Whether the program still waits a moment for this reader."""
 
     async def take(self) -> Piece | Missing | None:
-        """What comes next, of at most 64 KiB; None when nothing has been printed since."""
+        """What comes next, of at most CHUNK bytes; None when nothing has been printed since."""
         return await self._store.at(self.position)
 
     def advance(self, position: int) -> None:

@@ -13,7 +13,7 @@ from .failures import failed
 from .paths import Roots
 from .walks import Found, TooLarge, walk
 
-CHUNK = 65_536
+CHUNK = 262_144
 MAX_OFFSET = 1 << 62
 """No file is so long, and the kernel takes no numbers that are much larger."""
 _BLOCK = tarfile.BLOCKSIZE

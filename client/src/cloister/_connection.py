@@ -35,7 +35,8 @@ SILENCE_SECONDS = 20.0
 _INFO_SECONDS = 10.0
 # How gRPC words a broken connection when its status is neither UNAVAILABLE nor CANCELLED.
 _BROKEN = re.compile(
-    "RST_STREAM|GOAWAY|Stream removed|Connection reset|Broken pipe|Socket closed|Transport closed",
+    "RST_STREAM|GOAWAY|Stream removed|Connection reset|Broken pipe|Socket closed|Transport closed"
+    "|Internal error from Core",  # sending on a stream that has just broken
     re.IGNORECASE,
 )
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, TypeAlias
 
 import grpc
@@ -17,6 +17,13 @@ OPERATOR_ONLY = frozenset(
 )
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+_KINDS: dict[tuple[bool, bool], Callable[..., Handler]] = {
+    (False, False): grpc.unary_unary_rpc_method_handler,
+    (False, True): grpc.unary_stream_rpc_method_handler,
+    (True, False): grpc.stream_unary_rpc_method_handler,
+    (True, True): grpc.stream_stream_rpc_method_handler,
+}
+"""By whether the request is a stream, and whether the response is."""
 
 
 def decide(callers: Iterable[str], method: str, session_uid: str) -> bool:
@@ -76,51 +83,44 @@ class Authorizer(grpc.aio.ServerInterceptor):
 
     def __init__(self, state: ServerState) -> None:
         self._state = state
+        self._guards: dict[str, Handler] = {}
 
     async def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Handler | None:
-        handler = await continuation(handler_call_details)
-        if handler is None:
-            return None
-        return self._guarded(handler, handler_call_details.method)
+        method = handler_call_details.method
+        guard = self._guards.get(method)
+        if guard is None:
+            handler = await continuation(handler_call_details)
+            if handler is None:
+                return None
+            guard = self._guards[method] = self._guarded(handler, method)
+        return guard
 
     def _guarded(self, handler: Handler, method: str) -> Handler:
-        async def check(context: Context) -> None:
-            callers = peer_uris(context.auth_context())
-            if not decide(callers, method, self._state.session_uid):
+        """The handler behind the check. One that answers with a stream writes to its context."""
+        inner: Any = (
+            handler.unary_unary
+            or handler.unary_stream
+            or handler.stream_unary
+            or handler.stream_stream
+        )
+
+        async def checked(request: Any, context: Context) -> Any:
+            if not decide(peer_uris(context.auth_context()), method, self._state.session_uid):
                 await abort(
                     context,
                     Forbidden("NOT_YOUR_SANDBOX", "this certificate may not make this call here"),
                 )
-
-        parts: dict[str, Any] = {
-            "request_deserializer": _lenient(handler.request_deserializer),
-            "response_serializer": handler.response_serializer,
-        }
-        if handler.response_streaming:
-            inner_stream: Any = handler.stream_stream or handler.unary_stream
-
-            async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
-                await check(context)
-                if isinstance(request, _Malformed):
-                    await abort(context, _Malformed.error())
-                async for each in inner_stream(request, context):
-                    yield each
-
-            if handler.request_streaming:
-                return grpc.stream_stream_rpc_method_handler(stream, **parts)
-            return grpc.unary_stream_rpc_method_handler(stream, **parts)
-        inner: Any = handler.stream_unary or handler.unary_unary
-
-        async def unary(request: Any, context: Context) -> Any:
-            await check(context)
             if isinstance(request, _Malformed):
                 await abort(context, _Malformed.error())
             return await inner(request, context)
 
-        if handler.request_streaming:
-            return grpc.stream_unary_rpc_method_handler(unary, **parts)
-        return grpc.unary_unary_rpc_method_handler(unary, **parts)
+        kind = _KINDS[bool(handler.request_streaming), bool(handler.response_streaming)]
+        return kind(
+            checked,
+            request_deserializer=_lenient(handler.request_deserializer),
+            response_serializer=handler.response_serializer,
+        )

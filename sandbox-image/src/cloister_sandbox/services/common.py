@@ -1,5 +1,6 @@
 """What the services share."""
 
+import contextlib
 import functools
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -25,13 +26,19 @@ def unary(method: Callable[[Any, Any, Any], Awaitable[Any]]) -> Callable[[Any, A
 def streaming(
     method: Callable[[Any, Any, Any], AsyncIterator[Any]],
 ) -> Callable[[Any, Any, Any], Any]:
-    """The same for a handler that answers with a stream."""
+    """The same for a handler that answers with a stream.
+
+    The messages are written here, one generator less for each to pass through, and the handler's
+    is closed as soon as the caller is gone.
+    """
 
     @functools.wraps(method)
-    async def guarded(self: Any, request: Any, context: Any) -> AsyncIterator[Any]:
+    async def guarded(self: Any, request: Any, context: Any) -> None:
+        messages: Any = method(self, request, context)
         try:
-            async for each in method(self, request, context):
-                yield each
+            async with contextlib.aclosing(messages):
+                async for each in messages:
+                    await context.write(each)
         except CallError as error:
             await abort(context, error)
 

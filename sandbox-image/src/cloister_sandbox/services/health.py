@@ -7,7 +7,6 @@ is not part of the sandbox image, and its names would clash with it where both a
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
@@ -45,13 +44,13 @@ class HealthHandler(grpc.GenericRpcHandler):
             await context.abort(grpc.StatusCode.NOT_FOUND, "only the whole server has a health")
         return self._status()
 
-    async def _watch(self, request: bytes, context: Any) -> AsyncIterator[bytes]:  # noqa: ARG002
+    async def _watch(self, request: bytes, context: Any) -> None:
         if request:
-            yield SERVICE_UNKNOWN
+            await context.write(SERVICE_UNKNOWN)
         last = b""
         while True:
             status = SERVICE_UNKNOWN if request else self._status()
             if status != last and not request:
-                yield status
+                await context.write(status)
             last = status
             await asyncio.sleep(_POLL)

@@ -4,7 +4,7 @@ import argparse
 import re
 from collections.abc import Callable, Sequence
 
-from . import commands, copying
+from . import commands, copying, running, terminal
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=")
 _DURATION = re.compile(r"(\d+)(s|m|h)")
@@ -33,6 +33,9 @@ def _parser() -> argparse.ArgumentParser:
     session_commands = session.add_subparsers(metavar="COMMAND", required=True)
     _add_session_commands(session_commands)
     _add_exec(top)
+    _add_shell(top)
+    listing = _command(top, "ps", running.list_programs, "list what runs in a session")
+    listing.add_argument("name", metavar="NAME", help="the session")
     _add_cp(top)
     logs = _command(top, "logs", commands.logs, "show what a session's exec server has logged")
     logs.add_argument("name", metavar="NAME", help="the session")
@@ -126,22 +129,50 @@ def _add_exec(where: "_Subparsers[argparse.ArgumentParser]") -> None:
     run = _command(
         where,
         "exec",
-        commands.execute,
+        running.execute,
         "run a command in a session and end with its exit code",
         "A single argument is a shell command line ('ls | wc -l'); several are one command and "
-        "its arguments, passed on exactly. Output and errors come together on stdout.",
+        "its arguments, passed on exactly. Output comes while it is printed, errors on stderr; "
+        "standard input is passed on unless it is a terminal. An interrupt stops the command; what "
+        "it leaves in the background goes on.",
+    )
+    run.add_argument(
+        "--no-stdin", action="store_true", help="leave this command's standard input alone"
     )
     run.add_argument("name", metavar="NAME", help="the session")
     run.add_argument(
         "--shell",
         default="",
         metavar="ID",
-        help="run it in the shell of this name, which keeps its state (default: a fresh shell)",
+        help="run it as an agent does, in the tools' shell of this name, which keeps its state; "
+        "output and errors come together at the end (default: a program of its own)",
     )
     run.add_argument(
         "--timeout", type=_duration, metavar="TIME", help="stop the command after this, as 90s"
     )
     run.add_argument("command", nargs="+", metavar="CMD", help="the command, after --")
+
+
+def _add_shell(where: "_Subparsers[argparse.ArgumentParser]") -> None:
+    run = _command(
+        where,
+        "shell",
+        terminal.shell,
+        "open a terminal in a session",
+        "Runs bash, or CMD as exec takes it, on a terminal, and ends with its exit code. A lost "
+        "connection is repaired. Ctrl-] detaches: the program goes on, and --attach comes back to "
+        "it.",
+    )
+    run.add_argument("name", metavar="NAME", help="the session")
+    run.add_argument("--attach", metavar="ID", default="", help="attach to a program that runs")
+    run.add_argument(
+        "--escape",
+        type=_escape,
+        default="^]",
+        metavar="KEY",
+        help="the key that detaches, as ^] or ^T, or none (default: ^])",
+    )
+    run.add_argument("command", nargs="*", metavar="CMD", help="what to run, after --")
 
 
 def _add_cp(where: "_Subparsers[argparse.ArgumentParser]") -> None:
@@ -182,6 +213,13 @@ def _wait(text: str) -> int:
     if seconds > _MAX_WAIT:
         raise argparse.ArgumentTypeError(f"{text!r} is longer than an hour")
     return seconds
+
+
+def _escape(text: str) -> int | None:
+    try:
+        return terminal.escape_key(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no key such as ^], and not none") from None
 
 
 def _count(text: str) -> int:

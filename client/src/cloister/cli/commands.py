@@ -1,17 +1,11 @@
 """What each command does. Every function gets the client and the parsed command line."""
 
 import argparse
-import contextlib
-import secrets
-import shlex
 import sys
 
 from .._errors import CloisterError
-from .._models import ToolResult
-from .._sync import Client, Session
+from .._sync import Client
 from . import output
-
-_NO_OUTPUT = "(no output)"
 
 
 def list_environments(client: Client, arguments: argparse.Namespace) -> int:
@@ -54,56 +48,9 @@ def remove_session(client: Client, arguments: argparse.Namespace) -> int:
     return code
 
 
-def execute(client: Client, arguments: argparse.Namespace) -> int:
-    """cloister exec"""
-    words = arguments.command
-    command = words[0] if len(words) == 1 else shlex.join(words)
-    timeout_ms = None if arguments.timeout is None else arguments.timeout * 1000
-    session = client.get_session(arguments.name)
-    if arguments.shell:
-        result = session.bash(command, timeout_ms=timeout_ms, context=arguments.shell)
-    else:
-        result = _in_fresh_shell(session, command, timeout_ms)
-    text = _printed(result)
-    if text:
-        print(text)
-    if result.timed_out:
-        print("cloister: the command's time was used up and it was stopped", file=sys.stderr)
-    if result.truncated:
-        print(
-            f"cloister: {result.omitted_bytes} of {result.total_bytes} bytes of output left out",
-            file=sys.stderr,
-        )
-    if result.exit_code is not None:
-        return result.exit_code or (1 if result.is_error else 0)
-    return 1 if result.is_error else 0
-
-
 def logs(client: Client, arguments: argparse.Namespace) -> int:
     """cloister logs"""
     for chunk in client.logs(arguments.name, follow=arguments.follow, tail=arguments.tail):
         sys.stdout.buffer.write(chunk)
         sys.stdout.buffer.flush()
     return 0
-
-
-def _in_fresh_shell(session: Session, command: str, timeout_ms: int | None) -> ToolResult:
-    """Run it where it neither waits for the agent's commands nor changes their shell."""
-    context = f"exec-{secrets.token_hex(6)}"
-    try:
-        return session.bash(command, timeout_ms=timeout_ms, context=context)
-    finally:
-        with contextlib.suppress(CloisterError):
-            session.close_context(context)
-
-
-def _printed(result: ToolResult) -> str:
-    """What the command printed, without the notes that the tool adds for models."""
-    text = result.text
-    if text == _NO_OUTPUT:
-        return ""
-    if result.exit_code:
-        before, note, _ = text.rpartition(f"[exit code {result.exit_code}]")
-        if note and (not before or before.endswith("\n")):
-            return before.removesuffix("\n")
-    return text

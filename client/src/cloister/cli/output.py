@@ -2,12 +2,17 @@
 
 import dataclasses
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from .._models import EnvironmentInfo, SessionInfo
+from .._outcomes import ProcessInfo
+
+# Characters of a command line that a table shows.
+_COMMAND = 100
 
 
 def environments(found: Sequence[EnvironmentInfo], form: str, namespace: str) -> None:
@@ -46,6 +51,30 @@ def sessions(found: Sequence[SessionInfo], form: str, namespace: str) -> None:
     _table(["NAME", "ENVIRONMENT", "PHASE", "POD", "AGE"], rows)
 
 
+def programs(found: Sequence[ProcessInfo], form: str, name: str) -> None:
+    """Print a session's programs, or on stderr that there are none."""
+    if form == "json":
+        _json([_plain(each) for each in found])
+        return
+    if not found:
+        print(f"nothing runs or is kept in session {name}", file=sys.stderr)
+        return
+    now = datetime.now(UTC)
+    rows = [
+        [each.id, *_state(each), _age(each.started_at, now), shlex.join(each.argv)[:_COMMAND]]
+        for each in found
+    ]
+    _table(["ID", "STATE", "EXIT", "AGE", "COMMAND"], rows)
+
+
+def _state(program: ProcessInfo) -> tuple[str, str]:
+    if program.running:
+        return "running", ""
+    if program.exit is None:
+        return "not started", ""
+    return program.exit.reason.replace("_", " "), str(program.exit.status)
+
+
 def session(made: SessionInfo, form: str) -> None:
     """Print a new session: its name alone, ready for use in a script, or everything."""
     if form == "json":
@@ -54,7 +83,7 @@ def session(made: SessionInfo, form: str) -> None:
         print(made.name)
 
 
-def _plain(value: EnvironmentInfo | SessionInfo) -> dict[str, Any]:
+def _plain(value: EnvironmentInfo | SessionInfo | ProcessInfo) -> dict[str, Any]:
     """Its fields in camelCase, as the custom resources have them."""
     return {_camel(name): each for name, each in dataclasses.asdict(value).items()}
 

@@ -16,6 +16,8 @@ CHUNK = 262_144
 """Bytes that a reader gets at once at most; with TLS, larger messages cost less per byte."""
 LIVE = 524_288
 """While a program runs, so much of the end is kept at least: readers take from there."""
+MERGED = 65_536
+"""Bytes up to which pieces grow together; more are not worth the copy."""
 MAX_PIECES = 4096
 """Pieces in memory, however small."""
 MAX_LATE = 4 * 1024 * 1024
@@ -275,7 +277,7 @@ def _append(pieces: list[Piece], piece: Piece) -> None:
     if (
         last is None
         or (last.end, last.stream) != (piece.start, piece.stream)
-        or len(last.data) + len(piece.data) > CHUNK
+        or len(last.data) + len(piece.data) > MERGED
     ):
         pieces.append(piece)
         return

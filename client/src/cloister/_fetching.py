@@ -19,7 +19,7 @@ from ._unpacking import Member, Unpacker
 
 _LARGE = 16 * 1024 * 1024
 """A larger file is worth going on with after a loss, which a stream of many files cannot be."""
-_WORTH = 256 * 1024
+_CALL = 128 * 1024
 """Bytes that travel in about the time that one more call takes."""
 _FEW = 4
 _ENVELOPE = 8 * 1024
@@ -43,6 +43,10 @@ class _Folder:
     needed: int = 0
     large: int = 0
     small: int = 0
+    calls: int = 0
+    """What fetching its own files one by one costs, in bytes as all costs."""
+    cost: int = 0
+    stream: bool = False
     nameless: bool = False
     """Whether it holds a needed name that cannot be asked for: only a stream carries it."""
 
@@ -125,7 +129,7 @@ class Fetch:
             folder = folders[name]
             if not folder.needed:
                 continue
-            if self._is_worth(name, folder):
+            if folder.stream:
                 streams.append(self._streaming(name, folder, needed))
                 alone = self._alone & needed
                 singles += [self._single(each) for each in alone if _is_below(each, name)]
@@ -134,20 +138,22 @@ class Fetch:
             pending += folder.folders
         return [*singles, *streams], len(streams)
 
-    def _is_worth(self, name: str, folder: _Folder) -> bool:
+    def _weigh(self, name: str, folders: dict[str, _Folder]) -> None:
+        """Decide between one stream of all there is, and a call for each file and folder."""
+        folder = folders[name]
+        stream = _CALL + folder.total + folder.large
+        inner = [folders[each] for each in folder.folders]
+        apart = folder.calls + sum(each.cost for each in inner if each.needed)
         if folder.nameless:
             if self._cuts[name] >= _CUTS:
                 raise call_error(
                     grpc.StatusCode.UNAVAILABLE,
                     f"the stream of {self._path(name)} was cut {_CUTS} times",
                 )
-            return True
-        unneeded = folder.total - folder.needed
-        return (
-            not self._cuts[name]
-            and folder.small >= _FEW
-            and unneeded + folder.large <= folder.small * _WORTH
-        )
+            folder.stream = True
+        else:
+            folder.stream = not self._cuts[name] and folder.small >= _FEW and stream <= apart
+        folder.cost = stream if folder.stream else apart
 
     def _sums(self, needed: set[str]) -> dict[str, _Folder]:
         folders = {"": _Folder()}
@@ -168,7 +174,8 @@ class Fetch:
             if name not in needed:
                 continue
             folder.files.append(name)
-            folder.needed += max(each.size, 1)
+            folder.needed += 1
+            folder.calls += each.size + _CALL
             if name in self._alone or each.size > _LARGE:
                 folder.large += each.size
             else:
@@ -177,7 +184,8 @@ class Fetch:
             if "\ufffd" in name:
                 clean = name[: name.index("\ufffd")].rpartition("/")[0]
                 folder_of(clean).nameless = True
-        for name in sorted(folders, key=lambda each: each.count("/"), reverse=True):
+        for name in sorted(folders, key=_level, reverse=True):
+            self._weigh(name, folders)
             if name:
                 inner, outer = folders[name], folders[_parent(name)]
                 outer.count += inner.count
@@ -277,6 +285,10 @@ def below(root: str, path: str) -> str:
 
 def _is_file(entry: exec_pb2.Entry) -> bool:
     return entry.type == exec_pb2.Entry.TYPE_FILE
+
+
+def _level(name: str) -> int:
+    return name.count("/") + 1 if name else 0
 
 
 def _parent(name: str) -> str:

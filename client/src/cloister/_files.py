@@ -1,5 +1,6 @@
 """Bytes to and from a sandbox: one file at a time, atomic on either side, resumed after a loss."""
 
+import contextlib
 import io
 import zlib
 from collections.abc import Callable
@@ -47,6 +48,11 @@ class Files:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+
+    @property
+    def session_uid(self) -> str:
+        """Of the session whose files these are."""
+        return self._connection.info.uid
 
     async def stat(self, path: str) -> Entry:
         """Describe a path; raises NotFoundError, PermissionDeniedError."""
@@ -164,6 +170,16 @@ class Files:
         """Unpack a tar archive into a directory, when its last byte has arrived."""
         start = exec_pb2.UploadStart(path=path, tree=True)
         await Sending(self._connection, start, Bytes(archive), _nothing).run()
+
+    async def remove(self, path: str) -> None:
+        """Remove a file; it may be gone already."""
+
+        async def attempt(channel: grpc.aio.Channel, _alive: _Alive) -> None:
+            request = exec_pb2.RemoveRequest(path=path)
+            await exec_pb2_grpc.FilesStub(channel).Remove(request, timeout=_CALL_SECONDS)
+
+        with contextlib.suppress(NotFoundError):
+            await self._connection.run(attempt)
 
     async def upload(self, source: Path, path: str, sent: Came = _nothing) -> exec_pb2.Entry:
         """Copy a file of this machine, with its permission bits and time; raises LocalFileError."""

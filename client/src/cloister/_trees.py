@@ -5,6 +5,7 @@ sides already is not sent again, so that a copy which was interrupted goes on wh
 """
 
 import asyncio
+import hashlib
 import os
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path, PurePosixPath
@@ -18,12 +19,13 @@ from ._fetch_file import fetch_file
 from ._fetching import Fetch
 from ._files import Files
 from ._packing import SMALL, Item, batches, pack
-from ._places import Place
+from ._places import Place, local_errors
 from ._progress import Meter, Progress
 from ._threads import finished
 
 # Enough to hide the round trips; each holds a file and a stream open.
 PARALLEL = 4
+MARK = ".cloister-copy-"
 
 Job = Callable[[], Awaitable[object]]
 
@@ -39,13 +41,23 @@ async def upload(
     """Copy a file or a directory into the sandbox; see AsyncSession.upload."""
     meter = Meter(progress)
     directory = await asyncio.to_thread(_is_directory, source)
-    into = target.endswith("/")
+    resolved = await asyncio.to_thread(source.resolve)
+    mark = _mark(str(resolved))
     there = await _there(files, target)
-    if into or (there is not None and there.type == exec_pb2.Entry.TYPE_DIRECTORY):
-        target = str(PurePosixPath(target) / await asyncio.to_thread(_name, source))
-        there = await _there(files, target)
+    marked = False
+    if target.endswith("/") or _is_folder(there):
+        marked = directory and await _there(files, f"{target}/{mark}") is not None
+        if not marked:
+            target = str(PurePosixPath(target) / resolved.name)
+            there = await _there(files, target)
+    elif directory and there is None:
+        await files.write(f"{target}/{mark}", b"", 0o600)
+        marked = True
     if directory:
-        return await _upload_tree(files, source, target, there, meter, skip_same=skip_same)
+        left_out = await _upload_tree(files, source, target, meter, skip_same=skip_same)
+        if marked:
+            await files.remove(f"{target}/{mark}")
+        return left_out
     name = source.name
     size = (await asyncio.to_thread(source.stat)).st_size
     meter.begin(size)
@@ -64,17 +76,21 @@ async def download(
 ) -> list[str]:
     """Copy a file or a directory out of the sandbox; see AsyncSession.download."""
     entry = await files.entry(source)
-    if await asyncio.to_thread(target.is_dir):
+    mark = target / _mark(f"{files.session_uid} {entry.path}")
+    if await asyncio.to_thread(lambda: target.is_dir() and not mark.exists()):
         target /= _own_name(source, entry.path)
+        mark = target / mark.name
     meter = Meter(progress)
-    if entry.type == exec_pb2.Entry.TYPE_DIRECTORY:
+    if _is_folder(entry):
         listed = await files.entries(source)
-        place = await finished(lambda: Place(target, make=True))
+        place = await finished(lambda: _marked(target, mark))
         try:
             fetch = Fetch(files, source, entry.path, place, meter)
-            return await fetch.run(listed, in_parallel, skip_same=skip_same)
+            left_out = await fetch.run(listed, in_parallel, skip_same=skip_same)
         finally:
             place.close()
+        await asyncio.to_thread(lambda: mark.unlink(missing_ok=True))
+        return left_out
     place = await finished(lambda: Place(target.parent, make=False))
     try:
         meter.begin(entry.size)
@@ -82,6 +98,27 @@ async def download(
     finally:
         place.close()
     return []
+
+
+def _mark(source: str) -> str:
+    """The file in a directory that a copy has made and not yet filled.
+
+    Without it a repeated copy would take the directory for one that was there before, and copy into
+    it under the source's own name, as `cp -r` does.
+    """
+    return MARK + hashlib.blake2b(os.fsencode(source), digest_size=12).hexdigest()
+
+
+def _marked(target: Path, mark: Path) -> Place:
+    with local_errors("make", target):
+        if not target.exists():
+            target.mkdir(parents=True)
+            mark.touch()
+    return Place(target, make=False)
+
+
+def _is_folder(entry: exec_pb2.Entry | None) -> bool:
+    return entry is not None and entry.type == exec_pb2.Entry.TYPE_DIRECTORY
 
 
 async def _there(files: Files, target: str) -> exec_pb2.Entry | None:
@@ -100,10 +137,6 @@ def _own_name(source: str, path: str) -> str:
     raise call_error(grpc.StatusCode.DATA_LOSS, f"the sandbox calls a directory {path!r}")
 
 
-def _name(source: Path) -> str:
-    return source.resolve().name
-
-
 def _is_directory(source: Path) -> bool:
     if not source.exists():
         raise LocalFileError(f"{source}: no such file or directory")
@@ -114,13 +147,12 @@ async def _upload_tree(
     files: Files,
     source: Path,
     target: str,
-    there: exec_pb2.Entry | None,
     meter: Meter,
     *,
     skip_same: bool,
 ) -> list[str]:
     items, left_out = await finished(lambda: scan(source))
-    known = await _known(files, target) if there is not None else {}
+    known = await _known(files, target)
     meter.begin(sum(each.size for each in items))
     wanted = []
     for each in items:
@@ -155,8 +187,8 @@ async def _upload_tree(
     # What an earlier run began with is gone on with first: the server forgets it in a while.
     jobs = [sending(each) for each in large]
     jobs += [packing(each) for each in batches([w for w in wanted if w.relative not in alone])]
-    if not jobs and there is None:
-        jobs = [packing([])]
+    if not known:
+        jobs = jobs or [packing([])]  # the directory itself
     await in_parallel(jobs)
     return left_out
 

@@ -113,7 +113,7 @@ class Sending:
         self._foreign = self._begun
         self._crc = self._hashed = 0
         self._furthest = -1
-        self._unreadable: LocalFileError | OSError | None = None
+        self._stopped: Exception | None = None
         if not start.upload_id:
             self._start_anew()
 
@@ -164,8 +164,8 @@ class Sending:
             call = exec_pb2_grpc.FilesStub(channel).Upload(self._frames(offset, alive))
             return await call
         except grpc.aio.AioRpcError:
-            if self._unreadable is not None:
-                raise self._unreadable from None
+            if self._stopped is not None:
+                raise self._stopped from None
             raise
 
     async def _frames(self, offset: int, alive: _Alive) -> AsyncIterator[exec_pb2.UploadFrame]:
@@ -184,9 +184,9 @@ class Sending:
                     alive()
                 self._sent(offset)
             await asyncio.to_thread(self._source.check)
-        except (LocalFileError, OSError) as error:
-            # gRPC would only say that its input failed. Without the end nothing is written.
-            self._unreadable = error
+        except Exception as error:
+            # gRPC would only cancel the call. Without the end nothing is written.
+            self._stopped = error
             return
         end = exec_pb2.UploadEnd(size=self._source.size, crc32=self._crc)
         yield exec_pb2.UploadFrame(end=end)

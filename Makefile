@@ -55,6 +55,16 @@ format: $(STAMP) ## rewrite the code in the project's format
 golden: $(STAMP) ## rewrite the golden files; read the diff before you commit it
 	HELM=$$($(DEVCLUSTER) bin helm) $(VENV)/bin/pytest -n 4 --dist loadfile -m 'not e2e' tests --update-golden
 
+# How long `make soak` runs, and its first seed; CALL=n makes one call of that seed's run again.
+SECONDS ?= 3600
+SEED ?= 1
+
+.PHONY: soak
+soak: $(STAMP) ## the long fault and fuzz tests (SECONDS=3600 SEED=1; CALL=n repeats one call)
+	$(if $(CALL),,SOAK=1 $(VENV)/bin/pytest -q -n 4 --dist loadfile tests/unit/sandbox)
+	GRPC_VERBOSITY=NONE PYTHONPATH=tests $(PY) tests/faults/soak.py \
+	  --seconds $(SECONDS) --seed $(SEED) $(if $(CALL),--call $(CALL))
+
 # --- generated files -----------------------------------------------------------------------------
 
 .PHONY: generate

@@ -4,6 +4,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ import hypothesis
 from google.protobuf import message_factory
 from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message import DecodeError
+from hypothesis import strategies as st
 
 from cloister_api.exec.v1 import exec_pb2, exec_pb2_grpc
 from faults.messages import IDS, Requests
@@ -41,6 +43,7 @@ _WAITING = frozenset({"Watch", "Attach", "Start", "Wait", "WriteStdin"})
 """What may wait for a program or a change without end: left after a moment."""
 _MOMENT = 0.15
 _HANG_SECONDS = 60.0
+_AT_ONCE = 8
 
 
 def methods() -> list[MethodDescriptor]:
@@ -79,18 +82,25 @@ class Fuzzer:
             (workspace / "dir" / "b").write_text("b")
             (workspace / "binary").write_bytes(bytes(range(256)))
             (workspace / "big").write_bytes(b"line\n" * 200_000)
-        for name, make in (
-            ("fifo", os.mkfifo),
-            ("link", lambda path: path.symlink_to("/etc")),
-            ("loop", lambda path: path.symlink_to("loop")),
-        ):
+        with suppress(OSError):
+            os.mkfifo(workspace / "fifo")
+        for name, target in (("link", "/etc"), ("loop", "loop")):
             with suppress(OSError):
-                make(workspace / name)
+                (workspace / name).symlink_to(target)
 
     def fuzz(self, method: MethodDescriptor, examples: int, seed: int | None = None) -> None:
         """Make so many calls of one method; seed: None draws the same ones in every run."""
-        body: Callable[[list[bytes]], None] = lambda frames: self.send(method, frames)  # noqa: E731
-        test: Any = hypothesis.given(self.requests.frames(method))(body)
+        frames = self.requests.frames(method)
+        self._draw(frames, lambda drawn: self.send(method, drawn), examples, seed)
+
+    def _draw(
+        self,
+        strategy: st.SearchStrategy[Any],
+        body: Callable[[Any], None],
+        examples: int,
+        seed: int | None,
+    ) -> None:
+        test: Any = hypothesis.given(strategy)(body)
         if seed is not None:
             test = hypothesis.seed(seed)(test)
         hypothesis.settings(
@@ -98,10 +108,24 @@ class Fuzzer:
             derandomize=seed is None,
             database=None,
             deadline=None,
+            # What a call does depends on those before it: nothing to be shrunk.
             phases=[hypothesis.Phase.generate],
             suppress_health_check=list(hypothesis.HealthCheck),
         )(test)()
         self.info()
+
+    def fuzz_at_once(self, rounds: int, seed: int | None = None) -> None:
+        """So many rounds of calls of any methods, those of a round side by side."""
+        each = st.sampled_from(methods()).flatmap(
+            lambda method: st.tuples(st.just(method), self.requests.frames(method))
+        )
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+
+            def body(calls: list[tuple[MethodDescriptor, list[bytes]]]) -> None:
+                for sent in [pool.submit(self.send, *call) for call in calls]:
+                    sent.result()
+
+            self._draw(st.lists(each, min_size=2, max_size=_AT_ONCE), body, rounds, seed)
 
     def send(self, method: MethodDescriptor, frames: list[bytes]) -> None:
         """Make one call, of these encoded messages; raises AssertionError for a wrong answer."""

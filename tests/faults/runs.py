@@ -73,7 +73,8 @@ class Report:
 def world(directory: Path) -> Iterator[World]:
     """A claimed exec server below `directory`, behind the APIs that a client asks for it."""
     with (
-        sandbox(directory / "sandbox") as server,
+        # What gRPC says of broken connections is the point of it all, and thousands of lines.
+        sandbox(directory / "sandbox", env={"GRPC_VERBOSITY": "NONE"}) as server,
         fake_sessions(server) as sessions,
         fake_kube() as kube,
     ):

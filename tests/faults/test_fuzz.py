@@ -28,6 +28,11 @@ def test_every_request_gets_a_documented_answer(fuzzer: Fuzzer, method: MethodDe
     fuzzer.fuzz(method, EXAMPLES)
 
 
+def test_so_do_calls_at_once(fuzzer: Fuzzer) -> None:
+    fuzzer.furnish()
+    fuzzer.fuzz_at_once(EXAMPLES)
+
+
 def test_nothing_is_left_of_it_all(fuzzer: Fuzzer) -> None:
     assert fuzzer.calls > EXAMPLES
     fuzzer.close_everything()

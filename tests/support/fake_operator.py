@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
@@ -53,6 +52,8 @@ class FakeSandboxes:
         self.answering = asyncio.Event()
         """Cleared: no exec server is up yet."""
         self.answering.set()
+        self.longest_pause = 0.005
+        """Seconds between two looks at a pod that is not up yet."""
         self.setup_problem = ""
         """What the setup script says when it fails."""
         self.reachable: list[str] = []
@@ -91,8 +92,10 @@ class FakeSandboxes:
     async def wait_warm(
         self, pod: PodAddress, deadline: float, session_uid: str = ""
     ) -> SandboxInfo:
-        while time.monotonic() < deadline:
-            await asyncio.sleep(0.001)
+        pause = 0.001
+        while asyncio.get_running_loop().time() < deadline:
+            await asyncio.sleep(pause)
+            pause = min(pause * 1.3, self.longest_pause)
             try:
                 self._check(pod, session_uid)
             except TransientError:

@@ -160,7 +160,7 @@ class EnvironmentReconciler:
         known = self._recipes[environment.key]
         for pod in self._context.pods.group(("environment", *environment.key)):
             known.add(pod.recipe)
-        for old in known - {current.hash}:
+        for old in sorted(known - {current.hash}):
             if self._context.pods.group(("recipe", *environment.key, old)):
                 continue
             namespace, name = environment.key

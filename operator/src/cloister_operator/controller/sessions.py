@@ -1,7 +1,7 @@
 """Reconciles a Session: one pod for it, its claim, its end."""
 
+import asyncio
 import logging
-import time
 from datetime import datetime, timedelta
 
 from .. import manifests, names
@@ -59,7 +59,7 @@ class SessionReconciler:
         if session is None or session.metadata.deletion_timestamp:
             return None
         if session.status.phase is Phase.PENDING:
-            self._first_seen.setdefault(session.metadata.uid, time.monotonic())
+            self._first_seen.setdefault(session.metadata.uid, _seconds())
         pod = await self._own_pod(session)
         environment = context.environments.get(namespace, session.spec.environment_name)
         observed = self._observe(session, environment, pod)
@@ -218,7 +218,7 @@ class SessionReconciler:
                 self._warm_claims.add(session.metadata.uid)
                 await self._hand_over(session, environment, claimed)
                 return 0.0
-        waited = time.monotonic() - self._first_seen.get(session.metadata.uid, 0.0)
+        waited = _seconds() - self._first_seen.get(session.metadata.uid, 0.0)
         if waited < PROOF_PATIENCE and context.about_to_be_usable(environment, recipe.hash):
             return 0.02
         await self._check_references(session)
@@ -326,7 +326,7 @@ class SessionReconciler:
         start = "warm" if uid in self._warm_claims else "cold"
         seen = self._first_seen.pop(uid, None)
         if seen is not None:
-            CLAIM_SECONDS.labels(start).observe(time.monotonic() - seen)
+            CLAIM_SECONDS.labels(start).observe(_seconds() - seen)
         self._warm_claims.discard(uid)
 
     async def _ask_activity(self, session: SessionObject, pod: PodView) -> None:
@@ -373,6 +373,11 @@ class SessionReconciler:
             await self._context.api.delete(SESSIONS, namespace, name, uid=session.metadata.uid)
         except NotFoundError:
             log.debug("session %s is gone", name)
+
+
+def _seconds() -> float:
+    """The event loop's clock."""
+    return asyncio.get_running_loop().time()
 
 
 def _pods_of(session: SessionObject) -> tuple[str, str, str]:

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import time
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 
@@ -97,7 +96,7 @@ class Warmer:
         where = address(pod)
         while True:
             try:
-                deadline = time.monotonic() + DIAL_SECONDS
+                deadline = asyncio.get_running_loop().time() + DIAL_SECONDS
                 info = await self._context.dialer.wait_warm(where, deadline, session_uid)
                 if info.state is SandboxState.WARM:
                     await self._prove(pod, where)
@@ -115,19 +114,20 @@ class Warmer:
         """
         context = self._context
         targets = context.probe_targets
-        began, pause = time.monotonic(), _FIRST_PAUSE
+        loop = asyncio.get_running_loop()
+        began, pause = loop.time(), _FIRST_PAUSE
         while True:
             try:
                 reached = await context.dialer.probe(where, targets)
             except TransientError as error:
-                if time.monotonic() - began > DIAL_SECONDS:
+                if loop.time() - began > DIAL_SECONDS:
                     # It may have been claimed since, and have another name.
                     raise
                 log.info("pod %s: probing again: %s", pod.name, error)
             else:
                 if not reached:
                     break
-                if time.monotonic() - began > ENFORCEMENT_GRACE_SECONDS:
+                if loop.time() - began > ENFORCEMENT_GRACE_SECONDS:
                     self._refute(pod, reached)
             await asyncio.sleep(pause)
             pause = min(_LONGEST_PAUSE, pause * 1.5)

@@ -2,7 +2,6 @@
 
 import asyncio
 import functools
-import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -62,7 +61,7 @@ class Sandboxes:
     async def wait_warm(
         self, pod: PodAddress, deadline: float, session_uid: str = ""
     ) -> SandboxInfo:
-        """Dial until the pod is warm, until `deadline` (of time.monotonic()).
+        """Dial until the pod is warm, until `deadline` (of the event loop's clock).
 
         With `session_uid`, a pod that this session has claimed already is an answer too (state
         CLAIMED): that is how a claim goes on whose reply was lost. Raises SandboxFailed when the
@@ -72,7 +71,8 @@ class Sandboxes:
         if session_uid:
             expected.append(names.session_server_name(session_uid))
         pause, problem = FIRST_PAUSE, "it was not dialed"
-        while (remaining := deadline - time.monotonic()) > 0:
+        loop = asyncio.get_running_loop()
+        while (remaining := deadline - loop.time()) > 0:
             if pod.uid in self._links or await accepts(pod, min(CONNECT_SECONDS, remaining)):
                 for server_name in expected:
                     try:
@@ -91,7 +91,7 @@ class Sandboxes:
                     break
             else:
                 problem = f"its port {pod.port} does not answer"
-            await asyncio.sleep(min(pause, max(0.0, deadline - time.monotonic())))
+            await asyncio.sleep(min(pause, max(0.0, deadline - loop.time())))
             pause = min(pause * 1.5, LONGEST_PAUSE)
         raise TransientError(f"pod {pod.name} was not ready in time: {problem}")
 

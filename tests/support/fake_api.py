@@ -149,6 +149,11 @@ class FakeCluster:
         """An object, not to be changed."""
         return self._objects.get(resource, {}).get((namespace, name))
 
+    def peek_all(self, resource: Resource, namespace: str) -> list[JSON]:
+        """Objects, not to be changed, in the order in which they were made."""
+        found = self._objects.get(resource, {})
+        return [obj for key, obj in found.items() if key[0] == namespace]
+
     def get(self, resource: Resource, namespace: str, name: str) -> JSON:
         """A copy of an object; raises NotFoundError."""
         found = self.peek(resource, namespace, name)

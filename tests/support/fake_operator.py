@@ -9,7 +9,7 @@ from typing import Any
 
 from cloister_operator import names
 from cloister_operator.cluster.resources import ENVIRONMENTS, PODS, SECRETS, SESSIONS
-from cloister_operator.controller.context import Context
+from cloister_operator.controller.context import Context, Dialer
 from cloister_operator.controller.controller import Controller
 from cloister_operator.controller.events import Recorder
 from cloister_operator.errors import ConflictError, TransientError
@@ -23,6 +23,7 @@ from cloister_operator.sandboxes import (
     SandboxState,
 )
 from cloister_operator.settings import Settings
+from support import invariants
 from support.eventually import until
 from support.fake_api import Connection, FakeCluster
 from support.operator_objects import NAMESPACE, NOW, environment_body, session_body, settings
@@ -139,12 +140,18 @@ class World:
     """A cluster, its exec servers, a clock, and any number of operators."""
 
     def __init__(self, authority: Authority, **changes: Any) -> None:
-        self.clock = Clock()
-        self.cluster = FakeCluster(self.clock, namespaces={NAMESPACE: OPEN_NAMESPACE}, kubelet=True)
+        self.clock = self._clock()
+        self.cluster = self._cluster()
         self.sandboxes = FakeSandboxes(self.cluster)
         self.authority = authority
         self.settings: Settings = settings(**changes)
         self.operators: list[Operator] = []
+
+    def _clock(self) -> Clock:
+        return Clock()
+
+    def _cluster(self) -> FakeCluster:
+        return FakeCluster(self.clock, namespaces={NAMESPACE: OPEN_NAMESPACE}, kubelet=True)
 
     def start(self, connection: Connection | None = None) -> "Operator":
         """Start an operator."""
@@ -214,7 +221,7 @@ class World:
         return (
             len(free) == len(warm) == size
             and recipes <= {status.get("recipeHash")}
-            and status["pool"]["ready"] == size
+            and status.get("pool", {}).get("ready") == size
             and status["pool"]["starting"] == 0
         )
 
@@ -231,49 +238,22 @@ class World:
 
     def problems(self) -> Iterator[str]:
         """What must never be, whatever went wrong before."""
-        sessions = {each["metadata"]["uid"] for each in self.cluster.all(SESSIONS, NAMESPACE)}
-        running: defaultdict[str, list[str]] = defaultdict(list)
-        for each in self.cluster.all(SESSIONS, NAMESPACE):
-            status = each.get("status") or {}
-            if status.get("phase") == "Running":
-                running[status["podUID"]].append(each["metadata"]["name"])
-                owner = self.sandboxes.claimed.get(status["podUID"])
-                if owner != each["metadata"]["uid"]:
-                    yield f"{each['metadata']['name']} runs in a pod that {owner} claimed"
-        for pod, shared in running.items():
-            if len(shared) > 1:
-                yield f"pod {pod} serves {shared}"
-        for each in self.pods():
-            labels, uid = each["metadata"]["labels"], each["metadata"]["uid"]
-            claimed = labels[names.STATE_LABEL] == "claimed"
-            if self.sandboxes.claimed.get(uid) and not claimed:
-                yield f"pod {each['metadata']['name']} was claimed and is back in the pool"
-            if claimed and labels[names.SESSION_LABEL] not in sessions:
-                yield f"pod {each['metadata']['name']} serves nobody"
+        return invariants.problems(self.cluster, self.sandboxes.claimed, NAMESPACE)
 
     def leaks(self) -> set[str]:
         """Secrets that nothing present needs."""
-        pods = {each["metadata"]["name"] for each in self.cluster.all(PODS, NAMESPACE)}
-        used = set(pods)
-        for each in self.cluster.all(PODS, NAMESPACE):
-            labels = each["metadata"]["labels"]
-            used.add(f"{labels[names.ENVIRONMENT_LABEL]}-{labels[names.RECIPE_LABEL]}")
-        for each in self.cluster.all(ENVIRONMENTS, NAMESPACE):
-            found = (each.get("status") or {}).get("recipeHash")
-            used.add(f"{each['metadata']['name']}-{found}")
-        for each in self.cluster.all(SESSIONS, NAMESPACE):
-            used.add(names.credentials_secret(each["metadata"]["name"]))
-        return self.secrets() - used
+        return invariants.leaks(self.cluster, NAMESPACE)
 
 
 class Operator:
     """One running controller, with the events that kopf would hand it."""
 
-    def __init__(self, world: World, connection: Connection) -> None:
+    def __init__(self, world: World, connection: Connection, dialer: Dialer | None = None) -> None:
+        """`dialer`: its way to the world's exec servers, if not a straight one."""
         self.world = world
         self.connection = connection
         self.context = Context(
-            connection, world.sandboxes, world.authority, world.settings, world.clock
+            connection, dialer or world.sandboxes, world.authority, world.settings, world.clock
         )
         self.context.probe_targets = ["10.96.0.1:443", "10.0.0.9:8080"]
         self.controller = Controller(self.context, Recorder(connection, "operator-0", world.clock))

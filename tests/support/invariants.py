@@ -1,0 +1,201 @@
+"""What must hold of a cluster with our operator, whatever went wrong: the one list of it.
+
+`Invariants` looks at every write as the API server accepts it; `problems` and `leaks` look at a
+state. docs/testing.md says them in words.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from cloister_operator import names
+from cloister_operator.cluster.resources import (
+    ENVIRONMENTS,
+    NETWORK_POLICIES,
+    PODS,
+    SECRETS,
+    SESSIONS,
+)
+from support.fake_api import OPERATOR, Change, FakeCluster
+
+JSON = dict[str, Any]
+_ENDED = ("Failed", "Terminated")
+
+
+def problems(cluster: FakeCluster, claimed: Mapping[str, str], namespace: str) -> Iterator[str]:
+    """What must never be in a state; `claimed`: session UID by pod UID, as exec servers know it."""
+    sessions = {each["metadata"]["uid"] for each in cluster.all(SESSIONS, namespace)}
+    running: defaultdict[str, list[str]] = defaultdict(list)
+    for each in cluster.all(SESSIONS, namespace):
+        status = each.get("status") or {}
+        if status.get("phase") == "Running":
+            running[status["podUID"]].append(each["metadata"]["name"])
+            owner = claimed.get(status["podUID"])
+            if owner != each["metadata"]["uid"]:
+                yield f"{each['metadata']['name']} runs in a pod that {owner} claimed"
+    for pod, shared in running.items():
+        if len(shared) > 1:
+            yield f"pod {pod} serves {shared}"
+    for each in cluster.all(PODS, namespace):
+        labels, uid = each["metadata"]["labels"], each["metadata"]["uid"]
+        if "deletionTimestamp" in each["metadata"]:
+            continue
+        of_session = labels[names.STATE_LABEL] == names.STATE_CLAIMED
+        if claimed.get(uid) and not of_session:
+            yield f"pod {each['metadata']['name']} was claimed and is back in the pool"
+        if of_session and labels[names.SESSION_LABEL] not in sessions:
+            yield f"pod {each['metadata']['name']} serves nobody"
+
+
+def leaks(cluster: FakeCluster, namespace: str) -> set[str]:
+    """Names of Secrets that nothing present needs."""
+    present = cluster.all(PODS, namespace)
+    used = {each["metadata"]["name"] for each in present}
+    for each in present:
+        labels = each["metadata"]["labels"]
+        used.add(names.recipe_secret(labels[names.ENVIRONMENT_LABEL], labels[names.RECIPE_LABEL]))
+    for each in cluster.all(ENVIRONMENTS, namespace):
+        found = (each.get("status") or {}).get("recipeHash", "")
+        used.add(names.recipe_secret(each["metadata"]["name"], found))
+    for each in cluster.all(SESSIONS, namespace):
+        used.add(names.credentials_secret(each["metadata"]["name"]))
+    return {each["metadata"]["name"] for each in cluster.all(SECRETS, namespace)} - used
+
+
+class Invariants:
+    """Looks at every change of a cluster; what is wrong is in `violations`."""
+
+    def __init__(
+        self, cluster: FakeCluster, claimed: Mapping[str, str], probes: Mapping[str, int]
+    ) -> None:
+        """`claimed`: session UID by pod UID, `probes`: how often each pod tried to reach the
+        cluster by its UID; both as the exec servers know it.
+        """
+        self._cluster = cluster
+        self._claimed = claimed
+        self._probes = probes
+        self._session_of: dict[str, str] = {}
+        """By pod UID, the session whose status named it."""
+        self._pods_of: defaultdict[str, set[str]] = defaultdict(set)
+        """By session UID, the pods that carried its label."""
+        self._harmed: set[str] = set()
+        """UIDs of pods that others than the operator changed the fate of."""
+        self._sizes: defaultdict[str, int] = defaultdict(int)
+        """By Environment UID, the largest pool it asked for."""
+        self.allowance = 0
+        """Pods that there may be beyond a pool's size: each lost answer, dead operator and second
+        operator may cost some.
+        """
+        self.violations: list[str] = []
+        cluster.listeners.append(self.look)
+
+    def harm(self, pod_uid: str) -> None:
+        """Somebody else than the operator ends this pod, or keeps it from starting."""
+        self._harmed.add(pod_uid)
+
+    def violated(self, message: str) -> None:
+        """Note that something is wrong."""
+        self.violations.append(message)
+
+    def look(self, change: Change) -> None:
+        """A change that the API server accepted."""
+        if change.resource == PODS:
+            self._pod(change, change.before, change.after)
+        elif change.resource == SESSIONS and change.after:
+            before, after = change.before or {}, change.after
+            self._session(after, before.get("status") or {}, after.get("status") or {})
+        elif change.resource == ENVIRONMENTS and change.after:
+            uid = change.after["metadata"]["uid"]
+            size = change.after["spec"].get("pool", {}).get("size", 1)
+            self._sizes[uid] = max(size, self._sizes[uid])
+
+    # --- pods --------------------------------------------------------------------------------
+
+    def _pod(self, change: Change, before: JSON | None, after: JSON | None) -> None:
+        if before and after is None:
+            if "deletionTimestamp" not in before["metadata"]:
+                self._deleted(change, before)
+            return
+        if after is None:
+            return
+        labels, uid = after["metadata"]["labels"], after["metadata"]["uid"]
+        name, session = after["metadata"]["name"], labels.get(names.SESSION_LABEL)
+        if session:
+            self._pods_of[session].add(uid)
+        if before is None:
+            self._made(change, after)
+            return
+        was = before["metadata"]["labels"]
+        if was.get(names.SESSION_LABEL) not in (None, session):
+            self.violated(f"pod {name} went from one session to another")
+        if was[names.STATE_LABEL] == names.STATE_CLAIMED != labels[names.STATE_LABEL]:
+            self.violated(f"pod {name} was claimed and is back in the pool")
+        if labels[names.STATE_LABEL] == names.STATE_WARM and not self._probes.get(uid):
+            self.violated(f"pod {name} is warm and was never probed")
+        if {"deletionTimestamp"} & (after["metadata"].keys() - before["metadata"].keys()):
+            self._deleted(change, before)
+
+    def _made(self, change: Change, pod: JSON) -> None:
+        name, namespace = pod["metadata"]["name"], change.namespace
+        if self._cluster.peek(NETWORK_POLICIES, namespace, names.DENY_POLICY) is None:
+            self.violated(f"pod {name} was made before {names.DENY_POLICY}")
+        labels = pod["metadata"]["labels"]
+        if labels[names.STATE_LABEL] == names.STATE_CLAIMED:
+            return
+        (owner,) = pod["metadata"]["ownerReferences"]
+        free = sum(
+            1 for each in self._cluster.peek_all(PODS, namespace) if _is_free(each, owner, labels)
+        )
+        most = self._sizes[owner["uid"]] + self.allowance
+        if free > most:
+            self.violated(f"pod {name} is one more than the {most} that its pool may have")
+
+    def _deleted(self, change: Change, pod: JSON) -> None:
+        """A claimed pod ends with its session, or when the session has got another one."""
+        if change.actor != OPERATOR:
+            return
+        uid = pod["metadata"]["labels"].get(names.SESSION_LABEL)
+        for session in self._cluster.peek_all(SESSIONS, change.namespace) if uid else ():
+            status = session.get("status") or {}
+            mine = status.get("podUID") in (None, pod["metadata"]["uid"])
+            phase = status.get("phase", "Pending")
+            if session["metadata"]["uid"] == uid and mine and phase in ("Pending", "Running"):
+                name = session["metadata"]["name"]
+                self.violated(
+                    f"pod {pod['metadata']['name']} was deleted under session {name}, {phase}"
+                )
+
+    # --- sessions ----------------------------------------------------------------------------
+
+    def _session(self, session: JSON, before: JSON, after: JSON) -> None:
+        name, uid = session["metadata"]["name"], session["metadata"]["uid"]
+        was, now = before.get("phase", "Pending"), after.get("phase", "Pending")
+        pod = after.get("podUID")
+        if was in _ENDED and now != was:
+            self.violated(f"session {name} was {was} and is {now}")
+        if was == "Running" and now == "Pending":
+            self.violated(f"session {name} ran and is Pending")
+        if was == now == "Running" and before.get("podUID") != pod:
+            self.violated(f"session {name} went from one pod to another")
+        if now == "Running" and pod:
+            if self._session_of.setdefault(pod, uid) != uid:
+                self.violated(f"pod {after['podName']} serves two sessions, one is {name}")
+            if self._claimed.get(pod) != uid:
+                self.violated(f"session {name} runs in a pod that does not know it")
+        for meter in ("runningSeconds", "activeSeconds"):
+            if after.get(meter, 0) < before.get(meter, 0):
+                self.violated(f"session {name}: {meter} went back")
+        if now == "Failed" != was and not self._pods_of[uid] & self._harmed:
+            reason = after.get("reason")
+            self.violated(f"session {name} failed ({reason}), and nothing happened to its pod")
+
+
+def _is_free(pod: JSON, owner: JSON, labels: JSON) -> bool:
+    mine = pod["metadata"]["labels"]
+    return (
+        mine[names.RECIPE_LABEL] == labels[names.RECIPE_LABEL]
+        and mine[names.STATE_LABEL] != names.STATE_CLAIMED
+        and "deletionTimestamp" not in pod["metadata"]
+        and pod["status"]["phase"] not in ("Failed", "Succeeded")
+        and any(each["uid"] == owner["uid"] for each in pod["metadata"]["ownerReferences"])
+    )

@@ -88,16 +88,16 @@ ENVIRONMENTS: list[tuple[str, Spec, str, str]] = [
         UNSUPPORTED,
     ),
     (
-        "persistent workspace",
-        {"workspace": {"persistent": True}},
-        "spec.workspace.persistent",
-        UNSUPPORTED,
-    ),
-    (
-        "storage class",
+        "storage class without a volume",
         {"workspace": {"storageClassName": "fast"}},
         "spec.workspace.storageClassName",
-        UNSUPPORTED,
+        "for a persistent workspace",
+    ),
+    (
+        "storage class that cannot be",
+        {"workspace": {"persistent": True, "storageClassName": "A_B"}},
+        "spec.workspace.storageClassName",
+        "name of a StorageClass",
     ),
     (
         "rootish",
@@ -105,7 +105,12 @@ ENVIRONMENTS: list[tuple[str, Spec, str, str]] = [
         "spec.isolation.profile",
         UNSUPPORTED,
     ),
-    ("suspend", {"lifecycle": {"onIdle": "Suspend"}}, "spec.lifecycle.onIdle", UNSUPPORTED),
+    (
+        "suspend without a workspace that is kept",
+        {"lifecycle": {"onIdle": "Suspend"}},
+        "spec.lifecycle.onIdle",
+        "needs workspace.persistent",
+    ),
     # Files.
     ("relative path", file("etc/x"), "spec.files[0].path", "absolute"),
     ("path with ..", file("/workspace/../etc/x"), "spec.files[0].path", "'..' parts"),
@@ -245,7 +250,6 @@ SESSIONS: list[tuple[str, Spec, str, str]] = [
     ("no Environment", {"environmentName": None}, "spec.environmentName", "Required value"),
     ("name that cannot be", {"environmentName": "A_B"}, "spec.environmentName", "name of an Env"),
     ("unknown field", {"environment": "a"}, "spec.environment", "unknown field"),
-    ("suspended", {"state": "Suspended"}, "spec.state", UNSUPPORTED),
     ("unknown state", {"state": "Paused"}, "spec.state", "supported values"),
     ("git", file("/workspace/x", git={"url": "https://x"}), "spec.files[0].git", "unknown field"),
     ("mounted file", file("/workspace/x", readOnly=True), "spec.files[0].readOnly", "copies"),

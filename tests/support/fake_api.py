@@ -29,6 +29,7 @@ from cloister_operator.cluster.resources import (
     PODS,
     SECRETS,
     SESSIONS,
+    VOLUME_CLAIMS,
     Resource,
 )
 from cloister_operator.errors import (
@@ -93,6 +94,18 @@ def _matches(obj: JSON | None, selector: str) -> bool:
     labels = obj["metadata"].get("labels") or {}
     pairs = (part.split("=", 1) for part in selector.split(",") if part)
     return all(labels.get(key) == value for key, value in pairs)
+
+
+def _selected(obj: JSON, fields: str) -> bool:
+    """A field selector of `path=value` pairs."""
+    for part in filter(None, fields.split(",")):
+        path, _, wanted = part.partition("=")
+        found: Any = obj
+        for key in path.split("."):
+            found = (found or {}).get(key)
+        if found != wanted:
+            return False
+    return True
 
 
 class FakeCluster:
@@ -402,6 +415,12 @@ class FakeCluster:
                 each["secret"]["secretName"] for each in pod["spec"]["volumes"] if "secret" in each
             ]
             there = all(self.peek(SECRETS, namespace, each) is not None for each in mounted)
+            claims = [
+                each["persistentVolumeClaim"]["claimName"]
+                for each in pod["spec"]["volumes"]
+                if "persistentVolumeClaim" in each
+            ]
+            there &= all(self.peek(VOLUME_CLAIMS, namespace, each) is not None for each in claims)
             new = pod["status"]["phase"] == "Pending" and not pod["status"].get("podIP")
             if there and new and self.starts_pods:
                 number = next(self._addresses)
@@ -544,12 +563,13 @@ class Connection:
         return self._cluster.get(resource, namespace, name)
 
     async def list(
-        self, resource: Resource, namespace: str = "", selector: str = ""
+        self, resource: Resource, namespace: str = "", selector: str = "", fields: str = ""
     ) -> tuple[Sequence[JSON], str]:
         await self._pause()
-        found = self._cluster.all(resource, namespace, selector), str(self._cluster.version)
+        version = str(self._cluster.version)
+        found = self._cluster.all(resource, namespace, selector)
         await self._pause()
-        return found
+        return [each for each in found if _selected(each, fields)], version
 
     async def watch(
         self, resource: Resource, namespace: str, selector: str, resource_version: str

@@ -67,6 +67,10 @@ class FakeSandboxes:
         """What each session's pod was given."""
         self.idle: dict[str, timedelta] = {}
         """How long nothing ran, by session UID."""
+        self.active: dict[str, timedelta] = {}
+        """How long tools ran in its present pod, by session UID; 7 s unless set."""
+        self.drained: list[str] = []
+        """UIDs of sessions whose pods were drained."""
         self.busy: set[str] = set()
         """UIDs of sessions in which a tool runs."""
         self.asked: list[str] = []
@@ -130,7 +134,14 @@ class FakeSandboxes:
         self._check(pod, session_uid)
         self.asked.append(session_uid)
         idle = self.idle.get(session_uid, timedelta())
-        return Activity(idle, timedelta(seconds=7), int(session_uid in self.busy))
+        active = self.active.get(session_uid, timedelta(seconds=7))
+        return Activity(idle, active, int(session_uid in self.busy))
+
+    async def drain(self, pod: PodAddress, session_uid: str, grace: timedelta) -> None:
+        await asyncio.sleep(0)
+        self._check(pod, session_uid)
+        self.drained.append(session_uid)
+        self.busy.discard(session_uid)
 
     def forget(self, pod_uid: str) -> None:
         pass

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from . import names
 from .api.common import JSON
 from .api.environment import EnvironmentObject
+from .api.pod import PodView
 from .api.session import SessionObject
 from .recipe import Recipe
 from .settings import Settings
@@ -28,6 +29,8 @@ class SandboxPod:
     environment: EnvironmentObject
     recipe: Recipe
     session: SessionObject | None = None
+    claim: str | None = None
+    """The PersistentVolumeClaim with its workspace; None makes one that ends with the pod."""
 
 
 def sandbox_pod(pod: SandboxPod, settings: Settings) -> JSON:
@@ -101,7 +104,7 @@ def _container(pod: SandboxPod, settings: Settings) -> JSON:
     # enough for a sandbox that mostly waits for its model.
     requests = {**limits, "cpu": "50m"}
     mounts = [
-        {"name": "workspace", "mountPath": "/workspace"},
+        _workspace_mount(pod),
         *(
             {"name": "scratch", "mountPath": path, "subPath": sub}
             for sub, path in _WRITABLE.items()
@@ -118,12 +121,7 @@ def _container(pod: SandboxPod, settings: Settings) -> JSON:
         "name": names.CONTAINER,
         "image": pod.recipe.image,
         "imagePullPolicy": settings.sandbox_image_pull_policy,
-        "env": [
-            {
-                "name": "CLOISTER_POD_UID",
-                "valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}},
-            }
-        ],
+        "env": _environment(pod),
         "ports": [{"name": "exec", "containerPort": names.EXEC_PORT}],
         "resources": {"requests": requests, "limits": limits},
         "securityContext": {
@@ -135,11 +133,32 @@ def _container(pod: SandboxPod, settings: Settings) -> JSON:
     }
 
 
+def _environment(pod: SandboxPod) -> list[JSON]:
+    found: list[JSON] = [
+        {"name": "CLOISTER_POD_UID", "valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}}}
+    ]
+    if pod.session and pod.session.resumed:
+        found.append({"name": "CLOISTER_KEEP_WORKSPACE", "value": "true"})
+    return found
+
+
+def _workspace_mount(pod: SandboxPod) -> JSON:
+    mount = {"name": names.WORKSPACE_VOLUME, "mountPath": "/workspace"}
+    # Not the volume's top: many file systems have a lost+found there.
+    return mount | {"subPath": "workspace"} if pod.claim else mount
+
+
+def _workspace(pod: SandboxPod) -> JSON:
+    if pod.claim:
+        return {"persistentVolumeClaim": {"claimName": pod.claim}}
+    return {"emptyDir": {"sizeLimit": str(pod.environment.spec.workspace.size)}}
+
+
 def _volumes(pod: SandboxPod, settings: Settings) -> list[JSON]:
     spec = pod.environment.spec
     recipe = names.recipe_secret(pod.environment.metadata.name, pod.recipe.hash)
     volumes: list[JSON] = [
-        {"name": "workspace", "emptyDir": {"sizeLimit": str(spec.workspace.size)}},
+        {"name": names.WORKSPACE_VOLUME, **_workspace(pod)},
         {
             "name": "scratch",
             "emptyDir": {"sizeLimit": str(spec.resources.disk or settings.default_disk)},
@@ -212,13 +231,50 @@ def identity_secret(
                 names.MANAGED_BY_LABEL: names.MANAGED_BY,
                 names.ENVIRONMENT_LABEL: environment,
             },
-            "ownerReferences": [
-                {"apiVersion": "v1", "kind": "Pod", "name": pod, "uid": pod_uid, "controller": True}
-            ],
+            "ownerReferences": [_pod_reference(pod, pod_uid)],
         },
         "type": "kubernetes.io/tls",
         "immutable": True,
         "data": _encoded({"tls.crt": certificate, "tls.key": key, "ca.crt": ca}),
+    }
+
+
+def pod_reference(pod: PodView) -> JSON:
+    """For objects that go with this pod."""
+    return _pod_reference(pod.name, pod.uid)
+
+
+def _pod_reference(name: str, uid: str) -> JSON:
+    return {"apiVersion": "v1", "kind": "Pod", "name": name, "uid": uid, "controller": True}
+
+
+def workspace_claim(
+    environment: EnvironmentObject, name: str, owner: JSON, session_uid: str = ""
+) -> JSON:
+    """The PersistentVolumeClaim of a workspace that outlives its pods."""
+    workspace, metadata = environment.spec.workspace, environment.metadata
+    labels = {
+        names.MANAGED_BY_LABEL: names.MANAGED_BY,
+        names.ENVIRONMENT_LABEL: metadata.name,
+    }
+    if session_uid:
+        labels[names.SESSION_LABEL] = session_uid
+    spec: JSON = {
+        "accessModes": ["ReadWriteOnce"],
+        "resources": {"requests": {"storage": str(workspace.size)}},
+    }
+    if workspace.storage_class_name:
+        spec["storageClassName"] = workspace.storage_class_name
+    return {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": {
+            "name": name,
+            "namespace": metadata.namespace,
+            "labels": labels,
+            "ownerReferences": [owner],
+        },
+        "spec": spec,
     }
 
 

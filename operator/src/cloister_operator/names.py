@@ -44,6 +44,7 @@ SESSIONS_SERVER_NAME: Final = "sessions.cloister.dev"
 OPERATOR_URI: Final = "operator:cloister"
 
 CONTAINER: Final = "sandbox"
+WORKSPACE_VOLUME: Final = "workspace"
 
 
 def pod_server_name(pod_uid: str) -> str:
@@ -64,6 +65,14 @@ def session_uri(session_uid: str) -> str:
 def recipe_secret(environment: str, recipe_hash: str) -> str:
     """The Secret that carries one resolved version of an Environment."""
     return f"{environment}-{recipe_hash}"
+
+
+def workspace_claim(session: str, session_uid: str) -> str:
+    """The PersistentVolumeClaim of a session whose pod is not one of the pool's.
+
+    By the UID, so that a session of the same name, made later, gets an empty one.
+    """
+    return f"{session}-{session_uid[:8]}"
 
 
 def credentials_secret(session: str) -> str:

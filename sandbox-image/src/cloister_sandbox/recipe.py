@@ -57,6 +57,11 @@ class Recipe:
             raise RecipeError(f"recipe.json cannot be read: {error}") from None
 
 
+def lies(path: str) -> bool:
+    """Whether anything is there, be it a link that leads nowhere."""
+    return os.path.lexists(path)
+
+
 def place(path: str, mode: int, content: bytes) -> None:
     """Write a file with exactly this mode, making its parents; raises OSError."""
     target = Path(path)
@@ -76,9 +81,16 @@ async def carry_out(
     state_dir: Path,
     env: Mapping[str, str],
     reaper: Reaper,
+    *,
+    keep_workspace: bool = False,
 ) -> None:
-    """Copy the files, then run the setup script; raises RecipeError with what went wrong."""
+    """Copy the files, then run the setup script; raises RecipeError with what went wrong.
+
+    `keep_workspace`: leave files that lie in the workspace already as tools have made them.
+    """
     for each in recipe.copies:
+        if keep_workspace and Path(each.path).is_relative_to(workspace) and lies(each.path):
+            continue
         try:
             content = await asyncio.to_thread((directory / each.source).read_bytes)
             await asyncio.to_thread(place, each.path, each.mode, content)

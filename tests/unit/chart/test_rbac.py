@@ -17,8 +17,7 @@ OPERATOR_CLUSTER: Rights = {
     ),
     ("cloister.dev", "environments/status", "", "patch"),
     ("cloister.dev", "sessions/status", "", "patch"),
-    ("cloister.dev", "sessions", "", "create"),
-    ("cloister.dev", "sessions", "", "delete"),
+    *(("cloister.dev", "sessions", "", verb) for verb in ("create", "patch", "delete")),
     ("", "namespaces", "", "get"),
     ("authentication.k8s.io", "tokenreviews", "", "create"),
     ("authorization.k8s.io", "subjectaccessreviews", "", "create"),
@@ -26,13 +25,14 @@ OPERATOR_CLUSTER: Rights = {
 OPERATOR_SANDBOXES: Rights = {
     *(("", "pods", "", verb) for verb in ("get", "list", "watch", "create", "patch", "delete")),
     *(("", "secrets", "", verb) for verb in ("get", "create", "delete")),
+    *(("", "persistentvolumeclaims", "", verb) for verb in ("get", "create", "patch")),
     ("", "configmaps", "", "get"),
     *(
         ("networking.k8s.io", "networkpolicies", name, verb)
         for name in ("cloister-default-deny", "cloister-exec-ingress")
         for verb in ("create", "patch")
     ),
-    ("", "events", "", "create"),
+    *(("", "events", "", verb) for verb in ("create", "list")),
 }
 OPERATOR_RELEASE: Rights = {
     ("", "secrets", "cloister-ca", "get"),

@@ -457,11 +457,24 @@ async def test_being_idle_for_a_part_of_a_second_is_asked_once(world: World) -> 
 
 async def test_a_session_ends_with_its_lifetime(world: World) -> None:
     operator = await running(world, maxLifetime="1h", idleTimeout="2h")
+    uid = world.session()["metadata"]["uid"]
     await operator.advance(timedelta(hours=1))
     await operator.until(lambda: ended(world, "Terminated", "MaxLifetime"))
     status = world.session()["status"]
     assert (status["endedAt"], status["runningSeconds"]) == ("2026-05-01T13:00:00Z", 3600)
-    assert world.sandboxes.asked == []
+    assert (world.sandboxes.asked, status["activeSeconds"]) == ([uid], 7)
+
+
+async def test_a_pod_that_does_not_answer_holds_no_end_up(world: World) -> None:
+    operator = await running(world, maxLifetime="1h", idleTimeout="2h")
+    world.sandboxes.answering.clear()
+    await operator.advance(timedelta(hours=1))
+    await operator.until(lambda: ended(world, "Terminated", "MaxLifetime"))
+    assert world.session()["status"]["runningSeconds"] == 3600
+
+
+def disrupted(reason: str) -> JSON:
+    return {"type": "DisruptionTarget", "status": "True", "reason": reason}
 
 
 TERMINATED = {"terminated": {"reason": "OOMKilled", "exitCode": 137}}
@@ -472,6 +485,16 @@ TERMINATED = {"terminated": {"reason": "OOMKilled", "exitCode": 137}}
     [
         ({"phase": "Failed", "containerStatuses": [{"state": TERMINATED}]}, "OOMKilled"),
         ({"phase": "Failed", "reason": "Evicted", "message": "low on disk"}, "Evicted"),
+        (
+            {
+                "phase": "Failed",
+                "reason": "Evicted",
+                "message": 'Usage of EmptyDir volume "workspace" exceeds the limit "1Gi".',
+            },
+            "DiskFull",
+        ),
+        ({"phase": "Failed", "reason": "Terminated", "message": "node shutdown"}, "NodeLost"),
+        ({"phase": "Failed", "conditions": [disrupted("DeletionByPodGC")]}, "NodeLost"),
         (
             {
                 "phase": "Failed",

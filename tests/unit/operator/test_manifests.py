@@ -12,10 +12,12 @@ from cloister_operator.api.session import SessionObject
 from cloister_operator.manifests import SandboxPod
 from cloister_operator.recipe import build
 from cloister_operator.settings import Settings
+from support.operator_objects import pod as sandbox
 from support.operator_objects import settings
 
 JSON = dict[str, Any]
 GOLDEN = Path(__file__).parents[2] / "golden" / "operator"
+CLAIMS = ("PersistentVolumeClaim",)
 CASES = sorted(each.parent.name for each in GOLDEN.glob("*/environment.yaml"))
 
 
@@ -49,9 +51,21 @@ def render(case: str) -> list[JSON]:
     session = None
     if (folder / "session.yaml").exists():
         session = SessionObject.parse(yaml.safe_load((folder / "session.yaml").read_text("utf-8")))
-    pod = SandboxPod(f"{environment.metadata.name}-0-aaaa", environment, recipe, session)
+    name = f"{environment.metadata.name}-0-aaaa"
+    claims, claim = [], None
+    if session and session.status.workspace_claim:
+        claim = session.status.workspace_claim
+        uid = session.metadata.uid
+        owner = session.owner_reference()
+        claims.append(manifests.workspace_claim(environment, claim, owner, uid))
+    elif environment.spec.workspace.persistent:
+        claim = name
+        owner = manifests.pod_reference(sandbox(name))
+        claims.append(manifests.workspace_claim(environment, claim, owner))
+    pod = SandboxPod(name, environment, recipe, session, claim)
     namespace = environment.metadata.namespace
     made = [
+        *claims,
         *manifests.network_policies(namespace, given),
         manifests.recipe_secret(environment, recipe),
         manifests.sandbox_pod(pod, given),
@@ -101,6 +115,7 @@ def test_pods_pass_pod_security_restricted(case: str) -> None:
         assert all("hostPort" not in port for port in container["ports"])
     assert {kind for each in spec["volumes"] for kind in each if kind != "name"} <= {
         "emptyDir",
+        "persistentVolumeClaim",
         "secret",
     }
 
@@ -112,12 +127,19 @@ def test_pods_get_nothing_of_the_cluster(case: str) -> None:
     assert spec["automountServiceAccountToken"] is False
     assert spec["enableServiceLinks"] is False
     assert (spec["dnsPolicy"], spec["dnsConfig"]) == ("None", {"nameservers": ["127.0.0.1"]})
-    assert [each["name"] for each in spec["containers"][0]["env"]] == ["CLOISTER_POD_UID"]
+    given = [each["name"] for each in spec["containers"][0]["env"]]
+    assert given == ["CLOISTER_POD_UID"] + ["CLOISTER_KEEP_WORKSPACE"] * (case == "resumed_session")
     assert spec["containers"][0]["securityContext"]["readOnlyRootFilesystem"] is True
     writable = [m for m in spec["containers"][0]["volumeMounts"] if not m.get("readOnly")]
     volumes = {each["name"]: each for each in spec["volumes"]}
+    claims = {each["metadata"]["name"]: each for each in render(case) if each["kind"] in CLAIMS}
     for mount in writable:
-        assert volumes[mount["name"]]["emptyDir"]["sizeLimit"], "no bound on what it may write"
+        volume = volumes[mount["name"]]
+        if "persistentVolumeClaim" in volume:
+            claim = claims[volume["persistentVolumeClaim"]["claimName"]]
+            assert claim["spec"]["resources"]["requests"]["storage"]
+        else:
+            assert volume["emptyDir"]["sizeLimit"], "no bound on what it may write"
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -140,6 +162,21 @@ def test_a_pools_pod_belongs_to_its_environment_and_a_cold_one_to_its_session() 
     assert cold["metadata"]["labels"]["cloister.dev/session"] == cold["metadata"][
         "ownerReferences"
     ][0]["uid"]  # fmt: skip
+
+
+def test_a_pools_workspace_goes_with_its_pod_and_a_sessions_with_the_session() -> None:
+    (warm,), (resumed,) = pods("persistent"), pods("resumed_session")
+    claims = {
+        case: next(each for each in render(case) if each["kind"] in CLAIMS)
+        for case in ("persistent", "resumed_session")
+    }
+    pools, sessions = claims["persistent"], claims["resumed_session"]
+    assert pools["metadata"]["name"] == warm["metadata"]["name"]
+    assert pools["metadata"]["ownerReferences"][0]["kind"] == "Pod"
+    assert "storageClassName" not in pools["spec"]
+    assert sessions["metadata"]["name"] != resumed["metadata"]["name"]
+    assert sessions["metadata"]["ownerReferences"] == resumed["metadata"]["ownerReferences"]
+    assert sessions["spec"]["storageClassName"] == "fast"
 
 
 def test_labels_of_people_never_replace_the_operators() -> None:

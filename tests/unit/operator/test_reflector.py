@@ -45,7 +45,7 @@ class Breaking(Connection):
         self.refused_lists = 0
 
     async def list(
-        self, resource: Resource, namespace: str = "", selector: str = ""
+        self, resource: Resource, namespace: str = "", selector: str = "", fields: str = ""
     ) -> tuple[Sequence[JSON], str]:
         if self.refused_lists:
             self.refused_lists -= 1

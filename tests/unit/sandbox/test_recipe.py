@@ -31,6 +31,32 @@ def test_files_are_placed_with_their_exact_modes(tmp_path: Path, mode: int) -> N
     assert [each.name for each in path.parent.iterdir()] == ["f.bin"]
 
 
+def test_a_workspace_of_an_earlier_pod_keeps_what_tools_made_of_its_files(tmp_path: Path) -> None:
+    workspace, elsewhere = tmp_path / "first" / "workspace", tmp_path / "elsewhere"
+    changed, removed, outside = workspace / "changed", workspace / "removed", elsewhere / "f"
+    elsewhere.mkdir()
+    recipe = {
+        "copies": [
+            {"source": "f0", "path": str(each), "mode": 0o644}
+            for each in (changed, removed, outside)
+        ],
+        "setup": "echo again >> setup.txt",
+    }
+    with sandbox(tmp_path / "first", recipe, f0=b"new") as server:
+        server.wait_for(WARM)
+    changed.write_text("mine")
+    removed.unlink()
+    removed.symlink_to("nowhere")
+    outside.unlink()
+    kept = {"CLOISTER_KEEP_WORKSPACE": "true", "CLOISTER_WORKSPACE": str(workspace)}
+    with sandbox(tmp_path / "second", recipe, env=kept, f0=b"new") as server:
+        server.wait_for(WARM)
+    assert changed.read_text() == "mine"
+    assert removed.is_symlink()
+    assert outside.read_bytes() == b"new"
+    assert (workspace / "setup.txt").read_text() == "again\nagain\n"
+
+
 def test_the_setup_script_runs_once_with_files_and_variables(tmp_path: Path) -> None:
     path = tmp_path / "s" / "workspace" / "in.txt"
     recipe = {

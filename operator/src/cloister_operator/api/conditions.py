@@ -12,6 +12,8 @@ from .common import Condition
 READY: Final = "Ready"
 POOL_READY: Final = "PoolReady"
 NETWORK_ENFORCED: Final = "NetworkEnforced"
+SUSPENDED: Final = "Suspended"
+"""Of Sessions, and the reason of one that its user suspended."""
 
 # Of Environments.
 AVAILABLE: Final = "Available"
@@ -66,11 +68,30 @@ SESSION_TOO_LARGE: Final = "SessionTooLarge"
 """Its files and variables do not fit a claim."""
 SESSION_REFUSED: Final = "SessionRefused"
 """The exec server refuses its files or variables."""
+WORKSPACE_NOT_PERSISTENT: Final = "WorkspaceNotPersistent"
+"""It cannot be suspended: its workspace would be gone."""
+RESUMING: Final = "Resuming"
+"""It gets a new pod on its workspace."""
+RESUMED: Final = "Resumed"
+"""It has a new pod on its workspace; shells and processes are gone."""
+WORKSPACE_IN_USE: Final = "WorkspaceInUse"
+"""Its last pod has not let go of the workspace yet."""
+VOLUME_NOT_BOUND: Final = "VolumeNotBound"
+"""There is no volume for the workspace, or it cannot be mounted."""
+VOLUME_LOST: Final = "VolumeLost"
+"""The volume with the workspace is gone."""
+IMAGE_PULL_FAILED: Final = "ImagePullFailed"
+"""The node does not get the image."""
 IDLE_TIMEOUT: Final = "IdleTimeout"
 MAX_LIFETIME: Final = "MaxLifetime"
 POD_DELETED: Final = "PodDeleted"
+NODE_LOST: Final = "NodeLost"
+"""Its node is gone, does not answer, or was shut down."""
 OOM_KILLED: Final = "OOMKilled"
+"""The exec server's container had no memory left; a tool alone does not end a session."""
 EVICTED: Final = "Evicted"
+DISK_FULL: Final = "DiskFull"
+"""It wrote more to its disk than it may."""
 POD_ENDED: Final = "PodEnded"
 
 Status = Literal["True", "False", "Unknown"]
@@ -107,6 +128,11 @@ def update(
 def timestamp(when: datetime) -> str:
     """A time as Kubernetes writes it; `when` is in UTC."""
     return when.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def precise(when: datetime) -> str:
+    """The same to the microsecond, where times are added up."""
+    return when.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 def parse_time(text: str) -> datetime:

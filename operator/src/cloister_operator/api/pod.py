@@ -7,17 +7,33 @@ from .. import names
 from . import conditions
 from .common import JSON
 
-_WAITING_PROBLEMS = frozenset(
-    {
-        "CreateContainerConfigError",
-        "CreateContainerError",
-        "ErrImageNeverPull",
-        "ErrImagePull",
-        "ImagePullBackOff",
-        "InvalidImageName",
-        "RunContainerError",
-    }
+Trouble = tuple[str, str]
+"""A condition's reason and a sentence."""
+
+_IMAGE_PROBLEMS = frozenset(
+    {"ErrImageNeverPull", "ErrImagePull", "ImagePullBackOff", "InvalidImageName"}
 )
+_WAITING_PROBLEMS = frozenset(
+    {"CreateContainerConfigError", "CreateContainerError", "RunContainerError"}
+)
+_OWN_DISK = ("exceeds the limit", "exceeds the total limit", "exceeded its local ephemeral")
+"""How the kubelet words an eviction by the pod's own limits, in contrast to the node's need."""
+_NODE_SHUTDOWN = frozenset({"NodeShutdown", "Shutdown", "Terminated"})
+_DISRUPTIONS = {
+    "DeletionByTaintManager": (
+        conditions.NODE_LOST,
+        "the pod's node does not answer, or was cleared of pods",
+    ),
+    "DeletionByPodGC": (conditions.NODE_LOST, "the pod's node is gone"),
+    "EvictionByEvictionAPI": (conditions.EVICTED, "the pod was evicted, as when a node is drained"),
+    "PreemptionByScheduler": (
+        conditions.EVICTED,
+        "the pod had to make room for one of a higher priority",
+    ),
+}
+"""Reasons of the condition DisruptionTarget; the kubelet's own evictions say more elsewhere."""
+_VOLUME_PROBLEMS = ("persistentvolumeclaim", "PersistentVolume", "binding volumes", "volume node")
+"""How the scheduler words that a volume keeps a pod off the nodes."""
 
 
 @dataclass(frozen=True)
@@ -37,10 +53,14 @@ class PodView:
     ip: str
     phase: str
     deleting: bool
-    end: tuple[str, str] | None
+    end: Trouble | None
     """Why it ended: a condition's reason and a sentence."""
-    trouble: tuple[str, str] | None
+    trouble: Trouble | None
     """Why it does not start, though it may still: a condition's reason and a sentence."""
+    claim: str = ""
+    """The PersistentVolumeClaim with its workspace; empty where that ends with the pod."""
+    disruption: Trouble | None = None
+    """Why somebody takes it away, if they said so."""
 
     @property
     def key(self) -> tuple[str, str]:
@@ -75,29 +95,62 @@ def view(raw: JSON) -> PodView:
         deleting="deletionTimestamp" in metadata,
         end=_end(status),
         trouble=_trouble(status),
+        claim=_claim(raw.get("spec") or {}),
+        disruption=_disruption(status),
     )
 
 
-def _end(status: JSON) -> tuple[str, str] | None:
+def _claim(spec: JSON) -> str:
+    for volume in spec.get("volumes") or []:
+        if volume["name"] == names.WORKSPACE_VOLUME and "persistentVolumeClaim" in volume:
+            name: str = volume["persistentVolumeClaim"]["claimName"]
+            return name
+    return ""
+
+
+def _disruption(status: JSON) -> Trouble | None:
+    for each in status.get("conditions") or []:
+        if each.get("type") == "DisruptionTarget" and each.get("status") == "True":
+            return _DISRUPTIONS.get(each.get("reason", ""))
+    return None
+
+
+def _end(status: JSON) -> Trouble | None:
     if status.get("phase") not in ("Failed", "Succeeded"):
         return None
+    message = status.get("message", "")
     if status.get("reason") == "Evicted":
-        return conditions.EVICTED, f"the pod was evicted: {status.get('message', '')}"
+        if any(each in message for each in _OWN_DISK):
+            return conditions.DISK_FULL, f"the pod wrote more to its disk than it may: {message}"
+        return conditions.EVICTED, f"the pod was evicted: {message}"
+    if status.get("reason") in _NODE_SHUTDOWN:
+        return conditions.NODE_LOST, f"the pod's node was shut down: {message}"
+    if status.get("reason") == "NodeLost":
+        return conditions.NODE_LOST, f"the pod's node is gone: {message}"
+    disrupted = _disruption(status)
+    if disrupted:
+        return disrupted
     for container in status.get("containerStatuses") or []:
         ended = (container.get("state") or {}).get("terminated")
         if ended and ended.get("reason") == "OOMKilled":
             return conditions.OOM_KILLED, "the pod used more memory than spec.resources.memory"
         if ended:
             return conditions.POD_ENDED, f"the exec server ended with code {ended.get('exitCode')}"
-    return conditions.POD_ENDED, f"the pod ended: {status.get('message') or status['phase']}"
+    return conditions.POD_ENDED, f"the pod ended: {message or status['phase']}"
 
 
-def _trouble(status: JSON) -> tuple[str, str] | None:
+def _trouble(status: JSON) -> Trouble | None:
     for container in status.get("containerStatuses") or []:
-        waiting = (container.get("state") or {}).get("waiting")
-        if waiting and waiting.get("reason") in _WAITING_PROBLEMS:
-            return conditions.POD_FAILED, f"{waiting['reason']}: {waiting.get('message', '')}"
+        waiting = (container.get("state") or {}).get("waiting") or {}
+        reason, message = waiting.get("reason", ""), waiting.get("message", "")
+        if reason in _IMAGE_PROBLEMS:
+            return conditions.IMAGE_PULL_FAILED, f"{reason}: {message}"
+        if reason in _WAITING_PROBLEMS:
+            return conditions.POD_FAILED, f"{reason}: {message}"
     for each in status.get("conditions") or []:
         if each.get("type") == "PodScheduled" and each.get("reason") == "Unschedulable":
-            return conditions.UNSCHEDULABLE, f"no node takes the pod: {each.get('message', '')}"
+            message = each.get("message", "")
+            if any(word in message for word in _VOLUME_PROBLEMS):
+                return conditions.VOLUME_NOT_BOUND, f"no volume for the workspace: {message}"
+            return conditions.UNSCHEDULABLE, f"no node takes the pod: {message}"
     return None

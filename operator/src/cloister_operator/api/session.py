@@ -53,9 +53,22 @@ class SessionStatus(Model):
     endpoint: str | None = None
     server_name: str | None = None
     credentials_secret_name: str | None = None
+    workspace_claim: str | None = None
+    """The PersistentVolumeClaim with the workspace, where it outlives its pods."""
     recipe_hash: str | None = None
     started_at: str | None = None
+    """Its first start: its lifetime counts from here, suspended or not."""
+    running_since: str | None = None
+    """Its present pod's start; absent while it has none."""
+    suspended_at: str | None = None
+    failed_at: str | None = None
+    """When it last lost a pod."""
+    recoveries: int = 0
+    """Pods lost one after the other, none of which lasted for long."""
     ended_at: str | None = None
+    earlier_running_milliseconds: int = 0
+    """Of the pods before the present one."""
+    earlier_active_milliseconds: int = 0
     running_seconds: int = 0
     active_seconds: int = 0
     last_activity_time: str | None = None
@@ -78,6 +91,11 @@ class SessionObject(Model):
     def key(self) -> tuple[str, str]:
         """Namespace and name."""
         return self.metadata.namespace, self.metadata.name
+
+    @property
+    def resumed(self) -> bool:
+        """Whether its next pod finds the workspace of an earlier one."""
+        return self.status.workspace_claim is not None and self.status.started_at is not None
 
     @property
     def through_api(self) -> bool:

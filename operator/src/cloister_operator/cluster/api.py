@@ -49,9 +49,12 @@ class Api(Protocol):
         ...
 
     async def list(
-        self, resource: Resource, namespace: str = "", selector: str = ""
+        self, resource: Resource, namespace: str = "", selector: str = "", fields: str = ""
     ) -> tuple[Sequence[JSON], str]:
-        """All objects, and the resourceVersion to watch from."""
+        """All objects, and the resourceVersion to watch from.
+
+        `selector` is of labels, `fields` of fields.
+        """
         ...
 
     def watch(
@@ -196,9 +199,10 @@ class HttpApi:
         return await self._call("GET", resource.path(namespace, name))
 
     async def list(
-        self, resource: Resource, namespace: str = "", selector: str = ""
+        self, resource: Resource, namespace: str = "", selector: str = "", fields: str = ""
     ) -> tuple[Sequence[JSON], str]:
-        query = {"labelSelector": selector} if selector else {}
+        given = {"labelSelector": selector, "fieldSelector": fields}
+        query = {key: value for key, value in given.items() if value}
         found = await self._call("GET", resource.path(namespace), query)
         return found.get("items") or [], found["metadata"]["resourceVersion"]
 

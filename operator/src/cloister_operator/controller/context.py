@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Protocol
 
 from .. import names
@@ -35,6 +35,8 @@ class Dialer(Protocol):
     async def claim(self, pod: PodAddress, claim: ClaimPayload) -> None: ...
 
     async def activity(self, pod: PodAddress, session_uid: str) -> Activity: ...
+
+    async def drain(self, pod: PodAddress, session_uid: str, grace: timedelta) -> None: ...
 
     def forget(self, pod_uid: str) -> None: ...
 

@@ -10,7 +10,7 @@ from .. import names
 from ..api.common import JSON
 from ..api.environment import EnvironmentObject
 from ..api.pod import PodView
-from ..api.session import SessionObject
+from ..api.session import Phase, SessionObject
 from ..cluster.reflector import Reflector
 from ..cluster.resources import ENVIRONMENTS, PODS, SESSIONS
 from ..errors import OperatorError
@@ -146,10 +146,12 @@ class Controller:
         if session is None:
             return
         self._context.queue.add(("session", *session.key))
-        ended = after is None or (after.status.phase.ended and before is not None)
+        # Those that wait for its place look again.
+        phase = after.status.phase if after else None
+        left = phase is None or phase.ended or phase is Phase.SUSPENDED
         if after is None or after.metadata.deletion_timestamp:
             self._start(self._sessions.ended(session))
-        if ended:
+        if left and before is not None:
             self._context.enqueue_waiting_sessions(
                 session.metadata.namespace, session.spec.environment_name
             )

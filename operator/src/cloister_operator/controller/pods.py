@@ -1,5 +1,6 @@
 """Makes and deletes sandbox pods, and gives each its identity."""
 
+import hashlib
 import logging
 import secrets
 
@@ -8,11 +9,21 @@ from ..api.environment import EnvironmentObject
 from ..api.pod import PodView, view
 from ..api.session import SessionObject
 from ..cluster.resources import PODS, SECRETS
-from ..errors import ConflictError, LostError, NotFoundError, OperatorError
+from ..errors import ConflictError, LostError, NotFoundError, OperatorError, TransientError
 from ..recipe import Recipe
+from . import volumes
 from .context import Context
 
 log = logging.getLogger(__name__)
+
+
+def next_name(environment: str, recipe: str, session: SessionObject) -> str:
+    """The name of a session's next pod on its workspace: two operators that make it at the same
+    time make one, for one volume must not have two pods at work on it.
+    """
+    last = session.status.pod_uid or ""
+    digest = hashlib.sha256(f"{session.metadata.uid}/{last}".encode()).hexdigest()
+    return f"{environment}-{recipe[:5]}-{digest[:8]}"
 
 
 def new_name(environment: str, recipe: str) -> str:
@@ -25,22 +36,30 @@ async def create(
     environment: EnvironmentObject,
     recipe: Recipe,
     session: SessionObject | None = None,
+    claim: str | None = None,
 ) -> PodView:
     """Make a pod, and its identity right after it; raises OperatorError.
 
-    An answer that is lost is looked up under the pod's name. A kill between the two writes is
-    mended by `ensure_identity` when the pod is next looked at.
+    `claim`: the session's volume claim; a pool's pod gets its own where workspaces persist.
+
+    An answer that is lost is looked up under the pod's name. A kill between the writes is mended
+    by `ensure_identity` when the pod is next looked at.
     """
-    pod = manifests.SandboxPod(
-        new_name(environment.metadata.name, recipe.hash), environment, recipe, session
-    )
+    name = new_name(environment.metadata.name, recipe.hash)
+    if session is None and environment.spec.workspace.persistent:
+        claim = name
+    elif session and claim:
+        name = next_name(environment.metadata.name, recipe.hash, session)
+    pod = manifests.SandboxPod(name, environment, recipe, session, claim)
     body = manifests.sandbox_pod(pod, context.settings)
     namespace = environment.metadata.namespace
     try:
         made = await context.api.create(PODS, namespace, body)
-    except LostError:
+    except (ConflictError, LostError):
         made = await context.api.get(PODS, namespace, pod.name)
     found = view(made)
+    if found.deleting or found.session_uid != (session.metadata.uid if session else ""):
+        raise TransientError(f"the name of pod {found.name} is still taken")
     # The identity first: the mirror's listeners may dial the pod.
     await ensure_identity(context, found)
     context.pods.put(made)
@@ -48,7 +67,9 @@ async def create(
 
 
 async def ensure_identity(context: Context, pod: PodView) -> None:
-    """Make the Secret that the pod mounts; that it is there already is fine."""
+    """Make the Secret that the pod mounts, and the claim of its workspace if that goes with it;
+    that they are there already is fine.
+    """
     identity = context.authority.pod_server(pod.uid, context.clock())
     body = manifests.identity_secret(
         pod.namespace,
@@ -63,6 +84,7 @@ async def ensure_identity(context: Context, pod: PodView) -> None:
         await context.api.create(SECRETS, pod.namespace, body)
     except ConflictError:
         log.debug("pod %s has its identity", pod.name)
+    await volumes.ensure_of_pod(context, pod)
     context.identified.add(pod.uid)
 
 

@@ -1,17 +1,23 @@
 """Writes the status of Sessions, and the Events that go with it."""
 
 from datetime import datetime
+from typing import Any, Literal
 
 from .. import names
 from ..api import conditions
-from ..api.conditions import Finding, parse_time, timestamp
+from ..api.conditions import Finding, timestamp
 from ..api.pod import PodView
 from ..api.session import Phase, SessionObject
 from ..cluster.resources import SESSIONS
 from ..errors import ConflictError
-from ..plan.session import SessionPlan
+from ..plan import meters
+from ..plan.meters import Reading
+from ..plan.session import SessionPlan, losses_after
 from .context import Context, address
 from .events import Recorder
+
+_NO_POD: dict[str, Any] = {"pod_name": None, "endpoint": None}
+"""podUID stays: it tells the pod that is on its way out from the next one."""
 
 
 class SessionStatuses:
@@ -25,86 +31,142 @@ class SessionStatuses:
         self, session: SessionObject, pod: PodView, credentials: str | None, now: datetime
     ) -> None:
         """The pod is the session's and answers."""
-        metadata = session.metadata
-        message = f"pod {pod.name} is the session's"
-        ready = Finding(conditions.READY, "True", conditions.CLAIMED, message)
-        changes = {
+        status, metadata = session.status, session.metadata
+        again = status.started_at is not None
+        reason, message = conditions.CLAIMED, f"pod {pod.name} is the session's"
+        if again:
+            reason = conditions.RESUMED
+            message = (
+                f"pod {pod.name} has the session's workspace; its shells and processes start "
+                "afresh, and files elsewhere are as in a new session"
+            )
+        ready = Finding(conditions.READY, "True", reason, message)
+        findings = [ready]
+        if any(each.type == conditions.SUSPENDED for each in status.conditions):
+            findings.append(Finding(conditions.SUSPENDED, "False", reason, message))
+        changes = meters.started(status, now) | {
             "phase": Phase.RUNNING,
-            "reason": conditions.CLAIMED,
-            "observed_generation": metadata.generation,
-            "conditions": conditions.update(
-                session.status.conditions, [ready], metadata.generation, now
-            ),
+            "reason": reason,
             "pod_name": pod.name,
             "pod_uid": pod.uid,
             "endpoint": address(pod).endpoint,
             "server_name": names.session_server_name(metadata.uid),
             "credentials_secret_name": credentials,
+            "workspace_claim": pod.claim or None,
             "recipe_hash": pod.recipe,
-            "started_at": timestamp(now),
-            "last_activity_time": timestamp(now),
+            "restarts": status.restarts + again,
         }
-        await self.patch(session, changes)
-        self._recorder.record(names.SESSION_KIND, metadata, conditions.CLAIMED, message)
+        await self._turn(session, changes, findings)
+        self._record(session, reason, message)
 
     async def waiting(self, session: SessionObject, plan: SessionPlan) -> None:
         """It has no pod yet; written only when the reason changed."""
-        metadata = session.metadata
         found = Finding(conditions.READY, "False", plan.reason, plan.message)
         before = next((x for x in session.status.conditions if x.type == found.type), None)
         if before and (before.reason, before.message) == (found.reason, found.message):
             return
-        updated = conditions.update(
-            session.status.conditions, [found], metadata.generation, self._context.clock()
+        await self._turn(session, {"phase": Phase.PENDING, "reason": plan.reason}, [found])
+
+    async def declined(self, session: SessionObject, plan: SessionPlan) -> None:
+        """It was to be suspended, and cannot be."""
+        found = Finding(conditions.SUSPENDED, "False", plan.reason, plan.message)
+        await self._turn(session, {}, [found])
+        self._record(session, plan.reason, plan.message, "Warning")
+
+    async def suspended(
+        self, session: SessionObject, plan: SessionPlan, reading: Reading | None
+    ) -> None:
+        """It has no pod any more, and may get one again."""
+        now = self._context.clock()
+        changes = meters.stopped(session.status, now, reading) | {
+            **_NO_POD,
+            "phase": Phase.SUSPENDED,
+            "reason": plan.reason,
+            "suspended_at": timestamp(now),
+            "recoveries": 0,
+        }
+        findings = [
+            Finding(conditions.READY, "False", plan.reason, plan.message),
+            Finding(conditions.SUSPENDED, "True", plan.reason, plan.message),
+        ]
+        await self._turn(session, changes, findings)
+        self._record(session, plan.reason, plan.message)
+
+    async def resuming(self, session: SessionObject) -> None:
+        """It is to get a pod again."""
+        message = "it gets a new pod"
+        findings = [
+            Finding(conditions.READY, "False", conditions.RESUMING, message),
+            Finding(conditions.SUSPENDED, "False", conditions.RESUMING, message),
+        ]
+        changes = {"phase": Phase.PENDING, "reason": conditions.RESUMING}
+        await self._turn(session, changes, findings)
+
+    async def recovering(self, session: SessionObject, plan: SessionPlan, lost_uid: str) -> None:
+        """Its pod is lost, and it gets another one."""
+        now, status = self._context.clock(), session.status
+        message = f"{plan.message}; it gets a new pod on its workspace"
+        changes = meters.stopped(status, now, None) | {
+            **_NO_POD,
+            "phase": Phase.PENDING,
+            "reason": plan.reason,
+            "pod_uid": lost_uid or status.pod_uid,
+            "failed_at": timestamp(now),
+            "recoveries": losses_after(session, now),
+        }
+        await self._turn(
+            session, changes, [Finding(conditions.READY, "False", plan.reason, message)]
         )
-        await self.patch(
-            session,
-            {
-                "phase": Phase.PENDING,
-                "reason": plan.reason,
-                "observed_generation": metadata.generation,
-                "conditions": updated,
-            },
-        )
+        self._record(session, plan.reason, message, "Warning")
 
     async def ended(
-        self,
-        session: SessionObject,
-        plan: SessionPlan,
-        meters: dict[str, object] | None = None,
+        self, session: SessionObject, plan: SessionPlan, reading: Reading | None = None
     ) -> None:
-        """It has ended; `meters` are what its pod said last."""
-        now, status, metadata = self._context.clock(), session.status, session.metadata
-        ready = Finding(conditions.READY, "False", plan.reason, plan.message)
-        running = status.running_seconds
-        if status.started_at:
-            running = max(running, int((now - parse_time(status.started_at)).total_seconds()))
-        changes = {
-            "running_seconds": running,
-            **(meters or {}),
+        """It has ended; `reading` is what its pod said last."""
+        now = self._context.clock()
+        changes = meters.stopped(session.status, now, reading) | {
             "phase": plan.phase,
             "reason": plan.reason,
-            "observed_generation": metadata.generation,
             "ended_at": timestamp(now),
-            "conditions": conditions.update(status.conditions, [ready], metadata.generation, now),
         }
-        await self.patch(session, changes)
+        ready = Finding(conditions.READY, "False", plan.reason, plan.message)
+        await self._turn(session, changes, [ready])
         normal = plan.phase is Phase.TERMINATED
-        self._recorder.record(
-            names.SESSION_KIND,
-            metadata,
-            plan.reason,
-            plan.message,
-            "Normal" if normal else "Warning",
+        self._record(session, plan.reason, plan.message, "Normal" if normal else "Warning")
+
+    async def read(self, session: SessionObject, reading: Reading) -> None:
+        """What its pod says of its work."""
+        await self._patch(session, meters.read(session.status, reading))
+
+    def _record(
+        self,
+        session: SessionObject,
+        reason: str,
+        message: str,
+        kind: Literal["Normal", "Warning"] = "Normal",
+    ) -> None:
+        self._recorder.record(names.SESSION_KIND, session.metadata, reason, message, kind)
+
+    async def _turn(
+        self, session: SessionObject, changes: dict[str, Any], findings: list[Finding]
+    ) -> None:
+        generation = session.metadata.generation
+        updated = conditions.update(
+            session.status.conditions, findings, generation, self._context.clock()
+        )
+        await self._patch(
+            session, changes | {"observed_generation": generation, "conditions": updated}
         )
 
-    async def patch(self, session: SessionObject, changes: dict[str, object]) -> None:
+    async def _patch(self, session: SessionObject, changes: dict[str, Any]) -> None:
         """Write a status, but only on the Session as it was planned for: another operator may have
         given it a pod, or ended it.
         """
-        body = session.status.model_copy(update=changes).model_dump(
-            mode="json", by_alias=True, exclude_none=True
-        )
+        new = session.status.model_copy(update=changes)
+        body = new.model_dump(mode="json", by_alias=True, exclude_none=True)
+        before = session.status.model_dump(mode="json", by_alias=True, exclude_none=True)
+        # What is not there any more has to be said: the patch is merged.
+        body |= dict.fromkeys(before.keys() - body.keys())
         namespace, name = session.key
         version = session.metadata.resource_version
         try:

@@ -12,6 +12,16 @@ from ..api.pod import PodView
 from ..api.session import Phase, SessionObject
 from .pool import Failure
 
+FIRST_RECOVERY = timedelta(seconds=2)
+"""Before the second pod after a loss; doubled from one loss to the next."""
+LONGEST_RECOVERY = timedelta(minutes=5)
+MAX_RECOVERIES = 8
+"""Pods lost one after the other; then the session fails."""
+STABLE = timedelta(minutes=10)
+"""A pod that lasted for so long makes the losses before it count no more."""
+VOLUME_LOOK = timedelta(seconds=10)
+"""While a pod waits for its volume, how often its events are read."""
+
 
 class Step(Enum):
     """The next step; each is repeatable."""
@@ -20,14 +30,20 @@ class Step(Enum):
     GET_POD = "claim a warm pod, or make one"
     HAND_OVER = "tell the pod whose it is, then write the status"
     ASK_ACTIVITY = "the idle deadline is due: ask the pod"
+    SUSPEND = "let calls finish, write that it is suspended, delete the pod"
+    DECLINE = "say that it cannot be suspended"
+    RESUME = "write that it is to get a pod again"
+    RECOVER = "its pod is lost and its workspace is not: write that it gets another"
     END = "write the end, delete the pod"
-    CLEAN_UP = "ended: its pod must go"
+    CLEAN_UP = "it has no use for its pod any more: it must go"
     FORGET = "ended long ago: delete the Session"
 
 
 @dataclass(frozen=True)
 class SessionPlan:
-    """A step, why (for END and WAIT), and when to look again (None: at the next event)."""
+    """A step, why (for END, RECOVER, SUSPEND and WAIT), and when to look again (None: at the next
+    event).
+    """
 
     step: Step
     phase: Phase = Phase.PENDING
@@ -50,6 +66,8 @@ class Observed:
     """Other sessions of the Environment that have a pod, or asked for one before this one."""
     environment_problem: Failure | None
     """Why the Environment cannot give sessions: its references, its policy, its network."""
+    volume_problem: Failure | None = None
+    """Why the pod does not get its workspace, by the events about it."""
 
 
 def limits(
@@ -69,36 +87,108 @@ def limits(
 
 
 def expires_at(session: SessionObject, environment: EnvironmentObject | None) -> datetime | None:
-    """When the lifetime of a session that runs is over."""
+    """When the lifetime of a session that has started is over, suspended or not."""
     if not session.status.started_at:
         return None
     return parse_time(session.status.started_at) + limits(session, environment)[1]
+
+
+def suspends_when_idle(session: SessionObject, environment: EnvironmentObject | None) -> bool:
+    """Whether an idle session is suspended rather than ended.
+
+    One whose pod was made before the Environment's workspace became persistent has nothing to
+    keep, and one without its Environment nothing to come back to.
+    """
+    if environment is None or not session.status.workspace_claim:
+        return False
+    return environment.spec.lifecycle.on_idle == "Suspend"
 
 
 def plan_session(
     session: SessionObject, observed: Observed, ended_ttl: timedelta, now: datetime
 ) -> SessionPlan:
     """The next step of a session that is not being deleted."""
-    status = session.status
-    if status.phase.ended:
+    phase = session.status.phase
+    if phase.ended:
         return _after_end(session, observed, ended_ttl, now)
-    if status.phase is Phase.RUNNING:
+    if phase is Phase.SUSPENDED:
+        return _suspended(session, observed, now)
+    if phase is Phase.RUNNING:
         return _running(session, observed, now)
-    pod = observed.pod
+    return _pending(session, observed, now)
+
+
+def _pending(session: SessionObject, observed: Observed, now: datetime) -> SessionPlan:
+    pod, status = observed.pod, session.status
+    over = _lifetime_over(session, observed, now)
+    if over:
+        return over
+    if pod and pod.uid == status.pod_uid:
+        # The pod that it lost, or that it was suspended from: never used again.
+        return _without_old_pod(session, pod)
+    if session.spec.state == "Suspended":
+        return SessionPlan(Step.SUSPEND, Phase.SUSPENDED, *_ASKED)
     if pod and pod.end:
-        return SessionPlan(Step.END, Phase.FAILED, *pod.end)
+        return _lost(session, *pod.end, now=now)
     if pod is None or pod.deleting:
+        if pod and status.workspace_claim:
+            return _without_old_pod(session, pod)
+        due = _recovery_due(session)
+        if due and now < due:
+            return SessionPlan(Step.WAIT, look_again=due)
         # Nobody has worked in a pod that goes before the session ran: another serves as well.
         return _without_pod(session, observed)
     failure = observed.pod_failure
     if failure:
         if failure.reason == conditions.NETWORK_NOT_ENFORCED:
             return SessionPlan(Step.WAIT, reason=failure.reason, message=failure.message)
-        return SessionPlan(Step.END, Phase.FAILED, failure.reason, failure.message)
-    if not observed.pod_warm:
-        reason, message = pod.trouble or (conditions.STARTING, f"pod {pod.name} is starting")
-        return SessionPlan(Step.WAIT, reason=reason, message=message)
-    return SessionPlan(Step.HAND_OVER)
+        return _lost(session, failure.reason, failure.message, now=now)
+    if observed.pod_warm:
+        return SessionPlan(Step.HAND_OVER)
+    reason, message = pod.trouble or (conditions.STARTING, f"pod {pod.name} is starting")
+    if observed.volume_problem:
+        reason, message = observed.volume_problem.reason, observed.volume_problem.message
+    waits_for_volume = pod.claim and not pod.ip
+    again = now + VOLUME_LOOK if waits_for_volume else None
+    return SessionPlan(Step.WAIT, reason=reason, message=message, look_again=again)
+
+
+def _without_old_pod(session: SessionObject, pod: PodView) -> SessionPlan:
+    """A volume serves one pod at a time: the next one waits until the last has gone."""
+    if not pod.deleting:
+        return SessionPlan(Step.CLEAN_UP, session.status.phase)
+    message = (
+        f"pod {pod.name} still holds the workspace; when its node is lost, delete the Node or "
+        "taint it node.kubernetes.io/out-of-service"
+    )
+    return SessionPlan(Step.WAIT, reason=conditions.WORKSPACE_IN_USE, message=message)
+
+
+def _recovery_due(session: SessionObject) -> datetime | None:
+    status = session.status
+    # The first loss costs no time: most often the node is to blame, and the next one is well.
+    if not status.failed_at or status.recoveries <= 1:
+        return None
+    wait: timedelta = FIRST_RECOVERY * 2 ** (status.recoveries - 2)
+    return parse_time(status.failed_at) + min(LONGEST_RECOVERY, wait)
+
+
+def losses_after(session: SessionObject, now: datetime) -> int:
+    """Pods lost one after the other, with the one that is lost now."""
+    status = session.status
+    since = parse_time(status.running_since) if status.running_since else now
+    return 1 if now - since >= STABLE else status.recoveries + 1
+
+
+def _lost(session: SessionObject, reason: str, message: str, *, now: datetime) -> SessionPlan:
+    """Its pod is lost: another one goes on where the workspace is kept."""
+    status = session.status
+    if not status.workspace_claim:
+        return SessionPlan(Step.END, Phase.FAILED, reason, message)
+    if losses_after(session, now) > MAX_RECOVERIES:
+        message = f"{message}; {status.recoveries} pods before it were lost as well"
+        return SessionPlan(Step.END, Phase.FAILED, reason, message)
+    return SessionPlan(Step.RECOVER, Phase.PENDING, reason, message)
 
 
 def _after_end(
@@ -111,6 +201,24 @@ def _after_end(
     if now >= ended + ended_ttl:
         return SessionPlan(Step.FORGET, phase)
     return SessionPlan(Step.WAIT, phase, look_again=ended + ended_ttl)
+
+
+_ASKED = (
+    conditions.SUSPENDED,
+    "it has no pod, as asked; its workspace is kept. Resume it to go on",
+)
+
+
+def _suspended(session: SessionObject, observed: Observed, now: datetime) -> SessionPlan:
+    over = _lifetime_over(session, observed, now)
+    if over:
+        return over
+    if observed.pod and not observed.pod.deleting:
+        return SessionPlan(Step.CLEAN_UP, Phase.SUSPENDED)
+    if session.spec.state == "Running":
+        return SessionPlan(Step.RESUME)
+    ends = expires_at(session, observed.environment)
+    return SessionPlan(Step.WAIT, Phase.SUSPENDED, *_ASKED, look_again=ends)
 
 
 def _without_pod(session: SessionObject, observed: Observed) -> SessionPlan:
@@ -137,21 +245,51 @@ def _without_pod(session: SessionObject, observed: Observed) -> SessionPlan:
     return SessionPlan(Step.GET_POD)
 
 
+def _lifetime_over(session: SessionObject, observed: Observed, now: datetime) -> SessionPlan | None:
+    ends = expires_at(session, observed.environment)
+    if ends is None or now < ends:
+        return None
+    life = limits(session, observed.environment)[1]
+    message = f"the session lived for {int(life.total_seconds())} s"
+    return SessionPlan(Step.END, Phase.TERMINATED, conditions.MAX_LIFETIME, message)
+
+
+def _declined(session: SessionObject) -> bool:
+    """Whether it was said already that it cannot be suspended."""
+    return any(
+        each.type == conditions.SUSPENDED
+        and each.status == "False"
+        and each.observed_generation == session.metadata.generation
+        for each in session.status.conditions
+    )
+
+
 def _running(session: SessionObject, observed: Observed, now: datetime) -> SessionPlan:
-    pod = observed.pod
+    pod, status = observed.pod, session.status
+    if pod and pod.end:
+        return _lost(session, *pod.end, now=now)
     if pod is None or pod.deleting:
-        return SessionPlan(
-            Step.END, Phase.FAILED, conditions.POD_DELETED, "the pod is gone, with all its work"
-        )
-    if pod.end:
-        return SessionPlan(Step.END, Phase.FAILED, *pod.end)
-    status = session.status
+        gone = (conditions.POD_DELETED, "the pod is gone, with all its work")
+        if status.workspace_claim:
+            gone = (conditions.POD_DELETED, "the pod is gone; the workspace is kept")
+        return _lost(session, *((pod and pod.disruption) or gone), now=now)
+    over = _lifetime_over(session, observed, now)
+    if over:
+        return over
+    if session.spec.state == "Suspended":
+        if status.workspace_claim:
+            return SessionPlan(Step.SUSPEND, Phase.SUSPENDED, *_ASKED)
+        if not _declined(session):
+            message = (
+                "it goes on running: without workspace.persistent in its Environment, its work "
+                "would be gone; delete the Session to end it"
+            )
+            reason = conditions.WORKSPACE_NOT_PERSISTENT
+            return SessionPlan(Step.DECLINE, Phase.RUNNING, reason, message)
     started = parse_time(status.started_at) if status.started_at else now
     idle, life = limits(session, observed.environment)
-    if now >= started + life:
-        message = f"the session lived for {int(life.total_seconds())} s"
-        return SessionPlan(Step.END, Phase.TERMINATED, conditions.MAX_LIFETIME, message)
-    active = parse_time(status.last_activity_time) if status.last_activity_time else started
+    since = parse_time(status.running_since) if status.running_since else started
+    active = parse_time(status.last_activity_time) if status.last_activity_time else since
     if now >= active + idle:
         return SessionPlan(Step.ASK_ACTIVITY, Phase.RUNNING)
     return SessionPlan(Step.WAIT, Phase.RUNNING, look_again=min(started + life, active + idle))

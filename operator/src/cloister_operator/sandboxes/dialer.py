@@ -155,6 +155,17 @@ class Sandboxes:
         )
         return answers.activity(pod.name, answer)
 
+    async def drain(self, pod: PodAddress, session_uid: str, grace: timedelta) -> None:
+        """Let calls in a claimed pod finish within `grace`, and refuse new ones."""
+        request = exec_pb2.DrainRequest()
+        request.grace.FromTimedelta(grace)
+        seconds = grace.total_seconds() + CALL_SECONDS
+        await self._call(
+            pod,
+            names.session_server_name(session_uid),
+            lambda stub: stub.Drain(request, timeout=seconds),
+        )
+
     def forget(self, pod_uid: str) -> None:
         """Close the pod's channel, if there is one; calls under way fail as LostError."""
         self._links.forget(pod_uid)

@@ -1,0 +1,218 @@
+"""Gives a Session its pod: a warm one by compare-and-swap, or a new one; then its hand-over."""
+
+import asyncio
+import logging
+from datetime import datetime, timedelta
+
+from .. import manifests, names
+from ..api import conditions
+from ..api.backend import NewFile
+from ..api.common import JSON
+from ..api.environment import EnvironmentObject
+from ..api.pod import PodView, view
+from ..api.session import SessionObject
+from ..cluster.resources import PODS
+from ..errors import ConflictError, NotFoundError, RefusedError, TransientError
+from ..metrics import CLAIM_SECONDS
+from ..plan.session import SessionPlan, Step, limits
+from ..recipe import Recipe, content_of, references, variables
+from ..sandboxes import ClaimPayload
+from . import owned, pods, volumes
+from .context import Context, address
+from .references import read
+from .statuses import SessionStatuses
+
+log = logging.getLogger(__name__)
+
+CREDENTIALS_MARGIN = timedelta(minutes=5)
+"""A certificate outlives its session by this, so that a clock that is behind ends nothing."""
+PROOF_PATIENCE = 2.0
+"""Seconds that a session waits for a warm pod that is being proven, before it gets a new one."""
+_KEPT = "/workspace/"
+
+
+class Claims:
+    """Claims for one process; what it remembers is for its figures and its patience."""
+
+    def __init__(self, context: Context, statuses: SessionStatuses) -> None:
+        self._context = context
+        self._statuses = statuses
+        self._warm_claims: set[str] = set()
+        self._first_seen: dict[str, float] = {}
+
+    def waits(self, session: SessionObject) -> None:
+        """The session waits for a pod."""
+        self._first_seen.setdefault(session.metadata.uid, _seconds())
+
+    def forget(self, uid: str) -> None:
+        """The session is gone."""
+        self._first_seen.pop(uid, None)
+        self._warm_claims.discard(uid)
+
+    async def get_pod(
+        self, session: SessionObject, environment: EnvironmentObject, recipe: Recipe
+    ) -> float:
+        """Claim a warm pod, or make one; either way the next look hands it over.
+
+        A session that has a workspace gets a new pod on it: no volume can be put into a pod that
+        runs.
+        """
+        context = self._context
+        if session.status.workspace_claim is None:
+            while candidate := context.take_warm(environment, recipe.hash):
+                claimed = await self._claim(candidate, session)
+                if claimed and claimed.alive:
+                    self._warm_claims.add(session.metadata.uid)
+                    await self.hand_over(session, environment, claimed)
+                    return 0.0
+            waited = _seconds() - self._first_seen.get(session.metadata.uid, 0.0)
+            if waited < PROOF_PATIENCE and context.about_to_be_usable(environment, recipe.hash):
+                return 0.02
+        await self._check_references(session)
+        try:
+            claim = await volumes.of_session(context, session, environment)
+            await pods.create(context, environment, recipe, session, claim)
+        except RefusedError as error:
+            refused = SessionPlan(Step.WAIT, reason=conditions.PODS_REFUSED, message=str(error))
+            await self._statuses.waiting(session, refused)
+            raise
+        return 0.0
+
+    async def _claim(self, candidate: PodView, session: SessionObject) -> PodView | None:
+        """The pod as it is when it has become the session's; None when it is not to be had."""
+        try:
+            made = await self._claim_label(candidate, session)
+        except NotFoundError:
+            return None
+        except TransientError as error:
+            found = await self._after_failed_claim(candidate, session, error)
+            if found is None:
+                return None
+            made = found
+        self._context.pods.put(made)
+        return view(made)
+
+    async def _after_failed_claim(
+        self, candidate: PodView, session: SessionObject, error: TransientError
+    ) -> JSON | None:
+        """What the API server has decides: the claim may have happened, now or in an earlier
+        attempt whose answer was lost. The answer is the pod if it is the session's, None if it is
+        another's; raises `error` when it is still to be had.
+        """
+        context = self._context
+        try:
+            latest = await context.api.get(PODS, *candidate.key)
+        except NotFoundError:
+            return None
+        except TransientError:
+            # Nobody may be kept from a pod that this session perhaps has not got.
+            context.reserved.discard(candidate.uid)
+            raise
+        if view(latest).session_uid == session.metadata.uid:
+            return latest
+        context.pods.put(latest)
+        if isinstance(error, ConflictError):
+            return None
+        context.reserved.discard(candidate.uid)
+        raise error
+
+    async def _check_references(self, session: SessionObject) -> None:
+        """Refuse wrong references before a pod is made for them."""
+        spec = session.spec
+        namespace = session.metadata.namespace
+        await read(self._context.api, namespace, references(spec.files, spec.env))
+
+    async def _claim_label(self, pod: PodView, session: SessionObject) -> JSON:
+        """The API server's compare-and-swap: of all that try, one gets the pod."""
+        state = f"/metadata/labels/{names.STATE_LABEL.replace('/', '~1')}"
+        owner = f"/metadata/labels/{names.SESSION_LABEL.replace('/', '~1')}"
+        return await self._context.api.json_patch(
+            PODS,
+            pod.namespace,
+            pod.name,
+            [
+                {"op": "test", "path": "/metadata/uid", "value": pod.uid},
+                {"op": "test", "path": state, "value": names.STATE_WARM},
+                {"op": "replace", "path": state, "value": names.STATE_CLAIMED},
+                {"op": "add", "path": owner, "value": session.metadata.uid},
+                {
+                    "op": "replace",
+                    "path": "/metadata/ownerReferences",
+                    "value": [session.owner_reference()],
+                },
+            ],
+        )
+
+    async def hand_over(
+        self, session: SessionObject, environment: EnvironmentObject | None, pod: PodView
+    ) -> None:
+        """Tell the exec server whose it is, then write that the session runs."""
+        context, metadata = self._context, session.metadata
+        now = context.clock()
+        lifetime = limits(session, environment)[1] + CREDENTIALS_MARGIN
+        payload = await self._payload(session, now, lifetime)
+        try:
+            await self._tell(session, pod, payload)
+        except ConflictError as error:
+            # It cannot be: the label is ours. Whatever it is, this pod serves nobody.
+            log.warning("pod %s refuses session %s: %s", pod.name, metadata.name, error)
+            await pods.delete(context, pod)
+            raise
+        credentials = None
+        if not session.through_api:
+            credentials = await self._write_credentials(session, lifetime, now)
+        await self._statuses.running(session, pod, credentials, now)
+        self._observe_claim(session.metadata.uid)
+
+    async def _tell(self, session: SessionObject, pod: PodView, payload: ClaimPayload) -> None:
+        """Claim the exec server, and beside it the workspace: before the status says that the
+        session runs, the workspace must not be one that goes with the pod.
+        """
+        claim = self._context.dialer.claim(address(pod), payload)
+        if pod.claim != pod.name:
+            await claim
+            return
+        adoption = volumes.adopt(self._context, session, pod)
+        for result in await asyncio.gather(claim, adoption, return_exceptions=True):
+            if isinstance(result, BaseException):
+                raise result
+
+    async def _payload(
+        self, session: SessionObject, now: datetime, lifetime: timedelta
+    ) -> ClaimPayload:
+        context, metadata, spec = self._context, session.metadata, session.spec
+        values = await read(context.api, metadata.namespace, references(spec.files, spec.env))
+        return ClaimPayload(
+            session_uid=metadata.uid,
+            session_name=metadata.name,
+            identity=context.authority.session_server(metadata.uid, now, lifetime),
+            env=variables(spec.env, values),
+            files=[
+                NewFile(file.path, file.permissions, content_of(file, index, values))
+                for index, file in enumerate(spec.files)
+                # What its tools made of a file since must not be overwritten.
+                if not (session.resumed and file.path.startswith(_KEPT))
+            ],
+        )
+
+    async def _write_credentials(
+        self, session: SessionObject, lifetime: timedelta, now: datetime
+    ) -> str:
+        identity = self._context.authority.session_client(session.metadata.uid, now, lifetime)
+        body = manifests.credentials_secret(
+            session, identity.certificate_pem, identity.private_key_pem, identity.ca_pem
+        )
+        await owned.create(self._context.api, session.metadata.namespace, body)
+        return names.credentials_secret(session.metadata.name)
+
+    def _observe_claim(self, uid: str) -> None:
+        start = "warm" if uid in self._warm_claims else "cold"
+        seen = self._first_seen.pop(uid, None)
+        if seen is not None:
+            CLAIM_SECONDS.labels(start).observe(_seconds() - seen)
+        self._warm_claims.discard(uid)
+
+
+def _seconds() -> float:
+    """The event loop's clock."""
+    return asyncio.get_running_loop().time()

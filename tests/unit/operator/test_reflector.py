@@ -50,7 +50,7 @@ class Breaking(Connection):
         if self.refused_lists:
             self.refused_lists -= 1
             raise TransientError("the API server answered 503")
-        return await super().list(resource, namespace, selector)
+        return await super().list(resource, namespace, selector, fields)
 
     async def watch(
         self, resource: Resource, namespace: str, selector: str, resource_version: str

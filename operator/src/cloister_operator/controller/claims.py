@@ -8,6 +8,7 @@ from .. import manifests, names
 from ..api import conditions
 from ..api.backend import NewFile
 from ..api.common import JSON
+from ..api.conditions import timestamp
 from ..api.environment import EnvironmentObject
 from ..api.pod import PodView, view
 from ..api.session import SessionObject
@@ -39,6 +40,9 @@ class Claims:
         self._statuses = statuses
         self._warm_claims: set[str] = set()
         self._first_seen: dict[str, float] = {}
+        self._began = timestamp(context.clock())
+        self._without_warm: set[str] = set()
+        """UIDs of sessions for which this process made a pod, or was about to."""
 
     def waits(self, session: SessionObject) -> None:
         """The session waits for a pod."""
@@ -48,6 +52,7 @@ class Claims:
         """The session is gone."""
         self._first_seen.pop(uid, None)
         self._warm_claims.discard(uid)
+        self._without_warm.discard(uid)
 
     async def get_pod(
         self, session: SessionObject, environment: EnvironmentObject, recipe: Recipe
@@ -58,7 +63,7 @@ class Claims:
         runs.
         """
         context = self._context
-        if session.status.workspace_claim is None:
+        if not await self._has_workspace(session, environment):
             while candidate := context.take_warm(environment, recipe.hash):
                 claimed = await self._claim(candidate, session)
                 if claimed and claimed.alive:
@@ -69,6 +74,7 @@ class Claims:
             if waited < PROOF_PATIENCE and context.about_to_be_usable(environment, recipe.hash):
                 return 0.02
         await self._check_references(session)
+        self._without_warm.add(session.metadata.uid)
         try:
             claim = await volumes.of_session(context, session, environment)
             await pods.create(context, environment, recipe, session, claim)
@@ -77,6 +83,22 @@ class Claims:
             await self._statuses.waiting(session, refused)
             raise
         return 0.0
+
+    async def _has_workspace(self, session: SessionObject, environment: EnvironmentObject) -> bool:
+        """Whether there is a volume for it, be it from an attempt that got no further.
+
+        The API server is asked only about sessions that an attempt can have been made for: not
+        about one that was just created.
+        """
+        if session.status.workspace_claim is not None:
+            return True
+        metadata = session.metadata
+        new = (metadata.creation_timestamp or "") > self._began
+        if not environment.spec.workspace.persistent or (
+            new and metadata.uid not in self._without_warm
+        ):
+            return False
+        return await volumes.made_for(self._context, session)
 
     async def _claim(self, candidate: PodView, session: SessionObject) -> PodView | None:
         """The pod as it is when it has become the session's; None when it is not to be had."""
@@ -211,6 +233,7 @@ class Claims:
         if seen is not None:
             CLAIM_SECONDS.labels(start).observe(_seconds() - seen)
         self._warm_claims.discard(uid)
+        self._without_warm.discard(uid)
 
 
 def _seconds() -> float:

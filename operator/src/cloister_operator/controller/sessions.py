@@ -124,7 +124,8 @@ class SessionReconciler:
             if other.metadata.uid == metadata.uid or other.status.phase.ended:
                 continue
             has_pod = bool(self._context.pods.group(_pods_of(other)))
-            if other.spec.state == "Suspended" and not has_pod:
+            waits_suspended = other.spec.state == "Suspended" and not has_pod
+            if other.status.phase is Phase.SUSPENDED or waits_suspended:
                 continue
             older = (other.metadata.creation_timestamp or "", other.metadata.name) < mine
             count += has_pod or older

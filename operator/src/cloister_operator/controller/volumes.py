@@ -65,6 +65,17 @@ async def of_session(
     return kept
 
 
+async def made_for(context: Context, session: SessionObject) -> bool:
+    """Whether there is a claim that an earlier attempt made for the session."""
+    metadata = session.metadata
+    name = names.workspace_claim(metadata.name, metadata.uid)
+    try:
+        found = await context.api.get(VOLUME_CLAIMS, metadata.namespace, name)
+    except NotFoundError:
+        return False
+    return _owned_by(found, session)
+
+
 async def _make(
     context: Context, session: SessionObject, environment: EnvironmentObject
 ) -> str | None:

@@ -483,6 +483,7 @@ class Connection:
         self._arrives = arrives
         self._count = 0
         self._cuts = 0
+        self._never = asyncio.Event()
         self._flowing = asyncio.Event()
         self._flowing.set()
         self.killed = asyncio.Event()
@@ -511,7 +512,7 @@ class Connection:
 
     async def _live(self) -> None:
         if self.killed.is_set():
-            await asyncio.Event().wait()
+            await self._never.wait()
 
     async def _pause(self) -> None:
         await self._live()
@@ -536,7 +537,7 @@ class Connection:
         fault = self._fault(self._count, write)
         if fault is Fault.KILLED_BEFORE:
             self.killed.set()
-            await asyncio.Event().wait()
+            await self._never.wait()
         if fault is Fault.FORBIDDEN:
             raise RefusedError("the API server refused: exceeded quota: pods")
         if fault is Fault.REFUSED:

@@ -20,6 +20,7 @@ from cloister_operator.plan.session import (
     expires_at,
     limits,
     plan_session,
+    suspends_when_idle,
 )
 from support.operator_objects import NOW, environment, pod, session
 
@@ -36,6 +37,40 @@ def ago(**age: float) -> str:
 def running(**status: Any) -> SessionObject:
     given_ = {"phase": "Running", "startedAt": ago(minutes=5), "lastActivityTime": ago(minutes=1)}
     return session(status=given_ | status)
+
+
+KEPT = {"workspaceClaim": "py-1"}
+"""Of sessions whose workspace outlives their pods."""
+DECLINED = {
+    "type": "Suspended",
+    "status": "False",
+    "reason": "WorkspaceNotPersistent",
+    "message": "no",
+    "lastTransitionTime": ago(minutes=1),
+    "observedGeneration": 1,
+}
+
+
+def to_suspend(**status: Any) -> SessionObject:
+    given_ = {"phase": "Running", "startedAt": ago(minutes=5), "lastActivityTime": ago(minutes=1)}
+    return session(status=given_ | status, state="Suspended")
+
+
+def suspended(state: str = "Suspended", **status: Any) -> SessionObject:
+    given_ = {"phase": "Suspended", "startedAt": ago(hours=2), "podUID": "uid-of-old", **KEPT}
+    return session(status=given_ | status, state=state)
+
+
+def recovering(losses: int = 1, state: str = "Running", **status: Any) -> SessionObject:
+    given_ = {
+        "phase": "Pending",
+        "startedAt": ago(hours=2),
+        "podUID": "uid-of-old",
+        "failedAt": ago(seconds=0),
+        "recoveries": losses,
+        **KEPT,
+    }
+    return session(status=given_ | status, state=state)
 
 
 def mine(**fields: Any) -> PodView:
@@ -207,6 +242,161 @@ def plan(
             "",
             id="ended long ago",
         ),
+        pytest.param(
+            plan(session(state="Suspended")),
+            Step.SUSPEND,
+            Phase.SUSPENDED,
+            "Suspended",
+            id="new, suspended",
+        ),
+        pytest.param(
+            plan(session(state="Suspended"), mine(), pod_warm=True),
+            Step.SUSPEND,
+            Phase.SUSPENDED,
+            "Suspended",
+            id="suspended before it ran",
+        ),
+        pytest.param(
+            plan(to_suspend(**KEPT), mine()),
+            Step.SUSPEND,
+            Phase.SUSPENDED,
+            "Suspended",
+            id="to be suspended",
+        ),
+        pytest.param(
+            plan(to_suspend(), mine()),
+            Step.DECLINE,
+            Phase.RUNNING,
+            "WorkspaceNotPersistent",
+            id="to be suspended, its workspace would be gone",
+        ),
+        pytest.param(
+            plan(to_suspend(conditions=[DECLINED]), mine()),
+            Step.WAIT,
+            Phase.RUNNING,
+            "",
+            id="declined once",
+        ),
+        pytest.param(
+            plan(to_suspend(conditions=[DECLINED], lastActivityTime=ago(hours=1)), mine()),
+            Step.ASK_ACTIVITY,
+            Phase.RUNNING,
+            "",
+            id="declined, and idle",
+        ),
+        pytest.param(plan(suspended()), Step.WAIT, Phase.SUSPENDED, "Suspended", id="suspended"),
+        pytest.param(
+            plan(suspended(), mine(uid="uid-of-old")),
+            Step.CLEAN_UP,
+            Phase.SUSPENDED,
+            "",
+            id="suspended with a pod",
+        ),
+        pytest.param(
+            plan(suspended("Running")), Step.RESUME, Phase.PENDING, "", id="to be resumed"
+        ),
+        pytest.param(
+            plan(suspended("Running", startedAt=ago(hours=24))),
+            Step.END,
+            Phase.TERMINATED,
+            "MaxLifetime",
+            id="suspended for too long",
+        ),
+        pytest.param(plan(recovering()), Step.GET_POD, Phase.PENDING, "", id="lost its pod"),
+        pytest.param(
+            plan(recovering(), mine(uid="uid-of-old", end=OOM)),
+            Step.CLEAN_UP,
+            Phase.PENDING,
+            "",
+            id="the lost pod is still there",
+        ),
+        pytest.param(
+            plan(recovering(), mine(uid="uid-of-old", deleting=True)),
+            Step.WAIT,
+            Phase.PENDING,
+            "WorkspaceInUse",
+            id="the lost pod is on its way",
+        ),
+        pytest.param(
+            plan(recovering(losses=2)), Step.WAIT, Phase.PENDING, "", id="lost pods in a row"
+        ),
+        pytest.param(
+            plan(recovering(losses=2, failedAt=ago(seconds=2))),
+            Step.GET_POD,
+            Phase.PENDING,
+            "",
+            id="lost pods in a row, a while ago",
+        ),
+        pytest.param(
+            plan(recovering(state="Suspended")),
+            Step.SUSPEND,
+            Phase.SUSPENDED,
+            "Suspended",
+            id="suspended while it recovers",
+        ),
+        pytest.param(
+            plan(recovering(startedAt=ago(hours=25))),
+            Step.END,
+            Phase.TERMINATED,
+            "MaxLifetime",
+            id="too old to recover",
+        ),
+        pytest.param(
+            plan(recovering(), mine(end=OOM)),
+            Step.RECOVER,
+            Phase.PENDING,
+            "OOMKilled",
+            id="the next pod died as well",
+        ),
+        pytest.param(
+            plan(recovering(), mine(), pod_failure=SETUP),
+            Step.RECOVER,
+            Phase.PENDING,
+            "SetupFailed",
+            id="the next pod cannot be set up",
+        ),
+        pytest.param(
+            plan(recovering(losses=8), mine(end=OOM)),
+            Step.END,
+            Phase.FAILED,
+            "OOMKilled",
+            id="the last of many",
+        ),
+        pytest.param(
+            plan(running(**KEPT), mine(end=OOM)),
+            Step.RECOVER,
+            Phase.PENDING,
+            "OOMKilled",
+            id="out of memory, workspace kept",
+        ),
+        pytest.param(
+            plan(running(**KEPT)), Step.RECOVER, Phase.PENDING, "PodDeleted", id="pod gone, kept"
+        ),
+        pytest.param(
+            plan(running(), mine(deleting=True, disruption=("NodeLost", "the node is gone"))),
+            Step.END,
+            Phase.FAILED,
+            "NodeLost",
+            id="node lost",
+        ),
+        pytest.param(
+            plan(running(**KEPT), mine(deleting=True, disruption=("NodeLost", "gone"))),
+            Step.RECOVER,
+            Phase.PENDING,
+            "NodeLost",
+            id="node lost, workspace kept",
+        ),
+        pytest.param(
+            plan(
+                session(),
+                mine(claim="c", ip=""),
+                volume_problem=Failure("VolumeNotBound", "no class"),
+            ),
+            Step.WAIT,
+            Phase.PENDING,
+            "VolumeNotBound",
+            id="no volume",
+        ),
     ],
 )
 def test_steps(made: SessionPlan, step: Step, phase: Phase, reason: str) -> None:
@@ -259,12 +449,30 @@ def test_a_session_expires_when_its_lifetime_is_over() -> None:
     assert expires_at(running(), environment()) == expected
 
 
+def test_losses_in_a_row_are_followed_by_longer_and_longer_pauses() -> None:
+    waits = []
+    for losses in range(2, 9):
+        again = plan(recovering(losses)).look_again
+        assert again
+        waits.append((again - NOW).total_seconds())
+    assert waits == [2, 4, 8, 16, 32, 64, 128]
+
+
+def test_only_a_kept_workspace_lets_an_idle_session_be_suspended() -> None:
+    suspends = environment(lifecycle={"onIdle": "Suspend"})
+    assert suspends_when_idle(running(**KEPT), suspends)
+    assert not suspends_when_idle(running(), suspends)
+    assert not suspends_when_idle(running(**KEPT), environment())
+    assert not suspends_when_idle(running(**KEPT), None)
+
+
 PODS = st.one_of(
     st.none(),
     st.builds(
-        lambda deleting, end, state: pod(
-            deleting=deleting, end=end, state=state, session_uid="uid-of-s1"
+        lambda name, deleting, end, state: pod(
+            name, deleting=deleting, end=end, state=state, session_uid="uid-of-s1"
         ),
+        st.sampled_from(["p1", "old"]),
         st.booleans(),
         st.sampled_from([None, OOM]),
         st.just("claimed"),
@@ -272,11 +480,16 @@ PODS = st.one_of(
 )
 STATUS = st.fixed_dictionaries(
     {
-        "phase": st.sampled_from(["Pending", "Running", "Failed", "Terminated"]),
+        "phase": st.sampled_from([each.value for each in Phase]),
+        "workspaceClaim": st.sampled_from([None, "py-1"]),
+        "podUID": st.sampled_from([None, "uid-of-old"]),
+        "recoveries": st.integers(0, 9),
+        "failedAt": st.one_of(st.none(), st.integers(0, 1000).map(lambda s: ago(seconds=s))),
         "startedAt": st.one_of(st.none(), st.integers(0, 100_000).map(lambda s: ago(seconds=s))),
         "endedAt": st.one_of(st.none(), st.integers(0, 10_000).map(lambda s: ago(seconds=s))),
     }
 )
+STATES = st.sampled_from(["Running", "Suspended"])
 OBSERVED = st.builds(
     Observed,
     environment=st.sampled_from([None, environment(), environment(pool={"maxSessions": 1})]),
@@ -288,25 +501,31 @@ OBSERVED = st.builds(
 )
 
 
-@given(STATUS, OBSERVED)
-def test_an_ended_session_never_runs_again(status: dict[str, Any], observed: Observed) -> None:
-    subject = session(status=status)
+@given(STATES, STATUS, OBSERVED)
+def test_an_ended_session_never_runs_again(
+    state: str, status: dict[str, Any], observed: Observed
+) -> None:
+    subject = session(status=status, state=state)
     made = plan_session(subject, observed, TTL, NOW)
     if subject.status.phase.ended:
         assert made.step in (Step.WAIT, Step.CLEAN_UP, Step.FORGET)
         assert made.phase is subject.status.phase
 
 
-@given(STATUS, OBSERVED)
-def test_a_session_with_a_pod_gets_no_other(status: dict[str, Any], observed: Observed) -> None:
-    made = plan_session(session(status=status), observed, TTL, NOW)
+@given(STATES, STATUS, OBSERVED)
+def test_a_session_with_a_pod_gets_no_other(
+    state: str, status: dict[str, Any], observed: Observed
+) -> None:
+    made = plan_session(session(status=status, state=state), observed, TTL, NOW)
     if made.step is Step.GET_POD:
         assert observed.pod is None or observed.pod.deleting
 
 
-@given(STATUS, OBSERVED)
-def test_only_a_usable_pod_is_handed_over(status: dict[str, Any], observed: Observed) -> None:
-    made = plan_session(session(status=status), observed, TTL, NOW)
+@given(STATES, STATUS, OBSERVED)
+def test_only_a_usable_pod_is_handed_over(
+    state: str, status: dict[str, Any], observed: Observed
+) -> None:
+    made = plan_session(session(status=status, state=state), observed, TTL, NOW)
     if made.step is Step.HAND_OVER:
         assert observed.pod is not None
         assert observed.pod.alive
@@ -314,12 +533,45 @@ def test_only_a_usable_pod_is_handed_over(status: dict[str, Any], observed: Obse
         assert observed.pod_failure is None
 
 
-@given(STATUS, OBSERVED)
-def test_who_waits_says_why_or_until_when(status: dict[str, Any], observed: Observed) -> None:
-    made = plan_session(session(status=status), observed, TTL, NOW)
+@given(STATES, STATUS, OBSERVED)
+def test_who_waits_says_why_or_until_when(
+    state: str, status: dict[str, Any], observed: Observed
+) -> None:
+    made = plan_session(session(status=status, state=state), observed, TTL, NOW)
     if made.step is Step.WAIT:
         assert made.look_again or (made.reason and made.message)
     if made.step is Step.END:
         assert made.phase.ended
         assert made.reason
         assert made.message
+
+
+@given(STATES, STATUS, OBSERVED)
+def test_a_volume_never_gets_a_second_pod(
+    state: str, status: dict[str, Any], observed: Observed
+) -> None:
+    made = plan_session(session(status=status, state=state), observed, TTL, NOW)
+    if made.step is Step.GET_POD and status["workspaceClaim"]:
+        assert observed.pod is None
+
+
+@given(STATES, STATUS, OBSERVED)
+def test_work_is_given_up_only_for_good_reasons(
+    state: str, status: dict[str, Any], observed: Observed
+) -> None:
+    made = plan_session(session(status=status, state=state), observed, TTL, NOW)
+    if made.phase is Phase.FAILED and made.step is Step.END and status["workspaceClaim"]:
+        assert status["recoveries"] >= 8
+    if made.step is Step.SUSPEND and status["phase"] == "Running":
+        assert status["workspaceClaim"]
+
+
+@given(STATES, STATUS, OBSERVED)
+def test_a_pod_of_before_is_never_handed_over(
+    state: str, status: dict[str, Any], observed: Observed
+) -> None:
+    made = plan_session(session(status=status, state=state), observed, TTL, NOW)
+    if made.step is Step.HAND_OVER:
+        assert observed.pod
+        assert observed.pod.uid != status["podUID"]
+        assert state == "Running"

@@ -309,6 +309,49 @@ async def test_without_a_warm_pod_one_is_made_for_the_session(world: World) -> N
     assert pod["metadata"]["labels"][names.STATE_LABEL] == "claimed"
 
 
+async def test_a_pod_whose_recipe_went_with_its_environment_is_replaced(world: World) -> None:
+    """It waits for a Secret that will not come; the session goes on under a new Environment."""
+    world.cluster.starts_pods = False
+    world.apply_environment(pool={"size": 0}, setup="echo old")
+    world.apply_session()
+    operator = world.start()
+    await operator.until(lambda: world.pods(state="claimed"))
+    old = world.pods()[0]["metadata"]["labels"][names.RECIPE_LABEL]
+    world.cluster.delete(ENVIRONMENTS, NAMESPACE, "py")
+    await operator.until(lambda: f"py-{old}" not in world.secrets())
+    await operator.advance(timedelta(minutes=1))
+    await operator.until(
+        lambda: world.condition(world.session()) == ("False", "EnvironmentNotFound")
+    )
+    assert world.pods() == []
+    world.cluster.starts_pods = True
+    world.apply_environment(pool={"size": 0}, setup="echo new")
+    await operator.until(lambda: world.served("s1"))
+
+
+async def test_a_warm_pod_whose_claim_conflicts_with_another_write_can_be_claimed_again(
+    world: World,
+) -> None:
+    """The API server gives up when an object changes again and again; the pod is free all the
+    while.
+    """
+    world.apply_environment(pool={"size": 1})
+    conflicts = iter([Fault.CONFLICT])
+
+    def fault(_count: int, write: Write) -> Fault | None:
+        claims = write.verb == "patch" and write.plural == "pods"
+        there = world.cluster.peek(SESSIONS, NAMESPACE, "s1")
+        return next(conflicts, None) if claims and there else None
+
+    operator = world.start(Connection(world.cluster, fault))
+    await operator.until(lambda: world.pool_is(1))
+    (warm,) = world.pods(state="warm")
+    world.apply_session(annotations={names.ISSUED_BY: names.ISSUED_BY_API})
+    await operator.until(lambda: world.served("s1"))
+    assert list(conflicts) == []
+    assert world.session()["status"]["podUID"] == warm["metadata"]["uid"]
+
+
 async def test_many_sessions_get_a_pod_each(world: World) -> None:
     world.apply_environment(pool={"size": 5})
     operator = world.start()

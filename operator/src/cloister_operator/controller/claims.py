@@ -130,10 +130,14 @@ class Claims:
             # Nobody may be kept from a pod that this session perhaps has not got.
             context.reserved.discard(candidate.uid)
             raise
-        if view(latest).session_uid == session.metadata.uid:
+        now = view(latest)
+        if now.session_uid == session.metadata.uid:
             return latest
         context.pods.put(latest)
-        if isinstance(error, ConflictError):
+        # The API server also answers with a conflict when it came too late for other reasons:
+        # somebody wrote something else, again and again.
+        free = now.uid == candidate.uid and now.state == names.STATE_WARM and now.alive
+        if isinstance(error, ConflictError) and not free:
             return None
         context.reserved.discard(candidate.uid)
         raise error

@@ -2,11 +2,12 @@
 
 from datetime import timedelta
 
+from .. import names
 from ..api import conditions
 from ..api.environment import EnvironmentObject
 from ..api.pod import PodView, view
 from ..api.session import Phase, SessionObject
-from ..cluster.resources import PODS
+from ..cluster.resources import PODS, SECRETS
 from ..errors import NotFoundError, PermanentError, TransientError
 from ..plan.pool import Failure
 from ..plan.session import Observed, SessionPlan, Step, plan_session
@@ -109,7 +110,28 @@ class SessionReconciler:
             others=self._others(session),
             environment_problem=self._environment_problem(environment),
             volume_problem=volume_problem,
+            recipe_gone=await self._recipe_gone(session, environment, pod),
         )
+
+    async def _recipe_gone(
+        self, session: SessionObject, environment: EnvironmentObject | None, pod: PodView | None
+    ) -> bool:
+        """Whether a pod that has yet to start mounts the recipe of a deleted Environment.
+
+        Asked of the API server, and only where the recipe is not the one that the Environment's
+        own reconcile keeps there.
+        """
+        if pod is None or pod.ip or pod.deleting or session.status.phase is not Phase.PENDING:
+            return False
+        resolved = self._resolved(environment) if environment else None
+        if resolved and resolved.recipe and resolved.recipe.hash == pod.recipe:
+            return False
+        secret = names.recipe_secret(pod.environment, pod.recipe)
+        try:
+            await self._context.api.get(SECRETS, pod.namespace, secret)
+        except NotFoundError:
+            return True
+        return False
 
     def _others(self, session: SessionObject) -> int:
         """Sessions of the Environment that count before this one: with a pod, or older.

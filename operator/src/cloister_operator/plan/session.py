@@ -68,6 +68,8 @@ class Observed:
     """Why the Environment cannot give sessions: its references, its policy, its network."""
     volume_problem: Failure | None = None
     """Why the pod does not get its workspace, by the events about it."""
+    recipe_gone: bool = False
+    """The pod has yet to start, and the Secret with its recipe went with its Environment."""
 
 
 def limits(
@@ -138,6 +140,9 @@ def _pending(session: SessionObject, observed: Observed, now: datetime) -> Sessi
             return SessionPlan(Step.WAIT, look_again=due)
         # Nobody has worked in a pod that goes before the session ran: another serves as well.
         return _without_pod(session, observed)
+    if observed.recipe_gone:
+        # It would wait for that Secret for ever.
+        return SessionPlan(Step.CLEAN_UP)
     failure = observed.pod_failure
     if failure:
         if failure.reason == conditions.NETWORK_NOT_ENFORCED:

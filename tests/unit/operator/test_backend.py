@@ -7,6 +7,7 @@ from datetime import timedelta
 import pytest
 
 from cloister_operator.api.backend import NewFile, NewSession
+from cloister_operator.api.session import Phase
 from cloister_operator.controller.backend import Backend
 from cloister_operator.errors import PermanentError
 from support.fake_operator import World
@@ -75,3 +76,66 @@ async def test_without_its_environment_there_is_no_session(backend: Backend) -> 
     with pytest.raises(PermanentError) as refused:
         await backend.create_session(replace(CALL, environment="none"))
     assert (refused.value.reason, refused.value.field) == ("EnvironmentNotFound", "environment")
+
+
+# --- suspended sessions --------------------------------------------------------------------------
+
+
+async def kept(world: World) -> Backend:
+    """The backend of an operator with a running session `s1` whose workspace persists."""
+    world.apply_environment(workspace={"persistent": True}, pool={"size": 0})
+    world.apply_session()
+    operator = world.start()
+    await operator.until(lambda: world.served("s1"))
+    return Backend(operator.context)
+
+
+async def test_a_session_is_suspended_and_resumed(world: World) -> None:
+    backend = await kept(world)
+    for _ in range(2):
+        asked = await backend.set_state(NAMESPACE, "s1", "Suspended")
+        assert asked
+        settled = await backend.wait_settled(NAMESPACE, "s1", 30)
+        assert settled
+        assert settled.status.phase is Phase.SUSPENDED
+        assert await backend.wait_settled(NAMESPACE, "s1", 0) == settled
+        await backend.set_state(NAMESPACE, "s1", "Running")
+        settled = await backend.wait_settled(NAMESPACE, "s1", 30)
+        assert settled
+        assert settled.status.phase is Phase.RUNNING
+    assert world.session()["status"]["restarts"] == 2
+
+
+async def test_a_state_that_is_asked_for_already_costs_no_write(world: World) -> None:
+    backend = await kept(world)
+    world.cluster.writes.clear()
+    assert await backend.set_state(NAMESPACE, "s1", "Running")
+    assert world.cluster.writes == []
+    assert await backend.set_state(NAMESPACE, "s2", "Running") is None
+
+
+async def test_a_session_that_would_lose_its_work_is_left_alone(
+    world: World, backend: Backend
+) -> None:
+    made = await backend.create_session(CALL)
+    name = made.metadata.name
+    await backend.wait_settled(NAMESPACE, name, 30)
+    with pytest.raises(PermanentError) as caught:
+        await backend.set_state(NAMESPACE, name, "Suspended")
+    assert caught.value.reason == "WorkspaceNotPersistent"
+    assert world.session(name)["spec"].get("state", "Running") == "Running"
+    assert world.served(name)
+
+
+async def test_the_call_that_made_a_session_finds_it_suspended(world: World) -> None:
+    world.apply_environment(workspace={"persistent": True})
+    operator = world.start()
+    await operator.until(lambda: world.pool_is(1))
+    backend = Backend(operator.context)
+    name = (await backend.create_session(CALL)).metadata.name
+    await backend.wait_settled(NAMESPACE, name, 30)
+    await backend.set_state(NAMESPACE, name, "Suspended")
+    await backend.wait_settled(NAMESPACE, name, 30)
+    again = await backend.create_session(CALL)
+    assert again.status.phase is Phase.SUSPENDED
+    assert await backend.wait_settled(NAMESPACE, name, 30) == again

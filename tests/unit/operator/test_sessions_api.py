@@ -65,6 +65,7 @@ class FakeBackend:
     def __init__(self) -> None:
         self.sessions: dict[str, SessionObject] = {}
         self.asked: list[NewSession] = []
+        self.states: list[tuple[str, str]] = []
         self.settles: SessionObject | None = made()
         self.never_settles = False
         self.raises: Exception | None = None
@@ -115,6 +116,12 @@ class FakeBackend:
 
     def expires_at(self, session: SessionObject) -> datetime | None:
         return self.expires
+
+    async def set_state(self, namespace: str, name: str, state: str) -> SessionObject | None:
+        if self.raises:
+            raise self.raises
+        self.states.append((name, state))
+        return self.get_session(namespace, name)
 
     async def delete_session(self, namespace: str, name: str) -> bool:
         return self.sessions.pop(name, None) is not None
@@ -387,12 +394,89 @@ async def test_delete(api: Api) -> None:
     assert (await failure(api.call("Delete", request))).code is grpc.StatusCode.NOT_FOUND
 
 
-async def test_suspend_and_resume_say_that_they_are_not_supported(api: Api) -> None:
-    for method, request in EVERY_CALL:
-        if method in ("Suspend", "Resume"):
-            failed = await failure(api.call(method, request))
-            assert failed.code is grpc.StatusCode.UNIMPLEMENTED
-            assert "not supported by this version" in failed.message
+SUSPEND = sessions_pb2.SuspendRequest(namespace=NS, name="s1")
+RESUME = sessions_pb2.ResumeRequest(namespace=NS, name="s1", wait=Duration(nanos=20_000_000))
+AT_REST = not_ready("IdleTimeout", "No tool ran for 600 s. Resume it to go on.")
+
+
+async def test_suspend_answers_once_the_session_has_no_pod(api: Api) -> None:
+    api.backend.sessions["s1"] = made()
+    api.backend.settles = made(phase="Suspended", conditions=AT_REST, restarts=2)
+    answer = await api.call("Suspend", SUSPEND)
+    assert api.backend.states == [("s1", "Suspended")]
+    assert answer.phase == sessions_pb2.Session.PHASE_SUSPENDED
+    assert (answer.reason, answer.pod_name, answer.endpoint) == ("IdleTimeout", "", "")
+    assert answer.restarts == 2
+
+
+async def test_a_session_that_cannot_be_suspended_says_why(api: Api) -> None:
+    api.backend.sessions["s1"] = made()
+    declined = not_ready("WorkspaceNotPersistent", "It goes on running.")
+    api.backend.settles = made(conditions=[declined[0] | {"type": "Suspended"}])
+    failed = await failure(api.call("Suspend", SUSPEND))
+    assert failed.code is grpc.StatusCode.FAILED_PRECONDITION
+    assert failed.reason == "WORKSPACE_NOT_PERSISTENT"
+    assert "It goes on running." in failed.message
+    api.backend.raises = PermanentError("WorkspaceNotPersistent", "It would lose its work.")
+    failed = await failure(api.call("Suspend", SUSPEND))
+    assert failed.reason == "WORKSPACE_NOT_PERSISTENT"
+
+
+async def test_a_suspension_that_takes_long_is_told_as_that(api: Api) -> None:
+    api.backend.sessions["s1"] = made()
+    api.backend.settles = made()
+    failed = await failure(api.call("Suspend", SUSPEND))
+    assert (failed.code, failed.reason) == (grpc.StatusCode.DEADLINE_EXCEEDED, "SUSPENDING")
+
+
+async def test_a_session_that_ended_is_neither_suspended_nor_resumed(api: Api) -> None:
+    over = made(phase="Terminated", conditions=not_ready("MaxLifetime", "It lived for 3600 s."))
+    api.backend.sessions["s1"] = api.backend.settles = over
+    for method, request in (("Suspend", SUSPEND), ("Resume", RESUME)):
+        failed = await failure(api.call(method, request))
+        assert failed.code is grpc.StatusCode.FAILED_PRECONDITION
+        assert failed.reason == "MAX_LIFETIME"
+
+
+async def test_resume_answers_with_a_running_session_and_its_certificate(api: Api) -> None:
+    api.backend.sessions["s1"] = made(phase="Suspended", conditions=AT_REST)
+    api.backend.settles = made(restarts=1)
+    answer = await api.call("Resume", RESUME)
+    assert api.backend.states == [("s1", "Running")]
+    assert (answer.session.phase, answer.session.restarts) == (
+        sessions_pb2.Session.PHASE_RUNNING,
+        1,
+    )
+    certificate = x509.load_pem_x509_certificate(answer.credentials.certificate_pem)
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert names.get_values_for_type(x509.UniformResourceIdentifier) == [f"session:{UID}"]
+
+
+@pytest.mark.parametrize("phase", ["Suspended", "Pending"])
+async def test_a_resume_that_has_no_pod_in_time_goes_on(api: Api, phase: str) -> None:
+    api.backend.sessions["s1"] = made(phase="Suspended", conditions=AT_REST)
+    api.backend.settles = made(phase=phase, conditions=not_ready("Starting", "A pod starts."))
+    api.backend.never_settles = True
+    failed = await failure(api.call("Resume", RESUME))
+    assert (failed.code, failed.reason) == (grpc.StatusCode.DEADLINE_EXCEEDED, "STARTING")
+    assert failed.metadata["phase"] == phase
+
+
+async def test_what_is_not_there_is_neither_suspended_nor_resumed(api: Api) -> None:
+    for method, request in (("Suspend", SUSPEND), ("Resume", RESUME)):
+        failed = await failure(api.call(method, request))
+        assert (failed.code, failed.reason) == (grpc.StatusCode.NOT_FOUND, "SESSION_NOT_FOUND")
+    too_long = sessions_pb2.ResumeRequest(namespace=NS, name="s1", wait=Duration(seconds=601))
+    assert list((await failure(api.call("Resume", too_long))).fields) == ["wait"]
+
+
+async def test_a_suspended_session_has_no_certificate_to_renew(api: Api) -> None:
+    api.backend.sessions["s1"] = made(phase="Suspended", conditions=AT_REST)
+    request = sessions_pb2.RenewRequest(namespace=NS, name="s1")
+    failed = await failure(api.call("Renew", request))
+    assert failed.code is grpc.StatusCode.FAILED_PRECONDITION
+    assert (failed.reason, failed.metadata["phase"]) == ("IDLE_TIMEOUT", "Suspended")
+    assert "Resume it" in failed.message
 
 
 async def test_watch_hands_on_each_change_until_the_caller_leaves(api: Api) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Final, Protocol
+from typing import Final, Literal, Protocol
 
 from .session import SessionObject
 
@@ -69,8 +69,9 @@ class SessionsBackend(Protocol):
         ...
 
     async def wait_settled(self, namespace: str, name: str, timeout: float) -> SessionObject | None:
-        """The Session once it runs, has ended or waits for a person (condition Ready False with
-        its pod not coming); as it is after `timeout` seconds; None when it is gone.
+        """The Session once it is as its spec wants it (running or suspended), has ended or waits
+        for a person (condition Ready False with its pod not coming); as it is after `timeout`
+        seconds; None when it is gone.
         """
         ...
 
@@ -88,6 +89,16 @@ class SessionsBackend(Protocol):
 
     def expires_at(self, session: SessionObject) -> datetime | None:
         """When its lifetime ends, if its Environment is known."""
+        ...
+
+    async def set_state(
+        self, namespace: str, name: str, state: Literal["Running", "Suspended"]
+    ) -> SessionObject | None:
+        """Ask for a session to be suspended, or to run again; None when there is none.
+
+        It need not be so yet: see `wait_settled`. Raises PermanentError (WorkspaceNotPersistent)
+        when suspending it would lose its work, and TransientError.
+        """
         ...
 
     async def delete_session(self, namespace: str, name: str) -> bool:

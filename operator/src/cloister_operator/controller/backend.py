@@ -6,6 +6,7 @@ import hashlib
 import secrets
 from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
+from typing import Literal
 
 from .. import names
 from ..api import conditions
@@ -14,7 +15,7 @@ from ..api.common import JSON
 from ..api.session import Phase, SessionObject
 from ..cluster.resources import SESSIONS
 from ..errors import ConflictError, LostError, NotFoundError, PermanentError, TransientError
-from ..plan.session import expires_at
+from ..plan.session import declined, expires_at
 from .context import Context
 
 _WATCH_BUFFER = 1000
@@ -134,6 +135,36 @@ class Backend:
         )
         return expires_at(session, environment)
 
+    async def set_state(
+        self, namespace: str, name: str, state: Literal["Running", "Suspended"]
+    ) -> SessionObject | None:
+        """See SessionsBackend."""
+        session = self.get_session(namespace, name)
+        if session is None or session.status.phase.ended or session.spec.state == state:
+            return session
+        running = session.status.phase is Phase.RUNNING
+        if state == "Suspended" and running and not session.status.workspace_claim:
+            raise PermanentError(
+                conditions.WORKSPACE_NOT_PERSISTENT,
+                f"session {name} would lose its work: its Environment had no "
+                "workspace.persistent when it started; delete it to end it",
+            )
+        uid = session.metadata.uid
+        try:
+            answer = await self._context.api.json_patch(
+                SESSIONS,
+                namespace,
+                name,
+                [
+                    {"op": "test", "path": "/metadata/uid", "value": uid},
+                    {"op": "add", "path": "/spec/state", "value": state},
+                ],
+            )
+        except NotFoundError:
+            return None
+        self._context.sessions.put(answer)
+        return self.get_session(namespace, name)
+
     async def delete_session(self, namespace: str, name: str) -> bool:
         """See SessionsBackend."""
         try:
@@ -145,9 +176,11 @@ class Backend:
 
 def _settled(session: SessionObject) -> bool:
     status = session.status
-    if status.phase is Phase.RUNNING or status.phase.ended:
+    if status.phase.ended:
         return True
-    return status.reason in _HOPELESS
+    if session.spec.state == "Suspended":
+        return status.phase is Phase.SUSPENDED or declined(session)
+    return status.phase is Phase.RUNNING or status.reason in _HOPELESS
 
 
 def _taken(new: NewSession, name: str) -> PermanentError:

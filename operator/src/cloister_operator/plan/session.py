@@ -259,7 +259,7 @@ def _lifetime_over(session: SessionObject, observed: Observed, now: datetime) ->
     return SessionPlan(Step.END, Phase.TERMINATED, conditions.MAX_LIFETIME, message)
 
 
-def _declined(session: SessionObject) -> bool:
+def declined(session: SessionObject) -> bool:
     """Whether it was said already that it cannot be suspended."""
     return any(
         each.type == conditions.SUSPENDED
@@ -284,7 +284,7 @@ def _running(session: SessionObject, observed: Observed, now: datetime) -> Sessi
     if session.spec.state == "Suspended":
         if status.workspace_claim:
             return SessionPlan(Step.SUSPEND, Phase.SUSPENDED, *_ASKED)
-        if not _declined(session):
+        if not declined(session):
             message = (
                 "it goes on running: without workspace.persistent in its Environment, its work "
                 "would be gone; delete the Session to end it"

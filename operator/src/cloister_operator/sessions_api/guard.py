@@ -29,7 +29,7 @@ RECHECK_SECONDS: Final = 30.0
 _NAMELESS = frozenset({"Create", "List"})
 """Methods whose rights are asked without a session's name."""
 _NAME_OPTIONAL = frozenset({"Create", "List", "Watch"})
-_LOGGED = frozenset({"Create", "Renew", "Delete"})
+_LOGGED = frozenset({"Create", "Renew", "Suspend", "Resume", "Delete"})
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"

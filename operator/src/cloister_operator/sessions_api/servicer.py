@@ -17,7 +17,6 @@ from .status import (
     RETRY_SECONDS,
     Busy,
     NotFound,
-    NotImplementedYet,
     Unfinished,
     WrongState,
     upper_snake,
@@ -27,10 +26,8 @@ CLIENT_LIFETIME: Final = timedelta(hours=1)
 """A client certificate's; at most the session's rest."""
 _ANSWER_MARGIN = 0.25
 """Seconds before the caller's own deadline, so that our sentence still reaches it."""
-_NOT_SUPPORTED = (
-    "suspended sessions are not supported by this version: workspaces do not persist yet; "
-    "delete the session to end it"
-)
+_SUSPEND_SECONDS: Final = 30.0
+"""Longer than the pod's calls get to finish."""
 
 
 class SessionsServicer(sessions_pb2_grpc.SessionsServicer):
@@ -47,22 +44,9 @@ class SessionsServicer(sessions_pb2_grpc.SessionsServicer):
         self, request: sessions_pb2.CreateSessionRequest, context: Any
     ) -> sessions_pb2.CreateSessionResponse:
         new = translate.new_session(request, CALLER.get().username)
-        wait = translate.wait_of(request).total_seconds()
-        started = time.monotonic()
-        remaining = context.time_remaining()
-        if remaining is not None:
-            wait = max(0.0, min(wait, remaining - _ANSWER_MARGIN))
+        patience = _Patience(translate.wait_of(request).total_seconds(), context)
         made = await self._backend.create_session(new)
-        namespace, name = made.key
-        left = max(0.0, wait - (time.monotonic() - started))
-        settled = await self._backend.wait_settled(namespace, name, left)
-        if settled is None:
-            raise NotFound("DELETED", "the session was deleted while it started", session=name)
-        if settled.status.phase is not Phase.RUNNING:
-            raise self._not_running(settled, time_is_over=time.monotonic() - started >= wait)
-        return sessions_pb2.CreateSessionResponse(
-            session=self._shown(settled), credentials=self._credentials(settled)
-        )
+        return await self._when_running(made, patience)
 
     async def Get(  # noqa: N802
         self,
@@ -102,11 +86,30 @@ class SessionsServicer(sessions_pb2_grpc.SessionsServicer):
             raise self._not_running(found, time_is_over=False)
         return self._credentials(found)
 
-    async def Suspend(self, request: Any, context: Any) -> Any:  # noqa: ARG002, N802
-        raise NotImplementedYet("NOT_SUPPORTED", _NOT_SUPPORTED)
+    async def Suspend(  # noqa: N802
+        self, request: sessions_pb2.SuspendRequest, context: Any
+    ) -> sessions_pb2.Session:
+        patience = _Patience(_SUSPEND_SECONDS, context)
+        namespace, name = request.namespace, request.name
+        if await self._backend.set_state(namespace, name, "Suspended") is None:
+            raise _no_such(namespace, name)
+        settled = await self._backend.wait_settled(namespace, name, patience.left)
+        if settled is None:
+            raise NotFound("DELETED", "the session was deleted meanwhile", session=name)
+        if settled.status.phase.ended:
+            raise self._not_running(settled, time_is_over=False)
+        if settled.status.phase is not Phase.SUSPENDED:
+            raise self._not_suspended(settled)
+        return self._shown(settled)
 
-    async def Resume(self, request: Any, context: Any) -> Any:  # noqa: ARG002, N802
-        raise NotImplementedYet("NOT_SUPPORTED", _NOT_SUPPORTED)
+    async def Resume(  # noqa: N802
+        self, request: sessions_pb2.ResumeRequest, context: Any
+    ) -> sessions_pb2.CreateSessionResponse:
+        patience = _Patience(translate.wait_of(request).total_seconds(), context)
+        found = await self._backend.set_state(request.namespace, request.name, "Running")
+        if found is None:
+            raise _no_such(request.namespace, request.name)
+        return await self._when_running(found, patience)
 
     async def Delete(  # noqa: N802
         self,
@@ -116,6 +119,19 @@ class SessionsServicer(sessions_pb2_grpc.SessionsServicer):
         if not await self._backend.delete_session(request.namespace, request.name):
             raise _no_such(request.namespace, request.name)
         return sessions_pb2.DeleteSessionResponse()
+
+    async def _when_running(
+        self, session: SessionObject, patience: "_Patience"
+    ) -> sessions_pb2.CreateSessionResponse:
+        namespace, name = session.key
+        settled = await self._backend.wait_settled(namespace, name, patience.left)
+        if settled is None:
+            raise NotFound("DELETED", "the session was deleted while it started", session=name)
+        if settled.status.phase is not Phase.RUNNING:
+            raise self._not_running(settled, time_is_over=patience.left <= 0)
+        return sessions_pb2.CreateSessionResponse(
+            session=self._shown(settled), credentials=self._credentials(settled)
+        )
 
     def _found(self, namespace: str, name: str) -> SessionObject:
         found = self._backend.get_session(namespace, name)
@@ -140,13 +156,26 @@ class SessionsServicer(sessions_pb2_grpc.SessionsServicer):
         return translate.credentials(identity)
 
     @staticmethod
+    def _not_suspended(found: SessionObject) -> Exception:
+        name = found.metadata.name
+        about = {"session": name, "namespace": found.metadata.namespace}
+        for each in found.status.conditions:
+            if each.type == conditions.SUSPENDED and each.reason != conditions.RESUMED:
+                return WrongState(
+                    upper_snake(each.reason), f"session {name}: {each.message}", **about
+                )
+        return Unfinished("SUSPENDING", f"session {name} is being suspended", **about)
+
+    @staticmethod
     def _not_running(found: SessionObject, *, time_is_over: bool) -> Exception:
         name, phase = found.metadata.name, found.status.phase
         reason, message = translate.explanation(found)
         word = upper_snake(reason) or "NOT_RUNNING"
         because = f": {message}" if message else ""
         about = {"session": name, "namespace": found.metadata.namespace, "phase": str(phase)}
-        if phase is Phase.PENDING and time_is_over:
+        # A suspended one that is to run has not been looked at yet.
+        coming = phase is Phase.PENDING or (found.spec.state == "Running" and not phase.ended)
+        if coming and time_is_over:
             return Unfinished(
                 word,
                 f"session {name} is not running yet{because}; it stays, and may run later",
@@ -155,6 +184,21 @@ class SessionsServicer(sessions_pb2_grpc.SessionsServicer):
         if phase is Phase.PENDING and reason == conditions.MAX_SESSIONS_REACHED:
             return Busy(word, f"session {name} has to wait{because}", RETRY_SECONDS, **about)
         return WrongState(word, f"session {name} is {phase}{because}", **about)
+
+
+class _Patience:
+    """How long a call may wait: as asked, and so that the answer still reaches its caller."""
+
+    def __init__(self, seconds: float, context: Any) -> None:
+        remaining = context.time_remaining()
+        if remaining is not None:
+            seconds = min(seconds, remaining - _ANSWER_MARGIN)
+        self._until = time.monotonic() + max(0.0, seconds)
+
+    @property
+    def left(self) -> float:
+        """Seconds."""
+        return max(0.0, self._until - time.monotonic())
 
 
 def _no_such(namespace: str, name: str) -> NotFound:

@@ -9,8 +9,7 @@ CallError
 ├── WrongState        FAILED_PRECONDITION
 ├── Unfinished        DEADLINE_EXCEEDED: the session is there, and not running yet
 ├── Busy              RESOURCE_EXHAUSTED, with a hint when to retry
-├── Unavailable       UNAVAILABLE, with a hint when to retry
-└── NotImplementedYet UNIMPLEMENTED
+└── Unavailable       UNAVAILABLE, with a hint when to retry
 """
 
 import logging
@@ -123,12 +122,6 @@ class Unfinished(CallError):
     """The time to wait is over, the work goes on."""
 
     code = grpc.StatusCode.DEADLINE_EXCEEDED
-
-
-class NotImplementedYet(CallError):
-    """Not in this version."""
-
-    code = grpc.StatusCode.UNIMPLEMENTED
 
 
 class _Retriable(CallError):

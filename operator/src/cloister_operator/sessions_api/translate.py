@@ -101,7 +101,9 @@ def new_session(request: sessions_pb2.CreateSessionRequest, caller: str) -> NewS
     )
 
 
-def wait_of(request: sessions_pb2.CreateSessionRequest) -> timedelta:
+def wait_of(
+    request: sessions_pb2.CreateSessionRequest | sessions_pb2.ResumeRequest,
+) -> timedelta:
     """How long the caller wants to wait for a pod; raises InvalidFields."""
     if not request.HasField("wait"):
         return DEFAULT_WAIT
@@ -127,6 +129,7 @@ def session(found: SessionObject, expires_at: datetime | None) -> sessions_pb2.S
         endpoint=status.endpoint or "",
         server_name=status.server_name or "",
         recipe_hash=status.recipe_hash or "",
+        restarts=max(0, status.restarts),
     )
     if found.metadata.creation_timestamp:
         created = conditions.parse_time(found.metadata.creation_timestamp)

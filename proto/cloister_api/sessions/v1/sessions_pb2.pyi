@@ -198,6 +198,7 @@ class Session(_message.Message):
     RECIPE_HASH_FIELD_NUMBER: _builtins.int
     CREATED_AT_FIELD_NUMBER: _builtins.int
     EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    RESTARTS_FIELD_NUMBER: _builtins.int
     namespace: _builtins.str
     name: _builtins.str
     uid: _builtins.str
@@ -213,6 +214,8 @@ class Session(_message.Message):
     """The name its certificate proves; clients must check it."""
     recipe_hash: _builtins.str
     """Recipe hash of the Environment as this session runs it."""
+    restarts: _builtins.int
+    """How often it got a new pod on its workspace. One that grew means fresh shells and processes."""
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -235,10 +238,11 @@ class Session(_message.Message):
         recipe_hash: _builtins.str = ...,
         created_at: _timestamp_pb2.Timestamp | None = ...,
         expires_at: _timestamp_pb2.Timestamp | None = ...,
+        restarts: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "expires_at", b"expires_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "endpoint", b"endpoint", "environment", b"environment", "expires_at", b"expires_at", "message", b"message", "name", b"name", "namespace", b"namespace", "phase", b"phase", "pod_name", b"pod_name", "reason", b"reason", "recipe_hash", b"recipe_hash", "server_name", b"server_name", "uid", b"uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "endpoint", b"endpoint", "environment", b"environment", "expires_at", b"expires_at", "message", b"message", "name", b"name", "namespace", b"namespace", "phase", b"phase", "pod_name", b"pod_name", "reason", b"reason", "recipe_hash", b"recipe_hash", "restarts", b"restarts", "server_name", b"server_name", "uid", b"uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -487,17 +491,23 @@ class ResumeRequest(_message.Message):
 
     NAMESPACE_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
+    WAIT_FIELD_NUMBER: _builtins.int
     namespace: _builtins.str
     name: _builtins.str
+    @_builtins.property
+    def wait(self) -> _duration_pb2.Duration:
+        """How long to wait for a pod before DEADLINE_EXCEEDED; unset is 60 s. The session goes on resuming."""
+
     def __init__(
         self,
         *,
         namespace: _builtins.str = ...,
         name: _builtins.str = ...,
+        wait: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["wait", b"wait"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "namespace", b"namespace"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "namespace", b"namespace", "wait", b"wait"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -119,15 +119,17 @@ class SessionsServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Suspend(self, request, context):
-        """Delete the pod and keep the workspace. Use it when a session will be wanted later.
-        UNIMPLEMENTED while workspaces do not persist.
+        """Let running calls finish, for some seconds, delete the pod and keep the workspace. Use it when a
+        session will be wanted later. Suspending a suspended session changes nothing. Fails with
+        FAILED_PRECONDITION (WORKSPACE_NOT_PERSISTENT) where the workspace would be lost.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Resume(self, request, context):
-        """Give a suspended session a new pod on its workspace. UNIMPLEMENTED like Suspend.
+        """Give a suspended session a new pod on its workspace, and wait until it can be used. Shells and
+        processes start afresh. Resuming a session that runs answers with it as it is.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -58,11 +58,14 @@ class SessionsStub:
     take over a session from another worker.
     """
     Suspend: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.SuspendRequest, _sessions_pb2.Session]
-    """Delete the pod and keep the workspace. Use it when a session will be wanted later.
-    UNIMPLEMENTED while workspaces do not persist.
+    """Let running calls finish, for some seconds, delete the pod and keep the workspace. Use it when a
+    session will be wanted later. Suspending a suspended session changes nothing. Fails with
+    FAILED_PRECONDITION (WORKSPACE_NOT_PERSISTENT) where the workspace would be lost.
     """
     Resume: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.ResumeRequest, _sessions_pb2.CreateSessionResponse]
-    """Give a suspended session a new pod on its workspace. UNIMPLEMENTED like Suspend."""
+    """Give a suspended session a new pod on its workspace, and wait until it can be used. Shells and
+    processes start afresh. Resuming a session that runs answers with it as it is.
+    """
     Delete: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.DeleteSessionRequest, _sessions_pb2.DeleteSessionResponse]
     """End a session: its pod, its certificate and its files are gone. Use it when work is done;
     deleting a session that does not exist fails with NOT_FOUND.
@@ -89,11 +92,14 @@ class SessionsAsyncStub(SessionsStub):
     take over a session from another worker.
     """
     Suspend: _aio.UnaryUnaryMultiCallable[_sessions_pb2.SuspendRequest, _sessions_pb2.Session]  # type: ignore[assignment]
-    """Delete the pod and keep the workspace. Use it when a session will be wanted later.
-    UNIMPLEMENTED while workspaces do not persist.
+    """Let running calls finish, for some seconds, delete the pod and keep the workspace. Use it when a
+    session will be wanted later. Suspending a suspended session changes nothing. Fails with
+    FAILED_PRECONDITION (WORKSPACE_NOT_PERSISTENT) where the workspace would be lost.
     """
     Resume: _aio.UnaryUnaryMultiCallable[_sessions_pb2.ResumeRequest, _sessions_pb2.CreateSessionResponse]  # type: ignore[assignment]
-    """Give a suspended session a new pod on its workspace. UNIMPLEMENTED like Suspend."""
+    """Give a suspended session a new pod on its workspace, and wait until it can be used. Shells and
+    processes start afresh. Resuming a session that runs answers with it as it is.
+    """
     Delete: _aio.UnaryUnaryMultiCallable[_sessions_pb2.DeleteSessionRequest, _sessions_pb2.DeleteSessionResponse]  # type: ignore[assignment]
     """End a session: its pod, its certificate and its files are gone. Use it when work is done;
     deleting a session that does not exist fails with NOT_FOUND.
@@ -153,8 +159,9 @@ class SessionsServicer(metaclass=_abc_1.ABCMeta):
         request: _sessions_pb2.SuspendRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_sessions_pb2.Session, _abc.Awaitable[_sessions_pb2.Session]]:
-        """Delete the pod and keep the workspace. Use it when a session will be wanted later.
-        UNIMPLEMENTED while workspaces do not persist.
+        """Let running calls finish, for some seconds, delete the pod and keep the workspace. Use it when a
+        session will be wanted later. Suspending a suspended session changes nothing. Fails with
+        FAILED_PRECONDITION (WORKSPACE_NOT_PERSISTENT) where the workspace would be lost.
         """
 
     @_abc_1.abstractmethod
@@ -163,7 +170,9 @@ class SessionsServicer(metaclass=_abc_1.ABCMeta):
         request: _sessions_pb2.ResumeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_sessions_pb2.CreateSessionResponse, _abc.Awaitable[_sessions_pb2.CreateSessionResponse]]:
-        """Give a suspended session a new pod on its workspace. UNIMPLEMENTED like Suspend."""
+        """Give a suspended session a new pod on its workspace, and wait until it can be used. Shells and
+        processes start afresh. Resuming a session that runs answers with it as it is.
+        """
 
     @_abc_1.abstractmethod
     def Delete(

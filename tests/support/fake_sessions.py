@@ -25,6 +25,7 @@ class FakeSessions(sessions_pb2_grpc.SessionsServicer):
     authority: TestAuthority = field(default_factory=TestAuthority)
     sessions: dict[str, pb.Session] = field(default_factory=dict)
     created: list[pb.CreateSessionRequest] = field(default_factory=list)
+    resumed: list[pb.ResumeRequest] = field(default_factory=list)
     tokens: list[str] = field(default_factory=list)
     failures: list[tuple[grpc.StatusCode, str, bytes]] = field(default_factory=list)
     """Code, message and details of the next calls."""
@@ -108,10 +109,25 @@ class FakeSessions(sessions_pb2_grpc.SessionsServicer):
         context.abort(grpc.StatusCode.UNIMPLEMENTED, "not in this fake")
 
     def Suspend(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
-        context.abort(grpc.StatusCode.UNIMPLEMENTED, "not in this fake")
+        self._enter(context)
+        found = self._find(request.name, context)
+        found.phase = pb.Session.PHASE_SUSPENDED
+        found.reason, found.message = "Suspended", "resume it to go on"
+        found.pod_name = found.endpoint = ""
+        return found
 
     def Resume(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
-        context.abort(grpc.StatusCode.UNIMPLEMENTED, "not in this fake")
+        self._enter(context)
+        found = self._find(request.name, context)
+        self.resumed.append(request)
+        if found.phase == pb.Session.PHASE_SUSPENDED:
+            found.phase, found.pod_name, found.endpoint = (
+                pb.Session.PHASE_RUNNING,
+                "sandbox-0",
+                self.endpoint,
+            )
+            found.restarts += 1
+        return pb.CreateSessionResponse(session=found, credentials=self._credentials())
 
 
 @contextlib.contextmanager

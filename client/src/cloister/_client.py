@@ -14,7 +14,7 @@ from google.protobuf.duration_pb2 import Duration
 from cloister_api.sessions.v1 import sessions_pb2 as pb
 
 from ._connection import Connection
-from ._errors import CallError, SessionEndedError, call_error
+from ._errors import CallError, SessionEndedError, call_error, suspended
 from ._kube import Kube
 from ._models import Credentials, EnvironmentInfo, File, SessionInfo
 from ._session import AsyncSession
@@ -107,12 +107,15 @@ class AsyncClient:
     async def get_session(self, name: str) -> AsyncSession:
         """Attach to a session that exists; leaving it does not end it.
 
-        Raises NotFoundError, SessionEndedError, and UnavailableError while it has no sandbox yet.
+        Raises NotFoundError, SessionEndedError, UnavailableError while it has no sandbox yet, and
+        FailedPreconditionError when it is suspended: see `resume_session`.
         """
         _, api = await self._connected()
         info = SessionInfo.from_proto(await api.get(self.namespace, name))
         if info.ended:
             raise SessionEndedError(info.name, info.phase, info.reason, info.message)
+        if info.suspended:
+            raise suspended(info.name, info.message)
         if not info.pod_name:
             raise _not_running(info)
         credentials = await api.renew(self.namespace, name)
@@ -123,6 +126,29 @@ class AsyncClient:
         _, api = await self._connected()
         found = await api.list(self.namespace, environment or "")
         return [SessionInfo.from_proto(each) for each in found.sessions]
+
+    async def suspend_session(self, name: str) -> SessionInfo:
+        """Delete a session's sandbox and keep its workspace, until it is resumed or ends.
+
+        Calls under way get some seconds to finish. Raises NotFoundError, and
+        FailedPreconditionError where its Environment's workspace does not persist.
+        """
+        _, api = await self._connected()
+        return SessionInfo.from_proto(await api.suspend(self.namespace, name))
+
+    async def resume_session(self, name: str, *, wait: float = DEFAULT_WAIT) -> AsyncSession:
+        """Give a suspended session a new sandbox on its workspace; leaving it does not end it.
+
+        Its shells, its programs and its files elsewhere are gone. wait: seconds to wait for the
+        sandbox. A session that runs is attached to as it is. Raises NotFoundError, and
+        FailedPreconditionError when it has ended.
+        """
+        _, api = await self._connected()
+        request = pb.ResumeRequest(namespace=self.namespace, name=name, wait=_duration(wait))
+        made: pb.CreateSessionResponse = await api.resume(request, wait)
+        return await self._session(
+            SessionInfo.from_proto(made.session), made.credentials, owned=False
+        )
 
     async def delete_session(self, name: str) -> None:
         """End a session; raises NotFoundError."""

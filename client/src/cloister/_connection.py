@@ -21,6 +21,7 @@ from ._errors import (
     SessionEndedError,
     call_error,
     from_rpc,
+    suspended,
 )
 from ._forward import Forward
 from ._kube import Kube
@@ -233,16 +234,10 @@ class Connection:
             return
         self.credentials = Credentials.from_proto(renewed)
         self._renew_at = _renewal(self.credentials)
-        retired = [each for each in (self._link, self._bulk) if each is not None]
-        self._link = self._bulk = None
-        for old in retired:
-            old.retired = True
-            await old.close_if_unused()
-            if not old.users:
-                self._links.discard(old)
+        await self._retire()
 
     async def require_alive(self) -> None:
-        """Raise when the session is over or gone; no answer proves nothing."""
+        """Raise when the session is over, suspended or gone; no answer proves nothing."""
         mine = self.info
         try:
             found = SessionInfo.from_proto(
@@ -261,6 +256,22 @@ class Connection:
             )
         if found.ended:
             raise SessionEndedError(found.name, found.phase, found.reason, found.message)
+        if found.suspended:
+            raise suspended(found.name, found.message)
+        if found.endpoint and found.endpoint != mine.endpoint:
+            # A new sandbox on the same workspace; calls tell by its boot id that it is another.
+            self.info, self.known_boot_id = found, ""
+            await self._retire()
+
+    async def _retire(self) -> None:
+        """Let calls under way finish on their connections, and begin new ones on new ones."""
+        retired = [each for each in (self._link, self._bulk) if each is not None]
+        self._link = self._bulk = None
+        for old in retired:
+            old.retired = True
+            await old.close_if_unused()
+            if not old.users:
+                self._links.discard(old)
 
 
 def _renewal(credentials: Credentials) -> float:

@@ -182,6 +182,12 @@ def call_error(code: grpc.StatusCode, message: str, details: Details | None = No
     return ERROR_OF_CODE[code](message or code.name, code, details)
 
 
+def suspended(session: str, message: str) -> CallError:
+    """The error about a session that has no sandbox until it is resumed."""
+    why = f": {message}" if message else ""
+    return call_error(grpc.StatusCode.FAILED_PRECONDITION, f"session {session} is suspended{why}")
+
+
 def from_rpc(error: grpc.aio.AioRpcError, problem: str = "") -> CallError:
     """The error for a failed call.
 

@@ -144,11 +144,18 @@ class SessionInfo:
     created_at: datetime | None
     expires_at: datetime | None
     """When policy ends the session at the latest."""
+    restarts: int = 0
+    """How often it got a new sandbox on its workspace; its shells start afresh with each."""
 
     @property
     def ended(self) -> bool:
         """Whether nothing can run in it any more."""
         return self.phase in ("Failed", "Terminated")
+
+    @property
+    def suspended(self) -> bool:
+        """Whether it has no sandbox, and may get one again."""
+        return self.phase == "Suspended"
 
     @classmethod
     def from_proto(cls, message: sessions_pb2.Session) -> "SessionInfo":
@@ -168,6 +175,7 @@ class SessionInfo:
             recipe_hash=message.recipe_hash,
             created_at=_time(message.created_at, present=message.HasField("created_at")),
             expires_at=_time(message.expires_at, present=message.HasField("expires_at")),
+            restarts=message.restarts,
         )
 
 

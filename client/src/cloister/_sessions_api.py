@@ -18,6 +18,8 @@ from ._kube import Kube
 PORT = 8443
 _RETRY_SECONDS = 20.0
 _CALL_SECONDS = 30.0
+# The session's own calls get ten seconds to finish.
+_SUSPEND_SECONDS = 45.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0
 
 T = TypeVar("T")
@@ -59,6 +61,17 @@ class SessionsApi:
         """Get a new client certificate."""
         request = pb.RenewRequest(namespace=namespace, name=name)
         return await self._call(lambda stub, **how: stub.Renew(request, **how))
+
+    async def suspend(self, namespace: str, name: str) -> pb.Session:
+        """Delete a session's pod and keep its workspace."""
+        request = pb.SuspendRequest(namespace=namespace, name=name)
+        return await self._call(lambda stub, **how: stub.Suspend(request, **how), _SUSPEND_SECONDS)
+
+    async def resume(self, request: pb.ResumeRequest, wait: float) -> Any:
+        """Give a suspended session a pod again."""
+        return await self._call(
+            lambda stub, **how: stub.Resume(request, **how), wait + _CALL_SECONDS
+        )
 
     async def delete(self, namespace: str, name: str) -> None:
         """End a session."""

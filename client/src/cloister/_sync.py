@@ -316,6 +316,14 @@ class Client:
         """The namespace's sessions, oldest first; environment: only this one's."""
         return _run(lambda: self._async.list_sessions(environment))
 
+    def suspend_session(self, name: str) -> SessionInfo:
+        """Delete a session's sandbox and keep its workspace; see AsyncClient.suspend_session."""
+        return _run(lambda: self._async.suspend_session(name))
+
+    def resume_session(self, name: str, *, wait: float = DEFAULT_WAIT) -> Session:
+        """Give a suspended session a new sandbox; see AsyncClient.resume_session."""
+        return Session(_run(lambda: self._async.resume_session(name, wait=wait)))
+
     def delete_session(self, name: str) -> None:
         """End a session; raises NotFoundError."""
         _run(lambda: self._async.delete_session(name))

@@ -29,7 +29,7 @@ def _parser() -> argparse.ArgumentParser:
     env = top.add_parser("env", help="list Environments")
     env_commands = env.add_subparsers(metavar="COMMAND", required=True)
     _command(env_commands, "list", commands.list_environments, "list Environments and their pools")
-    session = top.add_parser("session", help="create, list and end sessions")
+    session = top.add_parser("session", help="create, list, suspend and end sessions")
     session_commands = session.add_subparsers(metavar="COMMAND", required=True)
     _add_session_commands(session_commands)
     _add_exec(top)
@@ -112,17 +112,30 @@ def _add_session_commands(where: "_Subparsers[argparse.ArgumentParser]") -> None
     create.add_argument(
         "--max-lifetime", type=_duration, metavar="TIME", help="end it after so long, as 2h"
     )
-    create.add_argument(
+    _add_wait(create)
+    listing = _command(where, "list", commands.list_sessions, "list sessions")
+    listing.add_argument("environment", nargs="?", metavar="ENV", help="only this Environment's")
+    suspend = _command(
+        where, "suspend", commands.suspend_session, "end a session's sandbox and keep its workspace"
+    )
+    suspend.add_argument("name", metavar="NAME", help="the session")
+    resume = _command(
+        where, "resume", commands.resume_session, "give a suspended session a sandbox again"
+    )
+    resume.add_argument("name", metavar="NAME", help="the session")
+    _add_wait(resume)
+    remove = _command(where, "rm", commands.remove_session, "end sessions and delete their files")
+    remove.add_argument("names", nargs="+", metavar="NAME", help="the sessions")
+
+
+def _add_wait(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
         "--wait",
         type=_wait,
         default=60,
         metavar="TIME",
         help="how long to wait for a sandbox when none is warm (default: 60s)",
     )
-    listing = _command(where, "list", commands.list_sessions, "list sessions")
-    listing.add_argument("environment", nargs="?", metavar="ENV", help="only this Environment's")
-    remove = _command(where, "rm", commands.remove_session, "end sessions and delete their files")
-    remove.add_argument("names", nargs="+", metavar="NAME", help="the sessions")
 
 
 def _add_exec(where: "_Subparsers[argparse.ArgumentParser]") -> None:

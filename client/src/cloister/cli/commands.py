@@ -36,6 +36,20 @@ def list_sessions(client: Client, arguments: argparse.Namespace) -> int:
     return 0
 
 
+def suspend_session(client: Client, arguments: argparse.Namespace) -> int:
+    """cloister session suspend"""
+    output.session(client.suspend_session(arguments.name), arguments.output)
+    return 0
+
+
+def resume_session(client: Client, arguments: argparse.Namespace) -> int:
+    """cloister session resume"""
+    session = client.resume_session(arguments.name, wait=arguments.wait)
+    output.session(session.info, arguments.output)
+    session.close(delete=False)
+    return 0
+
+
 def remove_session(client: Client, arguments: argparse.Namespace) -> int:
     """cloister session rm: the others are ended even when one fails."""
     code = 0

@@ -29,6 +29,9 @@ ALLOW_LABEL: Final = f"{GROUP}/allow-in-sandbox"
 ISSUED_BY: Final = f"{GROUP}/issued-by"
 """Annotation of a Session made through the Sessions API: its caller got the credentials there."""
 ISSUED_BY_API: Final = "sessions-api"
+IDLE: Final = f"{GROUP}/suspended-when-idle"
+"""Annotation of a Session that the operator, and nobody else, asked to suspend: the generation that
+its doing so made. Any later change of the spec makes it void."""
 REQUEST: Final = f"{GROUP}/request"
 """Annotation with a digest of the call that made a Session: the same call again finds it."""
 

@@ -101,6 +101,32 @@ async def test_a_session_is_handed_over(
     assert activity.running_calls == 0
 
 
+async def test_a_drained_pod_lets_calls_finish_and_tells_what_it_did(
+    authority: Authority, server: Sandbox, sandboxes: Sandboxes
+) -> None:
+    pod = address(server.port)
+    await sandboxes.wait_warm(pod, soon())
+    await sandboxes.claim(pod, payload(authority))
+    client = authority.session_client(SESSION, datetime.now(UTC), HOUR)
+    pair = Pair(client.certificate_pem, client.private_key_pem)
+    with server.channel(pair, f"session-{SESSION}.sandbox.cloister.dev") as channel:
+        tools = Tools(channel)
+        command = "touch begun; while [ ! -e go ]; do sleep 0.02; done; echo done"
+        running = asyncio.ensure_future(asyncio.to_thread(tools.bash, command))
+        while not (server.workspace / "begun").exists():  # noqa: ASYNC110 - another process makes it
+            await asyncio.sleep(0.02)
+        assert (await sandboxes.activity(pod, SESSION)).running_calls == 1
+        draining = asyncio.ensure_future(sandboxes.drain(pod, SESSION, timedelta(seconds=10)))
+        while not running.done():
+            (server.workspace / "go").touch()
+            await asyncio.sleep(0.02)
+        assert (await running).strip() == "done"
+        await draining
+    activity = await sandboxes.activity(pod, SESSION)
+    assert activity.running_calls == 0
+    assert activity.active > timedelta(0)
+
+
 async def test_before_the_server_listens_it_is_dialed_again(
     authority: Authority, sandboxes: Sandboxes
 ) -> None:

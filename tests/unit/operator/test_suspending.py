@@ -155,6 +155,36 @@ async def test_a_busy_session_is_not_suspended(world: World) -> None:
     assert world.session()["spec"].get("state") != "Suspended"
 
 
+async def test_who_comes_back_before_the_suspension_goes_on(make_world: MakeWorld) -> None:
+    """The operator dies once it has asked for the suspension; the session is used meanwhile."""
+    world = make_world()
+    operator = await running(world)
+    uid, pod = world.session()["metadata"]["uid"], status(world)["podUID"]
+    await operator.kill()
+
+    def dies(_count: int, write: Write) -> Fault | None:
+        return Fault.KILLED_AFTER if (write.verb, write.plural) == ("patch", "sessions") else None
+
+    connection = Connection(world.cluster, dies)
+    operator = world.start(connection)
+    world.sandboxes.idle[uid] = timedelta(minutes=11)
+    await operator.context.synced.wait()
+    world.clock.now += timedelta(minutes=11)
+    operator.look()
+    await operator.until(connection.killed.is_set)
+    await operator.kill()
+    assert world.session()["spec"]["state"] == "Suspended"
+    world.sandboxes.busy.add(uid)
+    operator = world.start()
+    await operator.until(lambda: world.session()["spec"]["state"] == "Running")
+    await operator.settle()
+    assert world.served("s1")
+    assert status(world)["podUID"] == pod
+    # What a person asks for is done, whatever runs.
+    set_state(world, "Suspended")
+    await operator.until(lambda: suspended(world))
+
+
 async def test_an_idle_session_whose_workspace_is_not_kept_ends(world: World) -> None:
     """The Environment changed after its pod was made."""
     world.apply_environment(lifecycle={"idleTimeout": "10m"})

@@ -102,6 +102,12 @@ class SessionObject(Model):
         """Whether the Sessions API made it, and handed its credentials to the caller."""
         return self.metadata.annotations.get(names.ISSUED_BY) == names.ISSUED_BY_API
 
+    @property
+    def suspended_when_idle(self) -> bool:
+        """Whether it is to be suspended because it was idle, and not because somebody asked."""
+        mark = self.metadata.annotations.get(names.IDLE)
+        return self.spec.state == "Suspended" and mark == str(self.metadata.generation)
+
     def owner_reference(self) -> JSON:
         """For objects that go with this one."""
         return {

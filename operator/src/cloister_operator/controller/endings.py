@@ -2,7 +2,9 @@
 
 import logging
 from datetime import timedelta
+from typing import Literal
 
+from .. import names
 from ..api import conditions
 from ..api.environment import EnvironmentObject
 from ..api.pod import PodView
@@ -38,7 +40,7 @@ class Endings:
             await self._statuses.read(session, reading)
         elif suspends_when_idle(session, environment):
             # The spec is what decides: kubectl shows it, and a person resumes by changing it.
-            await self._ask_for_suspension(session)
+            await self._set_state(session, "Suspended")
         else:
             message = _idle(idle)
             plan = SessionPlan(Step.END, Phase.TERMINATED, conditions.IDLE_TIMEOUT, message)
@@ -55,10 +57,15 @@ class Endings:
         reading = None
         if pod and pod.alive and session.status.phase is Phase.RUNNING:
             reading = await self._last_reading(session, pod)
-            idle = limits(session, environment)[0]
-            if reading and not reading.running_calls and reading.idle_for >= idle:
+            if session.suspended_when_idle:
+                idle = limits(session, environment)[0]
+                if reading and (reading.running_calls or reading.idle_for < idle):
+                    # Somebody has come back since, as when an operator died in between.
+                    await self._set_state(session, "Running")
+                    return
                 message = f"{_idle(idle)}; its workspace is kept. Resume it to go on"
-                plan = SessionPlan(Step.SUSPEND, Phase.SUSPENDED, conditions.IDLE_TIMEOUT, message)
+                reason = conditions.IDLE_TIMEOUT
+                plan = SessionPlan(Step.SUSPEND, Phase.SUSPENDED, reason, message)
             drained = await self._drain(session, pod)
             if drained and reading and reading.running_calls:
                 reading = await self._last_reading(session, pod) or reading
@@ -95,17 +102,25 @@ class Endings:
         if pod and not pod.deleting:
             await pods.delete(self._context, pod)
 
-    async def _ask_for_suspension(self, session: SessionObject) -> None:
-        """Only on the Session as it was looked at: somebody may just have asked for it to run."""
-        namespace, name = session.key
-        version = session.metadata.resource_version
+    async def _set_state(
+        self, session: SessionObject, state: Literal["Running", "Suspended"]
+    ) -> None:
+        """Only on the Session as it was looked at: somebody may just have changed it."""
+        metadata = session.metadata
+        # The change of the state makes the next generation.
+        marks = metadata.annotations | {names.IDLE: str(metadata.generation + 1)}
         answer = await self._context.api.json_patch(
             SESSIONS,
-            namespace,
-            name,
+            metadata.namespace,
+            metadata.name,
             [
-                {"op": "test", "path": "/metadata/resourceVersion", "value": version},
-                {"op": "add", "path": "/spec/state", "value": "Suspended"},
+                {
+                    "op": "test",
+                    "path": "/metadata/resourceVersion",
+                    "value": metadata.resource_version,
+                },
+                {"op": "add", "path": "/metadata/annotations", "value": marks},
+                {"op": "add", "path": "/spec/state", "value": state},
             ],
         )
         self._context.sessions.put(answer)

@@ -352,6 +352,26 @@ async def test_a_warm_pod_whose_claim_conflicts_with_another_write_can_be_claime
     assert world.session()["status"]["podUID"] == warm["metadata"]["uid"]
 
 
+async def test_no_pods_are_made_again_and_again_for_an_environment_that_is_gone(
+    world: World,
+) -> None:
+    """Its deletion was not heard of: the pool's pods go, one look at the server says why."""
+    world.apply_environment(pool={"size": 2})
+    operator = world.start()
+    await operator.until(lambda: world.pool_is(2))
+    ghost = operator.context.environments
+    observe = operator.controller.observe
+    operator.controller.observe = lambda *_: None  # type: ignore[method-assign]
+    world.cluster.delete(ENVIRONMENTS, NAMESPACE, "py")
+    await operator.until(lambda: not world.pods())
+    await operator.settle()
+    operator.controller.observe = observe  # type: ignore[method-assign]
+    assert ghost.get(NAMESPACE, "py") is None
+    assert world.pods() == []
+    made = [each for each in world.cluster.writes if (each.verb, each.plural) == ("create", "pods")]
+    assert len(made) <= 4
+
+
 async def test_many_sessions_get_a_pod_each(world: World) -> None:
     world.apply_environment(pool={"size": 5})
     operator = world.start()

@@ -101,6 +101,8 @@ class Context:
     """UIDs of pods whose identity Secret this process knows to exist."""
     reserved: set[str] = field(default_factory=set)
     """UIDs of warm pods that a claim in this process has taken."""
+    doubted: set[Key] = field(default_factory=set)
+    """Environments that lost a pod which nobody here deleted: they may be gone themselves."""
     proofs: dict[str, Proof] = field(default_factory=dict)
     """By namespace, what the last probe found."""
     probe_targets: list[str] = field(default_factory=list)

@@ -160,6 +160,9 @@ class Controller:
         pod = after or before
         if pod is None:
             return
+        free = before and before.state != names.STATE_CLAIMED and not before.deleting
+        if free and (after is None or after.deleting) and pod.uid not in self._context.reserved:
+            self._context.doubted.add((pod.namespace, pod.environment))
         if after is None or (before and after.uid != before.uid):
             gone = before or pod
             self._warmer.forget(gone.uid)

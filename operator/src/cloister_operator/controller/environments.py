@@ -10,7 +10,7 @@ from ..api.environment import EnvironmentObject, PoolCounts
 from ..api.pod import PodView
 from ..cache import Key
 from ..cluster.resources import ENVIRONMENTS, NAMESPACES, NETWORK_POLICIES
-from ..errors import OperatorError, PermanentError, RefusedError
+from ..errors import NotFoundError, OperatorError, PermanentError, RefusedError
 from ..plan.pool import Failure, Wanted, counts, findings, plan_pool
 from ..recipe import Recipe, build, references
 from . import owned, pods
@@ -38,6 +38,7 @@ class EnvironmentReconciler:
 
     async def reconcile(self, namespace: str, name: str) -> float | None:
         """Move one Environment on; the answer is when to look again, in seconds."""
+        await self._confirm(namespace, name)
         environment = self._context.environments.get(namespace, name)
         if environment is None or environment.metadata.deletion_timestamp:
             await self._remove(namespace, name)
@@ -72,6 +73,23 @@ class EnvironmentReconciler:
         if plan.look_again:
             return max(0.1, (plan.look_again - context.clock()).total_seconds())
         return None
+
+    async def _confirm(self, namespace: str, name: str) -> None:
+        """Ask the API server for an Environment whose pods go by themselves: the garbage collector
+        takes them when it is deleted, and a watch that was down does not tell of that.
+        """
+        context, key = self._context, (namespace, name)
+        known = context.environments.get(namespace, name)
+        if known is None or key not in context.doubted:
+            return
+        try:
+            found = await context.api.get(ENVIRONMENTS, namespace, name)
+        except NotFoundError:
+            identity = {"namespace": namespace, "name": name, "uid": known.metadata.uid}
+            context.environments.remove({"metadata": identity})
+        else:
+            context.environments.put(found)
+        context.doubted.discard(key)
 
     async def _resolve(self, environment: EnvironmentObject) -> Recipe:
         namespace, now = environment.metadata.namespace, asyncio.get_running_loop().time()

@@ -97,6 +97,18 @@ async def delete(context: Context, pod: PodView) -> None:
     context.forget_pod(pod.uid)
 
 
+async def delete_unstarted(context: Context, pod: PodView) -> None:
+    """Delete a pod that has not started; raises ConflictError when it has by now, or has changed
+    otherwise.
+    """
+    version = str(pod.resource_version)
+    try:
+        await context.api.delete(PODS, pod.namespace, pod.name, uid=pod.uid, version=version)
+    except NotFoundError:
+        log.debug("pod %s is gone", pod.name)
+    context.forget_pod(pod.uid)
+
+
 async def delete_unclaimed(context: Context, pod: PodView) -> None:
     """Delete a pool's pod unless somebody has claimed it since; then nothing happens.
 

@@ -19,6 +19,10 @@ from .events import Recorder
 from .statuses import SessionStatuses
 from .warmer import Warmer
 
+RECIPE_PATIENCE = timedelta(seconds=30)
+"""A pod is this old before it is given up for its recipe: an operator that has yet to hear of the
+Environment's deletion would make the next one at once.
+"""
 REFUTED_PROOF_COUNTS_FOR = timedelta(seconds=30)
 """After this, one more session may try whether the network is closed now."""
 
@@ -123,6 +127,8 @@ class SessionReconciler:
         """
         if pod is None or pod.ip or pod.deleting or session.status.phase is not Phase.PENDING:
             return False
+        if self._context.clock() < pod.created + RECIPE_PATIENCE:
+            return False
         resolved = self._resolved(environment) if environment else None
         if resolved and resolved.recipe and resolved.recipe.hash == pod.recipe:
             return False
@@ -203,7 +209,8 @@ class SessionReconciler:
         elif plan.step is Step.END:
             await self._endings.end(session, pod, plan)
         elif plan.step is Step.CLEAN_UP and pod:
-            await pods.delete(context, pod)
+            recipe_gone = plan.phase is Phase.PENDING and not pod.ip
+            await (pods.delete_unstarted if recipe_gone else pods.delete)(context, pod)
             return 1.0
         elif plan.step is Step.FORGET:
             await self._endings.delete(session)

@@ -13,12 +13,11 @@ from .recipe import Recipe
 from .settings import Settings
 
 AGENT_UID = 1000
-_WRITABLE = {
-    "tmp": "/tmp",  # noqa: S108 - the pod's own
-    "home": "/home/agent",
-    "uploads": "/mnt/session/uploads",
-    "outputs": "/mnt/session/outputs",
-}
+_WORKSPACE = {"workspace": "/workspace"}
+_OF_THE_SESSION = {"uploads": "/mnt/session/uploads", "outputs": "/mnt/session/outputs"}
+_OF_THE_POD = {"tmp": "/tmp", "home": "/home/agent"}  # noqa: S108 - the pod's own
+KEPT = tuple((_WORKSPACE | _OF_THE_SESSION).values())
+"""What lies on the volume of a persistent workspace."""
 
 
 @dataclass(frozen=True)
@@ -104,11 +103,7 @@ def _container(pod: SandboxPod, settings: Settings) -> JSON:
     # enough for a sandbox that mostly waits for its model.
     requests = {**limits, "cpu": "50m"}
     mounts = [
-        _workspace_mount(pod),
-        *(
-            {"name": "scratch", "mountPath": path, "subPath": sub}
-            for sub, path in _WRITABLE.items()
-        ),
+        *_writable(pod),
         {"name": "state", "mountPath": "/run/cloister/state"},
         {"name": "identity", "mountPath": "/run/cloister/identity", "readOnly": True},
         {"name": "recipe", "mountPath": "/run/cloister/recipe", "readOnly": True},
@@ -138,14 +133,21 @@ def _environment(pod: SandboxPod) -> list[JSON]:
         {"name": "CLOISTER_POD_UID", "valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}}}
     ]
     if pod.session and pod.session.resumed:
-        found.append({"name": "CLOISTER_KEEP_WORKSPACE", "value": "true"})
+        found.append({"name": "CLOISTER_KEPT_ROOTS", "value": ":".join(KEPT)})
     return found
 
 
-def _workspace_mount(pod: SandboxPod) -> JSON:
-    mount = {"name": names.WORKSPACE_VOLUME, "mountPath": "/workspace"}
-    # Not the volume's top: many file systems have a lost+found there.
-    return mount | {"subPath": "workspace"} if pod.claim else mount
+def _writable(pod: SandboxPod) -> list[JSON]:
+    if not pod.claim:
+        workspace: JSON = {"name": names.WORKSPACE_VOLUME, "mountPath": "/workspace"}
+        return [workspace, *_mounts("scratch", _OF_THE_POD | _OF_THE_SESSION)]
+    # The workspace is not the volume's top: many file systems have a lost+found there.
+    kept = _mounts(names.WORKSPACE_VOLUME, _WORKSPACE | _OF_THE_SESSION)
+    return [*kept, *_mounts("scratch", _OF_THE_POD)]
+
+
+def _mounts(volume: str, paths: Mapping[str, str]) -> list[JSON]:
+    return [{"name": volume, "mountPath": path, "subPath": sub} for sub, path in paths.items()]
 
 
 def _workspace(pod: SandboxPod) -> JSON:

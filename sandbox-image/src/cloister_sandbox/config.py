@@ -34,8 +34,8 @@ class Config:
     """Directories beside the workspace that file tools may use."""
     read_only_roots: tuple[Path, ...]
     """Directories in which file tools may not write."""
-    keep_workspace: bool = False
-    """The workspace is that of an earlier pod: what lies in it is not overwritten."""
+    kept_roots: tuple[Path, ...] = ()
+    """Directories of an earlier pod of the session: what lies in them is not overwritten."""
     mount_table: Path = Path("/proc/self/mountinfo")
     """Tells which single files are mounted; they may be read wherever they are."""
 
@@ -68,7 +68,9 @@ class Config:
             home=Path(env.get("CLOISTER_HOME", "/home/agent")),
             roots=tuple(Path(each) for each in roots.split(":") if each),
             read_only_roots=tuple(Path(each) for each in read_only.split(":") if each),
-            keep_workspace=env.get("CLOISTER_KEEP_WORKSPACE", "") == "true",
+            kept_roots=tuple(
+                Path(each) for each in env.get("CLOISTER_KEPT_ROOTS", "").split(":") if each
+            ),
             mount_table=Path(env.get("CLOISTER_MOUNT_TABLE", "/proc/self/mountinfo")),
         )
 

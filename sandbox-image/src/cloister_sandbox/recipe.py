@@ -3,7 +3,7 @@
 import asyncio
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,9 +57,10 @@ class Recipe:
             raise RecipeError(f"recipe.json cannot be read: {error}") from None
 
 
-def lies(path: str) -> bool:
-    """Whether anything is there, be it a link that leads nowhere."""
-    return os.path.lexists(path)
+def kept(path: str, roots: Sequence[Path]) -> bool:
+    """Whether anything lies there, below one of the roots, be it a link that leads nowhere."""
+    below = any(Path(path).is_relative_to(root) for root in roots)
+    return below and os.path.lexists(path)
 
 
 def place(path: str, mode: int, content: bytes) -> None:
@@ -82,14 +83,14 @@ async def carry_out(
     env: Mapping[str, str],
     reaper: Reaper,
     *,
-    keep_workspace: bool = False,
+    kept_roots: Sequence[Path] = (),
 ) -> None:
     """Copy the files, then run the setup script; raises RecipeError with what went wrong.
 
-    `keep_workspace`: leave files that lie in the workspace already as tools have made them.
+    `kept_roots`: leave files that lie there already as tools have made them.
     """
     for each in recipe.copies:
-        if keep_workspace and Path(each.path).is_relative_to(workspace) and lies(each.path):
+        if kept(each.path, kept_roots):
             continue
         try:
             content = await asyncio.to_thread((directory / each.source).read_bytes)

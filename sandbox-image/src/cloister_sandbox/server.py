@@ -118,7 +118,7 @@ class Server:
                 self._config.state_dir,
                 self._state.environment,
                 self._reaper,
-                keep_workspace=self._config.keep_workspace,
+                kept_roots=self._config.kept_roots,
             )
         except RecipeError as error:
             self._state.problem = str(error)

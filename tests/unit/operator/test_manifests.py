@@ -128,7 +128,7 @@ def test_pods_get_nothing_of_the_cluster(case: str) -> None:
     assert spec["enableServiceLinks"] is False
     assert (spec["dnsPolicy"], spec["dnsConfig"]) == ("None", {"nameservers": ["127.0.0.1"]})
     given = [each["name"] for each in spec["containers"][0]["env"]]
-    assert given == ["CLOISTER_POD_UID"] + ["CLOISTER_KEEP_WORKSPACE"] * (case == "resumed_session")
+    assert given == ["CLOISTER_POD_UID"] + ["CLOISTER_KEPT_ROOTS"] * (case == "resumed_session")
     assert spec["containers"][0]["securityContext"]["readOnlyRootFilesystem"] is True
     writable = [m for m in spec["containers"][0]["volumeMounts"] if not m.get("readOnly")]
     volumes = {each["name"]: each for each in spec["volumes"]}

@@ -215,12 +215,12 @@ async def test_a_resumed_session_has_a_new_pod_on_its_workspace(world: World) ->
     assert "suspendedAt" not in found
     assert world.sandboxes.claimed[after["metadata"]["uid"]] == uid
     environment = after["spec"]["containers"][0]["env"]
-    assert {"name": "CLOISTER_KEEP_WORKSPACE", "value": "true"} in environment
+    assert "CLOISTER_KEPT_ROOTS" in [each["name"] for each in environment]
     await operator.settle()
     assert world.leaks() == set()
 
 
-async def test_files_of_the_session_in_the_workspace_are_sent_once(world: World) -> None:
+async def test_files_of_the_session_are_sent_once(world: World) -> None:
     world.apply_environment(**KEPT)
     uid = world.apply_session(
         files=[
@@ -239,7 +239,7 @@ async def test_files_of_the_session_in_the_workspace_are_sent_once(world: World)
     await operator.until(lambda: world.served("s1"))
     again = world.sandboxes.payloads[uid]
     assert again is not sent
-    assert [each.path for each in again.files] == ["/mnt/session/uploads/b"]
+    assert again.files == []
     assert again.env == {"WHO": "me"}
 
 
@@ -526,7 +526,8 @@ def in_a_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("in_a_hurry")
-@pytest.mark.parametrize("fault", list(Fault))
+# Of those that ask to come again later one is enough: the other makes the test wait for real.
+@pytest.mark.parametrize("fault", [each for each in Fault if each is not Fault.BUSY])
 async def test_whatever_happens_to_a_write_the_workspace_is_kept(
     make_world: MakeWorld, fault: Fault
 ) -> None:

@@ -48,7 +48,7 @@ def test_a_workspace_of_an_earlier_pod_keeps_what_tools_made_of_its_files(tmp_pa
     removed.unlink()
     removed.symlink_to("nowhere")
     outside.unlink()
-    kept = {"CLOISTER_KEEP_WORKSPACE": "true", "CLOISTER_WORKSPACE": str(workspace)}
+    kept = {"CLOISTER_KEPT_ROOTS": f"{workspace}:/no", "CLOISTER_WORKSPACE": str(workspace)}
     with sandbox(tmp_path / "second", recipe, env=kept, f0=b"new") as server:
         server.wait_for(WARM)
     assert changed.read_text() == "mine"

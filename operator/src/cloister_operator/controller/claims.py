@@ -29,7 +29,7 @@ CREDENTIALS_MARGIN = timedelta(minutes=5)
 """A certificate outlives its session by this, so that a clock that is behind ends nothing."""
 PROOF_PATIENCE = 2.0
 """Seconds that a session waits for a warm pod that is being proven, before it gets a new one."""
-_KEPT = "/workspace/"
+_KEPT = tuple(f"{root}/" for root in manifests.KEPT)
 
 
 class Claims:

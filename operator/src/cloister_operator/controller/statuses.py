@@ -38,7 +38,7 @@ class SessionStatuses:
             reason = conditions.RESUMED
             message = (
                 f"pod {pod.name} has the session's workspace; its shells and processes start "
-                "afresh, and files elsewhere are as in a new session"
+                "afresh, and other files are as in a new session"
             )
         ready = Finding(conditions.READY, "True", reason, message)
         findings = [ready]

@@ -151,8 +151,10 @@ class Invariants:
             self.violated(f"pod {name} is one more than the {most} that its pool may have")
 
     def _deleted(self, change: Change, pod: JSON) -> None:
-        """A claimed pod ends with its session, or when the session has got another one."""
-        if change.actor != OPERATOR:
+        """A claimed pod ends with its session, or when the session has got another one, or when it
+        can never start.
+        """
+        if change.actor != OPERATOR or self._cannot_start(change.namespace, pod):
             return
         uid = pod["metadata"]["labels"].get(names.SESSION_LABEL)
         for session in self._cluster.peek_all(SESSIONS, change.namespace) if uid else ():
@@ -164,6 +166,12 @@ class Invariants:
                 self.violated(
                     f"pod {pod['metadata']['name']} was deleted under session {name}, {phase}"
                 )
+
+    def _cannot_start(self, namespace: str, pod: JSON) -> bool:
+        labels = pod["metadata"]["labels"]
+        recipe = names.recipe_secret(labels[names.ENVIRONMENT_LABEL], labels[names.RECIPE_LABEL])
+        has_recipe = self._cluster.peek(SECRETS, namespace, recipe) is not None
+        return not pod["status"].get("podIP") and not has_recipe
 
     # --- sessions ----------------------------------------------------------------------------
 

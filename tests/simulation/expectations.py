@@ -1,0 +1,77 @@
+"""What must have come about once nothing goes wrong any more."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from cloister_operator import names
+from cloister_operator.cluster.resources import ENVIRONMENTS, PODS, SECRETS, SESSIONS
+from simulation.world import SimWorld
+from support.operator_objects import NAMESPACE
+
+JSON = dict[str, Any]
+ENDED = ("Failed", "Terminated")
+
+
+def unmet(world: SimWorld) -> Iterator[str]:
+    """What was asked for and is not there, and what is there and should not be."""
+    environments = {
+        each["metadata"]["name"]: each for each in world.cluster.peek_all(ENVIRONMENTS, NAMESPACE)
+    }
+    sessions = world.cluster.peek_all(SESSIONS, NAMESPACE)
+    for name, environment in environments.items():
+        if not world.pool_is(environment["spec"]["pool"]["size"], name):
+            yield f"the pool of {name} is not as asked"
+        claimed = len(world.pods(environment=name, state=names.STATE_CLAIMED))
+        if environment.get("status", {}).get("pool", {}).get("claimed") != claimed:
+            yield f"the status of {name} counts other than {claimed} claimed pods"
+    for session in sessions:
+        yield from _session(world, session, environments)
+    for pod in world.cluster.peek_all(PODS, NAMESPACE):
+        name = pod["metadata"]["name"]
+        if "deletionTimestamp" in pod["metadata"]:
+            yield f"pod {name} is still there"
+        labels = pod["metadata"]["labels"]
+        free = labels[names.STATE_LABEL] != names.STATE_CLAIMED
+        if free and labels[names.ENVIRONMENT_LABEL] not in environments:
+            yield f"pod {name} is of no Environment"
+    yield from world.problems()
+    for name in sorted(world.leaks()):
+        secret = world.cluster.get(SECRETS, NAMESPACE, name)
+        owners = {each["uid"] for each in secret["metadata"]["ownerReferences"]}
+        if world.deaths and owners & {x["metadata"]["uid"] for x in environments.values()}:
+            # Who made this version of the recipe died before it was written down anywhere: the
+            # Secret goes with its Environment.
+            continue
+        yield f"Secret {name} is needed by nobody"
+
+
+def _session(world: SimWorld, session: JSON, environments: dict[str, JSON]) -> Iterator[str]:
+    name, uid = session["metadata"]["name"], session["metadata"]["uid"]
+    status = session.get("status") or {}
+    phase = status.get("phase", "Pending")
+    if phase == "Running":
+        ended = {x["status"]["phase"] for x in world.pods(session=uid)} - {"Running"}
+        if ended or not world.served(name):
+            yield f"session {name} runs, but not in one pod of its own"
+        issued = (session["metadata"].get("annotations") or {}).get(names.ISSUED_BY)
+        if not issued and names.credentials_secret(name) not in world.secrets():
+            yield f"session {name} has no credentials"
+        return
+    if world.pods(session=uid):
+        yield f"session {name} is {phase} and has a pod"
+    if phase in ENDED:
+        return
+    environment = environments.get(session["spec"]["environmentName"])
+    if environment is None:
+        if status.get("reason") != "EnvironmentNotFound":
+            yield f"session {name} does not say that its Environment is missing"
+        return
+    most = environment["spec"]["pool"].get("maxSessions")
+    others = sum(
+        1
+        for each in world.cluster.peek_all(SESSIONS, NAMESPACE)
+        if each["spec"]["environmentName"] == environment["metadata"]["name"]
+        and (each.get("status") or {}).get("phase") == "Running"
+    )
+    if most is None or others < most:
+        yield f"session {name} is {phase} ({status.get('reason')})"

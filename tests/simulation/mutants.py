@@ -1,0 +1,94 @@
+"""Controllers with one safeguard taken out: the simulation has to find each of them out."""
+
+import sys
+from collections.abc import Sequence
+from types import MethodType
+from typing import Any
+
+from cloister_operator import names
+from cloister_operator.api.environment import EnvironmentObject
+from cloister_operator.api.pod import PodView
+from cloister_operator.controller.context import Context
+from support.fake_operator import Operator
+
+JSON = dict[str, Any]
+
+
+def claim_without_test(operator: Operator) -> None:
+    """The claim's patch tests nothing: of two claims the last wins."""
+    patch = operator.connection.json_patch
+
+    async def careless(
+        resource: Any, namespace: str, name: str, operations: Sequence[JSON]
+    ) -> JSON:
+        rest = [each for each in operations if each["op"] != "test"]
+        return await patch(resource, namespace, name, rest)
+
+    operator.connection.json_patch = careless  # type: ignore[method-assign]
+
+
+def status_without_version(operator: Operator) -> None:
+    """Session statuses are written whatever somebody else wrote before."""
+    patch = operator.connection.patch_status
+
+    async def careless(
+        resource: Any, namespace: str, name: str, status: Any, version: str = ""
+    ) -> JSON:
+        return await patch(resource, namespace, name, status)
+
+    operator.connection.patch_status = careless  # type: ignore[method-assign]
+
+
+def cache_not_written_through(operator: Operator) -> None:
+    """Answers to own writes are thrown away; only watches and lists fill the mirrors."""
+    for store in (operator.context.pods, operator.context.sessions):
+        put = store.put
+
+        def from_watch_only(obj: JSON, put: Any = put) -> None:
+            caller = sys._getframe(1).f_code.co_filename
+            if caller.endswith(("reflector.py", "controller.py", "cache.py")):
+                put(obj)
+
+        store.put = from_watch_only  # type: ignore[method-assign]
+
+
+def claim_blind_to_reservations(operator: Operator) -> None:
+    """A claim takes a pod that another claim of this process is just taking."""
+
+    def take_warm(self: Context, environment: EnvironmentObject, recipe: str) -> PodView | None:
+        for pod in self.pods.group(("state", *environment.key, recipe, names.STATE_WARM)):
+            if pod.alive and pod.uid in self.usable:
+                return pod
+        return None
+
+    operator.context.take_warm = MethodType(take_warm, operator.context)  # type: ignore[method-assign]
+
+
+def lists_that_delete_nothing(operator: Operator) -> None:
+    """What is not in a list after a 410 stays in the mirror."""
+    store = operator.context.pods
+
+    def replace(objects: Sequence[JSON], version: int, namespace: str = "") -> None:
+        for obj in objects:
+            store.put(obj)
+
+    store.replace = replace  # type: ignore[method-assign,assignment]
+
+
+def policies_forgotten(operator: Operator) -> None:
+    """Network policies are not applied."""
+
+    async def apply(resource: Any, namespace: str, body: JSON) -> JSON:
+        return body
+
+    operator.connection.apply = apply  # type: ignore[method-assign]
+
+
+MUTANTS = (
+    claim_without_test,
+    status_without_version,
+    cache_not_written_through,
+    claim_blind_to_reservations,
+    lists_that_delete_nothing,
+    policies_forgotten,
+)

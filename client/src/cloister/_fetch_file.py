@@ -1,7 +1,7 @@
 """Fetching one file into a directory of this machine, in as many runs as it takes."""
 
 from ._errors import DataLossError
-from ._files import Files
+from ._files import Files, modified_ns
 from ._places import Partial, Place
 from ._progress import Meter
 from ._threads import finished
@@ -41,7 +41,7 @@ async def _fetch_once(
 
     def put() -> None:
         with place.errors("write", parts):
-            partial.place(entry.mode, entry.mtime.ToNanoseconds())
+            partial.place(entry.mode, modified_ns(entry))
 
     try:
         await files.read(

@@ -270,6 +270,11 @@ class _Reading:
             self._came(self._offset)
 
 
+def modified_ns(entry: exec_pb2.Entry) -> int:
+    """When it was modified, in nanoseconds; a sandbox may say what is no time at all."""
+    return entry.mtime.seconds * 10**9 + entry.mtime.nanos
+
+
 def _wrong(message: str) -> CallError:
     return call_error(grpc.StatusCode.DATA_LOSS, message)
 

@@ -30,8 +30,8 @@ _GATHERED = 1024 * 1024
 _LEVELS = 64
 """Levels of directories that the server lists in one call."""
 MAX_ENTRIES = 1_000_000
-# A smaller file is sent again rather than remembered.
-_RESUMED = 4 * 1024 * 1024
+# A smaller file is not worth a question about what an earlier program has sent of it.
+_RESUMED = 1024 * 1024
 
 Write = Callable[[bytes], object]
 Came = Callable[[int], object]

@@ -9,6 +9,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from .errors import CallError, Forbidden, InvalidField
+from .nodelay import Connections
 from .state import ServerState
 
 OPERATOR = "operator:cloister"
@@ -84,6 +85,7 @@ class Authorizer(grpc.aio.ServerInterceptor):
     def __init__(self, state: ServerState) -> None:
         self._state = state
         self._guards: dict[str, Handler] = {}
+        self._connections = Connections()
 
     async def intercept_service(
         self,
@@ -109,6 +111,8 @@ class Authorizer(grpc.aio.ServerInterceptor):
         )
 
         async def checked(request: Any, context: Context) -> Any:
+            if self._connections.needed:
+                self._connections.look(context.peer())
             if not decide(peer_uris(context.auth_context()), method, self._state.session_uid):
                 await abort(
                     context,

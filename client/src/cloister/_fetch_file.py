@@ -32,7 +32,8 @@ async def _fetch_once(
 ) -> None:
     name = "/".join(parts)
     entry = await files.entry(path)
-    partial: Partial = await finished(lambda: place.begin(parts, entry.etag))
+    etag = entry.etag if entry.size >= _KEPT else ""
+    partial: Partial = await finished(lambda: place.begin(parts, etag))
     keep = False
 
     def write(data: bytes) -> None:
@@ -56,7 +57,7 @@ async def _fetch_once(
     except DataLossError:
         raise
     except BaseException:
-        keep = partial.size >= _KEPT
+        keep = bool(etag) and partial.size >= _KEPT
         raise
     finally:
         if not keep:

@@ -156,11 +156,11 @@ def test_the_name_of_a_copy_is_never_a_step_up(
 
 
 def test_an_etag_is_no_part_of_a_path(client: cloister.Client, liar: Liar, target: Path) -> None:
-    liar.root = entry("/w/f", 3, etag="/../../../evil")
-    liar.content = lambda: iter([b"abc"])
+    liar.root = entry("/w/f", 2 * MIB, etag="/../../../evil")
+    liar.content = lambda: iter([b"x" * MIB, b"y" * MIB])
     with client.create_session("env") as session:
         session.download("/w/f", target)
-    assert target.read_bytes() == b"abc"
+    assert target.read_bytes() == b"x" * MIB + b"y" * MIB
     assert outside(target) == []
 
 

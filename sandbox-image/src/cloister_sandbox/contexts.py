@@ -5,11 +5,13 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from .config import Config
 from .errors import Busy, NotFound
 from .mounts import mounted_files
+from .overflow import Overflows
 from .paths import Roots, ToolFailure
 from .processes import Reaper
 from .shell import Cancel, Shell
@@ -40,10 +42,15 @@ class Contexts:
         self._state = state
         self._reaper = reaper
         self._contexts: dict[str, Context] = {}
+        self._overflows = Overflows()
+        kept = Path(self._overflows.directory)
+        # What is beneath another root needs no entry of its own, which every path would be
+        # compared with.
+        beneath = any(kept.is_relative_to(each) for each in (config.workspace, *config.roots))
         self.roots = Roots(
             config.workspace,
-            config.roots,
-            config.read_only_roots,
+            config.roots if beneath else (*config.roots, kept),
+            (*config.read_only_roots, kept),
             mounted_files(config.mount_table),
         )
 
@@ -53,7 +60,9 @@ class Contexts:
         if found is None:
             if len(self._contexts) >= MAX_CONTEXTS:
                 raise Busy("TOO_MANY_CONTEXTS", f"{MAX_CONTEXTS} contexts are open", 1.0)
-            shell = Shell(f"c{len(self._contexts)}", self._config.state_dir, self._reaper)
+            shell = Shell(
+                f"c{len(self._contexts)}", self._config.state_dir, self._reaper, self._overflows
+            )
             found = self._contexts[context_id] = Context(shell)
         return found
 
@@ -132,3 +141,4 @@ class Contexts:
         """End every context."""
         for context_id in list(self._contexts):
             await self.close(context_id)
+        self._overflows.close()

@@ -6,15 +6,19 @@ command and not the shell, a background job's later output reaches nobody else's
 a command prints can be mistaken for its status.
 """
 
+import array
 import asyncio
 import contextlib
 import errno
+import fcntl
+import functools
 import os
 import re
 import secrets
 import shlex
 import shutil
 import stat
+import termios
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,7 +26,9 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from .capture import Output, Tail
-from .processes import MARK, Reaper, background, kill_tree
+from .interrupts import ON_INTERRUPT, interrupt
+from .overflow import Overflows
+from .processes import MARK, Reaper, background, kill_started, kill_tree
 
 _STATUS = 50
 """Descriptor of the status pipe in the shell: between those that bash takes for itself from 10 up
@@ -32,6 +38,10 @@ _MAX_STATUS = 16_384
 """Bytes; the status line holds a path. Tools can write to its pipe, too."""
 _QUICK = 0.002
 """Seconds after which a command's output is read while it runs; most commands ended before."""
+_LOOK_SECONDS = 0.25
+_LOOKS = 4
+"""So often in a row a shell that has nothing to do, and told no status, is seen before it counts
+as lost: a tool may have made it deaf."""
 Cancel: TypeAlias = "asyncio.Future[None]"
 """Done when the caller no longer wants the result."""
 _CONTROL = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\))")
@@ -65,6 +75,11 @@ class Finished:
     """Its context was closed, or the server is going away."""
     surviving: int = 0
     """Processes of the shell that go on in the background."""
+    reopened: bool = False
+    """The shell before had ended since its last command, and this is a new one."""
+    file: str = ""
+    """Path of the file with the whole output, or its first bytes; empty when there is none."""
+    file_bytes: int = 0
 
 
 class ShellError(Exception):
@@ -74,19 +89,32 @@ class ShellError(Exception):
 class Shell:
     """A persistent bash of one context. Commands run one at a time; the caller serialises them."""
 
-    def __init__(self, name: str, state_dir: Path, reaper: Reaper) -> None:
+    def __init__(
+        self,
+        name: str,
+        state_dir: Path,
+        reaper: Reaper,
+        overflows: Overflows | None = None,
+    ) -> None:
         self._mark = f"{name}-{secrets.token_hex(4)}"
         self._dir = state_dir / self._mark
         self._command = str(self._dir / "command")
         self._out = str(self._dir / "out")
         self._run = str(self._dir / "run")
-        self._line = f"builtin source {shlex.quote(self._run)}\n"
+        self._line = f"\\builtin source {shlex.quote(self._run)}\n"
         self._reaper = reaper
+        self._overflows = overflows
+        self._new_file = None if overflows is None else functools.partial(overflows.new, self._mark)
         self._exit: asyncio.Future[int] | None = None
         self._pid = 0
         self._stdin = self._status = -1
         self._received = bytearray()
-        self._waiter: asyncio.Future[str | None] | None = None
+        self._over: asyncio.Future[str | None] | None = None
+        """Of the running command: its status line, or None when the shell ended instead."""
+        self._interrupted = False
+        self._earlier: list[int] = []
+        """What commands before the running one left in the background."""
+        self._looks: asyncio.TimerHandle | None = None
         self._outputs: list[Output] = []
         self.cwd = ""
         self.retired = False
@@ -97,6 +125,11 @@ class Shell:
     def alive(self) -> bool:
         """Whether there is a shell to run the next command in."""
         return self._exit is not None and not self._exit.done()
+
+    @property
+    def ended(self) -> bool:
+        """Whether there was a shell, which ended by itself."""
+        return self._exit is not None and self._exit.done()
 
     async def open(self, cwd: str, env: Mapping[str, str]) -> None:
         """Start bash in `cwd` with exactly these variables; raises ShellError."""
@@ -126,7 +159,9 @@ class Shell:
         self._stdin, self._status = stdin_write, status_read
         self._received.clear()
         asyncio.get_running_loop().add_reader(status_read, self._read_status)
+        self._exit.add_done_callback(self._ended)
         self.cwd = cwd
+        self._earlier = []
         if status_write != _STATUS:
             self._send(f"exec {_STATUS}>&{status_write} {status_write}>&-\n")
 
@@ -141,9 +176,8 @@ class Shell:
         for each in (self._out, self._command, self._run):
             Path(each).unlink(missing_ok=True)
         command, into = shlex.quote(self._command), shlex.quote(self._out)
-        _replace(
-            self._run, f"builtin source {command} </dev/null >{into} 2>&1 {_STATUS}>&-\n".encode()
-        )
+        line = f"\\builtin source {command} </dev/null >{into} 2>&1 {_STATUS}>&-\n"
+        _replace(self._run, f"{ON_INTERRUPT}{line}".encode())
 
     @property
     def leader(self) -> tuple[int, str]:
@@ -151,50 +185,65 @@ class Shell:
         return self._pid, self._mark
 
     async def run(
-        self, command: str, timeout: float, cancel: Cancel, into: Tail | None = None
+        self,
+        command: str,
+        timeout: float,
+        cancel: Cancel,
+        into: Tail | None = None,
+        *,
+        cancel_kills: bool = False,
     ) -> Finished:
         """Run a command; `timeout` is in seconds, `into` receives what it prints.
 
-        A command that runs out of time, or is cancelled, is ended with the shell and everything it
-        started, and what it printed until then is kept. Raises ShellError when a tool took the
-        shell's own files away; only a new shell helps then.
+        A command that runs out of time, or is cancelled, is interrupted (see `interrupt`), and what
+        it printed until then is kept; with `cancel_kills` to cancel it ends the shell at once.
+        Raises ShellError when a tool took the shell's own files away; only a new shell helps then.
         """
         began = time.monotonic()
         nonce = secrets.token_hex(4)
         try:
             os.stat(self._run)  # noqa: PTH116 - a Path costs more than the call
             await self._write(command)
-            output = self.output = Output(self._out, into)
+            output = self.output = Output(self._out, into or Tail(overflow=self._new_file))
         except OSError as error:
             raise ShellError(f"its files in {self._dir} cannot be used: {error.strerror}") from None
         self._outputs = [each for each in self._outputs if each.held]
         self._outputs.append(output)
         loop = asyncio.get_running_loop()
-        self._waiter = loop.create_future()
-        watching = loop.call_later(_QUICK, output.watch)
-        self._send(
-            f"{self._line}"
-            f"""{{ builtin printf '%s %d %s\\0' {nonce} "$?" "$PWD" >&{_STATUS}; }} 2>/dev/null\n"""
-        )
+        over = self._over = loop.create_future()
+        self._interrupted = False
+        self._looks = loop.call_later(_QUICK, self._look, output, 0)
+        report = f"""printf '%s %d %s\\0' {nonce} "$?" "$PWD" >&{_STATUS}"""
+        self._send(f"{self._line}{{ \\builtin {report}; }} 2>/dev/null\n")
+        if not self.alive:
+            self._report(None)
         try:
-            status, reason = await self._await_status(self._waiter, timeout, cancel)
-            code = 0
+            reason = await self._first(over, timeout, cancel)
+            if reason == "cancel" and cancel_kills:
+                await kill_tree(self._pid, self._mark)
+            elif reason != "status":
+                await self.interrupt()
+            status = await over
             told = _STATUS_LINE.fullmatch(status) if status is not None else None
-            if told and told["nonce"] == nonce:
+            lost = told is None or told["nonce"] != nonce
+            if told is not None and not lost:
                 code, self.cwd = int(told["code"]), told["cwd"]
+                if self._interrupted:
+                    await kill_started(self._pid, self._mark, self._earlier)
+                self._earlier = background(self._pid, self._mark)
             else:
-                status = None
-                if reason == "end":
-                    # After `exec` the shell is another program, which may go on for ever.
-                    reason = await self._await_exit(timeout - (time.monotonic() - began), cancel)
-                if reason != "end":
+                if self.alive:
                     await kill_tree(self._pid, self._mark)
                 code = await self._exit if self._exit else 1
                 code = 128 - code if code < 0 else code
+                self._earlier = []
         finally:
-            watching.cancel()
-            self._waiter = self.output = None
+            self._looks.cancel()
+            self._over = self.output = None
             tail = output.finish()
+        file = await tail.filed() if tail.omitted else None
+        if file is not None and self._overflows is not None:
+            self._overflows.trim()
         return Finished(
             output=readable(tail.text()),
             total_bytes=tail.total,
@@ -204,10 +253,22 @@ class Shell:
             wall=time.monotonic() - began,
             timed_out=reason == "timeout",
             cancelled=reason == "cancel",
-            shell_lost=status is None,
+            shell_lost=lost,
             shell_closed=self.retired,
-            surviving=0 if status is None else background(self._pid, self._mark),
+            surviving=len(self._earlier),
+            file=file.path if file is not None else "",
+            file_bytes=file.size if file is not None else 0,
         )
+
+    async def interrupt(self) -> None:
+        """Stop the running command, with the shell only where it must be.
+
+        Everything that it started ends too, in the background as well; what earlier commands
+        started goes on if the shell survives.
+        """
+        if self._over is not None and not self._over.done():
+            self._interrupted = True
+            await interrupt(self._pid, self._mark, self._earlier, self._over)
 
     async def close(self) -> None:
         """End the shell and everything that was started from it."""
@@ -225,11 +286,14 @@ class Shell:
             if fd >= 0:
                 os.close(fd)
         self._pid, self._exit, self._stdin, self._status = 0, None, -1, -1
+        self._earlier = []
 
     async def retire(self) -> None:
         """Close for good; a command that runs ends with what it printed."""
         self.retired = True
         await self.close()
+        if self._overflows is not None:
+            self._overflows.forget(self._mark)
         await asyncio.to_thread(shutil.rmtree, self._dir, ignore_errors=True)
 
     async def _write(self, command: str) -> None:
@@ -244,8 +308,23 @@ class Shell:
         # A pipe takes 64 KiB at once; the lines sent are far shorter, and bash reads each one
         # before it runs what the line names.
         # A tool that fills the pipe makes its command late, and is ended with the shell then.
-        with contextlib.suppress(BrokenPipeError, BlockingIOError):
-            os.write(self._stdin, lines.encode())
+        if self._stdin >= 0:
+            with contextlib.suppress(BrokenPipeError, BlockingIOError):
+                os.write(self._stdin, lines.encode())
+
+    def _look(self, output: Output, deaf: int) -> None:
+        """Read what a command prints that is not done at once; see whether its shell still hears.
+
+        bash takes the line that reports the status when the command is over. A shell that has
+        taken it, and waits, will say nothing any more: a tool made `builtin` something else.
+        """
+        output.watch()
+        deaf = deaf + 1 if not _unread(self._stdin) and _waits(self._pid) else 0
+        if deaf > _LOOKS:
+            self._report("")
+            return
+        loop = asyncio.get_running_loop()
+        self._looks = loop.call_later(_LOOK_SECONDS, self._look, output, deaf)
 
     def _read_status(self) -> None:
         try:
@@ -254,7 +333,10 @@ class Shell:
             return
         if not data:
             asyncio.get_running_loop().remove_reader(self._status)
-            self._report(None)
+            # Another program has taken the shell's place, and may go on for ever; or bash lost its
+            # descriptor, and ends when there is nothing more to read.
+            os.close(self._stdin)
+            self._stdin = -1
             return
         self._received.extend(data)
         if len(self._received) > _MAX_STATUS:
@@ -266,33 +348,42 @@ class Shell:
             self._received.clear()
             self._report(text)
 
-    def _report(self, status: str | None) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(status)
+    def _ended(self, exited: "asyncio.Future[int]") -> None:
+        """The shell has ended; what it had still said counts."""
+        if exited is self._exit:
+            if self._stdin >= 0 and self._status >= 0:
+                self._read_status()
+            self._report(None)
 
-    async def _await_exit(self, timeout: float, cancel: Cancel) -> str:
-        """What comes first of a shell that reports no more: end, timeout or cancel."""
-        if self._exit is None:
-            return "end"
-        either: list[asyncio.Future[Any]] = [self._exit, cancel]
-        await asyncio.wait(either, timeout=max(0.0, timeout), return_when=asyncio.FIRST_COMPLETED)
-        if self._exit.done():
-            return "end"
-        return "cancel" if cancel.done() else "timeout"
+    def _report(self, status: str | None) -> None:
+        if self._over is not None and not self._over.done():
+            self._over.set_result(status)
 
     @staticmethod
-    async def _await_status(
-        waiter: "asyncio.Future[str | None]", timeout: float, cancel: Cancel
-    ) -> tuple[str | None, str]:
-        """The status line, or None; and what came first: status, end, timeout or cancel.
-
-        `end` stands for a shell that ended by itself, or was closed meanwhile.
-        """
-        either: list[asyncio.Future[Any]] = [waiter, cancel]
+    async def _first(over: "asyncio.Future[str | None]", timeout: float, cancel: Cancel) -> str:
+        """What comes first: status (also of a shell that ended), timeout or cancel."""
+        either: list[asyncio.Future[Any]] = [over, cancel]
         await asyncio.wait(either, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-        if waiter.done():
-            return waiter.result(), "end" if waiter.result() is None else "status"
-        return None, "cancel" if cancel.done() else "timeout"
+        if over.done():
+            return "status"
+        return "cancel" if cancel.done() else "timeout"
+
+
+def _unread(fd: int) -> int:
+    """Bytes in a pipe that its reader has not taken; as if some when nobody can tell."""
+    count = array.array("i", [1])
+    with contextlib.suppress(OSError, ValueError):
+        fcntl.ioctl(fd, termios.FIONREAD, count)
+    return count[0]
+
+
+def _waits(pid: int) -> bool:
+    """Whether a process sleeps."""
+    try:
+        stat_line = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return stat_line[stat_line.rindex(")") + 2] == "S"
 
 
 def _replace(path: str, data: bytes) -> None:

@@ -38,7 +38,10 @@ def test_a_thousand_million_bytes_of_output(claimed: Sandbox, tools: Tools) -> N
     before = resident(claimed)
     result = tools.call("bash", command="head -c 1000000000 /dev/zero; echo END")
     assert result.truncation.total_bytes == 1_000_000_004
-    assert result.content[0].text.endswith("\0END")
+    text, left_out = result.content[0].text.rsplit("\n", 1)
+    assert text.endswith("\0END")
+    assert f"the first {64 * MIB} are in {result.truncation.spool_path}]" in left_out
+    assert Path(result.truncation.spool_path).stat().st_size == 64 * MIB
     assert resident(claimed) - before < 16 * MIB
 
 

@@ -119,8 +119,9 @@ def _result(result: ToolResult, replayed: bool) -> exec_pb2.CallResult:
     info.wall.FromTimedelta(timedelta(seconds=finished.wall))
     info.cwd = finished.cwd.encode("utf-8", errors="replace").decode("utf-8")
     info.surviving_processes = finished.surviving
-    message.state_lost = finished.shell_lost
+    message.state_lost = finished.shell_lost or finished.reopened
     if finished.omitted_bytes:
         message.truncation.total_bytes = finished.total_bytes
         message.truncation.omitted_bytes = finished.omitted_bytes
+        message.truncation.spool_path = finished.file
     return message

@@ -13,14 +13,13 @@ import cloister.aio
 from cloister_api.exec.v1 import exec_pb2
 from faults.calls import JOURNALED, Known, Lane, carry_out
 from faults.plans import Plan, plan
+from faults.streams import SILENCE_SECONDS
 from support.fake_kube import fake_kube
 from support.fake_sessions import SERVER_NAME, FakeSessions, fake_sessions
 from support.fault_proxy import FaultProxy, Kind, fault_proxy
 from support.sandbox_server import Sandbox, sandbox
 
 LANES = 16
-SILENCE_SECONDS = 1.0
-"""What the client is told to take for a lost connection; stalls are up to twice as long."""
 _CALL_SECONDS = 60.0
 """A call that takes longer hangs."""
 

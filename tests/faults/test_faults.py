@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from cloister import _connection
-from faults.runs import SILENCE_SECONDS, planned, run, world
+from faults.runs import planned, run, world
+from faults.streams import impatient
 
 SEED = int(os.environ.get("FAULT_SEED", "1"))
 CALLS = 1000
@@ -16,7 +16,7 @@ CALLS = 1000
 def test_a_thousand_calls_over_a_network_that_breaks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_connection, "SILENCE_SECONDS", SILENCE_SECONDS)
+    impatient(monkeypatch.setattr)
     # FAULT_CALL=7 makes one call of the thousand again, by itself.
     only = os.environ.get("FAULT_CALL")
     numbers = [int(only)] if only else range(CALLS)

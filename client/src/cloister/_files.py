@@ -26,6 +26,8 @@ from ._threads import finished
 from ._uploading import Bytes, LocalFile, Sending
 
 _CALL_SECONDS = 60.0
+# Well below the time for which a call is repeated: one silent loss must not use it up.
+_STAT_SECONDS = 10.0
 _GATHERED = 1024 * 1024
 _LEVELS = 64
 """Levels of directories that the server lists in one call."""
@@ -67,7 +69,7 @@ class Files:
 
         async def attempt(channel: grpc.aio.Channel, _alive: _Alive) -> exec_pb2.Entry:
             request = exec_pb2.StatRequest(path=path)
-            return await exec_pb2_grpc.FilesStub(channel).Stat(request, timeout=_CALL_SECONDS)
+            return await exec_pb2_grpc.FilesStub(channel).Stat(request, timeout=_STAT_SECONDS)
 
         return await self._connection.run(attempt)
 

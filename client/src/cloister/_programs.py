@@ -24,7 +24,8 @@ from ._outcomes import Exit, OutputPolicy, ProcessInfo, duration, start_failed
 from ._status import Details
 from ._streams import AsyncOutput, Follower, unknown_outcome
 
-_CALL_SECONDS = 30.0
+# Well below the time for which a call is repeated: one silent loss must not use it up.
+_CALL_SECONDS = 10.0
 # One long poll for an end; a lost connection is noticed soon after it at the latest.
 _POLL_SECONDS = 20.0
 _FRAME = 65_536

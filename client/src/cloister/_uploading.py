@@ -21,7 +21,8 @@ from ._threads import finished
 # Frames of 64 KiB are quickest on the way, larger reads from the disk.
 _FRAME = 64 * 1024
 _READ = 1024 * 1024
-_CALL_SECONDS = 60.0
+# Well below the time for which a call is repeated: one silent loss must not use it up.
+_CALL_SECONDS = 10.0
 _STARTS = 4
 """How often an upload begins anew because another one got in its way."""
 

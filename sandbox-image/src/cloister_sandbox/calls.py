@@ -19,6 +19,7 @@ MAX_RUNNING = 256
 KEEP_RESULTS = 256
 KEEP_BYTES = 64 * 1024 * 1024
 KEEP_SECONDS = 600.0
+LOST = ToolResult("the server lost track of this call", is_error=True)
 
 
 @dataclass
@@ -26,15 +27,45 @@ class Call:
     """One call, running or finished."""
 
     digest: bytes
-    task: asyncio.Task[ToolResult]
     cancel: Cancel
+    task: asyncio.Task[None] | None = None
+    result: ToolResult | None = None
+    """None while it runs."""
     finished_at: float = 0.0
-    size: int = 0
+
+    def __post_init__(self) -> None:
+        self._followers: set[asyncio.Future[None]] = set()
+
+    @property
+    def running(self) -> bool:
+        """Whether it has no result yet."""
+        return self.result is None
 
     def stop(self) -> None:
         """Ask its tool to end."""
         if not self.cancel.done():
             self.cancel.set_result(None)
+
+    async def ended(self, seconds: float) -> ToolResult | None:
+        """Its result as soon as there is one; None when there is none after so long."""
+        if self.result is None:
+            # Less than half the work of asyncio.wait, for every call.
+            loop = asyncio.get_running_loop()
+            follower = loop.create_future()
+            self._followers.add(follower)
+            timer = loop.call_later(seconds, _wake, follower)
+            try:
+                await follower
+            finally:
+                timer.cancel()
+                self._followers.discard(follower)
+        return self.result
+
+    def end(self, result: ToolResult) -> None:
+        """It is over; whoever follows it hears of it."""
+        self.result = result
+        for follower in self._followers:
+            _wake(follower)
 
 
 class Calls:
@@ -62,7 +93,7 @@ class Calls:
         Raises IdConflict when the id stands for another payload, and Busy at the bound.
         """
         self._expire()
-        digest = hashlib.sha256(payload).digest()
+        digest = hashlib.blake2b(payload, digest_size=32).digest()
         known = self._calls.get(request_id)
         if known is not None:
             if known.digest != digest:
@@ -76,13 +107,18 @@ class Calls:
             raise Busy("TOO_MANY_CALLS", f"{MAX_RUNNING} calls are under way", retry_after=0.5)
         cancel: Cancel = asyncio.get_running_loop().create_future()
 
-        async def run() -> ToolResult:
-            return await work(cancel)
+        call = Call(digest, cancel)
 
-        call = Call(digest, asyncio.create_task(run()), cancel)
+        async def run() -> None:
+            result = LOST
+            try:
+                result = await work(cancel)
+            finally:
+                self._finished(request_id, call, result)
+
         self._calls[request_id] = call
         self._running += 1
-        call.task.add_done_callback(lambda task: self._finished(request_id, call, task))
+        call.task = asyncio.create_task(run())
         return call, False
 
     def cancel(self, request_id: str) -> None:
@@ -94,22 +130,21 @@ class Calls:
 
     async def settle(self, grace: float) -> None:
         """Wait until no call is under way, at most `grace` seconds."""
-        tasks = [call.task for call in self._calls.values() if not call.task.done()]
+        tasks = [call.task for call in self._calls.values() if call.running and call.task]
         if tasks:
             await asyncio.wait(tasks, timeout=grace)
 
     def stop_all(self) -> None:
         """Ask every call that is under way to end."""
         for call in self._calls.values():
-            if not call.task.done():
+            if call.running:
                 call.stop()
 
-    def _finished(self, request_id: str, call: Call, task: asyncio.Task[ToolResult]) -> None:
+    def _finished(self, request_id: str, call: Call, result: ToolResult) -> None:
         self._running -= 1
         call.finished_at = time.monotonic()
-        if not task.cancelled() and task.exception() is None:
-            call.size = task.result().size
-        self._kept_bytes += call.size
+        call.end(result)
+        self._kept_bytes += result.size
         self._kept.append(request_id)
         self._expire()
 
@@ -121,4 +156,10 @@ class Calls:
             if not (old or len(self._kept) > KEEP_RESULTS or self._kept_bytes > KEEP_BYTES):
                 break
             del self._calls[self._kept.popleft()]
-            self._kept_bytes -= call.size
+            if call.result is not None:
+                self._kept_bytes -= call.result.size
+
+
+def _wake(follower: "asyncio.Future[None]") -> None:
+    if not follower.done():
+        follower.set_result(None)

@@ -1,6 +1,5 @@
 """cloister.exec.v1.Tools."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
@@ -53,11 +52,9 @@ class ToolsService(exec_pb2_grpc.ToolsServicer):
                 return await self._contexts.run(target, request.tool, given, budget, cancel)
 
         call, replayed = self._calls.start(request.request_id, payload, work)
-        while not call.task.done():
-            await asyncio.wait([call.task], timeout=PROGRESS_SECONDS)
-            if not call.task.done():
-                yield exec_pb2.CallEvent(progress=exec_pb2.Progress(output_bytes=_printed(target)))
-        yield exec_pb2.CallEvent(result=_result(call.task.result(), replayed))
+        while (result := await call.ended(PROGRESS_SECONDS)) is None:
+            yield exec_pb2.CallEvent(progress=exec_pb2.Progress(output_bytes=_printed(target)))
+        yield exec_pb2.CallEvent(result=_result(result, replayed))
 
     @unary
     async def Cancel(self, request: exec_pb2.CancelRequest, context: Any) -> Any:  # noqa: ARG002, N802

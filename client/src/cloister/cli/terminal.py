@@ -132,7 +132,8 @@ class Terminal:
         handlers = {signal.SIGWINCH: resized, signal.SIGTERM: end, signal.SIGHUP: end}
         earlier = {number: signal.signal(number, each) for number, each in handlers.items()}
         try:
-            tty.setraw(self._source)
+            # What was typed meanwhile is kept.
+            tty.setraw(self._source, termios.TCSANOW)
             yield
         finally:
             for number, handler in earlier.items():

@@ -25,7 +25,8 @@ class Sizes:
     warm_up: int = 300
     bulk_bytes: int = 256 * 1024 * 1024
     rounds: int = 5
-    control_calls: int = 1000
+    control_rounds: int = 4
+    control_calls: int = 300
     reference_calls: int = 1000
 
 
@@ -76,14 +77,13 @@ def measure(sizes: Sizes, say: Callable[[str], None]) -> dict[str, float]:
                         statistics.median(pipe(sizes.bulk_bytes) for _ in range(sizes.rounds)), 1
                     )
                     say("control calls beside bulk transfers")
-                    figures.update(
-                        under_load(
-                            "control_under_load", worker, server.process.pid, sizes.control_calls
+                    for name, peer, pid in (
+                        ("control_under_load", worker, server.process.pid),
+                        ("control_floor", bare_peer, bare.pid),
+                    ):
+                        figures.update(
+                            under_load(name, peer, pid, sizes.control_rounds, sizes.control_calls)
                         )
-                    )
-                    figures.update(
-                        under_load("control_floor", bare_peer, bare.pid, sizes.control_calls)
-                    )
             say("a hundred at once")
             figures.update(burst(worker, xargs, 2 * sizes.rounds))
             figures["rss_after_mb"] = round(resident_mb(server.process.pid), 1)

@@ -103,7 +103,7 @@ async def run(place: World, plans: Sequence[Plan], *, lanes: int = LANES) -> Rep
     async with cloister.aio.AsyncClient(kubeconfig=place.kubeconfig, direct=True) as client:
 
         async def work(number: int) -> None:
-            async with _lane(place, client, f"lane{number}") as (lane, proxy):
+            async with lane_of(place, client, f"lane{number}") as (lane, proxy):
                 for each in waiting:
                     await _one(each, lane, proxy, place.known, report)
                 report.faults += proxy.happened
@@ -131,9 +131,10 @@ async def _one(each: Plan, lane: Lane, proxy: FaultProxy, known: Known, report: 
 
 
 @contextlib.asynccontextmanager
-async def _lane(
+async def lane_of(
     place: World, client: cloister.aio.AsyncClient, name: str
 ) -> AsyncIterator[tuple[Lane, FaultProxy]]:
+    """A session over two connections through one proxy, which has nothing to do yet."""
     async with fault_proxy(place.server.port) as proxy:
         async with place.naming:
             place.sessions.endpoint = f"127.0.0.1:{proxy.port}"

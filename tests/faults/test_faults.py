@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from faults.runs import planned, run, world
+import cloister.aio
+from cloister import _channels
+from faults.runs import World, lane_of, planned, run, world
 from faults.streams import impatient
+from support.fault_proxy import Fault, Kind, Way
 
 SEED = int(os.environ.get("FAULT_SEED", "1"))
 CALLS = 1000
@@ -25,3 +28,30 @@ def test_a_thousand_calls_over_a_network_that_breaks(
     print(report)
     assert not report.problems, "\n\n".join(report.problems)
     assert report.calls.total() == len(numbers)
+
+
+def test_a_connection_that_fell_silent_is_left_for_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Writing to a program lasts until it reads: nothing but keepalive tells that it is in vain.
+    hurried = [
+        (name, int(value) // 20) for name, value in _channels._KEEPALIVE if name.endswith("_ms")
+    ]
+    monkeypatch.setattr(_channels, "_KEEPALIVE", hurried)
+
+    async def write(place: World) -> bytes:
+        async with (
+            asyncio.timeout(30),
+            cloister.aio.AsyncClient(kubeconfig=place.kubeconfig, direct=True) as client,
+            lane_of(place, client, "lane") as (lane, proxy),
+            await lane.session.start(["cat"], stdin=True) as program,
+        ):
+            await program.write(b"before, ")
+            proxy.arm([Fault(Kind.STALL, Way.UP, after_bytes=1, seconds=3600)])
+            await program.write(b"after")
+            assert proxy.happened == {Kind.STALL: 1}
+            await program.close_stdin()
+            return await program.output()
+
+    with world(tmp_path) as place:
+        assert asyncio.run(write(place)) == b"before, after"

@@ -120,11 +120,12 @@ class Sending:
 
     async def run(self) -> exec_pb2.Entry:
         """Send; raises LocalFileError, OSError and CallError."""
-        if self._foreign:
-            await self._find_partial()
+        whole = self._foreign and (
+            await self._connection.run(self._state, bulk=True) >= self._source.size
+        )
         for left in reversed(range(_STARTS)):
             try:
-                return await self._connection.run(self._attempt, bulk=True)
+                entry = await self._connection.run(self._attempt, bulk=True)
             except CallError as error:
                 # Only what an earlier program left can make bytes wrong that are right here.
                 lost = error.code is grpc.StatusCode.DATA_LOSS and self._foreign
@@ -132,16 +133,25 @@ class Sending:
                     raise
                 if error.reason != "OFFSET_MISMATCH":
                     self._start_anew()
+                continue
+            # The server remembers what it has finished and answers without writing, though the
+            # file may have been changed or removed in the sandbox since.
+            if whole and self._foreign and await self._connection.run(self._etag) != entry.etag:
+                self._start_anew()
+                continue
+            return entry
         raise AssertionError("unreachable")
 
-    async def _find_partial(self) -> None:
-        """Go on with what an earlier program left, unless that is the whole.
-
-        The server remembers what it has finished, and would answer without writing, though the
-        file may have been changed or removed in the sandbox since.
-        """
-        if await self._connection.run(self._state, bulk=True) >= self._source.size:
-            self._start_anew()
+    async def _etag(self, channel: grpc.aio.Channel, _alive: _Alive) -> str:
+        """Of what is at the target now; empty for nothing."""
+        request = exec_pb2.StatRequest(path=self._start.path)
+        try:
+            found = await exec_pb2_grpc.FilesStub(channel).Stat(request, timeout=_CALL_SECONDS)
+        except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.NOT_FOUND:
+                return ""
+            raise
+        return found.etag
 
     async def _state(self, channel: grpc.aio.Channel, _alive: _Alive) -> int:
         request = exec_pb2.UploadStateRequest(upload_id=self._start.upload_id)

@@ -167,6 +167,24 @@ def test_a_finished_upload_is_made_again_when_the_sandbox_changed_the_file(
     assert (server.workspace / "undone").read_bytes() == content
 
 
+def test_an_upload_that_only_lacked_its_end_leaves_nothing_behind(
+    client: cloister.Client, server: Sandbox, link: Relay, tmp_path: Path
+) -> None:
+    content = os.urandom(5 * MIB)
+    (tmp_path / "big").write_bytes(content)
+    folder = server.workspace / "lacked"
+    folder.mkdir()
+    with client.create_session("env") as session:
+        with pytest.raises(Stopped):
+            session.upload(tmp_path / "big", "lacked/", progress=Stop(5 * MIB))
+        assert [each.stat().st_size for each in folder.iterdir()] == [5 * MIB]
+        link.plan([])
+        session.upload(tmp_path / "big", "lacked/")
+    assert link.up < MIB
+    assert [each.name for each in folder.iterdir()] == ["big"]
+    assert (folder / "big").read_bytes() == content
+
+
 def test_a_tree_goes_on_after_cuts(
     client: cloister.Client, server: Sandbox, link: Relay, tmp_path: Path
 ) -> None:

@@ -26,6 +26,10 @@ MEMORY = 256 * 1024 * 1024
 """What all jobs together may ask to be kept in memory."""
 
 
+OOM_COUNTERS = ("/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control")
+"""Where the kernel counts, with cgroups of version 2 and 1."""
+
+
 class Reason(Enum):
     """Why a job ended."""
 
@@ -168,10 +172,8 @@ class Job:
 
 def oom_kills() -> int:
     """How many processes of this container the kernel ended for want of memory."""
-    for path, name in (
-        ("/sys/fs/cgroup/memory.events", b"oom_kill "),
-        ("/sys/fs/cgroup/memory/memory.oom_control", b"oom_kill "),
-    ):
+    name = b"oom_kill "
+    for path in OOM_COUNTERS:
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError:

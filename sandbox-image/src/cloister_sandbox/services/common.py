@@ -1,17 +1,51 @@
 """What the services share."""
 
 import contextlib
+import errno
 import functools
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
+import grpc
+
 from ..authorize import abort
-from ..errors import CallError, InvalidField, Unavailable
+from ..errors import Busy, CallError, InvalidField, Unavailable
 from ..state import Phase, ServerState
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)
+"""EAGAIN is what a full table of processes, or threads, answers."""
+log = logging.getLogger(__name__)
+
+
+def unforeseen(method: str, error: Exception) -> CallError:
+    """The failure of a call for an error that no handler foresaw.
+
+    It is logged by its kind and place only: its words may hold what a file or a command says.
+    """
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return Busy("DISK_FULL", "no space is left on the sandbox's disk", 5.0)
+    if isinstance(error, OSError) and error.errno in _EXHAUSTED:
+        return Busy("OUT_OF_RESOURCES", "the sandbox has no more processes or descriptors", 1.0)
+    if isinstance(error, MemoryError):
+        return Busy("OUT_OF_RESOURCES", "the sandbox has no more memory", 1.0)
+    if isinstance(error, RuntimeError) and str(error) == "can't start new thread":
+        return Busy("OUT_OF_RESOURCES", "the sandbox has no more threads", 1.0)
+    where = error.__traceback__
+    while where is not None and where.tb_next is not None:
+        where = where.tb_next
+    file = where.tb_frame.f_code.co_filename.rpartition("/")[2] if where is not None else ""
+    line = where.tb_lineno if where is not None else 0
+    log.error("%s: %s in %s, line %d", method, type(error).__name__, file, line)
+    return CallError("UNFORESEEN", "the server failed in a way that was not foreseen")
 
 
 def unary(method: Callable[[Any, Any, Any], Awaitable[Any]]) -> Callable[[Any, Any, Any], Any]:
-    """Let a handler raise CallError; the caller gets its status and details."""
+    """Let a handler raise CallError; the caller gets its status and details.
+
+    Any other error becomes a status too, without its words.
+    """
 
     @functools.wraps(method)
     async def guarded(self: Any, request: Any, context: Any) -> Any:
@@ -19,6 +53,10 @@ def unary(method: Callable[[Any, Any, Any], Awaitable[Any]]) -> Callable[[Any, A
             return await method(self, request, context)
         except CallError as error:
             return await abort(context, error)
+        except grpc.aio.AbortError:
+            raise
+        except Exception as error:
+            return await abort(context, unforeseen(method.__name__, error))
 
     return guarded
 
@@ -41,6 +79,10 @@ def streaming(
                     await context.write(each)
         except CallError as error:
             await abort(context, error)
+        except grpc.aio.AbortError:
+            raise
+        except Exception as error:
+            await abort(context, unforeseen(method.__name__, error))
 
     return guarded
 

@@ -10,7 +10,7 @@ from cloister_api.exec.v1 import exec_pb2
 
 from ..errors import Busy, InvalidField, OutOfRange
 from ..jobs import Ending, Failure, Job, Reason
-from ..outputs import CHUNK, Missing, Policy
+from ..outputs import CHUNK, Missing, OutputStore, Policy
 
 HEARTBEAT_SECONDS = 10.0
 COALESCE_SECONDS = 0.005
@@ -97,7 +97,7 @@ async def follow(
             sent_at = quiet_since = time.monotonic()
             sent_small = job.store.total - reader.position < CHUNK
         if job.ending is not None:
-            yield events.next(exited=exit_info(job.ending))
+            yield events.next(exited=exit_info(job.ending, job.store))
         elif job.failure is not None:
             yield events.next(failed=exec_failure(job.failure))
         else:
@@ -140,8 +140,8 @@ class _Events:
         )
 
 
-def exit_info(ending: Ending) -> exec_pb2.ExitInfo:
-    """How a job ended, as a message."""
+def exit_info(ending: Ending, store: OutputStore) -> exec_pb2.ExitInfo:
+    """How a job ended and what is left of its output, as a message."""
     info = exec_pb2.ExitInfo(
         reason=_REASONS[ending.reason],
         wall=duration(ending.wall),
@@ -154,6 +154,9 @@ def exit_info(ending: Ending) -> exec_pb2.ExitInfo:
         info.signal = -ending.code
     else:
         info.code = ending.code
+    if store.lost_bytes:
+        info.truncation.total_bytes = store.total
+        info.truncation.omitted_bytes = store.lost_bytes
     return info
 
 

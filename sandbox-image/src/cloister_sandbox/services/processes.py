@@ -200,5 +200,5 @@ def _process(job: Job) -> exec_pb2.Process:
         labels=job.labels,
     )
     if job.ending is not None:
-        message.exit.CopyFrom(exit_info(job.ending))
+        message.exit.CopyFrom(exit_info(job.ending, job.store))
     return message

@@ -230,43 +230,42 @@ def test_no_escape_keys(text: str, capsys: Out) -> None:
     assert "is no key such as ^]" in capsys.readouterr().err
 
 
-def run(
-    kubeconfig: str, *arguments: str, stdin: bytes | None = None
-) -> "subprocess.CompletedProcess[bytes]":
-    """A `cloister` command without a terminal."""
-    path = ":".join(each for each in sys.path if each)
-    return subprocess.run(
-        [sys.executable, "-m", "cloister", *arguments],
-        env={"PYTHONPATH": path, "KUBECONFIG": kubeconfig},
-        input=stdin,
-        capture_output=True,
-        timeout=60,
-    )
-
-
 def test_exec_passes_bytes_on(
-    sessions: FakeSessions, kubeconfig: str, server: Sandbox, monkeypatch: pytest.MonkeyPatch
+    sessions: FakeSessions,
+    kubeconfig: str,
+    tmp_path: Path,
+    capsysbinary: pytest.CaptureFixture[bytes],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("KUBECONFIG", kubeconfig)
     main(["session", "create", "env", "--name", "mine"])
     content = bytes(range(256)) * 8000
-    done = run(kubeconfig, "exec", "mine", "--", "cat; echo err >&2; exit 7", stdin=content)
-    assert (done.returncode, done.stdout == content, done.stderr) == (7, True, b"err\n")
-    done = run(kubeconfig, "exec", "mine", "--no-stdin", "--", "cat", stdin=content)
-    assert (done.returncode, done.stdout) == (0, b"")
-    done = run(kubeconfig, "exec", "mine", "--", "head", "-c", "3", stdin=content)
-    assert (done.returncode, done.stdout) == (0, content[:3])
-    done = run(kubeconfig, "exec", "mine", "--timeout", "1s", "--", "echo begun; sleep 600")
-    assert (done.returncode, done.stdout) == (128 + signal.SIGINT, b"begun\n")
-    assert done.stderr == b"cloister: the command's time was used up and it was stopped\n"
-    done = run(kubeconfig, "exec", "mine", "--", "nothing-of-this-name", "x")
-    assert done.returncode == 127
-    assert done.stderr == b"cloister: nothing-of-this-name: No such file or directory\n"
-    assert run(kubeconfig, "ps", "mine").stderr == b"nothing runs or is kept in session mine\n"
+    typed = tmp_path / "typed"
+    typed.write_bytes(content)
+
+    def execute(*arguments: str) -> tuple[int, bytes, bytes]:
+        capsysbinary.readouterr()
+        with typed.open() as stdin:
+            monkeypatch.setattr(sys, "stdin", stdin)
+            code = main(["exec", "mine", *arguments])
+        return code, *capsysbinary.readouterr()
+
+    code, out, err = execute("--", "cat; echo err >&2; exit 7")
+    assert (code, out == content, err) == (7, True, b"err\n")
+    assert execute("--no-stdin", "--", "cat") == (0, b"", b"")
+    assert execute("--", "head", "-c", "3") == (0, content[:3], b"")
+    code, out, err = execute("--timeout", "1s", "--", "echo begun; sleep 600")
+    assert (code, out) == (128 + signal.SIGINT, b"begun\n")
+    assert err == b"cloister: the command's time was used up and it was stopped\n"
+    code, out, err = execute("--", "nothing-of-this-name", "x")
+    assert (code, out) == (127, b"")
+    assert err == b"cloister: nothing-of-this-name: No such file or directory\n"
+    assert main(["ps", "mine"]) == 0
+    assert capsysbinary.readouterr().err == b"nothing runs or is kept in session mine\n"
 
 
 def test_exec_ends_when_its_reader_does(
-    sessions: FakeSessions, kubeconfig: str, monkeypatch: pytest.MonkeyPatch
+    sessions: FakeSessions, kubeconfig: str, capsys: Out, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KUBECONFIG", kubeconfig)
     main(["session", "create", "env", "--name", "mine"])
@@ -278,19 +277,24 @@ def test_exec_ends_when_its_reader_does(
         timeout=60,
     )
     assert (done.returncode, done.stdout, done.stderr) == (1, b"y\n", b"")
-    assert run(kubeconfig, "ps", "mine", "-o", "json").stdout == b"[]\n"
+    capsys.readouterr()
+    assert main(["ps", "mine", "-o", "json"]) == 0
+    assert capsys.readouterr().out == "[]\n"
 
 
-async def test_ps(session: cloister.AsyncSession, kubeconfig: str) -> None:
+async def test_ps(
+    session: cloister.AsyncSession, kubeconfig: str, capsys: Out, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await session.start(["sleep", "600"], process_id="one")
     await (await session.start(["bash", "-c", "exit 3"], process_id="two")).result()
-    found = await asyncio.to_thread(run, kubeconfig, "ps", "mine")
-    table = found.stdout.decode().splitlines()
+    monkeypatch.setenv("KUBECONFIG", kubeconfig)
+    assert await asyncio.to_thread(main, ["ps", "mine"]) == 0
+    table = capsys.readouterr().out.splitlines()
     assert table[0].split() == ["ID", "STATE", "EXIT", "AGE", "COMMAND"]
     assert table[1].split()[:3] == ["one", "running", "-"]
     assert table[1].split()[-2:] == ["sleep", "600"]
     assert table[2].split()[:3] == ["two", "exited", "3"]
-    found = await asyncio.to_thread(run, kubeconfig, "ps", "mine", "-o", "json")
-    listed = json.loads(found.stdout)
+    assert await asyncio.to_thread(main, ["ps", "mine", "-o", "json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
     assert [(each["id"], each["running"]) for each in listed] == [("one", True), ("two", False)]
     assert (listed[0]["exit"], listed[1]["exit"]["code"]) == (None, 3)

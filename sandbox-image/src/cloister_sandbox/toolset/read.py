@@ -13,7 +13,7 @@ from .results import Blob, ToolResult
 MAX_BYTES = 262_144
 IMAGE_MAX_BYTES = 3_932_160
 PDF_MAX_BYTES = 20 * 1024 * 1024
-_FIELDS = frozenset({"file_path", "view_range"})
+_FIELDS = frozenset({"file_path", "view_range", "byte_range"})
 _NAMES = frozenset((".png", ".jpg", ".jpeg", ".gif", ".webp", ".pdf"))
 """Extensions of files that are shown, and not read as text, if their bytes agree."""
 _CHUNK = 65_536
@@ -26,12 +26,17 @@ def read(roots: Roots, given: Mapping[str, Any]) -> ToolResult:
     inputs = Inputs("read", given, _FIELDS)
     path = inputs.text("file_path")
     view = inputs.integers("view_range") or None
+    window = inputs.integers("byte_range") or None
     resolved = roots.resolve("read", path)
+    if window is not None and (view is not None or len(window) != 2 or window[0] < 0):
+        raise ToolFailure("read: byte_range must be [first_byte, end], without view_range")
     if view is not None and len(view) != 2:
         raise ToolFailure("read: view_range must be [start_line, end_line]")
     fd = roots.open_regular(resolved, os.O_RDONLY, lambda why: ToolFailure(f"read: {path}: {why}"))
     with os.fdopen(fd, "rb") as file:
         size = os.fstat(file.fileno()).st_size
+        if window is not None:
+            return ToolResult(_window(path, file, size, window[0], window[1]))
         named = os.path.splitext(resolved)[1].lower() in _NAMES  # noqa: PTH122 - no file yet
         if named:
             blob = _blob(path, file, size, view)
@@ -63,6 +68,24 @@ def _text(path: str, file: BinaryIO, size: int, view: list[int] | None) -> str:
     whole = file.read(MAX_BYTES + 1)
     text = whole.decode("utf-8")
     return text if view is None else _lines(path, io.BytesIO(whole), view[0], view[1])
+
+
+def _window(path: str, file: BinaryIO, size: int, first: int, end: int) -> str:
+    """Bytes from `first`, counted from 0, up to before `end`, as text; end <= 0 is the file's end.
+
+    For lines that are too long for a range of lines. Characters that the bounds cut in two, and
+    other bytes that are no UTF-8, are replaced. Raises ToolFailure.
+    """
+    end = min(end, size) if end > 0 else size
+    if first >= end:
+        return f"[{path} has {size} bytes; byte_range was [{first}, {end}]]"
+    if end - first > MAX_BYTES:
+        raise ToolFailure(
+            f"read: byte_range [{first}, {end}] of {path} exceeds {MAX_BYTES}-byte limit. "
+            "Narrow the byte_range to read a smaller portion."
+        )
+    file.seek(first)
+    return file.read(end - first).decode("utf-8", errors="replace")
 
 
 def _blob(path: str, file: BinaryIO, size: int, view: list[int] | None) -> Blob | None:

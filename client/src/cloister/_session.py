@@ -28,7 +28,7 @@ from ._shells import AsyncShell, Shells
 
 _READ_LIMIT = 64 * 1024 * 1024
 _CALL_SECONDS = 30.0
-_CANCEL_SECONDS = 2.0
+_CANCEL_SECONDS = 4.0
 
 
 class AsyncSession:

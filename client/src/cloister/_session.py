@@ -178,7 +178,7 @@ class AsyncSession:
                 await _stop(channel, request.request_id)
                 raise
 
-        return await self._connection.run(attempt)
+        return await self._connection.run(attempt, once=True)
 
     async def close_context(self, context: str) -> None:
         """End a context: its shell and every process in it. Closing an unknown one is no error."""

@@ -9,9 +9,10 @@ import cloister.aio
 from cloister import _connection, _files, _programs, _shells, _streams, _uploading
 from faults.plans import Plan
 
-SILENCE_SECONDS = 1.0
-"""What the client is told to take for a lost connection; stalls are up to twice as long."""
-ANSWER_SECONDS = 3.0
+SILENCE_SECONDS = 2.0
+"""What the client is told to take for a lost connection; stalls are up to 1.4 times as long. A busy
+machine may be as silent, which costs a repetition."""
+ANSWER_SECONDS = 5.0
 """The same for calls with one answer."""
 _FRAME = 50_000
 

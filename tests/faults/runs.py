@@ -20,6 +20,7 @@ from support.fault_proxy import FaultProxy, Kind, fault_proxy
 from support.sandbox_server import Sandbox, sandbox
 
 LANES = 16
+_SERVER = {"GRPC_VERBOSITY": "NONE", "PYTHONFAULTHANDLER": "1"}
 _CALL_SECONDS = 60.0
 """A call that takes longer hangs."""
 
@@ -73,7 +74,7 @@ def world(directory: Path) -> Iterator[World]:
     """A claimed exec server below `directory`, behind the APIs that a client asks for it."""
     with (
         # What gRPC says of broken connections is the point of it all, and thousands of lines.
-        sandbox(directory / "sandbox", env={"GRPC_VERBOSITY": "NONE"}) as server,
+        sandbox(directory / "sandbox", env=_SERVER) as server,
         fake_sessions(server) as sessions,
         fake_kube() as kube,
     ):
@@ -106,6 +107,10 @@ async def run(place: World, plans: Sequence[Plan], *, lanes: int = LANES) -> Rep
             async with lane_of(place, client, f"lane{number}") as (lane, proxy):
                 for each in waiting:
                     await _one(each, lane, proxy, place.known, report)
+                    ended = place.server.process.poll()
+                    if ended is not None:
+                        report.problems.insert(0, f"the exec server ended with {ended}")
+                        return
                 report.faults += proxy.happened
                 report.connections += proxy.connections
 

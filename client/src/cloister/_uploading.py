@@ -19,7 +19,7 @@ from ._errors import CallError, LocalFileError
 from ._threads import finished
 
 # With TLS, larger frames cost less per byte; larger reads come quicker from the disk.
-_FRAME = 256 * 1024
+_FRAME = 512 * 1024
 _READ = 1024 * 1024
 # Well below the time for which a call is repeated: one silent loss must not use it up.
 _CALL_SECONDS = 10.0

@@ -22,7 +22,7 @@ MAX_JOBS = 256
 KEEP_BYTES = 512 * 1024 * 1024
 """Of ended jobs together, in memory and in files."""
 KEEP_SECONDS = 600.0
-MEMORY = 256 * 1024 * 1024
+MEMORY = 288 * 1024 * 1024
 """What all jobs together may ask to be kept in memory."""
 
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 from .spool import Spool
 
-CHUNK = 262_144
+CHUNK = 524_288
 """Bytes that a reader gets at once at most; with TLS, larger messages cost less per byte."""
-LIVE = 524_288
+LIVE = 1_048_576
 """While a program runs, so much of the end is kept at least: readers take from there."""
 MERGED = 65_536
 """Bytes up to which pieces grow together; more are not worth the copy."""

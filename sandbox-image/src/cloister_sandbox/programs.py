@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import errno
-import fcntl
 import logging
 import os
 import resource
@@ -17,7 +16,7 @@ from dataclasses import dataclass, field
 from . import terminal
 from .errors import WrongState
 from .jobs import NOBODY, Ending, Failure, Job, Jobs, Reason, oom_kills, reason_of
-from .outputs import CHUNK, Policy
+from .outputs import Policy
 from .processes import MARK, Ended, Reaper, forget_tree, kill_tree, members
 from .sources import STDERR, STDOUT, TERMINAL, Source
 from .state import Activity
@@ -154,12 +153,10 @@ class Program(Job):
                 os.set_blocking(ours, False)
                 self.input = Stdin(ours, terminal=False, ended=self.done)
             out, stdout = pipe(1)
-            _widen(out)
             self._sources.append(Source(out, STDOUT, self.store))
             stderr = stdout
             if self._order.policy.separate_stderr:
                 err, stderr = pipe(1)
-                _widen(err)
                 self._sources.append(Source(err, STDERR, self.store))
             self.leader, ended = await self._reaper.launch(
                 self._order.argv,
@@ -316,12 +313,6 @@ class Programs:
                 program.end(Failure("OTHER", 0, "the server lost track of it"))
         if program.left_processes:
             self._left.add(program.mark)
-
-
-def _widen(pipe: int) -> None:
-    """Let a pipe take a whole chunk: a program that prints much wakes us less often."""
-    with contextlib.suppress(OSError):  # beyond what the kernel lets one user have of them
-        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, CHUNK)
 
 
 async def _readable(fd: int) -> None:

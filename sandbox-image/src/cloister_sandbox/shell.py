@@ -6,33 +6,25 @@ command and not the shell, a background job's later output reaches nobody else's
 a command prints can be mistaken for its status.
 """
 
-import array
 import asyncio
 import contextlib
-import errno
-import fcntl
 import functools
 import os
 import re
 import secrets
-import shlex
 import shutil
-import stat
-import termios
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from .capture import Output, Tail
-from .interrupts import ON_INTERRUPT, interrupt
+from .framing import STATUS, replace, report, script, source, told, unread, waits
+from .interrupts import interrupt
 from .overflow import Overflows
 from .processes import MARK, Reaper, background, kill_started, kill_tree
 
-_STATUS = 50
-"""Descriptor of the status pipe in the shell: between those that bash takes for itself from 10 up
-and from 63 down, and below the smallest limits that `ulimit -n` is set to."""
 _INLINE = 65_536
 _MAX_STATUS = 16_384
 """Bytes; the status line holds a path. Tools can write to its pipe, too."""
@@ -48,7 +40,6 @@ _CONTROL = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)
 """What moves a cursor, colours text or sets a title: nothing that a model can read."""
 _OVERWRITTEN = re.compile(r"[^\n\r]*\r+(?=[^\n\r])")
 """The part of a line that a later one is printed over, as progress bars do."""
-_STATUS_LINE = re.compile(r"(?P<nonce>[0-9a-f]{8}) (?P<code>[0-9]{1,3}) (?P<cwd>.*)", re.DOTALL)
 
 
 def readable(text: str) -> str:
@@ -101,7 +92,6 @@ class Shell:
         self._command = str(self._dir / "command")
         self._out = str(self._dir / "out")
         self._run = str(self._dir / "run")
-        self._line = f"\\builtin source {shlex.quote(self._run)}\n"
         self._reaper = reaper
         self._overflows = overflows
         self._new_file = None if overflows is None else functools.partial(overflows.new, self._mark)
@@ -109,6 +99,12 @@ class Shell:
         self._pid = 0
         self._stdin = self._status = -1
         self._received = bytearray()
+        self._nonce = self._last_nonce = ""
+        """Of the line that bash holds, or runs, and of the one before."""
+        self._held = False
+        """Whether bash holds the next command's line, all but its end."""
+        self._reported: asyncio.Future[None] | None = None
+        """Wakes who waits for the running command."""
         self._over: asyncio.Future[str | None] | None = None
         """Of the running command: its status line, or None when the shell ended instead."""
         self._interrupted = False
@@ -162,22 +158,17 @@ class Shell:
         self._exit.add_done_callback(self._ended)
         self.cwd = cwd
         self._earlier = []
-        if status_write != _STATUS:
-            self._send(f"exec {_STATUS}>&{status_write} {status_write}>&-\n")
+        self._held = False
+        if status_write != STATUS:
+            self._send(f"exec {STATUS}>&{status_write} {status_write}>&-\n")
+        self._hold()
 
     def _prepare(self) -> None:
-        """Write what every command of this shell goes through.
-
-        bash reads its standard input byte by byte, a system call each, so the line that runs a
-        command only names this file. A second line reports the status: some errors make bash drop
-        everything that began on the line it is at.
-        """
+        """Write what every command of this shell goes through."""
         self._dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         for each in (self._out, self._command, self._run):
             Path(each).unlink(missing_ok=True)
-        command, into = shlex.quote(self._command), shlex.quote(self._out)
-        line = f"\\builtin source {command} </dev/null >{into} 2>&1 {_STATUS}>&-\n"
-        _replace(self._run, f"{ON_INTERRUPT}{line}".encode())
+        replace(self._run, script(self._command, self._out))
 
     @property
     def leader(self) -> tuple[int, str]:
@@ -200,7 +191,6 @@ class Shell:
         Raises ShellError when a tool took the shell's own files away; only a new shell helps then.
         """
         began = time.monotonic()
-        nonce = secrets.token_hex(4)
         try:
             os.stat(self._run)  # noqa: PTH116 - a Path costs more than the call
             await self._write(command)
@@ -212,9 +202,11 @@ class Shell:
         loop = asyncio.get_running_loop()
         over = self._over = loop.create_future()
         self._interrupted = False
-        self._looks = loop.call_later(_QUICK, self._look, output, 0)
-        report = f"""printf '%s %d %s\\0' {nonce} "$?" "$PWD" >&{_STATUS}"""
-        self._send(f"{self._line}{{ \\builtin {report}; }} 2>/dev/null\n")
+        self._looks = loop.call_later(_QUICK, self._first_look, output)
+        if not self._held:
+            self._hold()
+        nonce, self._held = self._nonce, False
+        self._send("\n")
         if not self.alive:
             self._report(None)
         try:
@@ -224,10 +216,11 @@ class Shell:
             elif reason != "status":
                 await self.interrupt()
             status = await over
-            told = _STATUS_LINE.fullmatch(status) if status is not None else None
-            lost = told is None or told["nonce"] != nonce
-            if told is not None and not lost:
-                code, self.cwd = int(told["code"]), told["cwd"]
+            answer = told(status, nonce)
+            lost = answer is None
+            if answer is not None:
+                code, self.cwd = answer
+                self._hold()
                 if self._interrupted:
                     await kill_started(self._pid, self._mark, self._earlier)
                 self._earlier = background(self._pid, self._mark)
@@ -287,6 +280,7 @@ class Shell:
                 os.close(fd)
         self._pid, self._exit, self._stdin, self._status = 0, None, -1, -1
         self._earlier = []
+        self._held = False
 
     async def retire(self) -> None:
         """Close for good; a command that runs ends with what it printed."""
@@ -300,17 +294,31 @@ class Shell:
         data = f"{command}\n".encode(errors="surrogatepass")
         if len(data) <= _INLINE:
             # The state directory is in memory: this is quicker than handing it to a thread.
-            _replace(self._command, data)
+            replace(self._command, data)
         else:
-            await asyncio.to_thread(_replace, self._command, data)
+            await asyncio.to_thread(replace, self._command, data)
 
-    def _send(self, lines: str) -> None:
-        # A pipe takes 64 KiB at once; the lines sent are far shorter, and bash reads each one
-        # before it runs what the line names.
+    def _hold(self) -> None:
+        """Let bash read the next command's line, but not its end: it runs it when that comes."""
+        self._nonce, self._last_nonce = secrets.token_hex(4), self._nonce
+        self._held = self._send(f"{source(self._run)}; {report(self._nonce)}")
+
+    def _send(self, text: str) -> bool:
+        """Write to bash; whether it went into the pipe, as a whole."""
+        # A pipe takes 64 KiB at once; what is sent is far shorter.
         # A tool that fills the pipe makes its command late, and is ended with the shell then.
         if self._stdin >= 0:
             with contextlib.suppress(BrokenPipeError, BlockingIOError):
-                os.write(self._stdin, lines.encode())
+                return os.write(self._stdin, text.encode()) > 0
+        return False
+
+    def _first_look(self, output: Output) -> None:
+        """Ask once more for the status of a command that is not done at once.
+
+        Some errors make bash drop everything that began on the line it is at, the report too.
+        """
+        self._send(f"{report(self._nonce)}\n")
+        self._look(output, 0)
 
     def _look(self, output: Output, deaf: int) -> None:
         """Read what a command prints that is not done at once; see whether its shell still hears.
@@ -319,7 +327,7 @@ class Shell:
         taken it, and waits, will say nothing any more: a tool made `builtin` something else.
         """
         output.watch()
-        deaf = deaf + 1 if not _unread(self._stdin) and _waits(self._pid) else 0
+        deaf = deaf + 1 if not unread(self._stdin) and waits(self._pid) else 0
         if deaf > _LOOKS:
             self._report("")
             return
@@ -339,14 +347,16 @@ class Shell:
             self._stdin = -1
             return
         self._received.extend(data)
-        if len(self._received) > _MAX_STATUS:
+        *lines, rest = self._received.split(b"\0")
+        self._received = rest
+        for line in lines:
+            # A command that was asked twice reports twice, the second time when it is over.
+            if not (self._last_nonce and line.startswith(self._last_nonce.encode())):
+                self._report(line.decode(errors="surrogateescape"))
+        if len(rest) > _MAX_STATUS:
             # No shell of ours says that.
             self._received.clear()
             self._report("")
-        elif self._received.endswith(b"\0"):
-            text = self._received[:-1].decode(errors="surrogateescape")
-            self._received.clear()
-            self._report(text)
 
     def _ended(self, exited: "asyncio.Future[int]") -> None:
         """The shell has ended; what it had still said counts."""
@@ -358,45 +368,30 @@ class Shell:
     def _report(self, status: str | None) -> None:
         if self._over is not None and not self._over.done():
             self._over.set_result(status)
+        _wake(self._reported)
 
-    @staticmethod
-    async def _first(over: "asyncio.Future[str | None]", timeout: float, cancel: Cancel) -> str:
+    async def _first(
+        self, over: "asyncio.Future[str | None]", timeout: float, cancel: Cancel
+    ) -> str:
         """What comes first: status (also of a shell that ended), timeout or cancel."""
-        either: list[asyncio.Future[Any]] = [over, cancel]
-        await asyncio.wait(either, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        if not over.done() and not cancel.done():
+            # Half the work of asyncio.wait, and one turn of the loop less, for every command.
+            loop = asyncio.get_running_loop()
+            waiter = self._reported = loop.create_future()
+            timer = loop.call_later(timeout, _wake, waiter)
+            wake = functools.partial(_wake, waiter)
+            cancel.add_done_callback(wake)
+            try:
+                await waiter
+            finally:
+                timer.cancel()
+                cancel.remove_done_callback(wake)
+                self._reported = None
         if over.done():
             return "status"
         return "cancel" if cancel.done() else "timeout"
 
 
-def _unread(fd: int) -> int:
-    """Bytes in a pipe that its reader has not taken; as if some when nobody can tell."""
-    count = array.array("i", [1])
-    with contextlib.suppress(OSError, ValueError):
-        fcntl.ioctl(fd, termios.FIONREAD, count)
-    return count[0]
-
-
-def _waits(pid: int) -> bool:
-    """Whether a process sleeps."""
-    try:
-        stat_line = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return False
-    return stat_line[stat_line.rindex(")") + 2] == "S"
-
-
-def _replace(path: str, data: bytes) -> None:
-    """Write a small file; the bare calls, because every command waits for this.
-
-    Raises OSError, also where a tool has put a FIFO there, which nothing may wait for.
-    """
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    fd = os.open(path, flags, 0o600)
-    try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
-        while data:
-            data = data[os.write(fd, data) :]
-    finally:
-        os.close(fd)
+def _wake(waiter: "asyncio.Future[None] | None", _done: object = None) -> None:
+    if waiter is not None and not waiter.done():
+        waiter.set_result(None)

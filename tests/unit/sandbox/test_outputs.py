@@ -9,7 +9,7 @@ from cloister_api.exec.v1 import exec_pb2
 from cloister_sandbox import jobs as module
 from cloister_sandbox import outputs, spool
 from cloister_sandbox.errors import Busy, NotFound
-from cloister_sandbox.jobs import Ending, Job, Jobs, Reason, reason_of
+from cloister_sandbox.jobs import MEMORY, Ending, Job, Jobs, Reason, reason_of
 from cloister_sandbox.outputs import CHUNK, LIVE, Missing, OutputStore, Policy, Reader
 from cloister_sandbox.services.events import follow
 
@@ -270,7 +270,7 @@ async def test_jobs_are_forgotten_after_a_while(monkeypatch: pytest.MonkeyPatch)
 async def test_memory_is_reserved() -> None:
     jobs = Jobs()
     large = Policy(head=1024 * 1024, tail=16 * 1024 * 1024)
-    for number in range(15):
+    for number in range(MEMORY // (large.head + large.tail)):
         jobs.require_room(large)
         jobs.put(job(str(number), large))
     with pytest.raises(Busy):

@@ -1,7 +1,6 @@
 """cloister.exec.v1.Tools."""
 
 from collections.abc import AsyncIterator
-from datetime import timedelta
 from typing import Any
 
 from google.protobuf import struct_pb2
@@ -94,7 +93,7 @@ def _result(result: ToolResult, replayed: bool) -> exec_pb2.CallResult:
     else:
         # protobuf refuses lone surrogates, and models read replacement characters.
         text = result.text or NO_OUTPUT
-        block.text = text.encode("utf-8", errors="replace").decode("utf-8")
+        block.text = text if text.isascii() else text.encode(errors="replace").decode()
     finished = result.finished
     if finished is None:
         return message
@@ -113,7 +112,7 @@ def _result(result: ToolResult, replayed: bool) -> exec_pb2.CallResult:
         info.reason = exec_pb2.ExitInfo.REASON_SHELL_LOST
     else:
         info.reason = exec_pb2.ExitInfo.REASON_EXITED
-    info.wall.FromTimedelta(timedelta(seconds=finished.wall))
+    info.wall.seconds, info.wall.nanos = divmod(int(finished.wall * 1e9), 1_000_000_000)
     info.cwd = finished.cwd.encode("utf-8", errors="replace").decode("utf-8")
     info.surviving_processes = finished.surviving
     message.state_lost = finished.shell_lost or finished.reopened

@@ -18,7 +18,7 @@ from .shell import Cancel, Shell
 from .state import ServerState
 from .toolset import search, write
 from .toolset.bash import bash
-from .toolset.read import read
+from .toolset.read import read, read_at_once
 from .toolset.results import ToolResult
 
 log = logging.getLogger(__name__)
@@ -121,6 +121,9 @@ class Contexts:
                 cancel=cancel,
             )
         if tool == "read":
+            at_once = read_at_once(self.roots, given)
+            if at_once is not None:
+                return at_once
             return await asyncio.to_thread(read, self.roots, given)
         if tool == "write":
             return await asyncio.to_thread(write.write, self.roots, given)

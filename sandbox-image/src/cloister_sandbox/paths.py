@@ -74,6 +74,33 @@ class Roots:
             )
         return resolved
 
+    @functools.cached_property
+    def _disks(self) -> tuple[tuple[str, int], ...]:
+        """The directories on disks of this machine: with a trailing slash, and a descriptor of it.
+
+        Others may be far away, and asking for a file's size may take as long as it likes.
+        """
+        found = []
+        for root in self._real:
+            with contextlib.suppress(OSError):
+                directory = os.open(root, beneath.DIRECTORY)
+                found.append((root.rstrip("/") + "/", directory))
+                if not os.major(os.fstat(directory).st_dev):
+                    os.close(found.pop()[1])
+        return tuple(found)
+
+    def find_at_once(self, given: str) -> int:
+        """A descriptor (O_PATH) of a file, without ever waiting for a disk; raises OSError.
+
+        Only for plain cases: no links on the way, which the kernel has in its cache. What fails
+        here may still be there: ask `resolve` and `open_regular`, in a thread.
+        """
+        path = given if given.startswith("/") else f"{self._real[0]}/{given}"
+        for top, directory in self._disks:
+            if path.startswith(top) and "\0" not in path:
+                return beneath.find_at_once(directory, path[len(top) :])
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), given)
+
     def writable(self, tool: str, given: str) -> str:
         """Like `resolve`, for writing; raises ToolFailure for what is read-only too."""
         return self._check_writable(tool, given, self.resolve(tool, given))

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import ctypes
+import gc
 import logging
 
 import grpc
@@ -104,6 +105,8 @@ class Server:
         self.port = server.add_secure_port(self._config.listen, self._identity.credentials())
         await server.start()
         self._grpc = server
+        # What is there now stays: no collection needs to look at it again.
+        gc.freeze()
         await self._prepare()
 
     async def _prepare(self) -> None:

@@ -39,7 +39,7 @@ class ToolsService(exec_pb2_grpc.ToolsServicer):
             raise InvalidField("context_id", f"must have at most {MAX_ID} characters")
         if request.tool not in TOOLS:
             raise InvalidField("tool", f"must be one of {', '.join(TOOLS)}")
-        budget = seconds("budget", request.budget)
+        budget = seconds("budget", request.budget) if request.HasField("budget") else 0.0
         target = self._contexts.get(request.context_id)
         payload = b"\0".join(
             (request.tool.encode(), request.context_id.encode())

@@ -2,6 +2,7 @@
 
 import io
 import os
+import stat
 import sys
 from collections.abc import Mapping
 from typing import Any, BinaryIO
@@ -17,6 +18,8 @@ _FIELDS = frozenset({"file_path", "view_range", "byte_range"})
 _NAMES = frozenset((".png", ".jpg", ".jpeg", ".gif", ".webp", ".pdf"))
 """Extensions of files that are shown, and not read as text, if their bytes agree."""
 _CHUNK = 65_536
+_AT_ONCE = 65_536
+"""Bytes of a file that is read on the event loop."""
 _CONTROLS = frozenset((*range(0x20), *range(0x7F, 0xA0))).difference(b"\t\n\r\f")
 """Bytes that no text in a Latin alphabet has."""
 
@@ -59,6 +62,37 @@ def read(roots: Roots, given: Mapping[str, Any]) -> ToolResult:
                 f"read: {path}: not valid UTF-8 text (binary files are only supported for image/PDF"
                 f" extensions){_guess(error.object)}"
             ) from None
+
+
+def read_at_once(roots: Roots, given: Mapping[str, Any]) -> ToolResult | None:
+    """The tool for a small text file that is in memory already, without waiting for anything.
+
+    None for whatever else, failures too: then `read` is to be asked, in a thread.
+    """
+    path = given.get("file_path")
+    if len(given) != 1 or not isinstance(path, str) or path.lower().endswith(tuple(_NAMES)):
+        return None
+    try:
+        found = roots.find_at_once(path)
+    except (OSError, ValueError):
+        return None
+    try:
+        info = os.fstat(found)
+        if not stat.S_ISREG(info.st_mode) or info.st_size > _AT_ONCE:
+            return None
+        # Only now that it is known to be no FIFO or device is it opened.
+        fd = os.open(f"/proc/self/fd/{found}", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            buffer = bytearray(info.st_size + 1)
+            if os.preadv(fd, [buffer], 0, os.RWF_NOWAIT) != info.st_size:
+                return None  # the rest is not in memory, or the file is being written
+        finally:
+            os.close(fd)
+        return ToolResult(buffer[:-1].decode("utf-8"))
+    except (OSError, UnicodeDecodeError):
+        return None
+    finally:
+        os.close(found)
 
 
 def _text(path: str, file: BinaryIO, size: int, view: list[int] | None) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.bulk import bulk, pipe
+from bench.bulk import bulk, disk, pipe
 from bench.burst import XARGS, burst
 from bench.calls import SMALL_FILE, answers, small_calls
 from bench.certificates import Authority
@@ -52,9 +52,9 @@ def measure(sizes: Sizes, say: Callable[[str], None]) -> dict[str, float]:
     # The server's own directory is in memory, as in a pod; the workspace is on the disk.
     with (
         tempfile.TemporaryDirectory(prefix="cloister-bench-", dir="/dev/shm") as memory,
-        tempfile.TemporaryDirectory(prefix="cloister-bench-") as disk,
+        tempfile.TemporaryDirectory(prefix="cloister-bench-") as folder,
     ):
-        directory, on_disk = Path(memory), Path(disk)
+        directory, on_disk = Path(memory), Path(folder)
         say("starts")
         ready = starts(directory, authority, sizes.starts - 1)
         with exec_server(directory / "exec", on_disk / "workspace", authority) as server:
@@ -72,7 +72,9 @@ def measure(sizes: Sizes, say: Callable[[str], None]) -> dict[str, float]:
                     say("small calls")
                     figures.update(small_calls(ours, floor, sizes.calls, sizes.warm_up))
                     say("bulk")
-                    figures.update(bulk(ours, floor, sizes.bulk_bytes, sizes.rounds))
+                    memory_folder = str(directory / "exec" / "home")
+                    figures.update(bulk(ours, floor, sizes.bulk_bytes, sizes.rounds, memory_folder))
+                    figures.update(disk(ours, on_disk, sizes.bulk_bytes, sizes.rounds))
                     figures["pipe_mb_s"] = round(
                         statistics.median(pipe(sizes.bulk_bytes) for _ in range(sizes.rounds)), 1
                     )

@@ -92,6 +92,7 @@ class Shell:
         self._command = str(self._dir / "command")
         self._out = str(self._dir / "out")
         self._run = str(self._dir / "run")
+        self._source = source(self._run)
         self._reaper = reaper
         self._overflows = overflows
         self._new_file = None if overflows is None else functools.partial(overflows.new, self._mark)
@@ -288,7 +289,9 @@ class Shell:
         await self.close()
         if self._overflows is not None:
             self._overflows.forget(self._mark)
-        await asyncio.to_thread(shutil.rmtree, self._dir, ignore_errors=True)
+        # A tool may have made it deeper than Python's stack: what is left goes with the pod.
+        with contextlib.suppress(RecursionError):
+            await asyncio.to_thread(shutil.rmtree, self._dir, ignore_errors=True)
 
     async def _write(self, command: str) -> None:
         data = f"{command}\n".encode(errors="surrogatepass")
@@ -301,7 +304,7 @@ class Shell:
     def _hold(self) -> None:
         """Let bash read the next command's line, but not its end: it runs it when that comes."""
         self._nonce, self._last_nonce = secrets.token_hex(4), self._nonce
-        self._held = self._send(f"{source(self._run)}; {report(self._nonce)}")
+        self._held = self._send(f"{self._source}; {report(self._nonce)}")
 
     def _send(self, text: str) -> bool:
         """Write to bash; whether it went into the pipe, as a whole."""

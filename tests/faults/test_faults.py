@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import cloister.aio
-from cloister import _channels
+from cloister import _channels, _connection
 from faults.runs import World, lane_of, planned, run, world
 from faults.streams import impatient
 from support.fault_proxy import Fault, Kind, Way
@@ -34,10 +34,7 @@ def test_a_connection_that_fell_silent_is_left_for_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Writing to a program lasts until it reads: nothing but keepalive tells that it is in vain.
-    hurried = [
-        (name, int(value) // 20) for name, value in _channels._KEEPALIVE if name.endswith("_ms")
-    ]
-    monkeypatch.setattr(_channels, "_KEEPALIVE", hurried)
+    _hurry(monkeypatch)
 
     async def write(place: World) -> bytes:
         async with (
@@ -55,3 +52,34 @@ def test_a_connection_that_fell_silent_is_left_for_another(
 
     with world(tmp_path) as place:
         assert asyncio.run(write(place)) == b"before, after"
+
+
+def test_an_upload_whose_connection_fell_silent_goes_on_over_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _hurry(monkeypatch)
+    # As outside of tests: keepalive takes all the time for which a call is repeated.
+    monkeypatch.setattr(_connection, "RETRY_SECONDS", 1.5)
+
+    async def upload(place: World) -> bytes:
+        async with (
+            asyncio.timeout(30),
+            cloister.aio.AsyncClient(kubeconfig=place.kubeconfig, direct=True) as client,
+            lane_of(place, client, "lane") as (lane, proxy),
+        ):
+            await lane.session.write_bytes("first", b"before")
+            proxy.arm([Fault(Kind.STALL, Way.UP, after_bytes=1, seconds=3600)])
+            await lane.session.write_bytes("second", b"after")
+            assert proxy.happened == {Kind.STALL: 1}
+            return await lane.session.read_bytes("second")
+
+    with world(tmp_path) as place:
+        assert asyncio.run(upload(place)) == b"after"
+
+
+def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let keepalive find a dead connection after 1.5 s."""
+    hurried = [
+        (name, int(value) // 20) for name, value in _channels._KEEPALIVE if name.endswith("_ms")
+    ]
+    monkeypatch.setattr(_channels, "_KEEPALIVE", hurried)

@@ -114,6 +114,7 @@ class Sending:
         self._foreign = self._begun
         self._crc = self._hashed = 0
         self._furthest = -1
+        self._excused = False
         self._stopped: Exception | None = None
         if not start.upload_id:
             self._start_anew()
@@ -177,6 +178,11 @@ class Sending:
         except grpc.aio.AioRpcError:
             if self._stopped is not None:
                 raise self._stopped from None
+            # Only keepalive tells that an answer is waited for in vain, and that takes as long as
+            # a call is repeated. Without progress it must not happen again and again.
+            if not self._excused:
+                self._excused = True
+                alive()
             raise
 
     async def _frames(self, offset: int, alive: _Alive) -> AsyncIterator[exec_pb2.UploadFrame]:
@@ -192,6 +198,7 @@ class Sending:
                 offset += len(data)
                 if offset > self._furthest:  # the server takes bytes that it never had before
                     self._furthest = offset
+                    self._excused = False
                     alive()
                 self._sent(offset)
             await asyncio.to_thread(self._source.check)

@@ -11,7 +11,7 @@ import grpc
 import pytest
 
 import cloister
-from cloister import _streams
+from cloister import _connection, _programs, _streams
 from cloister._connection import Lost
 from cloister._errors import call_error
 from cloister._programs import AsyncProcess
@@ -247,6 +247,52 @@ async def test_another_object_writes_on(session: cloister.AsyncSession) -> None:
     with pytest.raises(cloister.FailedPreconditionError) as error:
         await without.write(b"x")
     assert error.value.reason == "NO_STDIN"
+
+
+async def test_asking_how_much_was_written_survives_a_connection_that_fell_silent(
+    session: cloister.AsyncSession, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_programs, "_CALL_SECONDS", 1.0)
+    monkeypatch.setattr(_connection, "_INFO_SECONDS", 1.0)
+    # Sooner than keepalive finds it.
+    monkeypatch.setattr(_connection, "RETRY_SECONDS", 6.0)
+    process = await session.start(["cat"], stdin=True)
+    await process.write(b"one ")
+    again = await session.attach(process.id)
+    proxy.arm([Fault(Kind.STALL, Way.UP, after_bytes=1, seconds=3600)])
+    await again.write(b"two")
+    assert proxy.happened == {Kind.STALL: 1}
+    await again.close_stdin()
+    assert await process.output() == b"one two"
+
+
+async def test_a_write_waits_for_another_however_long_that_takes(
+    session: cloister.AsyncSession, server: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = 0
+    boot_id = _connection.Connection.boot_id
+
+    async def counted(self: _connection.Connection, channel: grpc.aio.Channel) -> str:
+        nonlocal asked
+        asked += 1
+        return await boot_id(self, channel)
+
+    monkeypatch.setattr(_connection.Connection, "boot_id", counted)
+    monkeypatch.setattr(_programs, "_CALL_SECONDS", 0.5)
+    monkeypatch.setattr(_connection, "RETRY_SECONDS", 1.0)
+    script = "while [ ! -e reads-it ]; do sleep 0.02; done; cat"
+    process = await session.start(["bash", "-c", script], stdin=True)
+    again = await session.attach(process.id)
+    # Two frames: the pipe takes one, and the other waits for the program.
+    first = asyncio.create_task(process.write(b"x" * 131_072))
+    assert await process.wait(0.2) is None
+    second = asyncio.create_task(again.write(b"y"))
+    before = asked
+    await until(lambda: asked >= before + 4, pause=0.02)
+    (server.workspace / "reads-it").touch()
+    await asyncio.gather(first, second)
+    await process.close_stdin()
+    assert await process.output() == b"x" * 131_072 + b"y"
 
 
 async def test_characters_that_come_in_parts(session: cloister.AsyncSession) -> None:

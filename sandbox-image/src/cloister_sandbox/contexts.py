@@ -3,7 +3,8 @@
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from .toolset.results import ToolResult
 
 log = logging.getLogger(__name__)
 MAX_CONTEXTS = 64
+_THREADS = 8
 TOOLS = ("bash", "read", "write", "edit", "glob", "grep")
 
 
@@ -42,6 +44,8 @@ class Contexts:
         self._state = state
         self._reaper = reaper
         self._contexts: dict[str, Context] = {}
+        # Not those that start and end processes: a tool that takes long must hold up neither.
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="tool")
         self._overflows = Overflows()
         kept = Path(self._overflows.directory)
         # What is beneath another root needs no entry of its own, which every path would be
@@ -124,14 +128,17 @@ class Contexts:
             at_once = read_at_once(self.roots, given)
             if at_once is not None:
                 return at_once
-            return await asyncio.to_thread(read, self.roots, given)
+            return await self._in_thread(read, self.roots, given)
         if tool == "write":
-            return await asyncio.to_thread(write.write, self.roots, given)
+            return await self._in_thread(write.write, self.roots, given)
         if tool == "edit":
-            return await asyncio.to_thread(write.edit, self.roots, given)
+            return await self._in_thread(write.edit, self.roots, given)
         if tool == "glob":
-            return await asyncio.to_thread(search.glob, self.roots, given)
-        return await asyncio.to_thread(search.grep, self.roots, given, env, budget, cancel.done)
+            return await self._in_thread(search.glob, self.roots, given, budget, cancel.done)
+        return await self._in_thread(search.grep, self.roots, given, env, budget, cancel.done)
+
+    async def _in_thread(self, tool: Callable[..., ToolResult], *args: Any) -> ToolResult:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, tool, *args)
 
     async def close(self, context_id: str) -> None:
         """End a context and its processes; raises NotFound when it does not exist."""

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import threading
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from typing import Any
 
@@ -39,6 +40,7 @@ MAX_TEXT = 1_048_576
 MAX_GLOB = 10_000
 MAX_GLOB_BYTES = 3_000_000
 """Bytes of the paths of one answer: it has to fit into a message."""
+MAX_GLOB_SECONDS = 60.0
 MAX_MATCHES = 100_000
 MAX_CONTEXT = 50
 MAX_GREP_SECONDS = 600.0
@@ -176,9 +178,16 @@ class FilesService(Transfers):
             )
 
     def _glob(self, path: str, pattern: Pattern, limit: int, gone: Any) -> exec_pb2.GlobResult:
+        deadline = time.monotonic() + MAX_GLOB_SECONDS
         resolved = resolve(self._roots, path or ".")
         try:
-            matches, total = find(self._roots, resolved, pattern, limit, gone)
+            matches, total = find(
+                self._roots,
+                resolved,
+                pattern,
+                limit,
+                lambda: gone() or time.monotonic() > deadline,
+            )
         except TooLarge as bound:
             raise WrongState("TREE_TOO_LARGE", f"{shown(path)} has {bound}") from None
         result = exec_pb2.GlobResult(total_matches=total)

@@ -1,6 +1,7 @@
 """glob and grep."""
 
 import contextlib
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,13 +18,19 @@ MAX_GREP = 102_400
 """Characters; the reference calls them bytes."""
 _ENOUGH = 4 * MAX_GREP
 """Bytes that are more characters than that, whatever they are."""
-GREP_SECONDS = 60
+SEARCH_SECONDS = 60
 NO_MATCHES = "no matches"
 _FIELDS = frozenset({"pattern", "path"})
 
 
-def glob(roots: Roots, given: Mapping[str, Any]) -> ToolResult:
-    """Run the glob tool: matching paths, newest first; raises ToolFailure."""
+def glob(
+    roots: Roots, given: Mapping[str, Any], budget: float, stopped: Callable[[], bool]
+) -> ToolResult:
+    """Run the glob tool: matching paths, newest first; raises ToolFailure.
+
+    `budget` and `stopped` are those of `grep`.
+    """
+    deadline = time.monotonic() + min(budget or SEARCH_SECONDS, SEARCH_SECONDS)
     inputs = Inputs("glob", given, _FIELDS)
     pattern = inputs.text("pattern")
     if pattern.startswith("/"):
@@ -38,7 +45,9 @@ def glob(roots: Roots, given: Mapping[str, Any]) -> ToolResult:
     except BadPattern as error:
         raise ToolFailure(f"glob: invalid pattern: {error}") from None
     try:
-        matches, total = find(roots, root, wanted, MAX_PATHS, lambda: False)
+        matches, total = find(
+            roots, root, wanted, MAX_PATHS, lambda: stopped() or time.monotonic() > deadline
+        )
     except TooLarge as bound:
         raise ToolFailure(f"glob: {bound} below {root}; pass a narrower path") from None
     if not matches:
@@ -64,7 +73,7 @@ def grep(
     pattern = inputs.text("pattern")
     root = roots.resolve("grep", inputs.optional_text("path") or ".")
     arguments = ["-n", "-H", "--no-heading", "--color=never", "--sort=path", "-e", pattern]
-    seconds = min(budget or GREP_SECONDS, GREP_SECONDS)
+    seconds = min(budget or SEARCH_SECONDS, SEARCH_SECONDS)
     try:
         search = Search([*arguments, "--", root], str(roots.workspace), env, seconds)
     except NotInstalled:

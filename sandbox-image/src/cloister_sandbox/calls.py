@@ -16,6 +16,8 @@ from .shell import Cancel
 from .toolset.results import ToolResult
 
 MAX_RUNNING = 256
+MAX_RUNNING_BYTES = 128 * 1024 * 1024
+"""Of the inputs of calls under way, many of which may wait behind one that takes long."""
 KEEP_RESULTS = 256
 KEEP_BYTES = 64 * 1024 * 1024
 KEEP_SECONDS = 600.0
@@ -75,6 +77,7 @@ class Calls:
         self._calls: dict[str, Call] = {}
         self._kept: deque[str] = deque()
         self._running = 0
+        self._running_bytes = 0
         self._kept_bytes = 0
 
     @property
@@ -105,6 +108,9 @@ class Calls:
             return known, True
         if self._running >= MAX_RUNNING:
             raise Busy("TOO_MANY_CALLS", f"{MAX_RUNNING} calls are under way", retry_after=0.5)
+        size = len(payload)
+        if self._running and self._running_bytes + size > MAX_RUNNING_BYTES:
+            raise Busy("TOO_MANY_CALLS", "calls with large inputs are under way", retry_after=0.5)
         cancel: Cancel = asyncio.get_running_loop().create_future()
 
         call = Call(digest, cancel)
@@ -114,10 +120,12 @@ class Calls:
             try:
                 result = await work(cancel)
             finally:
+                self._running_bytes -= size
                 self._finished(request_id, call, result)
 
         self._calls[request_id] = call
         self._running += 1
+        self._running_bytes += size
         call.task = asyncio.create_task(run())
         return call, False
 

@@ -1,6 +1,7 @@
 """Commands of shells for programs: jobs on the framing of the tools' shells (see shell)."""
 
 import asyncio
+import dataclasses
 import time
 from dataclasses import dataclass
 
@@ -71,6 +72,8 @@ class Command(Job):
             return Failure("OTHER", 0, str(error))
         finally:
             self.leader = 0
+            # It can be large, and is not needed while its output is kept.
+            self.script = dataclasses.replace(self.script, text="")
         return self._ending(finished, oom_before)
 
     def detach_as(self, process_id: str) -> None:

@@ -24,6 +24,8 @@ KEEP_BYTES = 512 * 1024 * 1024
 KEEP_SECONDS = 600.0
 MEMORY = 288 * 1024 * 1024
 """What all jobs together may ask to be kept in memory."""
+SHOWN_BYTES = 16_384
+"""Of a command line, for lists: those of all jobs fit into one answer."""
 
 
 OOM_COUNTERS = ("/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control")
@@ -94,6 +96,7 @@ class Job:
     mark: str = ""
 
     def __post_init__(self) -> None:
+        self.argv = _shown(self.argv)
         self.store = OutputStore(self.policy, self.pause, self.resume)
         loop = asyncio.get_running_loop()
         self.begun: asyncio.Future[None] = loop.create_future()
@@ -289,6 +292,19 @@ class Jobs:
             # A command that went on as a process belongs to the registry of processes.
             if job.detached_as in ("", job_id):
                 job.store.close()
+
+
+def _shown(argv: Sequence[str]) -> tuple[str, ...]:
+    """The beginning of a command line: a long one would be kept for as long as its output."""
+    shown: list[str] = []
+    room = SHOWN_BYTES
+    for each in argv:
+        data = each.encode("utf-8", errors="replace")
+        if len(data) + 8 > room:
+            return (*shown, data[: max(0, room - 64)].decode("utf-8", errors="ignore") + "...")
+        shown.append(each)
+        room -= len(data) + 8
+    return tuple(shown)
 
 
 def _memory(policy: Policy) -> int:

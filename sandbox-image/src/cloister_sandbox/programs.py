@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import errno
 import logging
 import os
@@ -101,7 +102,9 @@ class Program(Job):
             except OSError as error:
                 self._close()
                 self.end(self._failure(error))
+                self._forget_arguments()
                 return
+            self._forget_arguments()
             self.begun.set_result(None)
             if self.stopping is not None:
                 await self.kill()
@@ -114,6 +117,10 @@ class Program(Job):
         for source in self._sources:
             # Survivors must never block on what nobody reads.
             source.drain()
+
+    def _forget_arguments(self) -> None:
+        """What it was started with can be large, and is not needed while its output is kept."""
+        self._order = dataclasses.replace(self._order, argv=self.argv, env={}, labels={})
 
     def resize(self, columns: int, rows: int) -> None:
         """Change the size of its terminal; raises WrongState when it has none, or ended."""

@@ -18,6 +18,8 @@ from .events import seconds
 
 PROGRESS_SECONDS = 5.0
 MAX_ID = 128
+MAX_LIST = 64
+"""Entries of a list; the longest that a tool takes has two."""
 
 
 class ToolsService(exec_pb2_grpc.ToolsServicer):
@@ -67,12 +69,18 @@ class ToolsService(exec_pb2_grpc.ToolsServicer):
 
 
 def _plain(value: struct_pb2.Value) -> Any:
-    """A value as Python has it; quicker than the general JSON conversion, and takes NaN."""
+    """A value as Python has it; quicker than the general JSON conversion, and takes NaN.
+
+    What no tool takes is not converted: an object inside an input, or a list of more than numbers.
+    A request of the largest size would become a hundred times its size.
+    """
     kind = value.WhichOneof("kind")
     if kind == "struct_value":
-        return {name: _plain(each) for name, each in value.struct_value.fields.items()}
+        return {}
     if kind == "list_value":
-        return [_plain(each) for each in value.list_value.values]
+        # One more than is taken, so that it is seen to be too long.
+        few = value.list_value.values[: MAX_LIST + 1]
+        return [{} if each.HasField("list_value") else _plain(each) for each in few]
     return None if kind in (None, "null_value") else getattr(value, kind)
 
 

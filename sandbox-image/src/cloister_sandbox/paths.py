@@ -55,6 +55,11 @@ class Roots:
         """The directories themselves. What leads to them is not the tools' to change."""
         return tuple(map(os.path.realpath, (self.workspace, *self.others)))
 
+    @functools.cached_property
+    def _real_read_only(self) -> tuple[tuple[str, Path], ...]:
+        """Likewise; else a link in the place of one would make what it leads to read-only."""
+        return tuple((os.path.realpath(each), each) for each in self.read_only)
+
     def resolve(self, tool: str, given: str) -> str:
         """The absolute, link-free path that `given` means; it need not exist.
 
@@ -129,8 +134,8 @@ class Roots:
     def _check_writable(self, tool: str, given: str, resolved: str) -> str:
         if resolved in self.mounted:
             raise ToolFailure(f"{tool}: {given} is a read-only file of the Environment")
-        for root in self.read_only:
-            if _within(resolved, os.path.realpath(root)):
+        for real, root in self._real_read_only:
+            if _within(resolved, real):
                 raise ToolFailure(f"{tool}: {given} is inside read-only directory {root}")
         return resolved
 

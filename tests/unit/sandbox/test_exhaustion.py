@@ -23,8 +23,9 @@ from cloister_sandbox.jobs import Job, Reason, oom_kills, reason_of
 from cloister_sandbox.outputs import Policy
 from cloister_sandbox.overflow import Overflow, Overflows
 from cloister_sandbox.services.common import unary, unforeseen
+from support.file_calls import FileCalls
 from support.jobs import Jobs, read
-from support.sandbox_server import Sandbox, Tools, sandbox
+from support.sandbox_server import Sandbox, Tools, refused, sandbox
 
 MIB = 1024 * 1024
 
@@ -99,6 +100,58 @@ bytearray(b"x") * {256 * MIB}
     assert ended.returncode == -signal.SIGKILL
     assert reason_of(job, ended.returncode, before) is Reason.OOM_KILLED
     job.store.close()
+
+
+def test_the_server_outlives_what_the_kernel_ends_for_want_of_memory(
+    tmp_path: Path, memory_group: Path
+) -> None:
+    old = memory_group / "memory.limit_in_bytes"
+    (old if old.exists() else memory_group / "memory.max").write_text(str(256 * MIB))
+    # As in a container, the server's own group is what it sees of all groups.
+    enter = f"echo $$ >{memory_group}/cgroup.procs && mount --bind {memory_group} "
+    enter += f'{memory_group.parent} && exec "$@"'
+    hungry = f"x = bytearray(b'x') * {1024 * MIB}"
+    launcher = ("unshare", "--mount", "/bin/sh", "-c", enter, "-")
+    with sandbox(tmp_path, launcher=launcher) as server:
+        server.wait_for(exec_pb2.RuntimeInfo.STATE_WARM)
+        server.claim()
+        with server.worker() as channel:
+            tools, jobs = Tools(channel), Jobs(channel)
+            ended = jobs.program("python3", "-c", hungry).exited
+            assert ended.reason == exec_pb2.ExitInfo.REASON_OOM_KILLED
+            assert ended.signal == signal.SIGKILL
+            tools.bash("x=kept")
+            result = tools.call("bash", command=f'python3 -c "{hungry}"')
+            assert result.exit.code == 128 + signal.SIGKILL
+            assert "Killed" in result.content[0].text
+            assert tools.bash("echo $x") == "kept"
+
+
+def test_a_full_disk_is_told_and_outlived(tmp_path: Path) -> None:
+    small = "mount -t tmpfs -o size=1m tmpfs"
+    enter = f'{small} {tmp_path}/workspace && {small} {tmp_path}/home && exec "$@"'
+    launcher = ("unshare", "--mount", "/bin/sh", "-c", enter, "-")
+    state = {"CLOISTER_STATE_DIR": str(tmp_path / "home" / "state")}
+    with sandbox(tmp_path, launcher=launcher, env=state) as server:
+        server.wait_for(exec_pb2.RuntimeInfo.STATE_WARM)
+        server.claim()
+        with server.worker() as channel:
+            tools, files = Tools(channel), FileCalls(channel)
+            tools.call("write", file_path="kept", content="as it was")
+            refusal = tools.call("write", file_path="kept", content="x" * 2 * MIB)
+            assert "no space left on device" in refusal.content[0].text
+            with refused(grpc.StatusCode.RESOURCE_EXHAUSTED):
+                files.upload("new", b"x" * 2 * MIB)
+            assert tools.bash("ls -A; cat kept") == "kept\nas it was"
+            full = tools.call("bash", command=f"head -c {2 * MIB} /dev/zero >{tmp_path}/home/fill")
+            assert "No space left on device" in full.content[0].text
+            assert tools.call("bash", command="echo much; : " + "x" * 9000).is_error
+            assert tools.call("bash", context_id="new", command="echo new").is_error
+            assert tools.call("read", file_path="kept").content[0].text.endswith("as it was")
+            jobs = Jobs(channel)
+            assert jobs.bash(f"rm {tmp_path}/home/fill; echo on").text == "on\n"
+            assert tools.bash("echo on") == "on"
+            assert tools.call("bash", context_id="new", command="echo new").content[0].text == "new"
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,10 @@ class Roots:
         """The directories themselves. What leads to them is not the tools' to change."""
         return tuple(map(os.path.realpath, (self.workspace, *self.others)))
 
+    def __post_init__(self) -> None:
+        # Now: later a tool may have put a link in the place of one that it owns.
+        _ = self._real_read_only
+
     @functools.cached_property
     def _real_read_only(self) -> tuple[tuple[str, Path], ...]:
         """Likewise; else a link in the place of one would make what it leads to read-only."""

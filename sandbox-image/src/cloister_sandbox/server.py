@@ -5,6 +5,7 @@ import contextlib
 import ctypes
 import gc
 import logging
+from typing import Any
 
 import grpc
 
@@ -78,7 +79,6 @@ class Server:
         """Serve, then prepare the pod. Returns when it is warm, or has failed for good."""
         self._reaper.install()
         server = grpc.aio.server(
-            interceptors=[Authorizer(self._state)],
             options=[
                 ("grpc.max_receive_message_length", MAX_MESSAGE),
                 ("grpc.max_send_message_length", MAX_MESSAGE),
@@ -96,21 +96,23 @@ class Server:
                 ("grpc.server.max_pending_requests_hard_limit", 2 * MAX_PENDING),
             ],
         )
+        guarded: Any = Authorizer(self._state)
         exec_pb2_grpc.add_ToolsServicer_to_server(
-            ToolsService(self._state, self._contexts, self._calls, self._activity), server
+            ToolsService(self._state, self._contexts, self._calls, self._activity), guarded
         )
         exec_pb2_grpc.add_ShellsServicer_to_server(
-            ShellsService(self._config, self._state, self._shells), server
+            ShellsService(self._config, self._state, self._shells), guarded
         )
         exec_pb2_grpc.add_ProcessesServicer_to_server(
-            ProcessesService(self._config, self._state, self._programs), server
+            ProcessesService(self._config, self._state, self._programs), guarded
         )
-        exec_pb2_grpc.add_FilesServicer_to_server(self._files, server)
+        exec_pb2_grpc.add_FilesServicer_to_server(self._files, guarded)
         exec_pb2_grpc.add_RuntimeServicer_to_server(
             RuntimeService(self._config, self._state, self._identity, self._activity, self.drain),
-            server,
+            guarded,
         )
-        server.add_generic_rpc_handlers((HealthHandler(self._state),))
+        guarded.add_generic_rpc_handlers((HealthHandler(self._state),))
+        server.add_generic_rpc_handlers((guarded,))
         self.port = server.add_secure_port(self._config.listen, self._identity.credentials())
         await server.start()
         self._grpc = server

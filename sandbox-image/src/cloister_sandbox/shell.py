@@ -193,7 +193,6 @@ class Shell:
         """
         began = time.monotonic()
         try:
-            os.stat(self._run)  # noqa: PTH116 - a Path costs more than the call
             await self._write(command)
             output = self.output = Output(self._out, into or Tail(overflow=self._new_file))
         except OSError as error:
@@ -235,6 +234,9 @@ class Shell:
             self._looks.cancel()
             self._over = self.output = None
             tail = output.finish()
+        if code and not tail.total and not os.access(self._run, os.R_OK):
+            # bash found nothing to run. Only looked for now: every command would pay for it.
+            raise ShellError(f"its files in {self._dir} cannot be used: one of them is gone")
         file = await tail.filed() if tail.omitted else None
         if file is not None and self._overflows is not None:
             self._overflows.trim()

@@ -11,7 +11,7 @@ import grpc
 
 from cloister_api.exec.v1 import exec_pb2_grpc
 
-from . import signals
+from . import memory, signals
 from .authorize import Authorizer
 from .calls import Calls
 from .config import Config, ConfigError
@@ -73,6 +73,7 @@ class Server:
         self._files = FilesService(self._state, self._contexts.roots, self._activity)
         self._stopping = asyncio.Event()
         self._grpc: grpc.aio.Server | None = None
+        self._memory: asyncio.Task[None] | None = None
         self.port = 0
 
     async def start(self) -> None:
@@ -118,6 +119,7 @@ class Server:
         self._grpc = server
         # What is there now stays: no collection needs to look at it again.
         gc.freeze()
+        self._memory = asyncio.create_task(memory.watch())
         await self._prepare()
 
     async def _prepare(self) -> None:
@@ -168,6 +170,8 @@ class Server:
     async def stop(self) -> None:
         """End calls, processes and connections, in that order."""
         await self.drain(DRAIN_SECONDS)
+        if self._memory is not None:
+            self._memory.cancel()
         if self._grpc is not None:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._grpc.stop(grace=1.0)

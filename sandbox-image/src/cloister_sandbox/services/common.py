@@ -5,7 +5,7 @@ import errno
 import functools
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 
@@ -41,6 +41,19 @@ def unforeseen(method: str, error: Exception) -> CallError:
     return CallError("UNFORESEEN", "the server failed in a way that was not foreseen")
 
 
+_E = TypeVar("_E", bound=Exception)
+
+
+def _bare(error: _E) -> _E:
+    """The error without the frames it came through.
+
+    They hold the request, and some of them the task or future that holds the error: such a circle
+    would keep a large request until the collector comes by.
+    """
+    error.__traceback__ = error.__context__ = error.__cause__ = None
+    return error
+
+
 def unary(method: Callable[[Any, Any, Any], Awaitable[Any]]) -> Callable[[Any, Any, Any], Any]:
     """Let a handler raise CallError; the caller gets its status and details.
 
@@ -52,11 +65,13 @@ def unary(method: Callable[[Any, Any, Any], Awaitable[Any]]) -> Callable[[Any, A
         try:
             return await method(self, request, context)
         except CallError as error:
-            return await abort(context, error)
+            return await abort(context, _bare(error))
         except grpc.aio.AbortError:
             raise
         except Exception as error:
-            return await abort(context, unforeseen(method.__name__, error))
+            failure = unforeseen(method.__name__, error)
+            _bare(error)
+            return await abort(context, failure)
 
     return guarded
 
@@ -78,11 +93,13 @@ def streaming(
                 async for each in messages:
                     await context.write(each)
         except CallError as error:
-            await abort(context, error)
+            await abort(context, _bare(error))
         except grpc.aio.AbortError:
             raise
         except Exception as error:
-            await abort(context, unforeseen(method.__name__, error))
+            failure = unforeseen(method.__name__, error)
+            _bare(error)
+            await abort(context, failure)
 
     return guarded
 

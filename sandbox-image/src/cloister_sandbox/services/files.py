@@ -11,7 +11,7 @@ from typing import Any
 from cloister_api.exec.v1 import exec_pb2
 
 from .. import beneath, changes, texts, watches
-from ..edits import MAX_EDITS, edit
+from ..edits import MAX_EDITS, MAX_STRINGS, edit
 from ..entries import entry, read_link, shown
 from ..errors import Busy, InvalidField, WrongState
 from ..failures import failed, open_file, resolve, writable_entry
@@ -153,6 +153,9 @@ class FilesService(Transfers):
             with self._activity:
                 return await self._lanes.slow.run(self._edit, request)
 
+        size = sum(len(each.old_string) + len(each.new_string) for each in request.edits)
+        if size > MAX_STRINGS:
+            raise InvalidField("edits", f"must have at most {MAX_STRINGS} characters together")
         payload = request.SerializeToString(deterministic=True)
         return await self._edits.run(request.request_id, payload, work)
 

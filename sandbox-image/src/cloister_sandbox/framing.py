@@ -19,6 +19,9 @@ from .interrupts import ON_INTERRUPT
 STATUS = 50
 """Descriptor of the status pipe in the shell: between those that bash takes for itself from 10 up
 and from 63 down, and below the smallest limits that `ulimit -n` is set to."""
+REAP = "( \\builtin : )"
+"""Makes bash take notice of all its children that have ended: an interrupt that ended a script
+leaves it deaf to SIGCHLD (bash 5.2)."""
 _STATUS_LINE = re.compile(r"(?P<nonce>[0-9a-f]{8}) (?P<code>[0-9]{1,3}) (?P<cwd>.*)", re.DOTALL)
 
 

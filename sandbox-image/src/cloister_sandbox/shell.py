@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from .capture import Output, Tail
-from .framing import STATUS, replace, report, script, source, told, unread, waits
+from .framing import REAP, STATUS, replace, report, script, source, told, unread, waits
 from .interrupts import interrupt
 from .overflow import Overflows
 from .processes import MARK, Reaper, background, kill_started, kill_tree
@@ -220,10 +220,12 @@ class Shell:
             lost = answer is None
             if answer is not None:
                 code, self.cwd = answer
-                self._hold()
                 if self._interrupted:
                     await kill_started(self._pid, self._mark, self._earlier)
                 self._earlier = background(self._pid, self._mark)
+                if self._interrupted:
+                    self._send(f"{REAP}\n")
+                self._hold()
             else:
                 if self.alive:
                     await kill_tree(self._pid, self._mark)

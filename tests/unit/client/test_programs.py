@@ -109,7 +109,8 @@ async def test_output_goes_on_where_a_connection_was_cut(
     assert (await process.result()).ok
     assert proxy.happened[kind] == 3
     assert told[:2] == [True, False]
-    assert told.count(True) >= told.count(False) == 3
+    # Two faults may fall on one connection.
+    assert told.count(True) >= told.count(False) >= 1
 
 
 @pytest.mark.parametrize("after", [1, 200, 400])

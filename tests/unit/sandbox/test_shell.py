@@ -77,6 +77,15 @@ def test_timeout_keeps_output_and_ends_every_process(tools: Tools) -> None:
     assert tools.bash("pgrep -fx 'sleep 4711' | wc -l; echo $kept") == "0\nyes"
 
 
+def test_an_interrupted_shell_leaves_no_zombie(tools: Tools) -> None:
+    tools.call("bash", command="sleep 4718", timeout_ms=100)
+    result = tools.call("bash", command="echo $$ >shell; sleep 4719 & wait", timeout_ms=100)
+    assert not result.state_lost
+    shell = tools.call("bash", context_id="other", command="cat shell").content[0].text
+    count = f'until [ -z "$(ps --no-headers --ppid {shell})" ]; do sleep 0.02; done; echo none'
+    assert tools.call("bash", context_id="other", command=count).content[0].text == "none"
+
+
 def test_what_ignores_an_interrupt_is_terminated_and_the_shell_stays(tools: Tools) -> None:
     tools.bash("kept=yes")
     command = "bash -c 'trap \"\" INT; echo up; sleep 4713'; echo on"

@@ -143,6 +143,8 @@ async def test_a_shell_on_a_terminal(session: cloister.AsyncSession, screens: Sc
     screen.type("sleep 600\r")
     await screen.shows("sleep 600")
     screen.type("\x03")
+    # What is typed before the interrupt has arrived goes with what it interrupts.
+    await screen.shows("# ")
     screen.type("echo co\\de=$?\r")
     await screen.shows("code=130")
     screen.type("exit 5\r")

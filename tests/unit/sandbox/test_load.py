@@ -45,7 +45,7 @@ def test_thousands_of_millions_of_bytes_of_output(claimed: Sandbox, tools: Tools
     assert text.endswith("\0END")
     assert f"the first {64 * MIB} are in {result.truncation.spool_path}]" in left_out
     assert Path(result.truncation.spool_path).stat().st_size == 64 * MIB
-    assert resident(claimed) - before < 16 * MIB
+    assert resident(claimed) - before < 32 * MIB
 
 
 def test_output_after_the_end_never_delays_the_result(claimed: Sandbox, tools: Tools) -> None:

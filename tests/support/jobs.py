@@ -64,7 +64,7 @@ def read(stream: Iterable[exec_pb2.OutputEvent]) -> Seen:
             start = each.output.offset if kind == "output" else each.gap.from_offset
             assert place in (None, start), "offsets must follow each other"
             place = start + len(each.output.data) if kind == "output" else each.gap.to_offset
-            assert len(each.output.data) <= 524_288
+            assert len(each.output.data) <= 262_144
     return seen
 
 

@@ -1,11 +1,12 @@
 """Stopping a shell's command so that its shell goes on, where that can be done."""
 
 import asyncio
+import functools
 import signal
 from collections.abc import Collection
 from typing import Any
 
-from .processes import kill_tree, members, signal_all
+from .processes import in_thread, kill_tree, members, signal_all
 
 INTERRUPT_AGAIN = 1.0
 TERMINATE_AFTER = 2.0
@@ -31,7 +32,7 @@ async def interrupt(
         (signal.SIGINT, TERMINATE_AFTER - INTERRUPT_AGAIN),
         (signal.SIGTERM, KILL_AFTER - TERMINATE_AFTER),
     ):
-        started = await asyncio.to_thread(members, shell, mark, spared=earlier)
+        started = await in_thread(functools.partial(members, shell, mark, spared=earlier))
         if over.done():
             return
         # bash first, which only ever hears an interrupt: it leaves the script as soon as what it

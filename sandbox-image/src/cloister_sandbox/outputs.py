@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 from .spool import Spool
 
-CHUNK = 524_288
+CHUNK = 262_144
 """Bytes that a reader gets at once at most; with TLS, larger messages cost less per byte."""
-LIVE = 1_048_576
+LIVE = 786_432
 """While a program runs, so much of the end is kept at least: readers take from there."""
 MERGED = 65_536
 """Bytes up to which pieces grow together; more are not worth the copy."""
@@ -138,7 +138,9 @@ class OutputStore:
         if data:
             self._tail_bytes += len(data)
             _append(self._tail, Piece(start, stream, data))
-            self._evict(max(self._policy.tail, LIVE) + CHUNK)
+            # A read goes beyond what readers may be behind, and at the end so does what the pipes
+            # of both streams hold: a program that waits for its readers loses nothing of it.
+            self._evict(max(self._policy.tail, LIVE) + 3 * CHUNK)
         self.wake()
         if not self._paused and self._must_pause(LIVE):
             self._paused = True

@@ -6,17 +6,20 @@ the SIGCHLD handler. It passes the statuses of processes that were started here 
 
 import asyncio
 import contextlib
+import functools
 import os
 import signal
 import subprocess
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from .marks import Marks, number_of
 from .signals import unblocked
 
+T = TypeVar("T")
 MARK = "CLOISTER_CONTEXT"
 """Variable that names the tree a program belongs to. Processes that left their parents are found by
 it where the kernel gives trees no numbers (see marks)."""
@@ -163,6 +166,17 @@ def _spawn(
         # When memory runs out, a tool goes before the server.
         Path(f"/proc/{process.pid}/oom_score_adj").write_text("500")
     return process.pid
+
+
+async def in_thread(work: Callable[[], T]) -> T:
+    """Run what looks through all processes in a thread.
+
+    Where no thread can be started any more it is done at once: to end processes is what helps.
+    """
+    try:
+        return await asyncio.to_thread(work)
+    except RuntimeError:
+        return work()
 
 
 def _table() -> dict[int, tuple[int, int]]:
@@ -319,7 +333,7 @@ async def _end(leader: int, mark: str, number: int, spared: Collection[int] | No
     deadline = time.monotonic() + ENDING_SECONDS
     while True:
         try:
-            found = await asyncio.to_thread(_strike, leader, mark, number, spared)
+            found = await in_thread(functools.partial(_strike, leader, mark, number, spared))
         except OSError:
             # Without a descriptor nobody can be looked up.
             if time.monotonic() > deadline:

@@ -87,4 +87,4 @@ class Source:
         """
         self._wide = True
         with contextlib.suppress(OSError):  # a terminal, or beyond that bound
-            fcntl.fcntl(self._fd, fcntl.F_SETPIPE_SZ, 2 * CHUNK)
+            fcntl.fcntl(self._fd, fcntl.F_SETPIPE_SZ, CHUNK)

@@ -108,7 +108,8 @@ async def test_output_goes_on_where_a_connection_was_cut(
     assert await read(process) == COUNTED
     assert (await process.result()).ok
     assert proxy.happened[kind] == 3
-    assert told[:2] == [True, False]
+    assert told[0]
+    assert not told[-1]
     # Two faults may fall on one connection.
     assert told.count(True) >= told.count(False) >= 1
 

@@ -210,9 +210,13 @@ class OutputStore:
     def _trim(self) -> None:
         """After the end, keep what was asked for, and what readers who kept up still want."""
         if self.complete and self._tail_bytes > self._policy.tail:
-            first = min((each.position for each in self._readers if each.kept_up), default=None)
-            wanted = 0 if first is None else self.total - first
-            self._evict(max(self._policy.tail, wanted))
+            if self._policy.block_when_full:
+                # The program waited for them, also for the first one to come.
+                first = min((each.position for each in self._readers), default=self._consumed)
+            else:
+                kept_up = (each.position for each in self._readers if each.kept_up)
+                first = min(kept_up, default=self.total)
+            self._evict(max(self._policy.tail, min(self.total - first, LIVE + 3 * CHUNK)))
 
     def _evict(self, keep: int) -> None:
         """Move the oldest of the tail to the file, or drop it when that is full."""

@@ -305,3 +305,18 @@ async def test_why_a_job_ended(
     each = job("x")
     each.sent, each.stopping = sent, stopping
     assert reason_of(each, code, oom_before=0) is reason
+
+
+async def test_who_comes_late_to_a_program_that_waited_misses_nothing() -> None:
+    policy = Policy(head=1, tail=1, spool=1, block_when_full=True)
+    store = OutputStore(policy, lambda: None, lambda: None)
+    printed = bytes(range(256)) * (LIVE // 256 + 512)
+    for start in range(0, len(printed), CHUNK):
+        store.add(1, printed[start : start + CHUNK])
+    reader = store.reader(0)
+    store.finish()
+    came = b""
+    while isinstance(piece := await reader.take(), outputs.Piece):
+        came += bytes(piece.data)
+        reader.advance(piece.end)
+    assert came == printed

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from .errors import Busy, IdConflict, NotFound
 from .shell import Cancel
 from .toolset.results import ToolResult
+from .wakes import wake, woken
 
 MAX_RUNNING = 256
 MAX_RUNNING_BYTES = 128 * 1024 * 1024
@@ -45,21 +46,16 @@ class Call:
 
     def stop(self) -> None:
         """Ask its tool to end."""
-        if not self.cancel.done():
-            self.cancel.set_result(None)
+        wake(self.cancel)
 
     async def ended(self, seconds: float) -> ToolResult | None:
         """Its result as soon as there is one; None when there is none after so long."""
         if self.result is None:
-            # Less than half the work of asyncio.wait, for every call.
-            loop = asyncio.get_running_loop()
-            follower = loop.create_future()
+            follower = asyncio.get_running_loop().create_future()
             self._followers.add(follower)
-            timer = loop.call_later(seconds, _wake, follower)
             try:
-                await follower
+                await woken(follower, seconds)
             finally:
-                timer.cancel()
                 self._followers.discard(follower)
         return self.result
 
@@ -67,7 +63,7 @@ class Call:
         """It is over; whoever follows it hears of it."""
         self.result = result
         for follower in self._followers:
-            _wake(follower)
+            wake(follower)
 
 
 class Calls:
@@ -166,8 +162,3 @@ class Calls:
             del self._calls[self._kept.popleft()]
             if call.result is not None:
                 self._kept_bytes -= call.result.size
-
-
-def _wake(follower: "asyncio.Future[None]") -> None:
-    if not follower.done():
-        follower.set_result(None)

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
 import stat
 import termios
 from collections.abc import Callable
@@ -15,6 +16,16 @@ from .overflow import Overflow
 KEEP_BYTES = 102_400
 """Of a command's output, the last so many bytes are kept (agent_toolset_20260401)."""
 _CHUNK = 65_536
+_CONTROL = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\))")
+"""What moves a cursor, colours text or sets a title: nothing that a model can read."""
+_OVERWRITTEN = re.compile(r"[^\n\r]*\r+(?=[^\n\r])")
+"""The part of a line that a later one is printed over, as progress bars do."""
+
+
+def readable(text: str) -> str:
+    """What a terminal would show in the end: no control sequences, no overwritten progress."""
+    text = _CONTROL.sub("", text)
+    return _OVERWRITTEN.sub("", text) if "\r" in text else text
 
 
 class Tail:

@@ -10,6 +10,7 @@ from .jobs import Ending, Failure, Job, Reason, oom_kills, reason_of
 from .outputs import Policy
 from .shell import Cancel, Finished, Shell, ShellError
 from .sources import STDOUT
+from .wakes import wake
 
 FOREVER = 1e9
 
@@ -55,8 +56,7 @@ class Command(Job):
             self._shell.output.watch()
 
     async def kill(self) -> None:
-        if not self._cancel.done():
-            self._cancel.set_result(None)
+        wake(self._cancel)
 
     async def run(self, shell: Shell) -> Ending | Failure:
         """Run it; returns how it ended, which the caller passes to `end`."""

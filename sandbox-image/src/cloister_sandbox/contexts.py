@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .config import Config
-from .errors import Busy, NotFound
+from .errors import Busy, NotFound, place
 from .mounts import mounted_files
 from .overflow import Overflows
 from .paths import Roots, ToolFailure
@@ -95,11 +95,7 @@ class Contexts:
             except ToolFailure as failure:
                 return ToolResult(str(failure), is_error=True)
             except Exception as error:
-                # The error's own words may hold what a file or a command says.
-                where = error.__traceback__
-                while where is not None and where.tb_next is not None:
-                    where = where.tb_next
-                line = where.tb_lineno if where is not None else 0
+                _, line = place(error)
                 log.error("tool %s: %s at line %d", tool, type(error).__name__, line)  # noqa: TRY400
                 return ToolResult(
                     f"{tool}: the tool failed in a way that was not foreseen; try another way",

@@ -15,6 +15,7 @@ from enum import Enum
 from .errors import Busy, IdConflict, NotFound, WrongState
 from .outputs import LIVE, OutputStore, Policy
 from .processes import kill_tree, members, signal_all
+from .wakes import wake
 
 NOBODY = -1
 """No process is or was led by this pid."""
@@ -129,8 +130,7 @@ class Job:
         self.leader = 0
         if self._last_resort is not None:
             self._last_resort.cancel()
-        if not self.begun.done():
-            self.begun.set_result(None)
+        wake(self.begun)
         self.done.set_result(None)
         self.store.finish()
 

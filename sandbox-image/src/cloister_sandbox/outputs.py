@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from .spool import Spool
+from .wakes import wake, woken
 
 CHUNK = 262_144
 """Bytes that a reader gets at once at most; with TLS, larger messages cost less per byte."""
@@ -181,7 +182,7 @@ class OutputStore:
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiters.add(waiter)
         try:
-            await asyncio.wait([waiter], timeout=seconds)
+            await woken(waiter, seconds)
         finally:
             self._waiters.discard(waiter)
 
@@ -272,8 +273,7 @@ class OutputStore:
     def wake(self) -> None:
         """Let those who wait for a change look."""
         for waiter in self._waiters:
-            if not waiter.done():
-                waiter.set_result(None)
+            wake(waiter)
         self._waiters.clear()
 
 

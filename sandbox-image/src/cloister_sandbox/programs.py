@@ -22,6 +22,7 @@ from .processes import MARK, Ended, Reaper, forget_tree, kill_tree, members
 from .sources import STDERR, STDOUT, TERMINAL, Source
 from .state import Activity
 from .stdin import Stdin
+from .wakes import wake
 
 STARTING = 16
 """Programs that are being started at once: each needs descriptors that it gives back."""
@@ -325,12 +326,7 @@ class Programs:
 async def _readable(fd: int) -> None:
     loop = asyncio.get_running_loop()
     ready: asyncio.Future[None] = loop.create_future()
-
-    def readable() -> None:
-        if not ready.done():
-            ready.set_result(None)
-
-    loop.add_reader(fd, readable)
+    loop.add_reader(fd, wake, ready)
     try:
         await ready
     finally:

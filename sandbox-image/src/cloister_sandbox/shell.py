@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import functools
 import os
-import re
 import secrets
 import shutil
 import time
@@ -19,11 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-from .capture import Output, Tail
+from .capture import Output, Tail, readable
 from .framing import REAP, STATUS, replace, report, script, source, told, unread, waits
 from .interrupts import interrupt
 from .overflow import Overflows
 from .processes import MARK, Reaper, background, kill_started, kill_tree
+from .wakes import wake, woken
 
 _INLINE = 65_536
 _MAX_STATUS = 16_384
@@ -36,16 +36,6 @@ _LOOKS = 4
 as lost: a tool may have made it deaf."""
 Cancel: TypeAlias = "asyncio.Future[None]"
 """Done when the caller no longer wants the result."""
-_CONTROL = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\))")
-"""What moves a cursor, colours text or sets a title: nothing that a model can read."""
-_OVERWRITTEN = re.compile(r"[^\n\r]*\r+(?=[^\n\r])")
-"""The part of a line that a later one is printed over, as progress bars do."""
-
-
-def readable(text: str) -> str:
-    """What a terminal would show in the end: no control sequences, no overwritten progress."""
-    text = _CONTROL.sub("", text)
-    return _OVERWRITTEN.sub("", text) if "\r" in text else text
 
 
 @dataclass(frozen=True)
@@ -375,30 +365,25 @@ class Shell:
     def _report(self, status: str | None) -> None:
         if self._over is not None and not self._over.done():
             self._over.set_result(status)
-        _wake(self._reported)
+        if self._reported is not None:
+            wake(self._reported)
 
     async def _first(
         self, over: "asyncio.Future[str | None]", timeout: float, cancel: Cancel
     ) -> str:
         """What comes first: status (also of a shell that ended), timeout or cancel."""
         if not over.done() and not cancel.done():
-            # Half the work of asyncio.wait, and one turn of the loop less, for every command.
-            loop = asyncio.get_running_loop()
-            waiter = self._reported = loop.create_future()
-            timer = loop.call_later(timeout, _wake, waiter)
-            wake = functools.partial(_wake, waiter)
-            cancel.add_done_callback(wake)
+            waiter = self._reported = asyncio.get_running_loop().create_future()
+
+            def cancelled(_: Cancel) -> None:
+                wake(waiter)
+
+            cancel.add_done_callback(cancelled)
             try:
-                await waiter
+                await woken(waiter, timeout)
             finally:
-                timer.cancel()
-                cancel.remove_done_callback(wake)
+                cancel.remove_done_callback(cancelled)
                 self._reported = None
         if over.done():
             return "status"
         return "cancel" if cancel.done() else "timeout"
-
-
-def _wake(waiter: "asyncio.Future[None] | None", _done: object = None) -> None:
-    if waiter is not None and not waiter.done():
-        waiter.set_result(None)

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import AsyncIterator
-from datetime import timedelta
 
 from google.protobuf import duration_pb2
 
@@ -11,6 +10,7 @@ from cloister_api.exec.v1 import exec_pb2
 from ..errors import Busy, InvalidField, OutOfRange
 from ..jobs import Ending, Failure, Job, Reason
 from ..outputs import CHUNK, Missing, OutputStore, Policy
+from .common import sendable
 
 HEARTBEAT_SECONDS = 10.0
 COALESCE_SECONDS = 0.005
@@ -146,7 +146,7 @@ def exit_info(ending: Ending, store: OutputStore) -> exec_pb2.ExitInfo:
         reason=_REASONS[ending.reason],
         wall=duration(ending.wall),
         cpu=duration(ending.cpu),
-        cwd=ending.cwd.encode("utf-8", errors="replace").decode("utf-8"),
+        cwd=sendable(ending.cwd),
         max_rss_bytes=ending.max_rss,
         surviving_processes=ending.survivors,
     )
@@ -162,7 +162,7 @@ def exit_info(ending: Ending, store: OutputStore) -> exec_pb2.ExitInfo:
 
 def exec_failure(failure: Failure) -> exec_pb2.ExecFailure:
     """Why a job could not begin, as a message."""
-    message = failure.message.encode("utf-8", errors="replace").decode("utf-8")
+    message = sendable(failure.message)
     kind = exec_pb2.ExecFailure.Kind.Value(f"KIND_{failure.kind}")
     return exec_pb2.ExecFailure(kind=kind, errno=failure.errno, message=message)
 
@@ -198,6 +198,5 @@ def seconds(field: str, given: duration_pb2.Duration) -> float:
 
 def duration(value: float) -> duration_pb2.Duration:
     """Seconds as a message."""
-    message = duration_pb2.Duration()
-    message.FromTimedelta(timedelta(seconds=value))
-    return message
+    whole, nanos = divmod(int(value * 1e9), 1_000_000_000)
+    return duration_pb2.Duration(seconds=whole, nanos=nanos)

@@ -23,8 +23,8 @@ from ..replays import Replays
 from ..state import Activity, ServerState
 from ..toolset.patterns import BadPattern, Pattern
 from ..walks import TooLarge, walk
-from .common import require_claimed, streaming, unary
-from .transfers import MAX_ID, Transfers
+from .common import MAX_ID, require_claimed, streaming, unary
+from .transfers import Transfers
 
 CAPABILITIES = (
     "files",

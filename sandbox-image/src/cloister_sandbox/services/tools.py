@@ -13,11 +13,10 @@ from ..errors import InvalidField
 from ..shell import Cancel
 from ..state import Activity, ServerState
 from ..toolset.results import NO_OUTPUT, ToolResult
-from .common import require_claimed, require_length, streaming, unary
-from .events import seconds
+from .common import MAX_ID, require_claimed, require_length, sendable, streaming, unary
+from .events import duration, seconds
 
 PROGRESS_SECONDS = 5.0
-MAX_ID = 128
 MAX_LIST = 64
 """Entries of a list; the longest that a tool takes has two."""
 
@@ -99,9 +98,7 @@ def _result(result: ToolResult, replayed: bool) -> exec_pb2.CallResult:
         else:
             block.document.CopyFrom(blob)
     else:
-        # protobuf refuses lone surrogates, and models read replacement characters.
-        text = result.text or NO_OUTPUT
-        block.text = text if text.isascii() else text.encode(errors="replace").decode()
+        block.text = sendable(result.text or NO_OUTPUT)
     finished = result.finished
     if finished is None:
         return message
@@ -120,8 +117,8 @@ def _result(result: ToolResult, replayed: bool) -> exec_pb2.CallResult:
         info.reason = exec_pb2.ExitInfo.REASON_SHELL_LOST
     else:
         info.reason = exec_pb2.ExitInfo.REASON_EXITED
-    info.wall.seconds, info.wall.nanos = divmod(int(finished.wall * 1e9), 1_000_000_000)
-    info.cwd = finished.cwd.encode("utf-8", errors="replace").decode("utf-8")
+    info.wall.CopyFrom(duration(finished.wall))
+    info.cwd = sendable(finished.cwd)
     info.surviving_processes = finished.surviving
     message.state_lost = finished.shell_lost or finished.reopened
     if finished.omitted_bytes:

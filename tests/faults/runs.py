@@ -15,7 +15,7 @@ from faults.calls import JOURNALED, Known, Lane, carry_out
 from faults.plans import Plan, plan
 from faults.streams import SILENCE_SECONDS
 from support.fake_kube import fake_kube
-from support.fake_sessions import SERVER_NAME, FakeSessions, fake_sessions
+from support.fake_sessions import FakeSessions, fake_sessions
 from support.fault_proxy import FaultProxy, Kind, fault_proxy
 from support.sandbox_server import Sandbox, sandbox
 
@@ -80,12 +80,7 @@ def world(directory: Path) -> Iterator[World]:
     ):
         server.wait_for(exec_pb2.RuntimeInfo.STATE_WARM)
         server.claim()
-        kube.client_config = {
-            "ca.crt": sessions.authority.pem.decode(),
-            "sessionsAddress": f"127.0.0.1:{sessions.port}",
-            "sessionsServerName": SERVER_NAME,
-            "version": "0.1.0",
-        }
+        kube.client_config = sessions.client_config
         known = Known(server.workspace)
         known.place()
         yield World(server, sessions, kube.kubeconfig(directory), known)

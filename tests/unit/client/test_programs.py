@@ -20,21 +20,13 @@ from cloister._streams import Follower
 from cloister_api.exec.v1 import exec_pb2
 from support.eventually import until
 from support.fake_kube import fake_kube
-from support.fake_sessions import SERVER_NAME, FakeSessions, fake_sessions
-from support.fault_proxy import Fault, FaultProxy, Kind, Way, fault_proxy
+from support.fake_sessions import fake_sessions
+from support.fault_proxy import Fault, FaultProxy, Kind, Way
 from support.sandbox_server import SESSION_NAME, Sandbox, sandbox
 
 SIGUSR1, SIGKILL, SIGTERM = 10, 9, 15
 COUNT = ["seq", "1", "400000"]
 COUNTED = "".join(f"{each}\n" for each in range(1, 400_001)).encode()
-
-
-@pytest.fixture
-async def proxy(server: Sandbox, sessions: FakeSessions) -> AsyncIterator[FaultProxy]:
-    """Stands between the client and the exec server."""
-    async with fault_proxy(server.port) as made:
-        sessions.endpoint = f"127.0.0.1:{made.port}"
-        yield made
 
 
 @pytest.fixture
@@ -509,12 +501,7 @@ def own_server(tmp_path: Path) -> Iterator[tuple[Sandbox, str]]:
     ):
         server.wait_for(exec_pb2.RuntimeInfo.STATE_WARM)
         server.claim()
-        kube.client_config = {
-            "ca.crt": sessions.authority.pem.decode(),
-            "sessionsAddress": f"127.0.0.1:{sessions.port}",
-            "sessionsServerName": SERVER_NAME,
-            "version": "0.1.0",
-        }
+        kube.client_config = sessions.client_config
         try:
             yield server, kube.kubeconfig(tmp_path)
         finally:

@@ -6,17 +6,8 @@ from collections.abc import AsyncIterator
 import pytest
 
 import cloister
-from support.fake_sessions import FakeSessions
-from support.fault_proxy import Fault, FaultProxy, Kind, Way, fault_proxy
+from support.fault_proxy import Fault, FaultProxy, Kind, Way
 from support.sandbox_server import Sandbox
-
-
-@pytest.fixture
-async def proxy(server: Sandbox, sessions: FakeSessions) -> AsyncIterator[FaultProxy]:
-    """Stands between the client and the exec server."""
-    async with fault_proxy(server.port) as made:
-        sessions.endpoint = f"127.0.0.1:{made.port}"
-        yield made
 
 
 @pytest.fixture

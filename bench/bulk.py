@@ -1,5 +1,6 @@
 """Many bytes: a program's output, a download, an upload, each next to a bare stream."""
 
+import functools
 import itertools
 import os
 import statistics
@@ -7,16 +8,18 @@ import subprocess
 import time
 import uuid
 from collections.abc import Callable
+from pathlib import Path
 
 import grpc
-from bench.floors import CHUNK, lengths
+from bench.floors import CHUNK
 
 from cloister_api.exec.v1 import exec_pb2, exec_pb2_grpc
 
 BIG_FILE = "bench-big.bin"
+FRAME = 512 * 1024
+"""Bytes of the client library's upload frames; the floor gets pieces of CHUNK."""
 _TIMEOUT = 300
 Move = Callable[[grpc.Channel, int], int]
-_DATA = exec_pb2.UploadFrame(data=bytes(CHUNK))
 
 
 def stream(channel: grpc.Channel, size: int) -> int:
@@ -35,28 +38,25 @@ def stream(channel: grpc.Channel, size: int) -> int:
     return came
 
 
-def upload(channel: grpc.Channel, size: int) -> int:
-    """Write a file of `size` bytes in pieces of 64 KiB; returns the size that arrived."""
-    start = exec_pb2.UploadFrame(start=exec_pb2.UploadStart(path=BIG_FILE))
+def upload(channel: grpc.Channel, size: int, path: str = BIG_FILE, piece: int = FRAME) -> int:
+    """Write a file of `size` bytes; returns the size that arrived."""
+    start = exec_pb2.UploadFrame(start=exec_pb2.UploadStart(path=path))
     end = exec_pb2.UploadFrame(end=exec_pb2.UploadEnd(size=size))
-    pieces = (
-        _DATA if each == CHUNK else exec_pb2.UploadFrame(data=bytes(each)) for each in lengths(size)
-    )
+    whole = exec_pb2.UploadFrame(data=bytes(piece))
+    count, rest = divmod(size, piece)
+    last = [exec_pb2.UploadFrame(data=bytes(rest))] if rest else []
     stub = exec_pb2_grpc.FilesStub(channel)
-    frames = itertools.chain([start], pieces, [end])
+    frames = itertools.chain([start], itertools.repeat(whole, count), last, [end])
     return int(stub.Upload(frames, timeout=_TIMEOUT, wait_for_ready=True).size)
 
 
-def download(channel: grpc.Channel, size: int) -> int:
+def download(channel: grpc.Channel, size: int, path: str = BIG_FILE) -> int:
     """Read the file that `upload` wrote; returns how many bytes came."""
-    request = exec_pb2.DownloadRequest(path=BIG_FILE, length=size)
+    request = exec_pb2.DownloadRequest(path=path, length=size)
     stub = exec_pb2_grpc.FilesStub(channel)
     return sum(
         len(chunk.data) for chunk in stub.Download(request, timeout=_TIMEOUT, wait_for_ready=True)
     )
-
-
-MOVES: dict[str, Move] = {"stream": stream, "upload": upload, "download": download}
 
 
 def rate(move: Move, channel: grpc.Channel, size: int) -> float:
@@ -69,18 +69,55 @@ def rate(move: Move, channel: grpc.Channel, size: int) -> float:
     return size / 1e6 / took
 
 
-def bulk(ours: grpc.Channel, floor: grpc.Channel, size: int, rounds: int) -> dict[str, float]:
-    """The median rates of both, moved in turn, and their ratios."""
+def bulk(
+    ours: grpc.Channel, floor: grpc.Channel, size: int, rounds: int, folder: str = ""
+) -> dict[str, float]:
+    """The median rates of both, moved in turn, and their ratios.
+
+    `folder` is where the files go; empty is the workspace.
+    """
+    path = os.path.join(folder, BIG_FILE)  # noqa: PTH118 - a path in the sandbox
+    moves: dict[str, tuple[Move, Move]] = {
+        "stream": (stream, stream),
+        "upload": (
+            functools.partial(upload, path=path),
+            functools.partial(upload, piece=CHUNK),
+        ),
+        "download": (functools.partial(download, path=path), download),
+    }
     figures = {}
-    for name, move in MOVES.items():
-        for channel in (ours, floor):
-            rate(move, channel, size // 8)
-        pairs = [(rate(move, ours, size), rate(move, floor, size)) for _ in range(rounds)]
+    for name, (move, bare_move) in moves.items():
+        rate(move, ours, size // 8)
+        rate(bare_move, floor, size // 8)
+        pairs = [(rate(move, ours, size), rate(bare_move, floor, size)) for _ in range(rounds)]
         mine, bare = (statistics.median(each) for each in zip(*pairs, strict=True))
         figures[f"{name}_mb_s"] = round(mine, 1)
         figures[f"{name}_floor_mb_s"] = round(bare, 1)
         figures[f"{name}_ratio"] = round(mine / bare, 2)
     return figures
+
+
+def disk(ours: grpc.Channel, folder: Path, size: int, rounds: int) -> dict[str, float]:
+    """Uploads to the workspace, which is on a disk, beside writing the same bytes there."""
+    pairs = [(rate(upload, ours, size), write(folder / BIG_FILE, size)) for _ in range(rounds)]
+    mine, bare = (statistics.median(each) for each in zip(*pairs, strict=True))
+    return {
+        "upload_disk_mb_s": round(mine, 1),
+        "write_disk_mb_s": round(bare, 1),
+        "upload_disk_ratio": round(mine / bare, 2),
+    }
+
+
+def write(path: Path, size: int) -> float:
+    """MB per second of a plain loop that writes a new file, which takes the old one's place."""
+    data = bytes(FRAME)
+    began = time.perf_counter()
+    new = path.with_suffix(".new")
+    with new.open("wb", buffering=0) as file:
+        for _ in range(size // FRAME):
+            file.write(data)
+    new.replace(path)
+    return size / 1e6 / (time.perf_counter() - began)
 
 
 def pipe(size: int) -> float:

@@ -33,6 +33,7 @@ CALLS = [
     _pair("program's output, MB/s", "stream", "mb_s", "ratio", ">= 0.8"),
     _pair("upload, MB/s", "upload", "mb_s", "ratio", ">= 0.8"),
     _pair("download, MB/s", "download", "mb_s", "ratio", ">= 0.8"),
+    Row("upload to disk, MB/s", "upload_disk_mb_s", "write_disk_mb_s", "upload_disk_ratio"),
     Row("100 commands at once, ms", "burst100_ms", "burst100_xargs_ms", "burst100_ratio", "<= 1.5"),
     Row("ready, ms", "ready_ms", target="<= 150"),
     Row("resident when idle, MB", "rss_idle_mb", target="<= 45"),

@@ -10,6 +10,7 @@ is read must be there.
 import contextlib
 import json
 import signal
+import statistics
 import sys
 import threading
 import time
@@ -89,35 +90,45 @@ def moving(peer: Peer, server: int) -> Iterator[Load]:
         load.mb_s = int(process.stdout.read()) / 1e6 / (time.perf_counter() - began)
 
 
-def control_calls(channel: grpc.Channel, count: int) -> dict[str, float]:
-    """The 99th percentiles of so many small calls of each kind, in turn."""
+def control_calls(channel: grpc.Channel, count: int) -> dict[str, list[float]]:
+    """Milliseconds of so many small calls of each kind, in turn."""
     info, tools = exec_pb2_grpc.RuntimeStub(channel), exec_pb2_grpc.ToolsStub(channel)
     took: dict[str, list[float]] = {"info": [], "bash": []}
     for _ in range(count):
         took["info"].append(timed(lambda: info.Info(exec_pb2.InfoRequest(), timeout=60)))
         took["bash"].append(timed(lambda: call(tools, "bash", {"command": ":"})))
-    return {name: percentile(values, 0.99) for name, values in took.items()}
+    return took
 
 
-def under_load(name: str, peer: Peer, server: int, count: int) -> dict[str, float]:
-    """Control calls on one connection: idle, then while bulk transfers run on two others.
+def under_load(name: str, peer: Peer, server: int, rounds: int, count: int) -> dict[str, float]:
+    """Control calls on one connection: idle and beside bulk transfers on two others, in turn.
 
-    The ratio is that of the kind of call that suffers most.
+    The 99th percentiles are of the calls of all rounds. The ratio is that of the kind of call that
+    suffers most.
     """
+    idle: dict[str, list[float]] = {"info": [], "bash": []}
+    busy: dict[str, list[float]] = {"info": [], "bash": []}
+    loads = []
     with peer.channel() as channel:
-        control_calls(channel, count // 10)
-        idle = control_calls(channel, count)
         upload(channel, LOAD_BYTES)
-        with moving(peer, server) as load:
-            busy = control_calls(channel, count)
+        control_calls(channel, count // 4)
+        for _ in range(rounds):
+            for kind, found in control_calls(channel, count).items():
+                idle[kind] += found
+            with moving(peer, server) as load:
+                for kind, found in control_calls(channel, count).items():
+                    busy[kind] += found
+            loads.append(load)
     figures = {}
     for kind in idle:
-        figures[f"{name}_{kind}_idle_p99_ms"] = round(idle[kind], 3)
-        figures[f"{name}_{kind}_p99_ms"] = round(busy[kind], 3)
-        figures[f"{name}_{kind}_ratio_p99"] = round(busy[kind] / idle[kind], 2)
+        before, beside = percentile(idle[kind], 0.99), percentile(busy[kind], 0.99)
+        figures[f"{name}_{kind}_idle_p99_ms"] = round(before, 3)
+        figures[f"{name}_{kind}_p99_ms"] = round(beside, 3)
+        figures[f"{name}_{kind}_ratio_p99"] = round(beside / before, 2)
     figures[f"{name}_ratio_p99"] = max(figures[f"{name}_{kind}_ratio_p99"] for kind in idle)
-    for field, value in asdict(load).items():
-        figures[f"{name}_load_{field}"] = round(value, 2)
+    for field in ("mb_s", "server_cores", "client_cores"):
+        mean = statistics.mean(getattr(load, field) for load in loads)
+        figures[f"{name}_load_{field}"] = round(mean, 2)
     return figures
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.bulk import bulk, pipe
+from bench.bulk import bulk, disk, pipe
 from bench.burst import XARGS, burst
 from bench.calls import SMALL_FILE, answers, small_calls
 from bench.certificates import Authority
@@ -25,7 +25,8 @@ class Sizes:
     warm_up: int = 300
     bulk_bytes: int = 256 * 1024 * 1024
     rounds: int = 5
-    control_calls: int = 1000
+    control_rounds: int = 4
+    control_calls: int = 300
     reference_calls: int = 1000
 
 
@@ -51,9 +52,9 @@ def measure(sizes: Sizes, say: Callable[[str], None]) -> dict[str, float]:
     # The server's own directory is in memory, as in a pod; the workspace is on the disk.
     with (
         tempfile.TemporaryDirectory(prefix="cloister-bench-", dir="/dev/shm") as memory,
-        tempfile.TemporaryDirectory(prefix="cloister-bench-") as disk,
+        tempfile.TemporaryDirectory(prefix="cloister-bench-") as folder,
     ):
-        directory, on_disk = Path(memory), Path(disk)
+        directory, on_disk = Path(memory), Path(folder)
         say("starts")
         ready = starts(directory, authority, sizes.starts - 1)
         with exec_server(directory / "exec", on_disk / "workspace", authority) as server:
@@ -71,19 +72,20 @@ def measure(sizes: Sizes, say: Callable[[str], None]) -> dict[str, float]:
                     say("small calls")
                     figures.update(small_calls(ours, floor, sizes.calls, sizes.warm_up))
                     say("bulk")
-                    figures.update(bulk(ours, floor, sizes.bulk_bytes, sizes.rounds))
+                    memory_folder = str(directory / "exec" / "home")
+                    figures.update(bulk(ours, floor, sizes.bulk_bytes, sizes.rounds, memory_folder))
+                    figures.update(disk(ours, on_disk, sizes.bulk_bytes, sizes.rounds))
                     figures["pipe_mb_s"] = round(
                         statistics.median(pipe(sizes.bulk_bytes) for _ in range(sizes.rounds)), 1
                     )
                     say("control calls beside bulk transfers")
-                    figures.update(
-                        under_load(
-                            "control_under_load", worker, server.process.pid, sizes.control_calls
+                    for name, peer, pid in (
+                        ("control_under_load", worker, server.process.pid),
+                        ("control_floor", bare_peer, bare.pid),
+                    ):
+                        figures.update(
+                            under_load(name, peer, pid, sizes.control_rounds, sizes.control_calls)
                         )
-                    )
-                    figures.update(
-                        under_load("control_floor", bare_peer, bare.pid, sizes.control_calls)
-                    )
             say("a hundred at once")
             figures.update(burst(worker, xargs, 2 * sizes.rounds))
             figures["rss_after_mb"] = round(resident_mb(server.process.pid), 1)

@@ -9,7 +9,8 @@ from cryptography import x509
 _OPTIONS: list[tuple[str, int | str]] = [
     # Dialling a server that is still starting must not wait for gRPC's first backoff of 1 s.
     ("grpc.initial_reconnect_backoff_ms", 1),
-    ("grpc.min_reconnect_backoff_ms", 1),
+    # Also an attempt's time limit, its handshake included.
+    ("grpc.min_reconnect_backoff_ms", 2000),
     ("grpc.max_reconnect_backoff_ms", 2),
     # Each channel is a connection of its own.
     ("grpc.use_local_subchannel_pool", 1),

@@ -46,8 +46,8 @@ class Sizes:
     """How much is measured in each sandbox."""
 
     starts: int = 5
-    calls: int = 1000
-    warm_up: int = 100
+    calls: int = 500
+    warm_up: int = 50
     bulk_bytes: int = 64 * 1024 * 1024
     rounds: int = 3
 
@@ -62,13 +62,19 @@ def program(channel: grpc.Channel, argv: list[str], env: Mapping[str, str]) -> I
     last = list(processes.Start(request, timeout=30))[-1]
     if not last.HasField("detached"):
         raise RuntimeError(f"{argv[0]} did not start: {last}")
+    end = exec_pb2.SignalRequest(
+        process_id=request.process_id, signal=9, scope=exec_pb2.SignalRequest.SCOPE_TREE
+    )
     try:
         yield
     finally:
-        end = exec_pb2.SignalRequest(
-            process_id=request.process_id, signal=9, scope=exec_pb2.SignalRequest.SCOPE_TREE
-        )
-        processes.Signal(end, timeout=30)
+        try:
+            processes.Signal(end, timeout=30)
+        except grpc.RpcError:
+            look = exec_pb2.AttachRequest(process_id=request.process_id, follow=True)
+            events = list(processes.Attach(look, timeout=30))
+            said = b"".join(event.output.data for event in events).decode(errors="replace")
+            raise RuntimeError(f"{argv[0]} ended with {events[-1]}:\n{said}") from None
 
 
 @contextlib.contextmanager

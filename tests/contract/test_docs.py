@@ -35,9 +35,13 @@ _TARGET = re.compile(r"^([a-z0-9-]+):", re.MULTILINE)
 KNOWN: dict[str, type] = {
     "again": cloister.Session,
     "client": cloister.Client,
+    "command": cloister.Command,
+    "ended": cloister.Exit,
     "failed": cloister.ToolResult,
+    "process": cloister.Process,
     "result": cloister.ToolResult,
     "session": cloister.Session,
+    "shell": cloister.Shell,
 }
 
 

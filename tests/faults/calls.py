@@ -6,15 +6,13 @@ from pathlib import Path
 
 import cloister.aio
 from cloister._models import ToolResult
-from cloister_api.exec.v1 import exec_pb2, exec_pb2_grpc
 from faults.plans import BLOB_BYTES, TEXT_BYTES, Plan, Work, blob, text
-from faults.streams import Ran, run_in_shell, run_program, unary
+from faults.streams import Ran, run_in_shell, run_program
 
 JOURNAL = "journal"
 """Every command appends its id to this file."""
 JOURNALED = (Work.BASH, Work.PROGRAM, Work.STDIN, Work.SHELL)
 _BLOB, _TEXT = "known.bin", "known.txt"
-_ANSWER_SECONDS = 10.0
 
 
 class Known:
@@ -80,7 +78,6 @@ def _script(plan: Plan, source: str) -> str:
 
 async def _call(plan: Plan, lane: Lane, session: cloister.aio.AsyncSession, known: Known) -> None:
     part = _part(plan, known)
-    connection = session._connection
     match plan.work:
         case Work.BASH:
             script = _script(plan, _TEXT).replace("; (exit", "; printf .; (exit")
@@ -108,26 +105,18 @@ async def _call(plan: Plan, lane: Lane, session: cloister.aio.AsyncSession, know
             assert not answer.is_error, answer.text
             _same((known.workspace / path).read_bytes(), b"tick tock\n" + part)
         case Work.PROGRAM:
-            _ran(plan, await run_program(connection, _start(plan, _script(plan, _BLOB))), part)
+            script, apart = _script(plan, _BLOB), plan.number % 2 == 1
+            if apart:
+                script = f"{{ {script}; }} | tee /dev/stderr; exit ${{PIPESTATUS[0]}}"
+            ran = await run_program(session, plan, script, apart=apart)
+            _same(ran.errors, part if apart else b"")
+            _ended(plan, ran, part)
         case Work.STDIN:
             script = f"echo {plan.id} >> {JOURNAL}; cat; exit {plan.code}"
-            request = _start(plan, script)
-            request.stdin = True
-            _ran(plan, await run_program(connection, request, part), part)
+            _ended(plan, await run_program(session, plan, script, stdin=part), part)
         case Work.SHELL:
-            await unary(
-                connection,
-                lambda channel: exec_pb2_grpc.ShellsStub(channel).Open(
-                    exec_pb2.OpenShellRequest(shell_id=lane.name)
-                ),
-                _ANSWER_SECONDS,
-            )
-            run = exec_pb2.RunRequest(
-                shell_id=lane.name, command_id=plan.id, script=_script(plan, _BLOB)
-            )
-            ran = await run_in_shell(connection, run)
-            _same(ran.printed, part)
-            assert ran.code == plan.code
+            ran = await run_in_shell(session, lane.name, plan, _script(plan, _BLOB))
+            _ended(plan, ran, part)
         case Work.UPLOAD:
             path = f"uploaded/{plan.id}"
             entry = await session.write_bytes(path, part)
@@ -146,20 +135,10 @@ async def _tool(
     return await session.call(tool, given, request_id=plan.id, context=lane.name)
 
 
-def _start(plan: Plan, script: str) -> exec_pb2.StartRequest:
-    """Half of the programs have stderr apart, and print everything there a second time."""
-    request = exec_pb2.StartRequest(process_id=plan.id)
-    if plan.number % 2 and plan.work is Work.PROGRAM:
-        request.output.separate_stderr = True
-        script = f"{{ {script}; }} | tee /dev/stderr; exit ${{PIPESTATUS[0]}}"
-    request.argv.extend(["bash", "-c", script])
-    return request
-
-
-def _ran(plan: Plan, ran: Ran, part: bytes) -> None:
+def _ended(plan: Plan, ran: Ran, part: bytes) -> None:
     _same(ran.printed, part)
-    _same(ran.errors, part if plan.number % 2 and plan.work is Work.PROGRAM else b"")
-    assert ran.code == plan.code, (ran.exit, plan.code)
+    assert ran.exit is not None
+    assert (ran.exit.code, ran.exit.reason) == (plan.code, "exited"), ran.exit
 
 
 def _same(found: str | bytes, wanted: str | bytes) -> None:

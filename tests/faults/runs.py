@@ -13,14 +13,14 @@ import cloister.aio
 from cloister_api.exec.v1 import exec_pb2
 from faults.calls import JOURNALED, Known, Lane, carry_out
 from faults.plans import Plan, plan
+from faults.streams import SILENCE_SECONDS
 from support.fake_kube import fake_kube
-from support.fake_sessions import SERVER_NAME, FakeSessions, fake_sessions
+from support.fake_sessions import FakeSessions, fake_sessions
 from support.fault_proxy import FaultProxy, Kind, fault_proxy
 from support.sandbox_server import Sandbox, sandbox
 
 LANES = 16
-SILENCE_SECONDS = 1.0
-"""What the client is told to take for a lost connection; stalls are up to twice as long."""
+_SERVER = {"GRPC_VERBOSITY": "NONE", "PYTHONFAULTHANDLER": "1"}
 _CALL_SECONDS = 60.0
 """A call that takes longer hangs."""
 
@@ -74,18 +74,13 @@ def world(directory: Path) -> Iterator[World]:
     """A claimed exec server below `directory`, behind the APIs that a client asks for it."""
     with (
         # What gRPC says of broken connections is the point of it all, and thousands of lines.
-        sandbox(directory / "sandbox", env={"GRPC_VERBOSITY": "NONE"}) as server,
+        sandbox(directory / "sandbox", env=_SERVER) as server,
         fake_sessions(server) as sessions,
         fake_kube() as kube,
     ):
         server.wait_for(exec_pb2.RuntimeInfo.STATE_WARM)
         server.claim()
-        kube.client_config = {
-            "ca.crt": sessions.authority.pem.decode(),
-            "sessionsAddress": f"127.0.0.1:{sessions.port}",
-            "sessionsServerName": SERVER_NAME,
-            "version": "0.1.0",
-        }
+        kube.client_config = sessions.client_config
         known = Known(server.workspace)
         known.place()
         yield World(server, sessions, kube.kubeconfig(directory), known)
@@ -104,9 +99,13 @@ async def run(place: World, plans: Sequence[Plan], *, lanes: int = LANES) -> Rep
     async with cloister.aio.AsyncClient(kubeconfig=place.kubeconfig, direct=True) as client:
 
         async def work(number: int) -> None:
-            async with _lane(place, client, f"lane{number}") as (lane, proxy):
+            async with lane_of(place, client, f"lane{number}") as (lane, proxy):
                 for each in waiting:
                     await _one(each, lane, proxy, place.known, report)
+                    ended = place.server.process.poll()
+                    if ended is not None:
+                        report.problems.insert(0, f"the exec server ended with {ended}")
+                        return
                 report.faults += proxy.happened
                 report.connections += proxy.connections
 
@@ -132,9 +131,10 @@ async def _one(each: Plan, lane: Lane, proxy: FaultProxy, known: Known, report: 
 
 
 @contextlib.asynccontextmanager
-async def _lane(
+async def lane_of(
     place: World, client: cloister.aio.AsyncClient, name: str
 ) -> AsyncIterator[tuple[Lane, FaultProxy]]:
+    """A session over two connections through one proxy, which has nothing to do yet."""
     async with fault_proxy(place.server.port) as proxy:
         async with place.naming:
             place.sessions.endpoint = f"127.0.0.1:{proxy.port}"

@@ -16,10 +16,10 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from cloister import _connection
 from cloister_api.exec.v1 import exec_pb2
 from faults.fuzzing import Fuzzer, methods
-from faults.runs import SILENCE_SECONDS, Report, planned, run, world
+from faults.runs import Report, planned, run, world
+from faults.streams import impatient
 from support.sandbox_server import sandbox
 
 CALLS = 1000
@@ -64,7 +64,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1, help="of the first round")
     parser.add_argument("--call", type=int, help="only this call of the fault run of the seed")
     given = parser.parse_args()
-    _connection.SILENCE_SECONDS = SILENCE_SECONDS
+    impatient()
     if given.call is not None:
         report = faults(given.seed, [given.call])
         print(report, *report.problems, sep="\n")

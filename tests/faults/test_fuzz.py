@@ -9,7 +9,7 @@ from cloister_api.exec.v1 import exec_pb2
 from faults.fuzzing import Fuzzer, methods
 from support.sandbox_server import sandbox
 
-EXAMPLES = 30
+EXAMPLES = 20
 
 
 @pytest.fixture(scope="module")

@@ -37,6 +37,16 @@ class FakeSessions(sessions_pb2_grpc.SessionsServicer):
     """So many deletions succeed without an answer."""
     port: int = 0
 
+    @property
+    def client_config(self) -> dict[str, str]:
+        """What a cluster tells clients that look for this API."""
+        return {
+            "ca.crt": self.authority.pem.decode(),
+            "sessionsAddress": f"127.0.0.1:{self.port}",
+            "sessionsServerName": SERVER_NAME,
+            "version": "0.1.0",
+        }
+
     def _enter(self, context: grpc.ServicerContext) -> None:
         metadata = dict(context.invocation_metadata())
         self.tokens.append(str(metadata["authorization"]))

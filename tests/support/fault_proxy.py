@@ -79,7 +79,7 @@ def _draw(chance: random.Random, size: int, silence: float) -> Fault:
         moment = {"after_seconds": chance.uniform(0.0, 0.15)}
     seconds = 0.0
     if kind is Kind.STALL:
-        seconds = chance.uniform(0.2, 2.0) * silence
+        seconds = chance.uniform(0.1, 1.4) * silence
     elif kind is Kind.DELAY:
         seconds = chance.uniform(0.001, 0.1)
     refused = chance.choice((0, 0, 0, 1, 2)) if kind is Kind.RESET else 0

@@ -1,8 +1,10 @@
 """Calls of the Files service as a worker makes them."""
 
+import json
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -73,6 +75,18 @@ def eventually(what: Callable[[], object], seconds: float = 20) -> None:
     while not what():
         assert time.monotonic() < end, f"not within {seconds} s: {what}"
         time.sleep(0.005)
+
+
+def found_by_ripgrep(path: Path, line: str) -> str:
+    """What `rg --json` prints of a file with one line, which matches."""
+    name = {"path": {"text": str(path)}}
+    match = {"lines": {"text": line}, "line_number": 1, "absolute_offset": 0, "submatches": []}
+    events = [
+        {"type": "begin", "data": name},
+        {"type": "match", "data": {**name, **match}},
+        {"type": "end", "data": {**name, "binary_offset": None}},
+    ]
+    return "".join(json.dumps(each, separators=(",", ":")) + "\n" for each in events)
 
 
 def frames(

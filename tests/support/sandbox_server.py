@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -158,10 +158,12 @@ def sandbox(
     *,
     env: dict[str, str] | None = None,
     open_files: int = 1024,
+    launcher: Sequence[str] = (),
     **payload: bytes,
 ) -> Iterator[Sandbox]:
     """Start an exec server below `directory`, with more variables and a bound of open files.
 
+    `launcher` is a command before its own, which may change what the server runs in.
     It is stopped afterwards, and must leave no process behind.
     """
     authority = TestAuthority()
@@ -193,7 +195,7 @@ def sandbox(
         **(env or {}),
     }
     command = [sys.executable, "-m", "cloister_sandbox"]
-    limited = ["/bin/bash", "-c", f'ulimit -n {open_files}; exec "$@"', "-", *command]
+    limited = ["/bin/bash", "-c", f'ulimit -n {open_files}; exec "$@"', "-", *launcher, *command]
     process = subprocess.Popen(limited, env=variables)
     try:
         yield Sandbox(authority, port, process, workspace, command, variables)

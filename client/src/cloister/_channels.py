@@ -18,6 +18,8 @@ _OPTIONS: list[tuple[str, int | str]] = [
 _KEEPALIVE: list[tuple[str, int | str]] = [
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),
+    # Without it the timeout is a minute, whatever the line above says.
+    ("grpc.http2.ping_timeout_ms", 10_000),
 ]
 
 

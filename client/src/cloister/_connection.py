@@ -186,8 +186,9 @@ class Connection:
             return True
         if error.reason or self._closed:
             return False
-        # Our own cancellation raises CancelledError: this one came from the other side.
-        if error.code is grpc.StatusCode.CANCELLED:
+        # Our own cancellation raises CancelledError: this one came from the other side. A deadline
+        # is what we grant a call that answers soon: the server takes none for itself.
+        if error.code in (grpc.StatusCode.CANCELLED, grpc.StatusCode.DEADLINE_EXCEEDED):
             return True
         broken = error.code in (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN)
         return broken and _BROKEN.search(str(error)) is not None

@@ -1,7 +1,7 @@
 """Fetching one file into a directory of this machine, in as many runs as it takes."""
 
 from ._errors import DataLossError
-from ._files import Files
+from ._files import Files, modified_ns
 from ._places import Partial, Place
 from ._progress import Meter
 from ._threads import finished
@@ -32,7 +32,8 @@ async def _fetch_once(
 ) -> None:
     name = "/".join(parts)
     entry = await files.entry(path)
-    partial: Partial = await finished(lambda: place.begin(parts, entry.etag))
+    etag = entry.etag if entry.size >= _KEPT else ""
+    partial: Partial = await finished(lambda: place.begin(parts, etag))
     keep = False
 
     def write(data: bytes) -> None:
@@ -41,7 +42,7 @@ async def _fetch_once(
 
     def put() -> None:
         with place.errors("write", parts):
-            partial.place(entry.mode, entry.mtime.ToNanoseconds())
+            partial.place(entry.mode, modified_ns(entry))
 
     try:
         await files.read(
@@ -56,7 +57,7 @@ async def _fetch_once(
     except DataLossError:
         raise
     except BaseException:
-        keep = partial.size >= _KEPT
+        keep = bool(etag) and partial.size >= _KEPT
         raise
     finally:
         if not keep:

@@ -11,7 +11,7 @@ from cloister_api.exec.v1 import exec_pb2
 
 from ._errors import NotFoundError, call_error
 from ._fetch_file import fetch_file
-from ._files import Files
+from ._files import Files, modified_ns
 from ._places import Place, checked
 from ._progress import Meter
 from ._threads import finished
@@ -115,7 +115,7 @@ class Fetch:
         return (
             found is not None
             and (found.st_mode & 0o170777, found.st_size) == (0o100000 | entry.mode, entry.size)
-            and abs(found.st_mtime_ns - entry.mtime.ToNanoseconds()) < 1000
+            and abs(found.st_mtime_ns - modified_ns(entry)) < 1000
         )
 
     def _plan(self, needed: set[str]) -> tuple[list[Job], int]:
@@ -217,7 +217,7 @@ class Fetch:
         def time(member: Member) -> int:
             known = self._entries.get(_shown(member))
             if known and (known.size, known.mtime.seconds) == (member.size, member.seconds):
-                return known.mtime.ToNanoseconds()
+                return modified_ns(known)
             return member.seconds * 10**9
 
         def came(_: int) -> None:

@@ -26,12 +26,14 @@ from ._threads import finished
 from ._uploading import Bytes, LocalFile, Sending
 
 _CALL_SECONDS = 60.0
+# Well below the time for which a call is repeated: one silent loss must not use it up.
+_STAT_SECONDS = 10.0
 _GATHERED = 1024 * 1024
 _LEVELS = 64
 """Levels of directories that the server lists in one call."""
 MAX_ENTRIES = 1_000_000
-# A smaller file is sent again rather than remembered.
-_RESUMED = 4 * 1024 * 1024
+# A smaller file is not worth a question about what an earlier program has sent of it.
+_RESUMED = 1024 * 1024
 
 Write = Callable[[bytes], object]
 Came = Callable[[int], object]
@@ -67,7 +69,7 @@ class Files:
 
         async def attempt(channel: grpc.aio.Channel, _alive: _Alive) -> exec_pb2.Entry:
             request = exec_pb2.StatRequest(path=path)
-            return await exec_pb2_grpc.FilesStub(channel).Stat(request, timeout=_CALL_SECONDS)
+            return await exec_pb2_grpc.FilesStub(channel).Stat(request, timeout=_STAT_SECONDS)
 
         return await self._connection.run(attempt)
 
@@ -268,6 +270,11 @@ class _Reading:
             self._offset += len(data)
             await finished(lambda: self._write(data))
             self._came(self._offset)
+
+
+def modified_ns(entry: exec_pb2.Entry) -> int:
+    """When it was modified, in nanoseconds; a sandbox may say what is no time at all."""
+    return entry.mtime.seconds * 10**9 + entry.mtime.nanos
 
 
 def _wrong(message: str) -> CallError:

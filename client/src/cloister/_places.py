@@ -174,18 +174,25 @@ def _begin(directory: int, name: str, etag: str) -> Partial:
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     fd = os.open(hidden, flags, 0o600, dir_fd=directory)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         info = os.fstat(fd)
-        usable = stat.S_ISREG(info.st_mode) and info.st_nlink == 1
-    except BlockingIOError:
-        usable = False
+        if stat.S_ISREG(info.st_mode) and info.st_nlink == 1 and _is_free(fd):
+            return Partial(directory, hidden, name, fd, info.st_size)
     except BaseException:
         os.close(fd)
         raise
-    if usable:
-        return Partial(directory, hidden, name, fd, info.st_size)
     os.close(fd)  # another program writes it, or it is none of ours
     return _begin(directory, name, "")
+
+
+def _is_free(fd: int) -> bool:
+    """Whether no other copy writes this file; it is ours from now on."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        return True
+    return True
 
 
 def _remove_others(directory: int, prefix: str, hidden: str) -> None:

@@ -24,7 +24,8 @@ from ._outcomes import Exit, OutputPolicy, ProcessInfo, duration, start_failed
 from ._status import Details
 from ._streams import AsyncOutput, Follower, unknown_outcome
 
-_CALL_SECONDS = 30.0
+# Well below the time for which a call is repeated: one silent loss must not use it up.
+_CALL_SECONDS = 10.0
 # One long poll for an end; a lost connection is noticed soon after it at the latest.
 _POLL_SECONDS = 20.0
 _FRAME = 65_536
@@ -288,8 +289,7 @@ class AsyncProcess(AsyncOutput):
             nonlocal done
             stub: Any = exec_pb2_grpc.ProcessesStub(channel)
             if attempts:
-                done = (await _state(stub, self._id)).accepted_bytes
-                alive()
+                done = await self._state(channel, alive)
             attempts.append(done)
             rest = _frames(self._id, data[done - begin :], done, eof=eof)
             try:
@@ -310,11 +310,24 @@ class AsyncProcess(AsyncOutput):
             )
 
     async def _ask(self) -> int:
-        async def attempt(channel: grpc.aio.Channel, _alive: Callable[[], None]) -> int:
-            state = await _state(exec_pb2_grpc.ProcessesStub(channel), self._id)
-            return int(state.accepted_bytes)
+        return await self._known(lambda: self._programs.connection.run(self._state))
 
-        return await self._known(lambda: self._programs.connection.run(attempt))
+    async def _state(self, channel: grpc.aio.Channel, alive: Callable[[], None]) -> int:
+        """How many bytes the program's stdin has taken; waits for a write that goes on."""
+        stub: Any = exec_pb2_grpc.ProcessesStub(channel)
+        while True:
+            nothing = _frames(self._id, b"", 0, eof=False)
+            try:
+                state = await stub.WriteStdin(nothing, timeout=_CALL_SECONDS)
+            except grpc.aio.AioRpcError as error:
+                if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
+                    raise
+                # Either the connection is lost, or the program does not read what is written to it.
+                await self._programs.connection.boot_id(channel)
+                alive()
+            else:
+                alive()
+                return int(state.accepted_bytes)
 
 
 class _StdinClosed(FailedPreconditionError):
@@ -364,12 +377,6 @@ async def _in_time(stream: Any) -> AsyncIterator[Any]:
         if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
             raise Lost("the exec server does not answer") from None
         raise
-
-
-async def _state(stub: Any, process_id: str) -> exec_pb2.StdinState:
-    """What the program's stdin has taken; waits for a write that goes on."""
-    state: exec_pb2.StdinState = await stub.WriteStdin(_frames(process_id, b"", 0, eof=False))
-    return state
 
 
 async def _frames(

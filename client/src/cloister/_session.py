@@ -28,7 +28,8 @@ from ._shells import AsyncShell, Shells
 
 _READ_LIMIT = 64 * 1024 * 1024
 _CALL_SECONDS = 30.0
-_CANCEL_SECONDS = 2.0
+_CANCEL_SECONDS = 4.0
+_CANCEL_TRIES = 3
 
 
 class AsyncSession:
@@ -178,7 +179,7 @@ class AsyncSession:
                 await _stop(channel, request.request_id)
                 raise
 
-        return await self._connection.run(attempt)
+        return await self._connection.run(attempt, once=True)
 
     async def close_context(self, context: str) -> None:
         """End a context: its shell and every process in it. Closing an unknown one is no error."""
@@ -391,5 +392,13 @@ async def _follow(stream: Any, alive: Callable[[], None]) -> ToolResult:
 async def _stop(channel: grpc.aio.Channel, request_id: str) -> None:
     """Stop a call nobody waits for any more; failing to is no reason to hold up the caller."""
     stub: Any = exec_pb2_grpc.ToolsStub(channel)
-    with contextlib.suppress(grpc.aio.AioRpcError, asyncio.CancelledError):
-        await stub.Cancel(exec_pb2.CancelRequest(request_id=request_id), timeout=_CANCEL_SECONDS)
+    request = exec_pb2.CancelRequest(request_id=request_id)
+    with contextlib.suppress(asyncio.CancelledError):
+        for _ in range(_CANCEL_TRIES):
+            try:
+                await stub.Cancel(request, timeout=_CANCEL_SECONDS)
+            except grpc.aio.AioRpcError as error:
+                if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
+                    return
+            else:
+                return

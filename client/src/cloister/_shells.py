@@ -16,7 +16,8 @@ from ._outcomes import Exit, OutputPolicy, ShellInfo, duration
 from ._streams import AsyncOutput, Follower, Opener
 
 # Opening or resetting a shell ends what ran in it, which takes some seconds at worst.
-_CALL_SECONDS = 60.0
+# Well below the time for which a call is repeated: one silent loss must not use it up.
+_CALL_SECONDS = 10.0
 OnTimeout = Literal["kill", "detach"]
 _ON_TIMEOUT = {"kill": exec_pb2.ON_TIMEOUT_KILL, "detach": exec_pb2.ON_TIMEOUT_DETACH}
 

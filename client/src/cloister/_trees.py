@@ -17,7 +17,7 @@ from cloister_api.exec.v1 import exec_pb2
 from ._errors import FailedPreconditionError, LocalFileError, NotFoundError, call_error
 from ._fetch_file import fetch_file
 from ._fetching import Fetch
-from ._files import Files
+from ._files import Files, modified_ns
 from ._packing import SMALL, Item, batches, pack
 from ._places import Place, local_errors
 from ._progress import Meter, Progress
@@ -214,7 +214,7 @@ def _is_there(item: Item, entry: exec_pb2.Entry | None, *, skip_same: bool) -> b
         and entry.type == exec_pb2.Entry.TYPE_FILE
         and (entry.size, entry.mode) == (item.size, item.mode)
         # The fraction passes through a float on its way.
-        and abs(entry.mtime.ToNanoseconds() - item.mtime_ns) < 1000
+        and abs(modified_ns(entry) - item.mtime_ns) < 1000
     )
 
 

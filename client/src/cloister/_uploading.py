@@ -18,10 +18,11 @@ from ._connection import Connection
 from ._errors import CallError, LocalFileError
 from ._threads import finished
 
-# Frames of 64 KiB are quickest on the way, larger reads from the disk.
-_FRAME = 64 * 1024
+# With TLS, larger frames cost less per byte; larger reads come quicker from the disk.
+_FRAME = 512 * 1024
 _READ = 1024 * 1024
-_CALL_SECONDS = 60.0
+# Well below the time for which a call is repeated: one silent loss must not use it up.
+_CALL_SECONDS = 10.0
 _STARTS = 4
 """How often an upload begins anew because another one got in its way."""
 
@@ -113,17 +114,19 @@ class Sending:
         self._foreign = self._begun
         self._crc = self._hashed = 0
         self._furthest = -1
+        self._excused = False
         self._stopped: Exception | None = None
         if not start.upload_id:
             self._start_anew()
 
     async def run(self) -> exec_pb2.Entry:
         """Send; raises LocalFileError, OSError and CallError."""
-        if self._foreign:
-            await self._find_partial()
+        whole = self._foreign and (
+            await self._connection.run(self._state, bulk=True) >= self._source.size
+        )
         for left in reversed(range(_STARTS)):
             try:
-                return await self._connection.run(self._attempt, bulk=True)
+                entry = await self._connection.run(self._attempt, bulk=True)
             except CallError as error:
                 # Only what an earlier program left can make bytes wrong that are right here.
                 lost = error.code is grpc.StatusCode.DATA_LOSS and self._foreign
@@ -131,16 +134,25 @@ class Sending:
                     raise
                 if error.reason != "OFFSET_MISMATCH":
                     self._start_anew()
+                continue
+            # The server remembers what it has finished and answers without writing, though the
+            # file may have been changed or removed in the sandbox since.
+            if whole and self._foreign and await self._connection.run(self._etag) != entry.etag:
+                self._start_anew()
+                continue
+            return entry
         raise AssertionError("unreachable")
 
-    async def _find_partial(self) -> None:
-        """Go on with what an earlier program left, unless that is the whole.
-
-        The server remembers what it has finished, and would answer without writing, though the
-        file may have been changed or removed in the sandbox since.
-        """
-        if await self._connection.run(self._state, bulk=True) >= self._source.size:
-            self._start_anew()
+    async def _etag(self, channel: grpc.aio.Channel, _alive: _Alive) -> str:
+        """Of what is at the target now; empty for nothing."""
+        request = exec_pb2.StatRequest(path=self._start.path)
+        try:
+            found = await exec_pb2_grpc.FilesStub(channel).Stat(request, timeout=_CALL_SECONDS)
+        except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.NOT_FOUND:
+                return ""
+            raise
+        return found.etag
 
     async def _state(self, channel: grpc.aio.Channel, _alive: _Alive) -> int:
         request = exec_pb2.UploadStateRequest(upload_id=self._start.upload_id)
@@ -166,6 +178,11 @@ class Sending:
         except grpc.aio.AioRpcError:
             if self._stopped is not None:
                 raise self._stopped from None
+            # Only keepalive tells that an answer is waited for in vain, and that takes as long as
+            # a call is repeated. Without progress it must not happen again and again.
+            if not self._excused:
+                self._excused = True
+                alive()
             raise
 
     async def _frames(self, offset: int, alive: _Alive) -> AsyncIterator[exec_pb2.UploadFrame]:
@@ -181,6 +198,7 @@ class Sending:
                 offset += len(data)
                 if offset > self._furthest:  # the server takes bytes that it never had before
                     self._furthest = offset
+                    self._excused = False
                     alive()
                 self._sent(offset)
             await asyncio.to_thread(self._source.check)

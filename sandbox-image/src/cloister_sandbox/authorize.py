@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeAlias
 
 import grpc
 from google.protobuf.message import DecodeError
 
 from .errors import CallError, Forbidden, InvalidField
+from .nodelay import Connections
 from .state import ServerState
 
 OPERATOR = "operator:cloister"
@@ -78,25 +79,35 @@ def _lenient(decode: Callable[[bytes], Any] | None) -> Callable[[bytes], Any] | 
     return decoded
 
 
-class Authorizer(grpc.aio.ServerInterceptor):
-    """Refuses callers that `decide` refuses, for every method of every service."""
+class Authorizer(grpc.GenericRpcHandler):
+    """Refuses callers that `decide` refuses, for every method of every service added to it.
+
+    It takes the services in place of the server, which gets nothing but this: so nothing is
+    served without the check, and no call pays for an interceptor.
+    """
 
     def __init__(self, state: ServerState) -> None:
         self._state = state
+        self._services: list[grpc.GenericRpcHandler] = []
         self._guards: dict[str, Handler] = {}
+        self._connections = Connections()
 
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> Handler | None:
+    def add_generic_rpc_handlers(self, handlers: Iterable[grpc.GenericRpcHandler]) -> None:
+        """What generated code calls to add a service."""
+        self._services.extend(handlers)
+
+    def add_registered_method_handlers(self, name: str, handlers: Mapping[str, Handler]) -> None:
+        """What generated code calls as well; these are the same handlers once more."""
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Handler | None:
+        """The guarded handler of a method; None for one that no service has."""
         method = handler_call_details.method
         guard = self._guards.get(method)
         if guard is None:
-            handler = await continuation(handler_call_details)
-            if handler is None:
-                return None
-            guard = self._guards[method] = self._guarded(handler, method)
+            found = (each.service(handler_call_details) for each in self._services)
+            handler = next((each for each in found if each is not None), None)
+            if handler is not None:
+                guard = self._guards[method] = self._guarded(handler, method)
         return guard
 
     def _guarded(self, handler: Handler, method: str) -> Handler:
@@ -109,6 +120,8 @@ class Authorizer(grpc.aio.ServerInterceptor):
         )
 
         async def checked(request: Any, context: Context) -> Any:
+            if self._connections.needed:
+                self._connections.look(context.peer())
             if not decide(peer_uris(context.auth_context()), method, self._state.session_uid):
                 await abort(
                     context,

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 _OPENAT2 = 437  # the same number on every architecture
 _AT_FDCWD = -100
-_NO_MAGICLINKS, _NO_SYMLINKS, _BENEATH = 0x02, 0x04, 0x08
+_NO_XDEV, _NO_MAGICLINKS, _NO_SYMLINKS, _BENEATH, _CACHED = 0x01, 0x02, 0x04, 0x08, 0x20
 _RENAME_NOREPLACE = 1
 _TRIES = 8
 _LONGEST = 4000
@@ -81,6 +81,18 @@ def open_directory(root: int, parts: Sequence[str], flags: int = DIRECTORY) -> i
             os.close(here)
         raise
     return here
+
+
+def find_at_once(root: int, path: str) -> int:
+    """A descriptor (O_PATH) of what is at a relative path, without ever waiting for a disk.
+
+    Raises OSError for whatever is no plain case: nothing there, a link or a mount on the way, a
+    path that the kernel does not have in its cache, no openat2(2).
+    """
+    if not HAS_OPENAT2:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    how = _BENEATH | _NO_SYMLINKS | _NO_MAGICLINKS | _NO_XDEV | _CACHED
+    return _openat2(root, os.fsencode(path), os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, how)
 
 
 def _groups(parts: Sequence[str]) -> list[list[str]]:

@@ -14,11 +14,15 @@ from dataclasses import dataclass
 from .errors import Busy, IdConflict, NotFound
 from .shell import Cancel
 from .toolset.results import ToolResult
+from .wakes import wake, woken
 
 MAX_RUNNING = 256
+MAX_RUNNING_BYTES = 128 * 1024 * 1024
+"""Of the inputs of calls under way, many of which may wait behind one that takes long."""
 KEEP_RESULTS = 256
 KEEP_BYTES = 64 * 1024 * 1024
 KEEP_SECONDS = 600.0
+LOST = ToolResult("the server lost track of this call", is_error=True)
 
 
 @dataclass
@@ -26,15 +30,40 @@ class Call:
     """One call, running or finished."""
 
     digest: bytes
-    task: asyncio.Task[ToolResult]
     cancel: Cancel
+    task: asyncio.Task[None] | None = None
+    result: ToolResult | None = None
+    """None while it runs."""
     finished_at: float = 0.0
-    size: int = 0
+
+    def __post_init__(self) -> None:
+        self._followers: set[asyncio.Future[None]] = set()
+
+    @property
+    def running(self) -> bool:
+        """Whether it has no result yet."""
+        return self.result is None
 
     def stop(self) -> None:
         """Ask its tool to end."""
-        if not self.cancel.done():
-            self.cancel.set_result(None)
+        wake(self.cancel)
+
+    async def ended(self, seconds: float) -> ToolResult | None:
+        """Its result as soon as there is one; None when there is none after so long."""
+        if self.result is None:
+            follower = asyncio.get_running_loop().create_future()
+            self._followers.add(follower)
+            try:
+                await woken(follower, seconds)
+            finally:
+                self._followers.discard(follower)
+        return self.result
+
+    def end(self, result: ToolResult) -> None:
+        """It is over; whoever follows it hears of it."""
+        self.result = result
+        for follower in self._followers:
+            wake(follower)
 
 
 class Calls:
@@ -44,6 +73,7 @@ class Calls:
         self._calls: dict[str, Call] = {}
         self._kept: deque[str] = deque()
         self._running = 0
+        self._running_bytes = 0
         self._kept_bytes = 0
 
     @property
@@ -62,7 +92,7 @@ class Calls:
         Raises IdConflict when the id stands for another payload, and Busy at the bound.
         """
         self._expire()
-        digest = hashlib.sha256(payload).digest()
+        digest = hashlib.blake2b(payload, digest_size=32).digest()
         known = self._calls.get(request_id)
         if known is not None:
             if known.digest != digest:
@@ -74,15 +104,25 @@ class Calls:
             return known, True
         if self._running >= MAX_RUNNING:
             raise Busy("TOO_MANY_CALLS", f"{MAX_RUNNING} calls are under way", retry_after=0.5)
+        size = len(payload)
+        if self._running and self._running_bytes + size > MAX_RUNNING_BYTES:
+            raise Busy("TOO_MANY_CALLS", "calls with large inputs are under way", retry_after=0.5)
         cancel: Cancel = asyncio.get_running_loop().create_future()
 
-        async def run() -> ToolResult:
-            return await work(cancel)
+        call = Call(digest, cancel)
 
-        call = Call(digest, asyncio.create_task(run()), cancel)
+        async def run() -> None:
+            result = LOST
+            try:
+                result = await work(cancel)
+            finally:
+                self._running_bytes -= size
+                self._finished(request_id, call, result)
+
         self._calls[request_id] = call
         self._running += 1
-        call.task.add_done_callback(lambda task: self._finished(request_id, call, task))
+        self._running_bytes += size
+        call.task = asyncio.create_task(run())
         return call, False
 
     def cancel(self, request_id: str) -> None:
@@ -94,22 +134,21 @@ class Calls:
 
     async def settle(self, grace: float) -> None:
         """Wait until no call is under way, at most `grace` seconds."""
-        tasks = [call.task for call in self._calls.values() if not call.task.done()]
+        tasks = [call.task for call in self._calls.values() if call.running and call.task]
         if tasks:
             await asyncio.wait(tasks, timeout=grace)
 
     def stop_all(self) -> None:
         """Ask every call that is under way to end."""
         for call in self._calls.values():
-            if not call.task.done():
+            if call.running:
                 call.stop()
 
-    def _finished(self, request_id: str, call: Call, task: asyncio.Task[ToolResult]) -> None:
+    def _finished(self, request_id: str, call: Call, result: ToolResult) -> None:
         self._running -= 1
         call.finished_at = time.monotonic()
-        if not task.cancelled() and task.exception() is None:
-            call.size = task.result().size
-        self._kept_bytes += call.size
+        call.end(result)
+        self._kept_bytes += result.size
         self._kept.append(request_id)
         self._expire()
 
@@ -121,4 +160,5 @@ class Calls:
             if not (old or len(self._kept) > KEEP_RESULTS or self._kept_bytes > KEEP_BYTES):
                 break
             del self._calls[self._kept.popleft()]
-            self._kept_bytes -= call.size
+            if call.result is not None:
+                self._kept_bytes -= call.result.size

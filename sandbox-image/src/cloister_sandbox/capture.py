@@ -6,22 +6,46 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
 import stat
 import termios
+from collections.abc import Callable
+
+from .overflow import Overflow
 
 KEEP_BYTES = 102_400
 """Of a command's output, the last so many bytes are kept (agent_toolset_20260401)."""
 _CHUNK = 65_536
+_CONTROL = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\))")
+"""What moves a cursor, colours text or sets a title: nothing that a model can read."""
+_OVERWRITTEN = re.compile(r"[^\n\r]*\r+(?=[^\n\r])")
+"""The part of a line that a later one is printed over, as progress bars do."""
+
+
+def readable(text: str) -> str:
+    """What a terminal would show in the end: no control sequences, no overwritten progress."""
+    text = _CONTROL.sub("", text)
+    return _OVERWRITTEN.sub("", text) if "\r" in text else text
 
 
 class Tail:
-    """The end of a stream of bytes, and how much there was."""
+    """The end of a stream of bytes, and how much there was.
 
-    def __init__(self, keep: int = KEEP_BYTES) -> None:
+    With `overflow`, which is asked for a file when there is more than is kept, everything goes to
+    that file.
+    """
+
+    def __init__(
+        self, keep: int = KEEP_BYTES, overflow: Callable[[], Overflow] | None = None
+    ) -> None:
         self._keep = keep
+        self._overflow = overflow
         self._parts: list[bytes] = []
         self._held = 0
+        self._filed = 0
+        """Parts that the file has."""
         self.total = 0
+        self.file: Overflow | None = None
 
     def add(self, data: bytes) -> None:
         """Append bytes, forgetting the oldest beyond the bound."""
@@ -30,6 +54,17 @@ class Tail:
         self._parts.append(data)
         if self._held > 2 * self._keep + _CHUNK:
             self._shrink()
+
+    async def filed(self) -> Overflow | None:
+        """The file with everything, or its first bytes; None when nothing is left out or it failed.
+
+        Nothing may be added after.
+        """
+        if self.omitted:
+            self._shrink()
+        if self.file is not None:
+            await self.file.written()
+        return self.file if self.file is not None and self.file.size else None
 
     @property
     def omitted(self) -> int:
@@ -46,6 +81,12 @@ class Tail:
         return kept.decode("utf-8", errors="replace")
 
     def _shrink(self) -> None:
+        if self._overflow is not None and self.omitted:
+            if self.file is None:
+                self.file = self._overflow()
+            for each in self._parts[self._filed :]:
+                self.file.add(each)
+            self._filed = 1
         kept = b"".join(self._parts)[-self._keep :]
         self._parts, self._held = [kept], len(kept)
 
@@ -124,8 +165,11 @@ class Output:
         except BlockingIOError:
             return 0
         if data:
-            if self.tail is not None:
-                self.tail.add(data)
+            tail = self.tail
+            if tail is not None:
+                tail.add(data)
+                if tail.file is not None:
+                    tail.file.pause, tail.file.resume = self.pause, self.watch
         else:
             # End of file: all writers are gone. Before the first one came nobody reads.
             self.close()

@@ -3,24 +3,28 @@
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from .config import Config
-from .errors import Busy, NotFound
+from .errors import Busy, NotFound, place
 from .mounts import mounted_files
+from .overflow import Overflows
 from .paths import Roots, ToolFailure
 from .processes import Reaper
 from .shell import Cancel, Shell
 from .state import ServerState
 from .toolset import search, write
 from .toolset.bash import bash
-from .toolset.read import read
+from .toolset.read import read, read_at_once
 from .toolset.results import ToolResult
 
 log = logging.getLogger(__name__)
 MAX_CONTEXTS = 64
+_THREADS = 8
 TOOLS = ("bash", "read", "write", "edit", "glob", "grep")
 
 
@@ -40,10 +44,17 @@ class Contexts:
         self._state = state
         self._reaper = reaper
         self._contexts: dict[str, Context] = {}
+        # Not those that start and end processes: a tool that takes long must hold up neither.
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="tool")
+        self._overflows = Overflows()
+        kept = Path(self._overflows.directory)
+        # What is beneath another root needs no entry of its own, which every path would be
+        # compared with.
+        beneath = any(kept.is_relative_to(each) for each in (config.workspace, *config.roots))
         self.roots = Roots(
             config.workspace,
-            config.roots,
-            config.read_only_roots,
+            config.roots if beneath else (*config.roots, kept),
+            (*config.read_only_roots, kept),
             mounted_files(config.mount_table),
         )
 
@@ -53,7 +64,9 @@ class Contexts:
         if found is None:
             if len(self._contexts) >= MAX_CONTEXTS:
                 raise Busy("TOO_MANY_CONTEXTS", f"{MAX_CONTEXTS} contexts are open", 1.0)
-            shell = Shell(f"c{len(self._contexts)}", self._config.state_dir, self._reaper)
+            shell = Shell(
+                f"c{len(self._contexts)}", self._config.state_dir, self._reaper, self._overflows
+            )
             found = self._contexts[context_id] = Context(shell)
         return found
 
@@ -82,11 +95,7 @@ class Contexts:
             except ToolFailure as failure:
                 return ToolResult(str(failure), is_error=True)
             except Exception as error:
-                # The error's own words may hold what a file or a command says.
-                where = error.__traceback__
-                while where is not None and where.tb_next is not None:
-                    where = where.tb_next
-                line = where.tb_lineno if where is not None else 0
+                _, line = place(error)
                 log.error("tool %s: %s at line %d", tool, type(error).__name__, line)  # noqa: TRY400
                 return ToolResult(
                     f"{tool}: the tool failed in a way that was not foreseen; try another way",
@@ -112,14 +121,20 @@ class Contexts:
                 cancel=cancel,
             )
         if tool == "read":
-            return await asyncio.to_thread(read, self.roots, given)
+            at_once = read_at_once(self.roots, given)
+            if at_once is not None:
+                return at_once
+            return await self._in_thread(read, self.roots, given)
         if tool == "write":
-            return await asyncio.to_thread(write.write, self.roots, given)
+            return await self._in_thread(write.write, self.roots, given)
         if tool == "edit":
-            return await asyncio.to_thread(write.edit, self.roots, given)
+            return await self._in_thread(write.edit, self.roots, given)
         if tool == "glob":
-            return await asyncio.to_thread(search.glob, self.roots, given)
-        return await asyncio.to_thread(search.grep, self.roots, given, env, budget, cancel.done)
+            return await self._in_thread(search.glob, self.roots, given, budget, cancel.done)
+        return await self._in_thread(search.grep, self.roots, given, env, budget, cancel.done)
+
+    async def _in_thread(self, tool: Callable[..., ToolResult], *args: Any) -> ToolResult:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, tool, *args)
 
     async def close(self, context_id: str) -> None:
         """End a context and its processes; raises NotFound when it does not exist."""
@@ -132,3 +147,4 @@ class Contexts:
         """End every context."""
         for context_id in list(self._contexts):
             await self.close(context_id)
+        self._overflows.close()

@@ -21,6 +21,8 @@ from .uploads import Uploads
 
 MAX_BYTES = 8 * 1024 * 1024
 MAX_EDITS = 1000
+MAX_STRINGS = MAX_BYTES
+"""Characters of all strings of a call, of which there are several copies until it ends."""
 
 
 def edit(roots: Roots, uploads: Uploads, request: exec_pb2.EditRequest) -> exec_pb2.EditResult:

@@ -30,6 +30,19 @@ id of 128 characters fits."""
 _TYPE = "type.googleapis.com/google.rpc."
 
 
+def place(error: Exception) -> tuple[str, int]:
+    """File and line where an error arose: what may be logged of one that nobody foresaw.
+
+    Its words may hold what a file or a command says.
+    """
+    where = error.__traceback__
+    while where is not None and where.tb_next is not None:
+        where = where.tb_next
+    if where is None:
+        return "", 0
+    return where.tb_frame.f_code.co_filename.rpartition("/")[2], where.tb_lineno
+
+
 class CallError(Exception):
     """A call that failed; `reason` is the machine's word, the message the person's sentence."""
 

@@ -59,7 +59,7 @@ def _matches(
             if seen > MAX_WALK:
                 raise TooLarge(f"more than {MAX_WALK} entries")
             if stopped():
-                return
+                raise TooLarge("more entries than can be looked at in time")
             relative = f"{above}/{found.relative}" if above else found.relative
             path, link, age = f"{root.rstrip('/')}/{relative}", "", found.info.st_mtime_ns
             real = f"{where.rstrip('/')}/{found.relative}"

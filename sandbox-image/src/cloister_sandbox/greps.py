@@ -1,63 +1,21 @@
 """Files.Grep: ripgrep's matches as events, in bounded memory whatever is searched."""
 
-import base64
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from cloister_api.exec.v1 import exec_pb2
 
 from .entries import shown
 from .errors import InvalidField, WrongState
 from .failures import failed
+from .matches import Line, Matches
 from .paths import Roots
 from .ripgrep import BadArgument, NotInstalled, Search
 
 MAX_TEXT = 65_536
 """Bytes of one line that are shown."""
-_MAX_EVENT = 4 * 1024 * 1024
-"""Bytes of one of ripgrep's events; what is longer is counted and left out."""
-_MATCHES = b',"submatches":['
 _BAD_PATTERN = ("regex parse error", "error parsing glob", "compiled regex exceeds")
-
-
-class _Events:
-    """Splits output into ripgrep's events, one a line.
-
-    Where in the line the matches are is not wanted, and takes many times the line itself: it comes
-    last in an event, and is passed over. Only there can these bytes be unescaped.
-    """
-
-    def __init__(self) -> None:
-        self.too_long = 0
-        self._held = bytearray()
-        self._seen = 0
-        self._passing_over = False
-
-    def feed(self, data: bytes) -> Iterator[dict[str, Any]]:
-        *whole, rest = data.split(b"\n")
-        for piece in whole:
-            self._take(piece)
-            if self._held:
-                yield json.loads(self._held)
-            self._held, self._seen, self._passing_over = bytearray(), 0, False
-        self._take(rest)
-
-    def _take(self, piece: bytes) -> None:
-        if self._passing_over:
-            return
-        self._held += piece
-        at = self._held.find(_MATCHES, max(self._seen - len(_MATCHES), 0))
-        self._seen = len(self._held)
-        if at >= 0:
-            self._held[at:] = b"}}"
-            self._passing_over = True
-        elif len(self._held) > _MAX_EVENT:
-            self.too_long += 1
-            self._held.clear()
-            self._passing_over = True
 
 
 def grep(
@@ -80,29 +38,30 @@ def grep(
     finally:
         os.close(directory)
     base = resolved if name == "." else str(Path(resolved).parent)
-    events, summary, cut = _Events(), exec_pb2.GrepSummary(), 0
+    summary, cut = exec_pb2.GrepSummary(), 0
     output = search.output(stopped)
-    try:
-        for data in output:
-            if not data:
-                yield None
-            for event in events.feed(data):
-                line = _line(event, base)
-                if line is None:
-                    summary.files += event["type"] == "begin"
-                    continue
-                if not line.is_context and summary.matches == limit:
-                    summary.truncated = True
+    with Matches(roots, resolved, base, lambda: stopped() or search.late) as matches:
+        try:
+            for data in output:
+                if not data:
+                    yield None
+                for line in matches.feed(data):
+                    if not isinstance(line, Line):
+                        continue
+                    if not line.is_context and summary.matches == limit:
+                        summary.truncated = True
+                        break
+                    summary.matches += not line.is_context
+                    message = _message(line)
+                    cut += _shorten(message)
+                    yield exec_pb2.GrepEvent(line=message)
+                if summary.truncated:
                     break
-                summary.matches += not line.is_context
-                cut += _shorten(line)
-                yield exec_pb2.GrepEvent(line=line)
-            if summary.truncated:
-                break
-    finally:
-        output.close()
+        finally:
+            output.close()
+    summary.files = matches.files
     summary.truncated |= bool(search.ended)
-    summary.warnings.extend(_warnings(search, seconds, events.too_long, cut))
+    summary.warnings.extend(_warnings(search, matches, seconds, cut))
     yield exec_pb2.GrepEvent(summary=summary)
 
 
@@ -138,23 +97,13 @@ def _start(
         raise InvalidField("pattern", "must not contain a null byte") from None
 
 
-def _line(event: dict[str, Any], base: str) -> exec_pb2.GrepLine | None:
-    if event["type"] not in ("match", "context"):
-        return None
-    data = event["data"]
-    path = _text(data["path"]).removeprefix("./")
+def _message(line: Line) -> exec_pb2.GrepLine:
     return exec_pb2.GrepLine(
-        path=f"{shown(base).rstrip('/')}/{path}",
-        number=data["line_number"] or 0,
-        text=_text(data["lines"]).removesuffix("\n"),
-        is_context=event["type"] == "context",
+        path=shown(line.path),
+        number=line.number,
+        text=line.text.decode("utf-8", errors="replace").removesuffix("\n"),
+        is_context=line.is_context,
     )
-
-
-def _text(value: dict[str, str]) -> str:
-    if "text" in value:
-        return value["text"]
-    return base64.b64decode(value["bytes"]).decode("utf-8", errors="replace")
 
 
 def _shorten(line: exec_pb2.GrepLine) -> bool:
@@ -164,16 +113,15 @@ def _shorten(line: exec_pb2.GrepLine) -> bool:
     return True
 
 
-def _warnings(search: Search, seconds: float, too_long: int, cut: int) -> list[str]:
+def _warnings(search: Search, matches: Matches, seconds: float, cut: int) -> list[str]:
     complaint = search.complaint.decode("utf-8", errors="replace").strip()
     if any(each in complaint.lower() for each in _BAD_PATTERN):
         field = "glob" if "parsing glob" in complaint else "pattern"
         raise InvalidField(field, complaint[:1000])
-    warnings = complaint.splitlines()[:20]
+    warnings = matches.complaints(complaint)[:20]
     if search.ended == "late":
         warnings.append(f"the search ended after {seconds:g} s")
-    if too_long:
-        warnings.append(f"{too_long} lines were too long to be shown")
+    warnings += matches.warnings()
     if cut:
         warnings.append(f"{cut} lines were cut to {MAX_TEXT} characters")
     return warnings

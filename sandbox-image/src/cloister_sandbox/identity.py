@@ -21,11 +21,17 @@ class KeyPair:
 
 
 class ServerIdentity:
-    """Hands the current certificate to every new TLS handshake."""
+    """Hands a new certificate to the TLS handshakes that come after it.
+
+    gRPC asks at every handshake. Whatever it is given replaces what all handshakes share, and one
+    that another thread has just begun may then use what is freed already: the process crashes
+    (grpc/grpc#36693). So a certificate is given out once, and gRPC keeps what it has otherwise.
+    """
 
     def __init__(self, pair: KeyPair, ca: bytes) -> None:
         self._ca = ca
-        self._current = self._configuration(pair)
+        self._initial = self._configuration(pair)
+        self._next: grpc.ServerCertificateConfiguration | None = None
 
     @classmethod
     def load(cls, directory: Path) -> "ServerIdentity":
@@ -45,13 +51,20 @@ class ServerIdentity:
 
     def replace(self, pair: KeyPair) -> None:
         """Use another certificate from the next handshake on."""
-        self._current = self._configuration(pair)
+        self._next = self._configuration(pair)
 
     def credentials(self) -> grpc.ServerCredentials:
         """Server credentials that demand a client certificate of our CA."""
         return grpc.dynamic_ssl_server_credentials(
-            self._current, lambda: self._current, require_client_authentication=True
+            self._initial,
+            self._take,  # type: ignore[arg-type] # the stubs do not know that None is an answer
+            require_client_authentication=True,
         )
+
+    def _take(self) -> grpc.ServerCertificateConfiguration | None:
+        """What gRPC is to use from now on; None is what it has. It asks in one thread at a time."""
+        taken, self._next = self._next, None
+        return taken
 
     def _configuration(self, pair: KeyPair) -> grpc.ServerCertificateConfiguration:
         return grpc.ssl_server_certificate_configuration(

@@ -14,7 +14,8 @@ CHANGES = (
     MODIFY | ATTRIB | MOVED_FROM | MOVED_TO | CREATE | DELETE | DELETE_SELF | MOVE_SELF
 )  # fmt: skip
 _ONLY_WHAT_IS_LINKED = 0x4000000
-_BUFFER = 262_144
+_BUFFER = 65_536
+_READS = 4
 _EVENT = struct.Struct("iIII")
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -50,8 +51,11 @@ class Inotify:
         _libc.inotify_rm_watch(self.fd, watch)
 
     def read(self) -> Iterator[Event]:
-        """All events that are there; raises OSError."""
-        while True:
+        """Events that are there, a bounded number at once; raises OSError.
+
+        Who makes them as fast as they are read must not keep the reader for ever.
+        """
+        for _ in range(_READS):
             try:
                 data = os.read(self.fd, _BUFFER)
             except BlockingIOError:

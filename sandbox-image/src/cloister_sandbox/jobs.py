@@ -15,6 +15,7 @@ from enum import Enum
 from .errors import Busy, IdConflict, NotFound, WrongState
 from .outputs import LIVE, OutputStore, Policy
 from .processes import kill_tree, members, signal_all
+from .wakes import wake
 
 NOBODY = -1
 """No process is or was led by this pid."""
@@ -22,8 +23,14 @@ MAX_JOBS = 256
 KEEP_BYTES = 512 * 1024 * 1024
 """Of ended jobs together, in memory and in files."""
 KEEP_SECONDS = 600.0
-MEMORY = 256 * 1024 * 1024
+MEMORY = 288 * 1024 * 1024
 """What all jobs together may ask to be kept in memory."""
+SHOWN_BYTES = 16_384
+"""Of a command line, for lists: those of all jobs fit into one answer."""
+
+
+OOM_COUNTERS = ("/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control")
+"""Where the kernel counts, with cgroups of version 2 and 1."""
 
 
 class Reason(Enum):
@@ -90,6 +97,7 @@ class Job:
     mark: str = ""
 
     def __post_init__(self) -> None:
+        self.argv = _shown(self.argv)
         self.store = OutputStore(self.policy, self.pause, self.resume)
         loop = asyncio.get_running_loop()
         self.begun: asyncio.Future[None] = loop.create_future()
@@ -122,8 +130,7 @@ class Job:
         self.leader = 0
         if self._last_resort is not None:
             self._last_resort.cancel()
-        if not self.begun.done():
-            self.begun.set_result(None)
+        wake(self.begun)
         self.done.set_result(None)
         self.store.finish()
 
@@ -168,10 +175,8 @@ class Job:
 
 def oom_kills() -> int:
     """How many processes of this container the kernel ended for want of memory."""
-    for path, name in (
-        ("/sys/fs/cgroup/memory.events", b"oom_kill "),
-        ("/sys/fs/cgroup/memory/memory.oom_control", b"oom_kill "),
-    ):
+    name = b"oom_kill "
+    for path in OOM_COUNTERS:
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
@@ -287,6 +292,19 @@ class Jobs:
             # A command that went on as a process belongs to the registry of processes.
             if job.detached_as in ("", job_id):
                 job.store.close()
+
+
+def _shown(argv: Sequence[str]) -> tuple[str, ...]:
+    """The beginning of a command line: a long one would be kept for as long as its output."""
+    shown: list[str] = []
+    room = SHOWN_BYTES
+    for each in argv:
+        data = each.encode("utf-8", errors="replace")
+        if len(data) + 8 > room:
+            return (*shown, data[: max(0, room - 64)].decode("utf-8", errors="ignore") + "...")
+        shown.append(each)
+        room -= len(data) + 8
+    return tuple(shown)
 
 
 def _memory(policy: Policy) -> int:

@@ -11,10 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from .spool import Spool
+from .wakes import wake, woken
 
 CHUNK = 262_144
 """Bytes that a reader gets at once at most; with TLS, larger messages cost less per byte."""
-LIVE = 524_288
+LIVE = 786_432
 """While a program runs, so much of the end is kept at least: readers take from there."""
 MERGED = 65_536
 """Bytes up to which pieces grow together; more are not worth the copy."""
@@ -138,7 +139,9 @@ class OutputStore:
         if data:
             self._tail_bytes += len(data)
             _append(self._tail, Piece(start, stream, data))
-            self._evict(max(self._policy.tail, LIVE) + CHUNK)
+            # A read goes beyond what readers may be behind, and at the end so does what the pipes
+            # of both streams hold: a program that waits for its readers loses nothing of it.
+            self._evict(max(self._policy.tail, LIVE) + 3 * CHUNK)
         self.wake()
         if not self._paused and self._must_pause(LIVE):
             self._paused = True
@@ -179,7 +182,7 @@ class OutputStore:
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiters.add(waiter)
         try:
-            await asyncio.wait([waiter], timeout=seconds)
+            await woken(waiter, seconds)
         finally:
             self._waiters.discard(waiter)
 
@@ -208,9 +211,13 @@ class OutputStore:
     def _trim(self) -> None:
         """After the end, keep what was asked for, and what readers who kept up still want."""
         if self.complete and self._tail_bytes > self._policy.tail:
-            first = min((each.position for each in self._readers if each.kept_up), default=None)
-            wanted = 0 if first is None else self.total - first
-            self._evict(max(self._policy.tail, wanted))
+            if self._policy.block_when_full:
+                # The program waited for them, also for the first one to come.
+                first = min((each.position for each in self._readers), default=self._consumed)
+            else:
+                kept_up = (each.position for each in self._readers if each.kept_up)
+                first = min(kept_up, default=self.total)
+            self._evict(max(self._policy.tail, min(self.total - first, LIVE + 3 * CHUNK)))
 
     def _evict(self, keep: int) -> None:
         """Move the oldest of the tail to the file, or drop it when that is full."""
@@ -266,8 +273,7 @@ class OutputStore:
     def wake(self) -> None:
         """Let those who wait for a change look."""
         for waiter in self._waiters:
-            if not waiter.done():
-                waiter.set_result(None)
+            wake(waiter)
         self._waiters.clear()
 
 

@@ -55,6 +55,15 @@ class Roots:
         """The directories themselves. What leads to them is not the tools' to change."""
         return tuple(map(os.path.realpath, (self.workspace, *self.others)))
 
+    def __post_init__(self) -> None:
+        # Now: later a tool may have put a link in the place of one that it owns.
+        _ = self._real_read_only
+
+    @functools.cached_property
+    def _real_read_only(self) -> tuple[tuple[str, Path], ...]:
+        """Likewise; else a link in the place of one would make what it leads to read-only."""
+        return tuple((os.path.realpath(each), each) for each in self.read_only)
+
     def resolve(self, tool: str, given: str) -> str:
         """The absolute, link-free path that `given` means; it need not exist.
 
@@ -73,6 +82,33 @@ class Roots:
                 + (" and its other permitted directories" if self.others else "")
             )
         return resolved
+
+    @functools.cached_property
+    def _disks(self) -> tuple[tuple[str, int], ...]:
+        """The directories on disks of this machine: with a trailing slash, and a descriptor of it.
+
+        Others may be far away, and asking for a file's size may take as long as it likes.
+        """
+        found = []
+        for root in self._real:
+            with contextlib.suppress(OSError):
+                directory = os.open(root, beneath.DIRECTORY)
+                found.append((root.rstrip("/") + "/", directory))
+                if not os.major(os.fstat(directory).st_dev):
+                    os.close(found.pop()[1])
+        return tuple(found)
+
+    def find_at_once(self, given: str) -> int:
+        """A descriptor (O_PATH) of a file, without ever waiting for a disk; raises OSError.
+
+        Only for plain cases: no links on the way, which the kernel has in its cache. What fails
+        here may still be there: ask `resolve` and `open_regular`, in a thread.
+        """
+        path = given if given.startswith("/") else f"{self._real[0]}/{given}"
+        for top, directory in self._disks:
+            if path.startswith(top) and "\0" not in path:
+                return beneath.find_at_once(directory, path[len(top) :])
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), given)
 
     def writable(self, tool: str, given: str) -> str:
         """Like `resolve`, for writing; raises ToolFailure for what is read-only too."""
@@ -102,8 +138,8 @@ class Roots:
     def _check_writable(self, tool: str, given: str, resolved: str) -> str:
         if resolved in self.mounted:
             raise ToolFailure(f"{tool}: {given} is a read-only file of the Environment")
-        for root in self.read_only:
-            if _within(resolved, os.path.realpath(root)):
+        for real, root in self._real_read_only:
+            if _within(resolved, real):
                 raise ToolFailure(f"{tool}: {given} is inside read-only directory {root}")
         return resolved
 

@@ -6,17 +6,20 @@ the SIGCHLD handler. It passes the statuses of processes that were started here 
 
 import asyncio
 import contextlib
+import functools
 import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from .marks import Marks, number_of
 from .signals import unblocked
 
+T = TypeVar("T")
 MARK = "CLOISTER_CONTEXT"
 """Variable that names the tree a program belongs to. Processes that left their parents are found by
 it where the kernel gives trees no numbers (see marks)."""
@@ -25,6 +28,8 @@ ENDING_SECONDS = 5.0
 CHILDREN_ARE_LISTED = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").exists()
 _LISTED = 65_536
 _COUNTED = 1000
+_REAPED = 1000
+"""Processes that are reaped in one go: tools can make more as fast, and calls must go on."""
 _CHASES = 20
 """Looks at the list of orphans after each look at the whole table."""
 _marks = Marks()
@@ -107,7 +112,7 @@ class Reaper:
         return any(pid not in self._waiting for pid in orphans())
 
     def _reap(self) -> None:
-        while True:
+        for _ in range(_REAPED):
             try:
                 pid, status, usage = os.wait4(-1, os.WNOHANG)
             except ChildProcessError:
@@ -129,6 +134,7 @@ class Reaper:
                     self._unclaimed[pid] = ended
             elif not future.done():
                 future.set_result(ended)
+        asyncio.get_running_loop().call_soon(self._reap)
 
 
 def _spawn(
@@ -162,8 +168,19 @@ def _spawn(
     return process.pid
 
 
+async def in_thread(work: Callable[[], T]) -> T:
+    """Run what looks through all processes in a thread.
+
+    Where no thread can be started any more it is done at once: to end processes is what helps.
+    """
+    try:
+        return await asyncio.to_thread(work)
+    except RuntimeError:
+        return work()
+
+
 def _table() -> dict[int, tuple[int, int]]:
-    """pid -> (parent, session) of every process in sight."""
+    """pid -> (parent, session) of every process in sight that has not ended."""
     found = {}
     for entry in os.scandir("/proc"):
         if not entry.name.isdigit():
@@ -173,7 +190,9 @@ def _table() -> dict[int, tuple[int, int]]:
         except OSError:
             continue
         fields = stat[stat.rindex(")") + 2 :].split()
-        found[int(entry.name)] = (int(fields[1]), int(fields[3]))
+        # One whose first thread has ended may go on in another.
+        if fields[0] not in "ZX" or int(fields[17]) > 1:
+            found[int(entry.name)] = (int(fields[1]), int(fields[3]))
     return found
 
 
@@ -185,22 +204,34 @@ def _is_marked(pid: int, mark: str) -> bool:
     return f"{MARK}={mark}".encode() in environ.split(b"\0")
 
 
-def members(leader: int, mark: str, number: int = 0) -> list[int]:
+def members(
+    leader: int, mark: str, number: int = 0, spared: Collection[int] | None = None
+) -> list[int]:
     """Every process of a tree: descendants, members of its sessions, and orphans.
 
     Orphans are known by their number or mark; those whose number is no living tree's count too.
+    With `spared`, without the leader, these processes, and what descends from them.
     """
     table = _table()
     me = os.getpid()
     number = number or _marks.number(mark)
     # The pid of a leader that is gone may be another process by now.
     found = {leader} if table.get(leader) == (me, leader) else set()
-    sessions = {leader}
     found |= {
         pid
         for pid, (parent, _) in table.items()
         if parent == me and pid != me and _belongs(pid, mark, number)
     }
+    found = _below(table, found, {leader})
+    if spared is not None:
+        kept = set(spared).intersection(table)
+        found -= _below(table, kept, set(kept)) | {leader}
+    return sorted(found)
+
+
+def _below(table: dict[int, tuple[int, int]], found: set[int], sessions: set[int]) -> set[int]:
+    """These processes, their descendants, and the members of sessions that they lead."""
+    me = os.getpid()
     while True:
         more = {
             pid
@@ -208,7 +239,7 @@ def members(leader: int, mark: str, number: int = 0) -> list[int]:
             if pid not in found and pid != me and (parent in found or session in sessions)
         }
         if not more:
-            return sorted(found)
+            return found
         found |= more
         sessions |= {table[pid][1] for pid in more if table[pid][1] in found}
 
@@ -247,17 +278,32 @@ def children(pid: int) -> list[int]:
         os.close(fd)
 
 
-def background(leader: int, mark: str) -> int:
-    """How many processes of a tree there are beside its leader, counted to about a thousand."""
+def background(leader: int, mark: str) -> list[int]:
+    """The processes of a tree beside its leader, about a thousand at most."""
+    if not CHILDREN_ARE_LISTED:
+        return [pid for pid in members(leader, mark) if pid != leader][:_COUNTED]
     number = _marks.number(mark)
     pending = children(leader)
     if number:
         pending += [pid for pid in orphans() if pid != leader and number_of(pid) == number]
-    count = 0
-    while pending and count < _COUNTED:
-        pending += children(pending.pop())
-        count += 1
-    return count
+    found: list[int] = []
+    while pending and len(found) < _COUNTED:
+        pid = pending.pop()
+        below = children(pid)
+        if below or not _has_ended(pid):
+            found.append(pid)
+        pending += below
+    return found
+
+
+def _has_ended(pid: int) -> bool:
+    """Whether a process is gone, or only waits for its parent to take notice."""
+    try:
+        line = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return True
+    fields = line[line.rindex(")") + 2 :].split()
+    return fields[0] in "ZX" and int(fields[17]) <= 1
 
 
 def signal_all(pids: Iterable[int], number: int) -> None:
@@ -268,29 +314,46 @@ def signal_all(pids: Iterable[int], number: int) -> None:
 
 
 async def kill_tree(leader: int, mark: str) -> list[int]:
-    """End every process of a tree; returns those that would not end.
+    """End every process of a tree; returns those that would not end."""
+    return await _end(leader, mark, _marks.forget(mark), None)
 
-    Stopped first, so that none can start another while the rest is looked up; looked up again
+
+async def kill_started(leader: int, mark: str, spared: Collection[int]) -> list[int]:
+    """End a tree but for its leader, some of its processes, and what descends from those.
+
+    Returns what would not end.
+    """
+    return await _end(leader, mark, _marks.number(mark), spared)
+
+
+async def _end(leader: int, mark: str, number: int, spared: Collection[int] | None) -> list[int]:
+    """Stopped first, so that none can start another while the rest is looked up; looked up again
     until nothing is left, because a process may have been in the middle of starting one.
     """
-    number = _marks.forget(mark)
     deadline = time.monotonic() + ENDING_SECONDS
     while True:
-        found = await asyncio.to_thread(_strike, leader, mark, number)
+        try:
+            found = await in_thread(functools.partial(_strike, leader, mark, number, spared))
+        except OSError:
+            # Without a descriptor nobody can be looked up.
+            if time.monotonic() > deadline:
+                raise
+            found = [leader]
         if not found or time.monotonic() > deadline:
             return found
         await asyncio.sleep(0.005)
 
 
-def _strike(leader: int, mark: str, number: int) -> list[int]:
+def _strike(leader: int, mark: str, number: int, spared: Collection[int] | None) -> list[int]:
     """One round; returns what was there."""
-    found = members(leader, mark, number)
+    found = members(leader, mark, number, spared)
     signal_all(found, signal.SIGSTOP)
-    again = members(leader, mark, number) if found else found
+    again = members(leader, mark, number, spared) if found else found
     signal_all(again, signal.SIGKILL)
     # A process that starts the next and ends, again and again, is gone when the table was read.
     # Its offspring comes to this process, and the list of children is quick to read.
+    known = {leader, *again, *(spared or ())}
     for _ in range(_CHASES if number and again else 0):
-        fresh = [pid for pid in orphans() if pid not in again and _belongs(pid, mark, number)]
+        fresh = [pid for pid in orphans() if pid not in known and _belongs(pid, mark, number)]
         signal_all(fresh, signal.SIGKILL)
     return found

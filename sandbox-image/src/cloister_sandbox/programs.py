@@ -2,8 +2,8 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import errno
-import fcntl
 import logging
 import os
 import resource
@@ -17,11 +17,12 @@ from dataclasses import dataclass, field
 from . import terminal
 from .errors import WrongState
 from .jobs import NOBODY, Ending, Failure, Job, Jobs, Reason, oom_kills, reason_of
-from .outputs import CHUNK, Policy
+from .outputs import Policy
 from .processes import MARK, Ended, Reaper, forget_tree, kill_tree, members
 from .sources import STDERR, STDOUT, TERMINAL, Source
 from .state import Activity
 from .stdin import Stdin
+from .wakes import wake
 
 STARTING = 16
 """Programs that are being started at once: each needs descriptors that it gives back."""
@@ -102,7 +103,9 @@ class Program(Job):
             except OSError as error:
                 self._close()
                 self.end(self._failure(error))
+                self._forget_arguments()
                 return
+            self._forget_arguments()
             self.begun.set_result(None)
             if self.stopping is not None:
                 await self.kill()
@@ -115,6 +118,10 @@ class Program(Job):
         for source in self._sources:
             # Survivors must never block on what nobody reads.
             source.drain()
+
+    def _forget_arguments(self) -> None:
+        """What it was started with can be large, and is not needed while its output is kept."""
+        self._order = dataclasses.replace(self._order, argv=self.argv, env={}, labels={})
 
     def resize(self, columns: int, rows: int) -> None:
         """Change the size of its terminal; raises WrongState when it has none, or ended."""
@@ -154,12 +161,10 @@ class Program(Job):
                 os.set_blocking(ours, False)
                 self.input = Stdin(ours, terminal=False, ended=self.done)
             out, stdout = pipe(1)
-            _widen(out)
             self._sources.append(Source(out, STDOUT, self.store))
             stderr = stdout
             if self._order.policy.separate_stderr:
                 err, stderr = pipe(1)
-                _widen(err)
                 self._sources.append(Source(err, STDERR, self.store))
             self.leader, ended = await self._reaper.launch(
                 self._order.argv,
@@ -318,21 +323,10 @@ class Programs:
             self._left.add(program.mark)
 
 
-def _widen(pipe: int) -> None:
-    """Let a pipe take a whole chunk: a program that prints much wakes us less often."""
-    with contextlib.suppress(OSError):  # beyond what the kernel lets one user have of them
-        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, CHUNK)
-
-
 async def _readable(fd: int) -> None:
     loop = asyncio.get_running_loop()
     ready: asyncio.Future[None] = loop.create_future()
-
-    def readable() -> None:
-        if not ready.done():
-            ready.set_result(None)
-
-    loop.add_reader(fd, readable)
+    loop.add_reader(fd, wake, ready)
     try:
         await ready
     finally:

@@ -1,6 +1,7 @@
 """Results kept under the ids that callers chose, so that a repeated call is carried out once."""
 
 import asyncio
+import hashlib
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ MAX_KEPT = 128
 
 @dataclass
 class _Kept(Generic[T]):
-    payload: bytes
+    digest: bytes
     task: "asyncio.Task[T]"
     began: float
 
@@ -36,11 +37,13 @@ class Replays(Generic[T]):
         for name in [name for name, each in self._kept.items() if now - each.began > KEPT_SECONDS]:
             if self._kept[name].task.done():
                 del self._kept[name]
+        # Not the payload itself: a hundred large ones would be kept for as long as the results.
+        digest = hashlib.blake2b(payload, digest_size=32).digest()
         found = self._kept.get(request_id) if request_id else None
-        if found is not None and found.payload != payload:
+        if found is not None and found.digest != digest:
             raise IdConflict("ID_CONFLICT", "this request_id belongs to another call")
         if found is None:
-            found = _Kept(payload, asyncio.ensure_future(_run(work)), now)
+            found = _Kept(digest, asyncio.ensure_future(_run(work)), now)
             if request_id:
                 self._remember(request_id, found)
         return await asyncio.shield(found.task)

@@ -60,6 +60,11 @@ class Search:
             # When memory runs out, a search goes before the server.
             Path(f"/proc/{self._process.pid}/oom_score_adj").write_text(_BEFORE_SERVER)
 
+    @property
+    def late(self) -> bool:
+        """Whether its time is over."""
+        return time.monotonic() > self._deadline
+
     def output(self, stopped: Callable[[], bool]) -> Generator[bytes, None, None]:
         """What it prints, in pieces; an empty piece says that nothing came for a moment.
 
@@ -85,7 +90,7 @@ class Search:
                             self.complaint += data[: _COMPLAINT - len(self.complaint)]
                     if stopped():
                         self.ended = "stopped"
-                    elif time.monotonic() > self._deadline:
+                    elif self.late:
                         self.ended = "late"
                     if self.ended:
                         return

@@ -8,43 +8,34 @@ a command prints can be mistaken for its status.
 
 import asyncio
 import contextlib
-import errno
+import functools
 import os
-import re
 import secrets
-import shlex
 import shutil
-import stat
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
-from .capture import Output, Tail
-from .processes import MARK, Reaper, background, kill_tree
+from .capture import Output, Tail, readable
+from .framing import REAP, STATUS, replace, report, script, source, told, unread, waits
+from .interrupts import interrupt
+from .overflow import Overflows
+from .processes import MARK, Reaper, background, kill_started, kill_tree
+from .wakes import wake, woken
 
-_STATUS = 50
-"""Descriptor of the status pipe in the shell: between those that bash takes for itself from 10 up
-and from 63 down, and below the smallest limits that `ulimit -n` is set to."""
 _INLINE = 65_536
 _MAX_STATUS = 16_384
 """Bytes; the status line holds a path. Tools can write to its pipe, too."""
 _QUICK = 0.002
 """Seconds after which a command's output is read while it runs; most commands ended before."""
+_LOOK_SECONDS = 0.25
+_LOOKS = 4
+"""So often in a row a shell that has nothing to do, and told no status, is seen before it counts
+as lost: a tool may have made it deaf."""
 Cancel: TypeAlias = "asyncio.Future[None]"
 """Done when the caller no longer wants the result."""
-_CONTROL = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\))")
-"""What moves a cursor, colours text or sets a title: nothing that a model can read."""
-_OVERWRITTEN = re.compile(r"[^\n\r]*\r+(?=[^\n\r])")
-"""The part of a line that a later one is printed over, as progress bars do."""
-_STATUS_LINE = re.compile(r"(?P<nonce>[0-9a-f]{8}) (?P<code>[0-9]{1,3}) (?P<cwd>.*)", re.DOTALL)
-
-
-def readable(text: str) -> str:
-    """What a terminal would show in the end: no control sequences, no overwritten progress."""
-    text = _CONTROL.sub("", text)
-    return _OVERWRITTEN.sub("", text) if "\r" in text else text
 
 
 @dataclass(frozen=True)
@@ -65,6 +56,11 @@ class Finished:
     """Its context was closed, or the server is going away."""
     surviving: int = 0
     """Processes of the shell that go on in the background."""
+    reopened: bool = False
+    """The shell before had ended since its last command, and this is a new one."""
+    file: str = ""
+    """Path of the file with the whole output, or its first bytes; empty when there is none."""
+    file_bytes: int = 0
 
 
 class ShellError(Exception):
@@ -74,19 +70,38 @@ class ShellError(Exception):
 class Shell:
     """A persistent bash of one context. Commands run one at a time; the caller serialises them."""
 
-    def __init__(self, name: str, state_dir: Path, reaper: Reaper) -> None:
+    def __init__(
+        self,
+        name: str,
+        state_dir: Path,
+        reaper: Reaper,
+        overflows: Overflows | None = None,
+    ) -> None:
         self._mark = f"{name}-{secrets.token_hex(4)}"
         self._dir = state_dir / self._mark
         self._command = str(self._dir / "command")
         self._out = str(self._dir / "out")
         self._run = str(self._dir / "run")
-        self._line = f"builtin source {shlex.quote(self._run)}\n"
+        self._source = source(self._run)
         self._reaper = reaper
+        self._overflows = overflows
+        self._new_file = None if overflows is None else functools.partial(overflows.new, self._mark)
         self._exit: asyncio.Future[int] | None = None
         self._pid = 0
         self._stdin = self._status = -1
         self._received = bytearray()
-        self._waiter: asyncio.Future[str | None] | None = None
+        self._nonce = self._last_nonce = ""
+        """Of the line that bash holds, or runs, and of the one before."""
+        self._held = False
+        """Whether bash holds the next command's line, all but its end."""
+        self._reported: asyncio.Future[None] | None = None
+        """Wakes who waits for the running command."""
+        self._over: asyncio.Future[str | None] | None = None
+        """Of the running command: its status line, or None when the shell ended instead."""
+        self._interrupted = False
+        self._earlier: list[int] = []
+        """What commands before the running one left in the background."""
+        self._looks: asyncio.TimerHandle | None = None
         self._outputs: list[Output] = []
         self.cwd = ""
         self.retired = False
@@ -97,6 +112,11 @@ class Shell:
     def alive(self) -> bool:
         """Whether there is a shell to run the next command in."""
         return self._exit is not None and not self._exit.done()
+
+    @property
+    def ended(self) -> bool:
+        """Whether there was a shell, which ended by itself."""
+        return self._exit is not None and self._exit.done()
 
     async def open(self, cwd: str, env: Mapping[str, str]) -> None:
         """Start bash in `cwd` with exactly these variables; raises ShellError."""
@@ -126,24 +146,20 @@ class Shell:
         self._stdin, self._status = stdin_write, status_read
         self._received.clear()
         asyncio.get_running_loop().add_reader(status_read, self._read_status)
+        self._exit.add_done_callback(self._ended)
         self.cwd = cwd
-        if status_write != _STATUS:
-            self._send(f"exec {_STATUS}>&{status_write} {status_write}>&-\n")
+        self._earlier = []
+        self._held = False
+        if status_write != STATUS:
+            self._send(f"exec {STATUS}>&{status_write} {status_write}>&-\n")
+        self._hold()
 
     def _prepare(self) -> None:
-        """Write what every command of this shell goes through.
-
-        bash reads its standard input byte by byte, a system call each, so the line that runs a
-        command only names this file. A second line reports the status: some errors make bash drop
-        everything that began on the line it is at.
-        """
+        """Write what every command of this shell goes through."""
         self._dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         for each in (self._out, self._command, self._run):
             Path(each).unlink(missing_ok=True)
-        command, into = shlex.quote(self._command), shlex.quote(self._out)
-        _replace(
-            self._run, f"builtin source {command} </dev/null >{into} 2>&1 {_STATUS}>&-\n".encode()
-        )
+        replace(self._run, script(self._command, self._out))
 
     @property
     def leader(self) -> tuple[int, str]:
@@ -151,50 +167,71 @@ class Shell:
         return self._pid, self._mark
 
     async def run(
-        self, command: str, timeout: float, cancel: Cancel, into: Tail | None = None
+        self,
+        command: str,
+        timeout: float,
+        cancel: Cancel,
+        into: Tail | None = None,
+        *,
+        cancel_kills: bool = False,
     ) -> Finished:
         """Run a command; `timeout` is in seconds, `into` receives what it prints.
 
-        A command that runs out of time, or is cancelled, is ended with the shell and everything it
-        started, and what it printed until then is kept. Raises ShellError when a tool took the
-        shell's own files away; only a new shell helps then.
+        A command that runs out of time, or is cancelled, is interrupted (see `interrupt`), and what
+        it printed until then is kept; with `cancel_kills` to cancel it ends the shell at once.
+        Raises ShellError when a tool took the shell's own files away; only a new shell helps then.
         """
         began = time.monotonic()
-        nonce = secrets.token_hex(4)
         try:
-            os.stat(self._run)  # noqa: PTH116 - a Path costs more than the call
             await self._write(command)
-            output = self.output = Output(self._out, into)
+            output = self.output = Output(self._out, into or Tail(overflow=self._new_file))
         except OSError as error:
             raise ShellError(f"its files in {self._dir} cannot be used: {error.strerror}") from None
         self._outputs = [each for each in self._outputs if each.held]
         self._outputs.append(output)
         loop = asyncio.get_running_loop()
-        self._waiter = loop.create_future()
-        watching = loop.call_later(_QUICK, output.watch)
-        self._send(
-            f"{self._line}"
-            f"""{{ builtin printf '%s %d %s\\0' {nonce} "$?" "$PWD" >&{_STATUS}; }} 2>/dev/null\n"""
-        )
+        over = self._over = loop.create_future()
+        self._interrupted = False
+        self._looks = loop.call_later(_QUICK, self._first_look, output)
+        if not self._held:
+            self._hold()
+        nonce, self._held = self._nonce, False
+        self._send("\n")
+        if not self.alive:
+            self._report(None)
         try:
-            status, reason = await self._await_status(self._waiter, timeout, cancel)
-            code = 0
-            told = _STATUS_LINE.fullmatch(status) if status is not None else None
-            if told and told["nonce"] == nonce:
-                code, self.cwd = int(told["code"]), told["cwd"]
+            reason = await self._first(over, timeout, cancel)
+            if reason == "cancel" and cancel_kills:
+                await kill_tree(self._pid, self._mark)
+            elif reason != "status":
+                await self.interrupt()
+            status = await over
+            answer = told(status, nonce)
+            lost = answer is None
+            if answer is not None:
+                code, self.cwd = answer
+                if self._interrupted:
+                    await kill_started(self._pid, self._mark, self._earlier)
+                self._earlier = background(self._pid, self._mark)
+                if self._interrupted:
+                    self._send(f"{REAP}\n")
+                self._hold()
             else:
-                status = None
-                if reason == "end":
-                    # After `exec` the shell is another program, which may go on for ever.
-                    reason = await self._await_exit(timeout - (time.monotonic() - began), cancel)
-                if reason != "end":
+                if self.alive:
                     await kill_tree(self._pid, self._mark)
                 code = await self._exit if self._exit else 1
                 code = 128 - code if code < 0 else code
+                self._earlier = []
         finally:
-            watching.cancel()
-            self._waiter = self.output = None
+            self._looks.cancel()
+            self._over = self.output = None
             tail = output.finish()
+        if code and not tail.total and not os.access(self._run, os.R_OK):
+            # bash found nothing to run. Only looked for now: every command would pay for it.
+            raise ShellError(f"its files in {self._dir} cannot be used: one of them is gone")
+        file = await tail.filed() if tail.omitted else None
+        if file is not None and self._overflows is not None:
+            self._overflows.trim()
         return Finished(
             output=readable(tail.text()),
             total_bytes=tail.total,
@@ -204,10 +241,22 @@ class Shell:
             wall=time.monotonic() - began,
             timed_out=reason == "timeout",
             cancelled=reason == "cancel",
-            shell_lost=status is None,
+            shell_lost=lost,
             shell_closed=self.retired,
-            surviving=0 if status is None else background(self._pid, self._mark),
+            surviving=len(self._earlier),
+            file=file.path if file is not None else "",
+            file_bytes=file.size if file is not None else 0,
         )
+
+    async def interrupt(self) -> None:
+        """Stop the running command, with the shell only where it must be.
+
+        Everything that it started ends too, in the background as well; what earlier commands
+        started goes on if the shell survives.
+        """
+        if self._over is not None and not self._over.done():
+            self._interrupted = True
+            await interrupt(self._pid, self._mark, self._earlier, self._over)
 
     async def close(self) -> None:
         """End the shell and everything that was started from it."""
@@ -225,27 +274,62 @@ class Shell:
             if fd >= 0:
                 os.close(fd)
         self._pid, self._exit, self._stdin, self._status = 0, None, -1, -1
+        self._earlier = []
+        self._held = False
 
     async def retire(self) -> None:
         """Close for good; a command that runs ends with what it printed."""
         self.retired = True
         await self.close()
-        await asyncio.to_thread(shutil.rmtree, self._dir, ignore_errors=True)
+        if self._overflows is not None:
+            self._overflows.forget(self._mark)
+        # A tool may have made it deeper than Python's stack: what is left goes with the pod.
+        with contextlib.suppress(RecursionError):
+            await asyncio.to_thread(shutil.rmtree, self._dir, ignore_errors=True)
 
     async def _write(self, command: str) -> None:
         data = f"{command}\n".encode(errors="surrogatepass")
         if len(data) <= _INLINE:
             # The state directory is in memory: this is quicker than handing it to a thread.
-            _replace(self._command, data)
+            replace(self._command, data)
         else:
-            await asyncio.to_thread(_replace, self._command, data)
+            await asyncio.to_thread(replace, self._command, data)
 
-    def _send(self, lines: str) -> None:
-        # A pipe takes 64 KiB at once; the lines sent are far shorter, and bash reads each one
-        # before it runs what the line names.
+    def _hold(self) -> None:
+        """Let bash read the next command's line, but not its end: it runs it when that comes."""
+        self._nonce, self._last_nonce = secrets.token_hex(4), self._nonce
+        self._held = self._send(f"{self._source}; {report(self._nonce)}")
+
+    def _send(self, text: str) -> bool:
+        """Write to bash; whether it went into the pipe, as a whole."""
+        # A pipe takes 64 KiB at once; what is sent is far shorter.
         # A tool that fills the pipe makes its command late, and is ended with the shell then.
-        with contextlib.suppress(BrokenPipeError, BlockingIOError):
-            os.write(self._stdin, lines.encode())
+        if self._stdin >= 0:
+            with contextlib.suppress(BrokenPipeError, BlockingIOError):
+                return os.write(self._stdin, text.encode()) > 0
+        return False
+
+    def _first_look(self, output: Output) -> None:
+        """Ask once more for the status of a command that is not done at once.
+
+        Some errors make bash drop everything that began on the line it is at, the report too.
+        """
+        self._send(f"{report(self._nonce)}\n")
+        self._look(output, 0)
+
+    def _look(self, output: Output, deaf: int) -> None:
+        """Read what a command prints that is not done at once; see whether its shell still hears.
+
+        bash takes the line that reports the status when the command is over. A shell that has
+        taken it, and waits, will say nothing any more: a tool made `builtin` something else.
+        """
+        output.watch()
+        deaf = deaf + 1 if not unread(self._stdin) and waits(self._pid) else 0
+        if deaf > _LOOKS:
+            self._report("")
+            return
+        loop = asyncio.get_running_loop()
+        self._looks = loop.call_later(_LOOK_SECONDS, self._look, output, deaf)
 
     def _read_status(self) -> None:
         try:
@@ -254,58 +338,52 @@ class Shell:
             return
         if not data:
             asyncio.get_running_loop().remove_reader(self._status)
-            self._report(None)
+            # Another program has taken the shell's place, and may go on for ever; or bash lost its
+            # descriptor, and ends when there is nothing more to read.
+            os.close(self._stdin)
+            self._stdin = -1
             return
         self._received.extend(data)
-        if len(self._received) > _MAX_STATUS:
+        *lines, rest = self._received.split(b"\0")
+        self._received = rest
+        for line in lines:
+            # A command that was asked twice reports twice, the second time when it is over.
+            if not (self._last_nonce and line.startswith(self._last_nonce.encode())):
+                self._report(line.decode(errors="surrogateescape"))
+        if len(rest) > _MAX_STATUS:
             # No shell of ours says that.
             self._received.clear()
             self._report("")
-        elif self._received.endswith(b"\0"):
-            text = self._received[:-1].decode(errors="surrogateescape")
-            self._received.clear()
-            self._report(text)
+
+    def _ended(self, exited: "asyncio.Future[int]") -> None:
+        """The shell has ended; what it had still said counts."""
+        if exited is self._exit:
+            if self._stdin >= 0 and self._status >= 0:
+                self._read_status()
+            self._report(None)
 
     def _report(self, status: str | None) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(status)
+        if self._over is not None and not self._over.done():
+            self._over.set_result(status)
+        if self._reported is not None:
+            wake(self._reported)
 
-    async def _await_exit(self, timeout: float, cancel: Cancel) -> str:
-        """What comes first of a shell that reports no more: end, timeout or cancel."""
-        if self._exit is None:
-            return "end"
-        either: list[asyncio.Future[Any]] = [self._exit, cancel]
-        await asyncio.wait(either, timeout=max(0.0, timeout), return_when=asyncio.FIRST_COMPLETED)
-        if self._exit.done():
-            return "end"
+    async def _first(
+        self, over: "asyncio.Future[str | None]", timeout: float, cancel: Cancel
+    ) -> str:
+        """What comes first: status (also of a shell that ended), timeout or cancel."""
+        if not over.done() and not cancel.done():
+            waiter = self._reported = asyncio.get_running_loop().create_future()
+
+            def cancelled(_: Cancel) -> None:
+                wake(waiter)
+
+            cancel.add_done_callback(cancelled)
+            try:
+                await woken(waiter, timeout)
+            finally:
+                cancel.remove_done_callback(cancelled)
+                self._reported = None
+        if over.done():
+            return "status"
         return "cancel" if cancel.done() else "timeout"
-
-    @staticmethod
-    async def _await_status(
-        waiter: "asyncio.Future[str | None]", timeout: float, cancel: Cancel
-    ) -> tuple[str | None, str]:
-        """The status line, or None; and what came first: status, end, timeout or cancel.
-
-        `end` stands for a shell that ended by itself, or was closed meanwhile.
-        """
-        either: list[asyncio.Future[Any]] = [waiter, cancel]
-        await asyncio.wait(either, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-        if waiter.done():
-            return waiter.result(), "end" if waiter.result() is None else "status"
-        return None, "cancel" if cancel.done() else "timeout"
-
-
-def _replace(path: str, data: bytes) -> None:
-    """Write a small file; the bare calls, because every command waits for this.
-
-    Raises OSError, also where a tool has put a FIFO there, which nothing may wait for.
-    """
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    fd = os.open(path, flags, 0o600)
-    try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
-        while data:
-            data = data[os.write(fd, data) :]
-    finally:
-        os.close(fd)

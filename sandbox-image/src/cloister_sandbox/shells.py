@@ -12,11 +12,11 @@ from collections.abc import Coroutine, Mapping
 from pathlib import Path
 from typing import Any
 
-from .commands import FOREVER, Command, InterruptibleShell, Script
+from .commands import FOREVER, Command, Script
 from .errors import Busy, IdConflict, InvalidField, NotFound, WrongState
 from .jobs import Ending, Failure, Job, Jobs, Reason
 from .processes import Reaper
-from .shell import ShellError
+from .shell import Shell, ShellError
 from .state import Activity
 
 MAX_SHELLS = 64
@@ -32,7 +32,7 @@ class Slot:
         digest: bytes,
         cwd: str,
         env: Mapping[str, str],
-        shell: InterruptibleShell,
+        shell: Shell,
     ) -> None:
         self.id = shell_id
         self.digest = digest
@@ -190,7 +190,7 @@ class Shells:
             if outcome is None:
                 timer = self._time(slot, command)
                 try:
-                    outcome = await command.run(shell, self._reaper.has_orphans)
+                    outcome = await command.run(shell)
                 except Exception:
                     # Whoever waits must learn that nothing comes any more.
                     log.exception("a command's care failed")
@@ -253,8 +253,8 @@ class Shells:
             # The next command waits for the lock. What fails here is tried again, and told, by it.
             await self._start_again(slot)
 
-    def _new_shell(self) -> InterruptibleShell:
-        return InterruptibleShell("s", self._state_dir, self._reaper)
+    def _new_shell(self) -> Shell:
+        return Shell("s", self._state_dir, self._reaper)
 
     def _background(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

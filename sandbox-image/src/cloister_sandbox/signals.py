@@ -5,6 +5,12 @@ outside its PID namespace is seen as pid 0: only that one ends the server. A too
 into a signal that it queues (rt_sigqueueinfo), but cannot make it look sent by kill: the kernel
 keeps the codes from 0 up for itself. A Python signal handler does not learn the sender, so the
 signals are blocked and a thread waits for them.
+
+What this cannot do: while a tool's signal waits, the kernel drops the kubelet's of the same number.
+A signal that queues would do no better, because a tool can fill its user's queue. And one that
+comes in the moment in which a tool is started may go to that thread, where nobody learns its
+sender. Then
+the pod ends by SIGKILL after its grace period, without a drain.
 """
 
 import contextlib

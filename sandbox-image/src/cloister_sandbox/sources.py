@@ -1,6 +1,8 @@
 """Reading what a program prints, from a pipe or a terminal, into its output store."""
 
 import asyncio
+import contextlib
+import fcntl
 import os
 
 from .outputs import CHUNK, OutputStore
@@ -8,6 +10,8 @@ from .outputs import CHUNK, OutputStore
 STDOUT, STDERR, TERMINAL = 1, 2, 3
 _AT_ONCE = 4 * 1024 * 1024
 """Bytes that are taken at most after a program ended, when somebody else goes on printing."""
+_PIPE = 65_536
+"""Bytes that a pipe takes by default."""
 
 
 class Source:
@@ -19,7 +23,7 @@ class Source:
         self._stream = stream
         self._store: OutputStore | None = store
         self._loop = asyncio.get_running_loop()
-        self._reading = False
+        self._reading = self._wide = False
         self.closed: asyncio.Future[None] = self._loop.create_future()
         """Done when no process holds the other end any more."""
 
@@ -68,8 +72,19 @@ class Source:
         except OSError:
             # A terminal whose other end is closed by all says so by an error.
             data = b""
+        if len(data) >= _PIPE and not self._wide:
+            self._widen()
         if not data:
             self.close()
         elif self._store is not None:
             self._store.add(self._stream, data)
         return len(data)
+
+    def _widen(self) -> None:
+        """Let the pipe of a program that prints much take more, so that it wakes us less often.
+
+        Only then: the kernel bounds what all pipes of a user may take together.
+        """
+        self._wide = True
+        with contextlib.suppress(OSError):  # a terminal, or beyond that bound
+            fcntl.fcntl(self._fd, fcntl.F_SETPIPE_SZ, CHUNK)

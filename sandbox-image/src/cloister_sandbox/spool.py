@@ -1,13 +1,20 @@
-"""A file for the middle of a long output: the part that memory does not keep."""
+"""A file for what memory does not keep of a long output."""
 
 import asyncio
 import bisect
 import os
 import tempfile
+from collections.abc import Callable
 
 DIRECTORY = "/tmp"  # noqa: S108 - the file has no name there
 TOTAL = 1024 * 1024 * 1024
 """Bytes in the files of all spools together."""
+
+
+def nameless() -> int:
+    """A new file that nothing else can find; raises OSError."""
+    with tempfile.TemporaryFile(dir=DIRECTORY, buffering=0) as file:
+        return os.dup(file.fileno())
 
 
 class Spool:
@@ -15,7 +22,8 @@ class Spool:
 
     occupied = 0
 
-    def __init__(self, limit: int, max_runs: int) -> None:
+    def __init__(self, limit: int, max_runs: int, open_file: Callable[[], int] = nameless) -> None:
+        self._open = open_file
         self._limit = limit
         self._max_runs = max_runs
         self._fd = -1
@@ -119,8 +127,7 @@ class Spool:
     def _write(self, data: bytes, place: int) -> bool:
         try:
             if self._fd < 0:
-                with tempfile.TemporaryFile(dir=DIRECTORY, buffering=0) as file:
-                    self._fd = os.dup(file.fileno())
+                self._fd = self._open()
             view = memoryview(data)
             while view:
                 done = os.pwrite(self._fd, view, place)

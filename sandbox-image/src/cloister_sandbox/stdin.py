@@ -4,6 +4,7 @@ import asyncio
 import os
 
 from .errors import OutOfRange
+from .wakes import wake
 
 END_OF_TRANSMISSION = b"\x04"
 
@@ -76,12 +77,7 @@ class Stdin:
     async def _writable(self) -> None:
         loop = asyncio.get_running_loop()
         ready: asyncio.Future[None] = loop.create_future()
-
-        def writable() -> None:
-            if not ready.done():
-                ready.set_result(None)
-
-        loop.add_writer(self._fd, writable)
+        loop.add_writer(self._fd, wake, ready)
         try:
             await asyncio.wait([ready, self._ended], return_when=asyncio.FIRST_COMPLETED)
         finally:

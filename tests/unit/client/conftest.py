@@ -1,6 +1,6 @@
 """A cluster made of a fake API server, a fake Sessions API and a real exec server."""
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -8,7 +8,8 @@ import pytest
 import cloister
 from cloister_api.exec.v1 import exec_pb2
 from support.fake_kube import OPERATOR_POD, FakeKube, fake_kube
-from support.fake_sessions import SERVER_NAME, FakeSessions, fake_sessions
+from support.fake_sessions import FakeSessions, fake_sessions
+from support.fault_proxy import FaultProxy, fault_proxy
 from support.sandbox_server import Sandbox, sandbox
 
 
@@ -32,12 +33,7 @@ def sessions(server: Sandbox) -> Iterator[FakeSessions]:
 def kube(sessions: FakeSessions, server: Sandbox) -> Iterator[FakeKube]:
     """The Kubernetes API, with Cloister installed."""
     with fake_kube() as running:
-        running.client_config = {
-            "ca.crt": sessions.authority.pem.decode(),
-            "sessionsAddress": f"127.0.0.1:{sessions.port}",
-            "sessionsServerName": SERVER_NAME,
-            "version": "0.1.0",
-        }
+        running.client_config = sessions.client_config
         running.forwards = {OPERATOR_POD: sessions.port, "sandbox-0": server.port}
         yield running
 
@@ -59,4 +55,12 @@ def client(kubeconfig: str) -> Iterator[cloister.Client]:
 def outside(kubeconfig: str) -> Iterator[cloister.Client]:
     """A client that forwards ports, as outside the cluster."""
     with cloister.Client(kubeconfig=kubeconfig) as made:
+        yield made
+
+
+@pytest.fixture
+async def proxy(server: Sandbox, sessions: FakeSessions) -> AsyncIterator[FaultProxy]:
+    """Stands between the client and the exec server."""
+    async with fault_proxy(server.port) as made:
+        sessions.endpoint = f"127.0.0.1:{made.port}"
         yield made

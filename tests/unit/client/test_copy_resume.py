@@ -8,6 +8,8 @@ import pytest
 
 import cloister
 from cloister import _fetching
+from cloister._places import Place
+from cloister_sandbox.entries import etag
 from support.fake_sessions import FakeSessions
 from support.relay import Relay, relay
 from support.sandbox_server import Sandbox
@@ -165,6 +167,24 @@ def test_a_finished_upload_is_made_again_when_the_sandbox_changed_the_file(
     assert (server.workspace / "undone").read_bytes() == content
 
 
+def test_an_upload_that_only_lacked_its_end_leaves_nothing_behind(
+    client: cloister.Client, server: Sandbox, link: Relay, tmp_path: Path
+) -> None:
+    content = os.urandom(5 * MIB)
+    (tmp_path / "big").write_bytes(content)
+    folder = server.workspace / "lacked"
+    folder.mkdir()
+    with client.create_session("env") as session:
+        with pytest.raises(Stopped):
+            session.upload(tmp_path / "big", "lacked/", progress=Stop(5 * MIB))
+        assert [each.stat().st_size for each in folder.iterdir()] == [5 * MIB]
+        link.plan([])
+        session.upload(tmp_path / "big", "lacked/")
+    assert link.up < MIB
+    assert [each.name for each in folder.iterdir()] == ["big"]
+    assert (folder / "big").read_bytes() == content
+
+
 def test_a_tree_goes_on_after_cuts(
     client: cloister.Client, server: Sandbox, link: Relay, tmp_path: Path
 ) -> None:
@@ -248,3 +268,29 @@ def test_a_stream_that_is_always_cut_is_given_up(
         link.plan([MIB, MIB, MIB, MIB])
         with pytest.raises(cloister.UnavailableError, match="was cut 2 times"):
             session.download("odd-cut", tmp_path / "back")
+
+
+def test_two_copies_of_one_file_do_not_mix(
+    client: cloister.Client, server: Sandbox, tmp_path: Path
+) -> None:
+    content = os.urandom(4 * MIB)
+    (server.workspace / "shared").write_bytes(content)
+    within: list[bytes] = []
+
+    def copy_again(done: int, total: int | None, files: int, name: str) -> None:
+        if MIB <= done < 4 * MIB and not within:
+            place = Place(tmp_path, make=False)
+            entry = (server.workspace / "shared").stat()
+            (kept,) = tmp_path.glob(".shared.*.partial")
+            partial = place.begin(("shared",), etag(entry))
+            within.append(os.fsencode(partial.hidden))
+            assert partial.hidden != kept.name
+            partial.discard()
+            partial.close()
+            place.close()
+
+    with client.create_session("env") as session:
+        session.download("shared", tmp_path, progress=copy_again)
+    assert within
+    assert (tmp_path / "shared").read_bytes() == content
+    assert not list(tmp_path.glob(".*.partial"))

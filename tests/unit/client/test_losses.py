@@ -11,7 +11,7 @@ import grpc
 import pytest
 
 import cloister
-from cloister import _connection, _sessions_api, _sync
+from cloister import _connection, _sessions_api, _sync_loop
 from cloister_api.sessions.v1 import sessions_pb2 as pb
 from support.cluster import wait_for
 from support.fake_kube import FakeKube
@@ -104,7 +104,7 @@ def test_transfers_survive_it_too(client: cloister.Client, server: Sandbox, prox
                 proxy.cut()
             received.extend(data)
 
-        _sync._run(lambda: session._async._files.read("big", keep))
+        _sync_loop.run(lambda: session._async._files.read("big", keep))
         assert bytes(received) == content
 
 

@@ -8,7 +8,7 @@ import grpc
 import pytest
 
 import cloister
-from cloister import _connection, _sync
+from cloister import _connection, _sync_loop
 from cloister_api.sessions.v1 import sessions_pb2 as pb
 from support.cluster import wait_for
 from support.fake_kube import TOKEN, FakeKube
@@ -227,4 +227,4 @@ def test_blocking_calls_on_the_librarys_own_loop_are_refused(client: cloister.Cl
         client.list_sessions()
 
     with pytest.raises(RuntimeError, match="AsyncClient"):
-        _sync._run(blocking)
+        _sync_loop.run(blocking)

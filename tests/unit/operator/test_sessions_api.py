@@ -19,7 +19,7 @@ from cloister_operator.errors import PermanentError, TransientError
 from cloister_operator.identity import Authority
 from cloister_operator.sessions_api.auth import RIGHTS, Auth
 from cloister_operator.sessions_api.guard import Guard
-from cloister_operator.sessions_api.server import SessionsServer
+from cloister_operator.sessions_api.server import SessionsServer, _Renewed
 
 ALICE, BOB, CAROL = "token-of-alice", "token-of-bob", "token-of-carol"
 NS = "team-a"
@@ -906,6 +906,16 @@ async def test_the_certificate_is_renewed_without_a_restart(
     await call()
     assert len(issued) == 2
     await server.stop(0)
+
+
+def test_grpc_is_told_of_a_certificate_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    # What it is told of frees what other threads use: at every handshake that ends in a crash.
+    now = datetime.now(UTC)
+    renewed = _Renewed(Authority.create(now), [], lambda: now)
+    assert renewed.fetch() is None
+    now += timedelta(days=61)
+    assert renewed.fetch() is not None
+    assert renewed.fetch() is None
 
 
 def test_every_method_has_its_rights() -> None:

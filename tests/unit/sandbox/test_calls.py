@@ -1,6 +1,5 @@
 """Calls: each runs once, is found again by its id, and can be stopped."""
 
-import asyncio
 import threading
 import uuid
 from collections.abc import Iterator
@@ -197,8 +196,7 @@ async def finished(registry: Calls, request_id: str, text: str = "") -> None:
         return ToolResult(text)
 
     call, _ = registry.start(request_id, b"", work)
-    await call.task
-    await asyncio.sleep(0)  # the registry hears of it in the next turn of the loop
+    assert await call.ended(10) is not None
 
 
 async def known(registry: Calls, request_id: str) -> bool:
@@ -250,4 +248,4 @@ async def test_running_calls_are_bounded(monkeypatch: pytest.MonkeyPatch) -> Non
         registry.start("first", b"other", until_cancelled)
     registry.stop_all()
     await registry.settle(10)
-    assert first.task.result().text == "stopped"
+    assert first.result == ToolResult("stopped")

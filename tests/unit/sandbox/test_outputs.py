@@ -9,7 +9,7 @@ from cloister_api.exec.v1 import exec_pb2
 from cloister_sandbox import jobs as module
 from cloister_sandbox import outputs, spool
 from cloister_sandbox.errors import Busy, NotFound
-from cloister_sandbox.jobs import Ending, Job, Jobs, Reason, reason_of
+from cloister_sandbox.jobs import MEMORY, Ending, Job, Jobs, Reason, reason_of
 from cloister_sandbox.outputs import CHUNK, LIVE, Missing, OutputStore, Policy, Reader
 from cloister_sandbox.services.events import follow
 
@@ -270,7 +270,7 @@ async def test_jobs_are_forgotten_after_a_while(monkeypatch: pytest.MonkeyPatch)
 async def test_memory_is_reserved() -> None:
     jobs = Jobs()
     large = Policy(head=1024 * 1024, tail=16 * 1024 * 1024)
-    for number in range(15):
+    for number in range(MEMORY // (large.head + large.tail)):
         jobs.require_room(large)
         jobs.put(job(str(number), large))
     with pytest.raises(Busy):
@@ -305,3 +305,18 @@ async def test_why_a_job_ended(
     each = job("x")
     each.sent, each.stopping = sent, stopping
     assert reason_of(each, code, oom_before=0) is reason
+
+
+async def test_who_comes_late_to_a_program_that_waited_misses_nothing() -> None:
+    policy = Policy(head=1, tail=1, spool=1, block_when_full=True)
+    store = OutputStore(policy, lambda: None, lambda: None)
+    printed = bytes(range(256)) * (LIVE // 256 + 512)
+    for start in range(0, len(printed), CHUNK):
+        store.add(1, printed[start : start + CHUNK])
+    reader = store.reader(0)
+    store.finish()
+    came = b""
+    while isinstance(piece := await reader.take(), outputs.Piece):
+        came += bytes(piece.data)
+        reader.advance(piece.end)
+    assert came == printed

@@ -74,17 +74,54 @@ def seconds() -> str:
 def test_nothing_outlives_its_context(tools: Tools, seconds: str, escape: str, end: str) -> None:
     command = escape.format(n=seconds)
     context = f"escape-{seconds}"
-    count = f"until pgrep -fx 'sleep {seconds}' >/dev/null; do sleep 0.01; done"
-    tools.call("bash", context_id=context, command=f"{command}\n{count}")
-    assert sleeping(seconds) != []
-    if end == "timeout":
-        tools.call("bash", context_id=context, command="sleep 60", timeout_ms=50)
+    command += f"\nuntil pgrep -fx 'sleep {seconds}' >/dev/null; do sleep 0.01; done"
+    if end == "close":
+        tools.call("bash", context_id=context, command=command)
+        assert sleeping(seconds) != []
     elif end == "exit":
-        tools.call("bash", context_id=context, command="exit 0")
-    closing = exec_pb2.CloseContextRequest(context_id=context)
-    if end != "close":
+        ended = tools.call("bash", context_id=context, command=f"{command}; exit 5")
+        assert ended.exit.code == 5
         assert sleeping(seconds) == []
-    tools.stub.CloseContext(closing, timeout=20)
+    else:
+        last = f"{command}\necho all; sleep {seconds}"
+        ended = tools.call("bash", context_id=context, command=last, timeout_ms=1000)
+        assert ended.content[0].text.startswith("all\nbash: bash command timed out after 1.0s")
+        assert (ended.state_lost, ended.exit.surviving_processes) == (False, 0)
+        assert sleeping(seconds) == []
+    tools.stub.CloseContext(exec_pb2.CloseContextRequest(context_id=context), timeout=20)
+    assert sleeping(seconds) == []
+
+
+def test_what_earlier_commands_left_outlives_a_timeout_and_is_counted(
+    tools: Tools, seconds: str
+) -> None:
+    keep = f"x=kept; sleep {seconds} & env -i setsid -f sh -c 'while :; do sleep {seconds}; done'"
+    keep += f"; until test $(pgrep -fxc 'sleep {seconds}') = 2; do sleep 0.01; done"
+    tools.call("bash", context_id="left", command=keep)
+    before = sleeping(seconds)
+    late = f"{seconds}.5"
+    start = f"setsid -f sleep {late}; (sleep {late} &); sleep {late}"
+    ended = tools.call("bash", context_id="left", command=start, timeout_ms=500)
+    assert (ended.state_lost, ended.exit.surviving_processes) == (False, 3)
+    assert sleeping(late) == []
+    assert sleeping(seconds) == before
+    # What they start while the command runs is theirs, too.
+    again = f"kill {before[0]} {before[1]}; sleep {late}"
+    ended = tools.call("bash", context_id="left", command=again, timeout_ms=500)
+    assert ended.exit.surviving_processes == 2
+    assert len(sleeping(seconds)) == 1
+    assert tools.call("bash", context_id="left", command="echo $x").content[0].text == "kept"
+    tools.stub.CloseContext(exec_pb2.CloseContextRequest(context_id="left"), timeout=20)
+    assert sleeping(seconds) == []
+
+
+def test_a_storm_ends_with_its_time(tools: Tools, seconds: str) -> None:
+    script = STORM.replace("time.sleep(60)", f"os.execlp('sleep', 'sleep', '{seconds}')")
+    ready = f"until test $(pgrep -fxc 'sleep {seconds}') = 64; do sleep 0.01; done; echo all"
+    command = f'{sys.executable} -c "{script}"\n{ready}; sleep 4000'
+    ended = tools.call("bash", context_id="storming", command=command, timeout_ms=3000)
+    assert ended.content[0].text.startswith("all\n")
+    assert (ended.state_lost, ended.exit.surviving_processes) == (False, 0)
     assert sleeping(seconds) == []
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from cloister_api.exec.v1 import exec_pb2
 from cloister_sandbox.capture import Output
 from support.sandbox_server import Tools
 
@@ -67,11 +68,39 @@ def test_timeout_keeps_output_and_ends_every_process(tools: Tools) -> None:
     command = (
         "echo before; (sleep 4711 &); setsid sleep 4711 & nohup sleep 4711 & disown; sleep 4711"
     )
+    tools.bash("kept=yes")
     result = tools.call("bash", command=command, timeout_ms=500)
     assert result.is_error
-    assert result.content[0].text.startswith("before\nbash: bash command timed out after 0.5s")
+    assert result.content[0].text == "before\nbash: bash command timed out after 0.5s"
+    assert result.exit.reason == exec_pb2.ExitInfo.REASON_TIMED_OUT
+    assert not result.state_lost
+    assert tools.bash("pgrep -fx 'sleep 4711' | wc -l; echo $kept") == "0\nyes"
+
+
+def test_an_interrupted_shell_leaves_no_zombie(tools: Tools) -> None:
+    tools.call("bash", command="sleep 4718", timeout_ms=100)
+    result = tools.call("bash", command="echo $$ >shell; sleep 4719 & wait", timeout_ms=100)
+    assert not result.state_lost
+    shell = tools.call("bash", context_id="other", command="cat shell").content[0].text
+    count = f'until [ -z "$(ps --no-headers --ppid {shell})" ]; do sleep 0.02; done; echo none'
+    assert tools.call("bash", context_id="other", command=count).content[0].text == "none"
+
+
+def test_what_ignores_an_interrupt_is_terminated_and_the_shell_stays(tools: Tools) -> None:
+    tools.bash("kept=yes")
+    command = "bash -c 'trap \"\" INT; echo up; sleep 4713'; echo on"
+    result = tools.call("bash", command=command, timeout_ms=300)
+    assert result.content[0].text.startswith("up\n")
+    assert not result.state_lost
+    assert tools.bash("pgrep -fx 'sleep 4713' | wc -l; echo $kept") == "0\nyes"
+
+
+def test_a_shell_that_cannot_be_interrupted_is_replaced(tools: Tools) -> None:
+    command = "trap '' INT TERM; echo up; while :; do sleep 4714; done"
+    result = tools.call("bash", command=command, timeout_ms=100)
+    assert result.content[0].text.startswith("up\nbash: bash command timed out after 0.1s\n[the")
     assert result.state_lost
-    assert tools.bash("pgrep -fx 'sleep 4711' | wc -l") == "0"
+    assert tools.bash("pgrep -fx 'sleep 4714' | wc -l") == "0"
 
 
 def test_background_output_stays_out_of_later_results(tools: Tools) -> None:
@@ -88,7 +117,9 @@ def test_only_the_tail_of_long_output_is_kept(tools: Tools) -> None:
     result = tools.call("bash", command="head -c 300000 /dev/zero | tr '\\0' a; echo END")
     text = result.content[0].text
     assert text.startswith("[output truncated]\na")
-    assert text.endswith("END")
+    assert (
+        "aEND\n[the output has 300004 bytes; shown are the last 102400; all of it is in /" in text
+    )
     assert result.truncation.total_bytes == 300004
     assert result.truncation.omitted_bytes == 300004 - 102_400
 
@@ -106,10 +137,23 @@ def test_the_environment_is_an_allow_list(tools: Tools) -> None:
 
 
 def test_a_stopped_shell_runs_into_its_timeout(tools: Tools) -> None:
+    tools.bash("kept=yes")
     result = tools.call("bash", command="kill -STOP $$", timeout_ms=300)
     assert result.is_error
+    assert not result.state_lost
+    assert tools.bash("echo alive $kept") == "alive yes"
+
+
+def test_a_shell_that_ended_between_commands_is_not_passed_over(tools: Tools) -> None:
+    end = "cd /usr; kept=yes; (trap '' TERM; rm -f ended; sleep 0.2; kill -KILL $$) & :"
+    tools.bash(end)
+    gone = "while kill -0 $1; do sleep 0.02; done"
+    pid = tools.bash("echo $$")
+    assert tools.call("bash", context_id="other", command=f"set -- {pid}; {gone}").exit.code == 0
+    result = tools.call("bash", command="echo [$kept] $PWD")
     assert result.state_lost
-    assert tools.bash("echo alive") == "alive"
+    assert result.content[0].text.startswith("[] /usr\n[the shell had ended since")
+    tools.call("bash", restart=True)
 
 
 def test_a_command_that_replaces_the_shell_runs_into_its_timeout(tools: Tools) -> None:

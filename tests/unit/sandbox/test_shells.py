@@ -142,24 +142,26 @@ def test_a_shell_that_ends_is_replaced(worker: Worker, script: str, code: int, n
 @pytest.mark.parametrize(
     "script",
     [
-        "echo begun; sleep 4741; echo on",
+        "echo begun; sleep SHORT; echo on",
         "echo begun; while :; do :; done",
-        "f() { echo begun; sleep 4741; }; f && echo on",
-        "echo begun; (setsid sleep 4741 &); sleep 4741 | cat; echo on",
-        "echo begun; x=$(sleep 4741); echo on",
+        "f() { echo begun; sleep SHORT; }; f && echo on",
+        "echo begun; (setsid sleep SHORT &); sleep SHORT | cat; echo on",
+        "echo begun; x=$(sleep SHORT); echo on",
     ],
 )
 def test_a_shell_survives_a_command_whose_time_is_up(
     worker: Worker, tools: Tools, script: str
 ) -> None:
-    worker.sh("kept=yes; sleep 4742 & cd /usr")
-    seen = worker.sh(script, timeout=0.3)
+    # Durations that no other run on this machine sleeps for.
+    ends, stays = (4_000_000 + uuid.uuid4().int % 1_000_000 + each for each in (0, 1_000_000))
+    worker.sh(f"kept=yes; sleep {stays} & cd /usr")
+    seen = worker.sh(script.replace("SHORT", f"{ends}"), timeout=0.3)
     assert (seen.text, seen.exited.reason) == ("begun\n", TIMED_OUT)
     assert seen.exited.code == 130
     assert worker.sh("echo $kept $PWD").text == "yes /usr\n"
     assert worker.shell().generation == 1
-    assert tools.bash("pgrep -fx 'sleep 4741' | wc -l") == "0"
-    assert tools.bash("pgrep -fx 'sleep 4742' | wc -l") == "1"
+    assert tools.bash(f"pgrep -fx 'sleep {ends}' | wc -l") == "0"
+    assert tools.bash(f"pgrep -fx 'sleep {stays}' | wc -l") == "1"
 
 
 def test_a_command_that_ignores_interrupts_is_terminated(worker: Worker) -> None:

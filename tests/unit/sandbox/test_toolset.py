@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from cloister_api.exec.v1 import exec_pb2
+from support.file_calls import found_by_ripgrep
 from support.sandbox_server import Sandbox, Tools, sandbox
 
 OUTSIDE = "is outside the session's working directory and its other permitted directories"
@@ -364,18 +365,26 @@ def test_47_grep_is_cut_and_says_so(tools: Tools, claimed: Sandbox) -> None:
     ("script", "text", "is_error"),
     [
         # More complaints than a pipe holds, before the first match.
-        ("head -c 300000 /dev/zero | tr '\\0' e >&2; echo f:1:x", "f:1:x\n[some files were", False),
-        ("echo f:1:x; exec sleep 4717", "f:1:x\ngrep: timed out after ", True),
+        (
+            "head -c 300000 /dev/zero | tr '\\0' e >&2; cat {found}",
+            "{f}:1:x\n[some files were",
+            False,
+        ),
+        ("cat {found}; exec sleep 4717", "{f}:1:x\ngrep: timed out after ", True),
     ],
     ids=["complaints", "slow"],
 )
 def test_a_search_cannot_hang(tmp_path: Path, script: str, text: str, is_error: bool) -> None:
-    (tmp_path / "rg").write_text(f"#!/bin/sh\n{script}\n")
+    found, file = tmp_path / "found", tmp_path / "server" / "workspace" / "f"
+    (tmp_path / "rg").write_text(f"#!/bin/sh\n{script.format(found=found)}\n")
     (tmp_path / "rg").chmod(0o755)
     recipe = {"env": {"PATH": f"{tmp_path}:{os.environ['PATH']}"}}
     with sandbox(tmp_path / "server", recipe) as server:
         server.wait_for(exec_pb2.RuntimeInfo.STATE_WARM)
         server.claim()
         with server.worker() as channel:
+            file.write_text("x\n")
+            found.write_text(found_by_ripgrep(file, "x\n"))
             result = Tools(channel).call("grep", pattern="x", budget=2.0)
-    assert (result.content[0].text.startswith(text), result.is_error) == (True, is_error)
+    begins = result.content[0].text.startswith(text.format(f=file))
+    assert (begins, result.is_error) == (True, is_error)

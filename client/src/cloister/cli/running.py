@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import CancelledError
 from types import FrameType
 
 from .._errors import CloisterError, StartFailedError
@@ -105,8 +106,9 @@ def _stdin() -> int | None:
 
 
 def _feed(source: int, process: Process) -> None:
-    # When the program does not read any more, or is out of reach, who reads its output tells.
-    with contextlib.suppress(CloisterError):
+    # When the program does not read any more, or is out of reach, who reads its output tells; and
+    # when that has ended, the connection is closed under a write that is still on its way.
+    with contextlib.suppress(CloisterError, CancelledError):
         try:
             while data := os.read(source, 65_536):
                 process.write(data)

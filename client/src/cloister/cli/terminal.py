@@ -55,7 +55,9 @@ def shell(client: Client, arguments: argparse.Namespace) -> int:
         )
     try:
         with local.raw():
-            ended = on_loop(lambda: local.carry(process._async))  # noqa: SLF001 - our own half
+            # Our own half of the process.
+            carried = process._async  # noqa: SLF001
+            ended = on_loop(lambda: local.carry(carried, again=bool(arguments.attach)))
     except (OutcomeUnknownError, SessionEndedError, StartFailedError):
         raise
     except (CloisterError, KeyboardInterrupt, SystemExit):
@@ -132,7 +134,8 @@ class Terminal:
         handlers = {signal.SIGWINCH: resized, signal.SIGTERM: end, signal.SIGHUP: end}
         earlier = {number: signal.signal(number, each) for number, each in handlers.items()}
         try:
-            tty.setraw(self._source)
+            # What was typed meanwhile is kept.
+            tty.setraw(self._source, termios.TCSANOW)
             yield
         finally:
             for number, handler in earlier.items():
@@ -141,15 +144,18 @@ class Terminal:
             with contextlib.suppress(termios.error):
                 termios.tcsetattr(self._source, termios.TCSADRAIN, before)
 
-    async def carry(self, process: AsyncProcess) -> Exit | None:
-        """Connect a program to it, until the program ends, or None: until it is detached."""
+    async def carry(self, process: AsyncProcess, *, again: bool) -> Exit | None:
+        """Connect a program to it, until the program ends, or None: until it is detached.
+
+        again: it was connected before, and should draw what it shows anew.
+        """
         self._loop = asyncio.get_running_loop()
         process.on_loss = lambda lost: self._say(_LOST if lost else _BACK)
         printing = asyncio.create_task(self._print(process))
         reading = asyncio.create_task(self._read())
         others = [
             asyncio.create_task(_while_it_runs(self._write(process))),
-            asyncio.create_task(_while_it_runs(self._fit(process))),
+            asyncio.create_task(_while_it_runs(self._fit(process, again=again))),
         ]
         everything: list[asyncio.Task[Any]] = [printing, reading, *others]
         waited = set(everything)
@@ -199,11 +205,12 @@ class Terminal:
             if data:
                 await process.write(data)
 
-    async def _fit(self, process: AsyncProcess) -> None:
+    async def _fit(self, process: AsyncProcess, *, again: bool) -> None:
         """Keep the program's terminal as large as this one."""
-        columns, rows = self.size()
-        # Programs draw anew when the size changes: one that was attached again shows itself.
-        await process.resize(columns, max(1, rows - 1))
+        if again:
+            # Programs draw anew when the size changes.
+            columns, rows = self.size()
+            await process.resize(columns, max(1, rows - 1))
         while True:
             await process.resize(*self.size())
             await self._resized.wait()

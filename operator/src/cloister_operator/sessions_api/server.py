@@ -59,7 +59,8 @@ class SessionsServer:
     async def start(self, address: str = f"[::]:{names.SESSIONS_PORT}") -> int:
         """Listen; returns the port. Raises RuntimeError when the address is taken."""
         credentials = grpc.dynamic_ssl_server_credentials(
-            self._certificate.fetch(), self._certificate.fetch
+            self._certificate.first,
+            self._certificate.fetch,  # type: ignore[arg-type] # the stubs do not know of None
         )
         port = self._server.add_secure_port(address, credentials)
         await self._server.start()
@@ -81,18 +82,20 @@ class _Renewed:
         self._ip_addresses = tuple(ip_addresses)
         self._clock = clock
         self._identity = self._issue()
-        self._configuration = _configuration(self._identity)
+        self.first = _configuration(self._identity)
 
-    def fetch(self) -> grpc.ServerCertificateConfiguration:
-        """For a new handshake; gRPC calls it in threads of its own.
+    def fetch(self) -> grpc.ServerCertificateConfiguration | None:
+        """The next certificate when it is time for it; gRPC asks at every handshake.
 
-        Two threads may renew at the same time: either certificate is as good.
+        None lets gRPC keep what it has. Whatever else it is given replaces what all handshakes
+        share, and one that another thread has just begun may then use what is freed already: the
+        process crashes (grpc/grpc#36693). It asks in threads of its own, one at a time.
         """
-        if self._identity.not_after - self._clock() < OPERATOR_LIFETIME / 3:
-            self._identity = self._issue()
-            self._configuration = _configuration(self._identity)
-            log.info("the Sessions API's certificate was renewed")
-        return self._configuration
+        if self._identity.not_after - self._clock() >= OPERATOR_LIFETIME / 3:
+            return None
+        self._identity = self._issue()
+        log.info("the Sessions API's certificate was renewed")
+        return _configuration(self._identity)
 
     def _issue(self) -> Identity:
         return self._authority.sessions_api_server(

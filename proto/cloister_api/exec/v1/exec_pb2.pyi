@@ -290,6 +290,7 @@ class ExitInfo(_message.Message):
     CPU_FIELD_NUMBER: _builtins.int
     MAX_RSS_BYTES_FIELD_NUMBER: _builtins.int
     SURVIVING_PROCESSES_FIELD_NUMBER: _builtins.int
+    TRUNCATION_FIELD_NUMBER: _builtins.int
     code: _builtins.int
     signal: _builtins.int
     reason: Global___ExitInfo.Reason.ValueType
@@ -307,6 +308,12 @@ class ExitInfo(_message.Message):
     def cpu(self) -> _duration_pb2.Duration:
         """Processor time of the program and the children it waited for."""
 
+    @_builtins.property
+    def truncation(self) -> Global___Truncation:
+        """Shells and Processes: set when part of the output is not kept any more, by any offset. What
+        Tools leaves out is told in CallResult.truncation.
+        """
+
     def __init__(
         self,
         *,
@@ -318,10 +325,11 @@ class ExitInfo(_message.Message):
         cpu: _duration_pb2.Duration | None = ...,
         max_rss_bytes: _builtins.int = ...,
         surviving_processes: _builtins.int = ...,
+        truncation: Global___Truncation | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "cpu", b"cpu", "signal", b"signal", "status", b"status", "wall", b"wall"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "cpu", b"cpu", "signal", b"signal", "status", b"status", "truncation", b"truncation", "wall", b"wall"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "cpu", b"cpu", "cwd", b"cwd", "max_rss_bytes", b"max_rss_bytes", "reason", b"reason", "signal", b"signal", "status", b"status", "surviving_processes", b"surviving_processes", "wall", b"wall"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "cpu", b"cpu", "cwd", b"cwd", "max_rss_bytes", b"max_rss_bytes", "reason", b"reason", "signal", b"signal", "status", b"status", "surviving_processes", b"surviving_processes", "truncation", b"truncation", "wall", b"wall"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_status: _TypeAlias = _typing.Literal["code", "signal"]  # noqa: Y015
     _WhichOneofArgType_status: _TypeAlias = _typing.Literal["status", b"status"]  # noqa: Y015

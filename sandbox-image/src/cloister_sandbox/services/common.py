@@ -1,24 +1,67 @@
 """What the services share."""
 
 import contextlib
+import errno
 import functools
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
+import grpc
+
 from ..authorize import abort
-from ..errors import CallError, InvalidField, Unavailable
+from ..errors import Busy, CallError, InvalidField, Unavailable, place
 from ..state import Phase, ServerState
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)
+"""EAGAIN is what a full table of processes, or threads, answers."""
+MAX_ID = 128
+"""Characters of an id that a caller chooses."""
+log = logging.getLogger(__name__)
+
+
+def unforeseen(method: str, error: Exception) -> CallError:
+    """The failure of a call for an error that no handler foresaw; logged by its kind and place."""
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return Busy("DISK_FULL", "no space is left on the sandbox's disk", 5.0)
+    if isinstance(error, OSError) and error.errno in _EXHAUSTED:
+        return Busy("OUT_OF_RESOURCES", "the sandbox has no more processes or descriptors", 1.0)
+    if isinstance(error, MemoryError):
+        return Busy("OUT_OF_RESOURCES", "the sandbox has no more memory", 1.0)
+    if isinstance(error, RuntimeError) and str(error) == "can't start new thread":
+        return Busy("OUT_OF_RESOURCES", "the sandbox has no more threads", 1.0)
+    file, line = place(error)
+    log.error("%s: %s in %s, line %d", method, type(error).__name__, file, line)
+    return CallError("UNFORESEEN", "the server failed in a way that was not foreseen")
+
+
+def _failure(method: str, error: Exception) -> CallError:
+    """What the caller is told of an error.
+
+    The error loses the frames it came through. They hold the request, and some of them the task or
+    future that holds the error: such a circle would keep a large request until the collector comes
+    by.
+    """
+    failure = error if isinstance(error, CallError) else unforeseen(method, error)
+    error.__traceback__ = error.__context__ = error.__cause__ = None
+    return failure
 
 
 def unary(method: Callable[[Any, Any, Any], Awaitable[Any]]) -> Callable[[Any, Any, Any], Any]:
-    """Let a handler raise CallError; the caller gets its status and details."""
+    """Let a handler raise CallError; the caller gets its status and details.
+
+    Any other error becomes a status too, without its words.
+    """
 
     @functools.wraps(method)
     async def guarded(self: Any, request: Any, context: Any) -> Any:
         try:
             return await method(self, request, context)
-        except CallError as error:
-            return await abort(context, error)
+        except grpc.aio.AbortError:
+            raise
+        except Exception as error:
+            return await abort(context, _failure(method.__name__, error))
 
     return guarded
 
@@ -39,8 +82,10 @@ def streaming(
             async with contextlib.aclosing(messages):
                 async for each in messages:
                     await context.write(each)
-        except CallError as error:
-            await abort(context, error)
+        except grpc.aio.AbortError:
+            raise
+        except Exception as error:
+            await abort(context, _failure(method.__name__, error))
 
     return guarded
 
@@ -51,6 +96,11 @@ def require_claimed(state: ServerState) -> None:
         raise Unavailable("DRAINING", "this sandbox is ending and takes no new calls")
     if state.phase is not Phase.CLAIMED:
         raise Unavailable("NOT_CLAIMED", "no session owns this sandbox yet")
+
+
+def sendable(text: str) -> str:
+    """Text as a message can carry it: protobuf refuses lone surrogates."""
+    return text if text.isascii() else text.encode(errors="replace").decode()
 
 
 def require_length(field: str, value: str, longest: int) -> None:

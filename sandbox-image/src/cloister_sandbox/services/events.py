@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import AsyncIterator
-from datetime import timedelta
 
 from google.protobuf import duration_pb2
 
@@ -10,7 +9,8 @@ from cloister_api.exec.v1 import exec_pb2
 
 from ..errors import Busy, InvalidField, OutOfRange
 from ..jobs import Ending, Failure, Job, Reason
-from ..outputs import CHUNK, Missing, Policy
+from ..outputs import CHUNK, Missing, OutputStore, Policy
+from .common import sendable
 
 HEARTBEAT_SECONDS = 10.0
 COALESCE_SECONDS = 0.005
@@ -97,7 +97,7 @@ async def follow(
             sent_at = quiet_since = time.monotonic()
             sent_small = job.store.total - reader.position < CHUNK
         if job.ending is not None:
-            yield events.next(exited=exit_info(job.ending))
+            yield events.next(exited=exit_info(job.ending, job.store))
         elif job.failure is not None:
             yield events.next(failed=exec_failure(job.failure))
         else:
@@ -140,13 +140,13 @@ class _Events:
         )
 
 
-def exit_info(ending: Ending) -> exec_pb2.ExitInfo:
-    """How a job ended, as a message."""
+def exit_info(ending: Ending, store: OutputStore) -> exec_pb2.ExitInfo:
+    """How a job ended and what is left of its output, as a message."""
     info = exec_pb2.ExitInfo(
         reason=_REASONS[ending.reason],
         wall=duration(ending.wall),
         cpu=duration(ending.cpu),
-        cwd=ending.cwd.encode("utf-8", errors="replace").decode("utf-8"),
+        cwd=sendable(ending.cwd),
         max_rss_bytes=ending.max_rss,
         surviving_processes=ending.survivors,
     )
@@ -154,12 +154,15 @@ def exit_info(ending: Ending) -> exec_pb2.ExitInfo:
         info.signal = -ending.code
     else:
         info.code = ending.code
+    if store.lost_bytes:
+        info.truncation.total_bytes = store.total
+        info.truncation.omitted_bytes = store.lost_bytes
     return info
 
 
 def exec_failure(failure: Failure) -> exec_pb2.ExecFailure:
     """Why a job could not begin, as a message."""
-    message = failure.message.encode("utf-8", errors="replace").decode("utf-8")
+    message = sendable(failure.message)
     kind = exec_pb2.ExecFailure.Kind.Value(f"KIND_{failure.kind}")
     return exec_pb2.ExecFailure(kind=kind, errno=failure.errno, message=message)
 
@@ -195,6 +198,5 @@ def seconds(field: str, given: duration_pb2.Duration) -> float:
 
 def duration(value: float) -> duration_pb2.Duration:
     """Seconds as a message."""
-    message = duration_pb2.Duration()
-    message.FromTimedelta(timedelta(seconds=value))
-    return message
+    whole, nanos = divmod(int(value * 1e9), 1_000_000_000)
+    return duration_pb2.Duration(seconds=whole, nanos=nanos)

@@ -4,13 +4,14 @@ import asyncio
 import contextlib
 import os
 import threading
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from typing import Any
 
 from cloister_api.exec.v1 import exec_pb2
 
 from .. import beneath, changes, texts, watches
-from ..edits import MAX_EDITS, edit
+from ..edits import MAX_EDITS, MAX_STRINGS, edit
 from ..entries import entry, read_link, shown
 from ..errors import Busy, InvalidField, WrongState
 from ..failures import failed, open_file, resolve, writable_entry
@@ -22,8 +23,8 @@ from ..replays import Replays
 from ..state import Activity, ServerState
 from ..toolset.patterns import BadPattern, Pattern
 from ..walks import TooLarge, walk
-from .common import require_claimed, streaming, unary
-from .transfers import MAX_ID, Transfers
+from .common import MAX_ID, require_claimed, streaming, unary
+from .transfers import Transfers
 
 CAPABILITIES = (
     "files",
@@ -39,6 +40,7 @@ MAX_TEXT = 1_048_576
 MAX_GLOB = 10_000
 MAX_GLOB_BYTES = 3_000_000
 """Bytes of the paths of one answer: it has to fit into a message."""
+MAX_GLOB_SECONDS = 60.0
 MAX_MATCHES = 100_000
 MAX_CONTEXT = 50
 MAX_GREP_SECONDS = 600.0
@@ -151,6 +153,9 @@ class FilesService(Transfers):
             with self._activity:
                 return await self._lanes.slow.run(self._edit, request)
 
+        size = sum(len(each.old_string) + len(each.new_string) for each in request.edits)
+        if size > MAX_STRINGS:
+            raise InvalidField("edits", f"must have at most {MAX_STRINGS} characters together")
         payload = request.SerializeToString(deterministic=True)
         return await self._edits.run(request.request_id, payload, work)
 
@@ -176,9 +181,16 @@ class FilesService(Transfers):
             )
 
     def _glob(self, path: str, pattern: Pattern, limit: int, gone: Any) -> exec_pb2.GlobResult:
+        deadline = time.monotonic() + MAX_GLOB_SECONDS
         resolved = resolve(self._roots, path or ".")
         try:
-            matches, total = find(self._roots, resolved, pattern, limit, gone)
+            matches, total = find(
+                self._roots,
+                resolved,
+                pattern,
+                limit,
+                lambda: gone() or time.monotonic() > deadline,
+            )
         except TooLarge as bound:
             raise WrongState("TREE_TOO_LARGE", f"{shown(path)} has {bound}") from None
         result = exec_pb2.GlobResult(total_matches=total)

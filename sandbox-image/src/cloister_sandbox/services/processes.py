@@ -15,9 +15,9 @@ from ..jobs import Job, Scope
 from ..programs import Order, Program, Programs
 from ..state import ServerState
 from ..terminal import MAX_SIDE
-from .common import require_claimed, require_length, streaming, unary
+from .common import MAX_ID, require_claimed, require_length, streaming, unary
 from .events import exec_failure, exit_info, follow, policy, require_reader, seconds
-from .starting import MAX_ID, directory, variables
+from .starting import directory, variables
 
 MAX_WAIT = 60.0
 MAX_ARGUMENTS = 65_536
@@ -200,5 +200,5 @@ def _process(job: Job) -> exec_pb2.Process:
         labels=job.labels,
     )
     if job.ending is not None:
-        message.exit.CopyFrom(exit_info(job.ending))
+        message.exit.CopyFrom(exit_info(job.ending, job.store))
     return message

@@ -14,6 +14,7 @@ from cloister_api.exec.v1 import exec_pb2, exec_pb2_grpc
 
 from ..config import API_GENERATION, VERSION, Config
 from ..errors import InvalidField, Unavailable, WrongState
+from ..handover import hand_over
 from ..identity import KeyPair, ServerIdentity
 from ..recipe import place
 from ..state import Activity, Phase, ServerState
@@ -82,13 +83,17 @@ class RuntimeService(exec_pb2_grpc.RuntimeServicer):
                     await asyncio.to_thread(place, each.path, each.mode or 0o644, each.content)
                 except OSError as error:
                     raise InvalidField("files", f"{each.path}: {error.strerror}") from None
-            self._identity.replace(KeyPair(request.certificate_pem, request.private_key_pem))
-            self._state.environment.update(request.env)
-            self._state.session_uid = request.session_uid
-            self._state.phase = Phase.CLAIMED
-            self._activity.reset()
+            await hand_over(self._config.listen, lambda: self._claim(request))
         log.info("claimed by session %s", request.session_name)
         return exec_pb2.ClaimResponse(boot_id=self._state.boot_id)
+
+    def _claim(self, request: exec_pb2.ClaimRequest) -> None:
+        """All of it or, when the caller goes away before, nothing."""
+        self._identity.replace(KeyPair(request.certificate_pem, request.private_key_pem))
+        self._state.environment.update(request.env)
+        self._state.session_uid = request.session_uid
+        self._state.phase = Phase.CLAIMED
+        self._activity.reset()
 
     @unary
     async def Probe(self, request: exec_pb2.ProbeRequest, context: Any) -> Any:  # noqa: ARG002, N802

@@ -12,9 +12,9 @@ from ..errors import InvalidField
 from ..jobs import Job
 from ..shells import Shells, Slot
 from ..state import ServerState
-from .common import require_claimed, require_length, streaming, unary
+from .common import MAX_ID, require_claimed, require_length, sendable, streaming, unary
 from .events import follow, policy, require_reader, seconds
-from .starting import MAX_ID, directory, variables
+from .starting import directory, variables
 
 _DETACH = {
     exec_pb2.ON_TIMEOUT_UNSPECIFIED: False,
@@ -93,7 +93,7 @@ def _shell(slot: Slot) -> exec_pb2.Shell:
     return exec_pb2.Shell(
         shell_id=slot.id,
         state=exec_pb2.Shell.STATE_BUSY if busy else exec_pb2.Shell.STATE_READY,
-        cwd=slot.shell.cwd.encode("utf-8", errors="replace").decode("utf-8"),
+        cwd=sendable(slot.shell.cwd),
         generation=slot.generation,
         running_command_id=slot.running.id if slot.running is not None else "",
     )

@@ -5,8 +5,6 @@ from pathlib import Path
 
 from ..errors import InvalidField
 
-MAX_ID = 128
-
 
 def directory(workspace: Path, given: str) -> str:
     """Where to start: the workspace, or a directory that may be relative to it."""

@@ -1,8 +1,6 @@
 """cloister.exec.v1.Tools."""
 
-import asyncio
 from collections.abc import AsyncIterator
-from datetime import timedelta
 from typing import Any
 
 from google.protobuf import struct_pb2
@@ -15,11 +13,12 @@ from ..errors import InvalidField
 from ..shell import Cancel
 from ..state import Activity, ServerState
 from ..toolset.results import NO_OUTPUT, ToolResult
-from .common import require_claimed, require_length, streaming, unary
-from .events import seconds
+from .common import MAX_ID, require_claimed, require_length, sendable, streaming, unary
+from .events import duration, seconds
 
 PROGRESS_SECONDS = 5.0
-MAX_ID = 128
+MAX_LIST = 64
+"""Entries of a list; the longest that a tool takes has two."""
 
 
 class ToolsService(exec_pb2_grpc.ToolsServicer):
@@ -41,7 +40,7 @@ class ToolsService(exec_pb2_grpc.ToolsServicer):
             raise InvalidField("context_id", f"must have at most {MAX_ID} characters")
         if request.tool not in TOOLS:
             raise InvalidField("tool", f"must be one of {', '.join(TOOLS)}")
-        budget = seconds("budget", request.budget)
+        budget = seconds("budget", request.budget) if request.HasField("budget") else 0.0
         target = self._contexts.get(request.context_id)
         payload = b"\0".join(
             (request.tool.encode(), request.context_id.encode())
@@ -53,11 +52,9 @@ class ToolsService(exec_pb2_grpc.ToolsServicer):
                 return await self._contexts.run(target, request.tool, given, budget, cancel)
 
         call, replayed = self._calls.start(request.request_id, payload, work)
-        while not call.task.done():
-            await asyncio.wait([call.task], timeout=PROGRESS_SECONDS)
-            if not call.task.done():
-                yield exec_pb2.CallEvent(progress=exec_pb2.Progress(output_bytes=_printed(target)))
-        yield exec_pb2.CallEvent(result=_result(call.task.result(), replayed))
+        while (result := await call.ended(PROGRESS_SECONDS)) is None:
+            yield exec_pb2.CallEvent(progress=exec_pb2.Progress(output_bytes=_printed(target)))
+        yield exec_pb2.CallEvent(result=_result(result, replayed))
 
     @unary
     async def Cancel(self, request: exec_pb2.CancelRequest, context: Any) -> Any:  # noqa: ARG002, N802
@@ -71,12 +68,18 @@ class ToolsService(exec_pb2_grpc.ToolsServicer):
 
 
 def _plain(value: struct_pb2.Value) -> Any:
-    """A value as Python has it; quicker than the general JSON conversion, and takes NaN."""
+    """A value as Python has it; quicker than the general JSON conversion, and takes NaN.
+
+    What no tool takes is not converted: an object inside an input, or a list of more than numbers.
+    A request of the largest size would become a hundred times its size.
+    """
     kind = value.WhichOneof("kind")
     if kind == "struct_value":
-        return {name: _plain(each) for name, each in value.struct_value.fields.items()}
+        return {}
     if kind == "list_value":
-        return [_plain(each) for each in value.list_value.values]
+        # One more than is taken, so that it is seen to be too long.
+        few = value.list_value.values[: MAX_LIST + 1]
+        return [{} if each.HasField("list_value") else _plain(each) for each in few]
     return None if kind in (None, "null_value") else getattr(value, kind)
 
 
@@ -95,9 +98,7 @@ def _result(result: ToolResult, replayed: bool) -> exec_pb2.CallResult:
         else:
             block.document.CopyFrom(blob)
     else:
-        # protobuf refuses lone surrogates, and models read replacement characters.
-        text = result.text or NO_OUTPUT
-        block.text = text.encode("utf-8", errors="replace").decode("utf-8")
+        block.text = sendable(result.text or NO_OUTPUT)
     finished = result.finished
     if finished is None:
         return message
@@ -116,11 +117,12 @@ def _result(result: ToolResult, replayed: bool) -> exec_pb2.CallResult:
         info.reason = exec_pb2.ExitInfo.REASON_SHELL_LOST
     else:
         info.reason = exec_pb2.ExitInfo.REASON_EXITED
-    info.wall.FromTimedelta(timedelta(seconds=finished.wall))
-    info.cwd = finished.cwd.encode("utf-8", errors="replace").decode("utf-8")
+    info.wall.CopyFrom(duration(finished.wall))
+    info.cwd = sendable(finished.cwd)
     info.surviving_processes = finished.surviving
-    message.state_lost = finished.shell_lost
+    message.state_lost = finished.shell_lost or finished.reopened
     if finished.omitted_bytes:
         message.truncation.total_bytes = finished.total_bytes
         message.truncation.omitted_bytes = finished.omitted_bytes
+        message.truncation.spool_path = finished.file
     return message

@@ -17,14 +17,13 @@ from ..lanes import Lanes
 from ..paths import Roots
 from ..state import Activity, ServerState
 from ..unpacking import check, unpack
-from .common import require_claimed, streaming, unary
+from .common import MAX_ID, require_claimed, streaming, unary
 
 _BATCH = 8
 """Pieces of a download that are read at once."""
 _GATHERED = 1024 * 1024
 """Bytes of an upload that are written at once."""
 MAX_STREAMS = 64
-MAX_ID = 128
 
 
 class Transfers(exec_pb2_grpc.FilesServicer):

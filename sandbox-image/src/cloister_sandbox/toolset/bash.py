@@ -1,10 +1,11 @@
 """bash: commands in a context's persistent shell."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 from ..paths import ToolFailure
-from ..shell import Cancel, Shell, ShellError
+from ..shell import Cancel, Finished, Shell, ShellError
 from .inputs import Inputs
 from .results import ToolResult
 
@@ -39,17 +40,23 @@ async def bash(
     timeout = timeout_ms / 1000 or DEFAULT_TIMEOUT
     if 0 < budget < timeout:
         timeout = budget
-    if not shell.alive:
+    ended = shell.ended
+    if ended:
+        await _reopen(shell, shell.cwd, cwd, env)
+    elif not shell.alive:
         await _open(shell, shell.cwd or cwd, env)
     try:
         finished = await shell.run(command, timeout, cancel)
     except ShellError as error:
         where = await _reopen(shell, shell.cwd, cwd, env)
         raise ToolFailure(f"bash: {error}; a new shell was opened in {where}") from None
+    finished = dataclasses.replace(finished, reopened=ended) if ended else finished
     text = finished.output.rstrip("\n")
     if finished.omitted_bytes:
         text = "[output truncated]\n" + text
     notes = []
+    if finished.omitted_bytes:
+        notes.append(_left_out(finished))
     if finished.cancelled:
         notes.append("bash: command was cancelled")
     elif finished.timed_out:
@@ -64,12 +71,28 @@ async def bash(
             f"[the shell ended and a new one was opened in {where}; "
             "variables, functions and background jobs are gone]"
         )
+    elif ended:
+        notes.append(
+            "[the shell had ended since the last command; this ran in a new one, "
+            "without its variables, functions and background jobs]"
+        )
     text = "\n".join([each for each in (text, *notes) if each])
     return ToolResult(
         text,
         is_error=finished.code != 0 or bool(finished.timed_out or finished.cancelled),
         finished=finished,
     )
+
+
+def _left_out(finished: Finished) -> str:
+    """How much there was beside the end that is shown, and where to read it."""
+    shown = finished.total_bytes - finished.omitted_bytes
+    text = f"the output has {finished.total_bytes} bytes; shown are the last {shown}"
+    if finished.file_bytes == finished.total_bytes:
+        text += f"; all of it is in {finished.file}"
+    elif finished.file:
+        text += f"; the first {finished.file_bytes} are in {finished.file}"
+    return f"[{text}]"
 
 
 async def _open(shell: Shell, cwd: str, env: Mapping[str, str]) -> None:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 MAX_LENGTH = 4096
 MAX_ALTERNATIVES = 64
+MAX_EXPANDED = 16_384
+"""Characters of all alternatives together: each is compared with each path."""
 
 
 class BadPattern(Exception):
@@ -42,9 +44,12 @@ class Pattern:
     def __init__(self, text: str) -> None:
         if len(text) > MAX_LENGTH:
             raise BadPattern(f"longer than {MAX_LENGTH} characters")
+        alternatives = _braces(text)
+        if sum(map(len, alternatives)) > MAX_EXPANDED:
+            raise BadPattern(f"its alternatives are longer than {MAX_EXPANDED} characters")
         self._alternatives = [
             [None if part == "**" else _component(part) for part in each.split("/") if part]
-            for each in _braces(text)
+            for each in alternatives
         ]
 
     def matches(self, relative: str, links: Collection[int] = ()) -> bool:

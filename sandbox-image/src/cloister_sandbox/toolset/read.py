@@ -2,6 +2,7 @@
 
 import io
 import os
+import stat
 import sys
 from collections.abc import Mapping
 from typing import Any, BinaryIO
@@ -13,10 +14,12 @@ from .results import Blob, ToolResult
 MAX_BYTES = 262_144
 IMAGE_MAX_BYTES = 3_932_160
 PDF_MAX_BYTES = 20 * 1024 * 1024
-_FIELDS = frozenset({"file_path", "view_range"})
+_FIELDS = frozenset({"file_path", "view_range", "byte_range"})
 _NAMES = frozenset((".png", ".jpg", ".jpeg", ".gif", ".webp", ".pdf"))
 """Extensions of files that are shown, and not read as text, if their bytes agree."""
 _CHUNK = 65_536
+_AT_ONCE = 65_536
+"""Bytes of a file that is read on the event loop."""
 _CONTROLS = frozenset((*range(0x20), *range(0x7F, 0xA0))).difference(b"\t\n\r\f")
 """Bytes that no text in a Latin alphabet has."""
 
@@ -26,12 +29,17 @@ def read(roots: Roots, given: Mapping[str, Any]) -> ToolResult:
     inputs = Inputs("read", given, _FIELDS)
     path = inputs.text("file_path")
     view = inputs.integers("view_range") or None
+    window = inputs.integers("byte_range") or None
     resolved = roots.resolve("read", path)
+    if window is not None and (view is not None or len(window) != 2 or window[0] < 0):
+        raise ToolFailure("read: byte_range must be [first_byte, end], without view_range")
     if view is not None and len(view) != 2:
         raise ToolFailure("read: view_range must be [start_line, end_line]")
     fd = roots.open_regular(resolved, os.O_RDONLY, lambda why: ToolFailure(f"read: {path}: {why}"))
     with os.fdopen(fd, "rb") as file:
         size = os.fstat(file.fileno()).st_size
+        if window is not None:
+            return ToolResult(_window(path, file, size, window[0], window[1]))
         named = os.path.splitext(resolved)[1].lower() in _NAMES  # noqa: PTH122 - no file yet
         if named:
             blob = _blob(path, file, size, view)
@@ -56,6 +64,37 @@ def read(roots: Roots, given: Mapping[str, Any]) -> ToolResult:
             ) from None
 
 
+def read_at_once(roots: Roots, given: Mapping[str, Any]) -> ToolResult | None:
+    """The tool for a small text file that is in memory already, without waiting for anything.
+
+    None for whatever else, failures too: then `read` is to be asked, in a thread.
+    """
+    path = given.get("file_path")
+    if len(given) != 1 or not isinstance(path, str) or path.lower().endswith(tuple(_NAMES)):
+        return None
+    try:
+        found = roots.find_at_once(path)
+    except (OSError, ValueError):
+        return None
+    try:
+        info = os.fstat(found)
+        if not stat.S_ISREG(info.st_mode) or info.st_size > _AT_ONCE:
+            return None
+        # Only now that it is known to be no FIFO or device is it opened.
+        fd = os.open(f"/proc/self/fd/{found}", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            buffer = bytearray(info.st_size + 1)
+            if os.preadv(fd, [buffer], 0, os.RWF_NOWAIT) != info.st_size:
+                return None  # the rest is not in memory, or the file is being written
+        finally:
+            os.close(fd)
+        return ToolResult(buffer[:-1].decode("utf-8"))
+    except (OSError, UnicodeDecodeError):
+        return None
+    finally:
+        os.close(found)
+
+
 def _text(path: str, file: BinaryIO, size: int, view: list[int] | None) -> str:
     """The whole file, or the lines of a range; raises ToolFailure and UnicodeDecodeError."""
     if size > MAX_BYTES and view is not None:
@@ -63,6 +102,24 @@ def _text(path: str, file: BinaryIO, size: int, view: list[int] | None) -> str:
     whole = file.read(MAX_BYTES + 1)
     text = whole.decode("utf-8")
     return text if view is None else _lines(path, io.BytesIO(whole), view[0], view[1])
+
+
+def _window(path: str, file: BinaryIO, size: int, first: int, end: int) -> str:
+    """Bytes from `first`, counted from 0, up to before `end`, as text; end <= 0 is the file's end.
+
+    For lines that are too long for a range of lines. Characters that the bounds cut in two, and
+    other bytes that are no UTF-8, are replaced. Raises ToolFailure.
+    """
+    end = min(end, size) if end > 0 else size
+    if first >= end:
+        return f"[{path} has {size} bytes; byte_range was [{first}, {end}]]"
+    if end - first > MAX_BYTES:
+        raise ToolFailure(
+            f"read: byte_range [{first}, {end}] of {path} exceeds {MAX_BYTES}-byte limit. "
+            "Narrow the byte_range to read a smaller portion."
+        )
+    file.seek(first)
+    return file.read(end - first).decode("utf-8", errors="replace")
 
 
 def _blob(path: str, file: BinaryIO, size: int, view: list[int] | None) -> Blob | None:

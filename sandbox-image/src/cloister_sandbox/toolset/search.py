@@ -1,10 +1,13 @@
 """glob and grep."""
 
 import contextlib
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ..entries import shown
 from ..finds import find
+from ..matches import Binary, Line, Matches
 from ..paths import Roots, ToolFailure
 from ..ripgrep import BadArgument, NotInstalled, Search
 from ..walks import TooLarge
@@ -15,15 +18,19 @@ from .results import ToolResult
 MAX_PATHS = 200
 MAX_GREP = 102_400
 """Characters; the reference calls them bytes."""
-_ENOUGH = 4 * MAX_GREP
-"""Bytes that are more characters than that, whatever they are."""
-GREP_SECONDS = 60
+SEARCH_SECONDS = 60
 NO_MATCHES = "no matches"
 _FIELDS = frozenset({"pattern", "path"})
 
 
-def glob(roots: Roots, given: Mapping[str, Any]) -> ToolResult:
-    """Run the glob tool: matching paths, newest first; raises ToolFailure."""
+def glob(
+    roots: Roots, given: Mapping[str, Any], budget: float, stopped: Callable[[], bool]
+) -> ToolResult:
+    """Run the glob tool: matching paths, newest first; raises ToolFailure.
+
+    `budget` and `stopped` are those of `grep`.
+    """
+    deadline = time.monotonic() + min(budget or SEARCH_SECONDS, SEARCH_SECONDS)
     inputs = Inputs("glob", given, _FIELDS)
     pattern = inputs.text("pattern")
     if pattern.startswith("/"):
@@ -38,7 +45,9 @@ def glob(roots: Roots, given: Mapping[str, Any]) -> ToolResult:
     except BadPattern as error:
         raise ToolFailure(f"glob: invalid pattern: {error}") from None
     try:
-        matches, total = find(roots, root, wanted, MAX_PATHS, lambda: False)
+        matches, total = find(
+            roots, root, wanted, MAX_PATHS, lambda: stopped() or time.monotonic() > deadline
+        )
     except TooLarge as bound:
         raise ToolFailure(f"glob: {bound} below {root}; pass a narrower path") from None
     if not matches:
@@ -63,30 +72,62 @@ def grep(
     inputs = Inputs("grep", given, _FIELDS)
     pattern = inputs.text("pattern")
     root = roots.resolve("grep", inputs.optional_text("path") or ".")
-    arguments = ["-n", "-H", "--no-heading", "--color=never", "--sort=path", "-e", pattern]
-    seconds = min(budget or GREP_SECONDS, GREP_SECONDS)
+    arguments = ["--json", "--sort=path", "-e", pattern]
+    seconds = min(budget or SEARCH_SECONDS, SEARCH_SECONDS)
     try:
         search = Search([*arguments, "--", root], str(roots.workspace), env, seconds)
     except NotInstalled:
         raise ToolFailure("grep: ripgrep is not installed in this image") from None
     except BadArgument:
         raise ToolFailure("grep: embedded null byte") from None
-    found = bytearray()
-    with contextlib.closing(search.output(stopped)) as output:
+    text, binary = "", ""
+    with (
+        contextlib.closing(search.output(stopped)) as output,
+        Matches(roots, root, root, lambda: stopped() or search.late) as matches,
+    ):
+        found: list[str] = []
+        size = 0
         for data in output:
-            found += data
-            if len(found) > _ENOUGH:
-                break
-    text = found.decode("utf-8", errors="replace")
-    if len(text) > MAX_GREP:
-        return ToolResult(f"{text[:MAX_GREP]}\n[output truncated at {MAX_GREP} bytes]")
+            for each in matches.feed(data):
+                if each.path == binary:
+                    continue
+                if isinstance(each, Binary) or b"\0" in each.text:
+                    binary = each.path
+                found.append(_printed(each))
+                size += len(found[-1])
+                if size > MAX_GREP:
+                    return ToolResult(_cut("".join(found)))
+        text = "".join(found)
     if search.ended:
         late = search.ended == "late"
         note = f"grep: timed out after {seconds:g}s" if late else "grep: cancelled"
         return ToolResult("\n".join(filter(None, (text.rstrip("\n"), note))), is_error=True)
-    words = search.complaint.decode("utf-8", errors="replace").strip()
+    words = matches.complaints(search.complaint.decode("utf-8", errors="replace").strip())
     if words and not text:
-        raise ToolFailure(f"grep: rg failed: {words}")
+        raise ToolFailure("grep: rg failed: " + "\n".join(words))
+    notes = [f"[{each}]" for each in matches.warnings()]
     if words:
-        return ToolResult(f"{text}[some files were not searched: {words.splitlines()[0]}]")
+        notes.append(f"[some files were not searched: {words[0]}]")
+    if notes:
+        return ToolResult((text or f"{NO_MATCHES}\n") + "\n".join(notes))
     return ToolResult(text or NO_MATCHES)
+
+
+def _printed(found: Line | Binary) -> str:
+    """As ripgrep prints it for people."""
+    path = shown(found.path)
+    if isinstance(found, Binary):
+        return (
+            f"{path}: WARNING: stopped searching binary file after match "
+            f'(found "\\0" byte around offset {found.offset})\n'
+        )
+    null = found.text.find(b"\0")
+    if null >= 0:
+        at = found.offset + null
+        return f'{path}: binary file matches (found "\\0" byte around offset {at})\n'
+    text = found.text.decode("utf-8", errors="replace").removesuffix("\n")
+    return f"{path}:{found.number}:{text}\n"
+
+
+def _cut(text: str) -> str:
+    return f"{text[:MAX_GREP]}\n[output truncated at {MAX_GREP} bytes]"

@@ -147,6 +147,14 @@ def test_row_57_a_timeout_keeps_what_was_printed(both: Both) -> None:
     assert theirs == Answer("bash: bash command timed out after 0.3s", True)
     lost = Answer("bash: bash session terminated; restart required", True)
     assert both.theirs("bash", command="echo next") == lost
+    assert both.ours("bash", command="cd /usr; kept=yes") == Answer("(no output)", False)
+    ours = both.ours("bash", command=command, timeout_ms=300)
+    assert ours == Answer("before\nbash: bash command timed out after 0.3s", True)
+    assert both.ours("bash", command="echo $kept $PWD") == Answer("yes /usr", False)
+
+
+def test_row_57_a_shell_that_hears_nothing_is_replaced(both: Both) -> None:
+    command = "cd /usr; trap '' INT TERM; echo before; while :; do :; done"
     ours = both.ours("bash", command=command, timeout_ms=300)
     said = f"before\nbash: bash command timed out after 0.3s\n{REOPENED}"
     assert ours == Answer(said, True)
@@ -253,6 +261,7 @@ def test_row_63_the_end_of_long_output_is_kept(both: Both) -> None:
     command = "for i in $(seq 60000); do echo line $i; done"
     theirs, result = both.theirs("bash", command=command), both.result("bash", command=command)
     text = result.content[0].text
+    text, left_out = text.rsplit("\n", 1)
     for each in (theirs.text, text):
         assert each.startswith("[output truncated]\n")
         assert each.endswith("\nline 60000")
@@ -261,6 +270,12 @@ def test_row_63_the_end_of_long_output_is_kept(both: Both) -> None:
     total = sum(len(f"line {number}\n") for number in range(1, 60_001))
     assert result.truncation.total_bytes == total
     assert result.truncation.omitted_bytes == total - agent_toolset.BASH_OUTPUT_LIMIT
+    path = result.truncation.spool_path
+    assert left_out == (
+        f"[the output has {total} bytes; shown are the last 102400; all of it is in {path}]"
+    )
+    first = both.ours("read", file_path=path, view_range=[1, 2])
+    assert first == Answer("line 1\nline 2", False)
     wide = both.result("bash", command="printf 'ä%.0s' $(seq 60000); printf x")
     assert "\ufffd" not in wide.content[0].text
 

@@ -225,3 +225,15 @@ async def test_row_28_no_file_holds_up_the_server(
         assert await asyncio.to_thread(reading.wait, 60)
         go_on.set()
         assert (await call).text == "read"
+
+
+def test_row_22_part_of_a_long_line(both: Both) -> None:
+    both.make(lambda root: (root / "long.txt").write_text("ä" + "x" * 400_000 + "end"))
+    part = both.ours("read", file_path="long.txt", byte_range=[400_000, 0])
+    assert part == Answer("xxend", False)
+    assert both.ours("read", file_path="long.txt", byte_range=[0, 3]) == Answer("äx", False)
+    assert both.ours("read", file_path="long.txt", byte_range=[1, 3]) == Answer("\ufffdx", False)
+    beyond = both.ours("read", file_path="long.txt", byte_range=[500_000, 0])
+    assert beyond.text.startswith("[long.txt has 400005 bytes")
+    for wrong in ([0, 400_000], [1], [-1, 5]):
+        assert both.ours("read", file_path="long.txt", byte_range=wrong).is_error

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from cloister_api.exec.v1 import exec_pb2
+from support.file_calls import found_by_ripgrep
 from support.reference_toolset import Answer, Both
 from support.sandbox_server import Tools, sandbox
 
@@ -175,15 +176,18 @@ def test_row_46_one_file_that_cannot_be_read_spoils_nothing(
     # Whoever runs the tests may be allowed to read everything: an engine that meets such a file.
     engine = tmp_path / "bin" / "rg"
     engine.parent.mkdir()
-    engine.write_text("#!/bin/sh\necho f:1:x\necho g: Permission denied >&2\nexit 2\n")
+    found, file = tmp_path / "found", tmp_path / "server" / "workspace" / "f"
+    engine.write_text(f"#!/bin/sh\ncat {found}\necho g: Permission denied >&2\nexit 2\n")
     engine.chmod(0o755)
     path = f"{engine.parent}:{os.environ['PATH']}"
     with sandbox(tmp_path / "server", {"env": {"PATH": path}}) as server:
         server.wait_for(exec_pb2.RuntimeInfo.STATE_WARM)
         server.claim()
         with server.worker() as channel:
+            file.write_text("x\n")
+            found.write_text(found_by_ripgrep(file, "x\n"))
             ours = Tools(channel).call("grep", pattern="x")
-    words = "f:1:x\n[some files were not searched: g: Permission denied]"
+    words = f"{file}:1:x\n[some files were not searched: g: Permission denied]"
     assert (ours.content[0].text, ours.is_error) == (words, False)
     with monkeypatch.context() as changed:
         changed.setenv("PATH", path)

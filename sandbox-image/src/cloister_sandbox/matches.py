@@ -1,0 +1,240 @@
+"""What ripgrep printed, as far as the files that may be read bear it out.
+
+ripgrep walks by path, as any command does: a directory that is swapped for a link while it runs
+leads it outside the permitted directories. So nothing that it says about a file is passed on before
+that file, opened without following any link, is seen to hold that very text at that very place.
+"""
+
+import base64
+import codecs
+import contextlib
+import json
+import os
+import stat
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from .paths import Roots
+
+_MAX_EVENT = 4 * 1024 * 1024
+"""Bytes of one of ripgrep's events; what is longer is counted and left out."""
+_MATCHES = b',"submatches":['
+_READ = 65_536
+_ENCODINGS = {b"\xff\xfe": "utf-16-le", b"\xfe\xff": "utf-16-be"}
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a file, confirmed: with its end, and its offset in what ripgrep searched."""
+
+    path: str
+    number: int
+    text: bytes
+    offset: int
+    is_context: bool = False
+
+
+@dataclass(frozen=True)
+class Binary:
+    """A file with confirmed lines was not searched beyond a null byte, which is there."""
+
+    path: str
+    offset: int
+
+
+class Matches:
+    """Turns the output of `rg --json` into confirmed lines. A context manager: it holds a file."""
+
+    def __init__(self, roots: Roots, root: str, base: str, late: Callable[[], bool]) -> None:
+        """`root` is the resolved path that is searched, `base` what ripgrep's paths start from.
+
+        `late` tells that nobody wants the result any more.
+        """
+        self.too_long = 0
+        """Lines that were left out for their length."""
+        self.unconfirmed = 0
+        """Lines that were left out because their file does not hold them, or may not be read."""
+        self.files = 0
+        """Files with confirmed lines."""
+        self._roots, self._root, self._base, self._late = roots, root, base, late
+        self._events = _Events()
+        self._content: _Content | None = None
+        self._confirmed = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
+
+    def feed(self, data: bytes) -> Iterator[Line | Binary]:
+        """Take some more of the output."""
+        for event in self._events.feed(data):
+            kind, value = event["type"], event["data"]
+            if kind == "begin":
+                self._open(self._path(value))
+            elif kind in ("match", "context"):
+                line = Line(
+                    self._path(value),
+                    value["line_number"] or 0,
+                    _bytes(value["lines"]),
+                    value["absolute_offset"],
+                    kind == "context",
+                )
+                if not self._holds(line.offset, line.text):
+                    self.unconfirmed += 1
+                    continue
+                self.files += not self._confirmed
+                self._confirmed = True
+                yield line
+            elif kind == "end":
+                stopped_at = value["binary_offset"]
+                if stopped_at is not None and self._confirmed and self._holds(stopped_at, b"\0"):
+                    yield Binary(self._path(value), stopped_at)
+                self._close()
+        self.too_long = self._events.too_long
+
+    def complaints(self, text: str) -> list[str]:
+        """Those of ripgrep's complaints that are about files which may be seen."""
+        return [each for each in text.splitlines() if self._may_say(each)]
+
+    def warnings(self) -> list[str]:
+        """Sentences on what was left out."""
+        said = []
+        if self.too_long:
+            said.append(f"{self.too_long} lines were too long to be shown")
+        if self.unconfirmed:
+            said.append(
+                f"{self.unconfirmed} lines were left out: their files changed during the search"
+            )
+        return said
+
+    def _may_say(self, complaint: str) -> bool:
+        complaint = complaint.removeprefix("rg: ")
+        if not complaint.startswith(("./", self._base)) or complaint.startswith(f"{self._root}:"):
+            return True
+        pieces = complaint.split(": ")
+        for count in range(1, len(pieces)):
+            path = self._absolute(": ".join(pieces[:count]))
+            with (
+                contextlib.suppress(OSError, ValueError),
+                self._roots.parent(path) as (above, name),
+            ):
+                os.stat(name, dir_fd=above, follow_symlinks=False)
+                return True
+        return False
+
+    def _holds(self, offset: int, text: bytes) -> bool:
+        return self._content is not None and self._content.holds(offset, text)
+
+    def _path(self, value: dict[str, Any]) -> str:
+        return self._absolute(os.fsdecode(_bytes(value["path"])))
+
+    def _absolute(self, path: str) -> str:
+        return os.path.normpath(Path(self._base) / path)
+
+    def _open(self, path: str) -> None:
+        self._close()
+        self._confirmed = False
+        with contextlib.suppress(OSError):
+            fd = self._roots.open(path, os.O_RDONLY)
+            if stat.S_ISREG(os.fstat(fd).st_mode):
+                self._content = _Content(fd, self._late)
+            else:
+                os.close(fd)
+
+    def _close(self) -> None:
+        if self._content is not None:
+            self._content.close()
+            self._content = None
+
+
+class _Content:
+    """A file's bytes at offsets, as ripgrep counts them: after a mark at its beginning, as UTF-8.
+
+    What is UTF-16 is read forward, once: offsets must not go back there.
+    """
+
+    def __init__(self, fd: int, late: Callable[[], bool]) -> None:
+        self._fd, self._late = fd, late
+        start = os.pread(fd, 3, 0)
+        self._skip = 3 if start == codecs.BOM_UTF8 else 0
+        encoding = _ENCODINGS.get(start[:2])
+        self._decoder = codecs.getincrementaldecoder(encoding)("replace") if encoding else None
+        self._held, self._held_from, self._read = bytearray(), 0, 2
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+    def holds(self, offset: int, text: bytes) -> bool:
+        """Whether this text is at this offset."""
+        try:
+            if self._decoder is not None:
+                return self._decoded(self._decoder, offset, len(text)) == text
+            for start in {offset, offset + self._skip}:
+                found = os.pread(self._fd, len(text), start)
+                # In a file that is named to it ripgrep takes null bytes for ends of lines.
+                if text in (found, found.replace(b"\0", b"\n")):
+                    return True
+        except OSError:
+            pass
+        return False
+
+    def _decoded(self, decoder: codecs.IncrementalDecoder, offset: int, count: int) -> bytes:
+        while self._held_from + len(self._held) < offset + count and not self._late():
+            data = os.pread(self._fd, _READ, self._read)
+            self._read += len(data)
+            self._held += decoder.decode(data, not data).encode()
+            self._forget(offset)
+            if not data:
+                break
+        self._forget(offset)
+        return bytes(self._held[:count]) if self._held_from == offset else b""
+
+    def _forget(self, before: int) -> None:
+        passed = min(max(before - self._held_from, 0), len(self._held))
+        del self._held[:passed]
+        self._held_from += passed
+
+
+class _Events:
+    """Splits output into ripgrep's events, one a line.
+
+    Where in the line the matches are is not wanted, and takes many times the line itself: it comes
+    last in an event, and is passed over. Only there can these bytes be unescaped.
+    """
+
+    def __init__(self) -> None:
+        self.too_long = 0
+        self._held = bytearray()
+        self._seen = 0
+        self._passing_over = False
+
+    def feed(self, data: bytes) -> Iterator[dict[str, Any]]:
+        *whole, rest = data.split(b"\n")
+        for piece in whole:
+            self._take(piece)
+            if self._held:
+                yield json.loads(self._held)
+            self._held, self._seen, self._passing_over = bytearray(), 0, False
+        self._take(rest)
+
+    def _take(self, piece: bytes) -> None:
+        if self._passing_over:
+            return
+        self._held += piece
+        at = self._held.find(_MATCHES, max(self._seen - len(_MATCHES), 0))
+        self._seen = len(self._held)
+        if at >= 0:
+            self._held[at:] = b"}}"
+            self._passing_over = True
+        elif len(self._held) > _MAX_EVENT:
+            self.too_long += 1
+            self._held.clear()
+            self._passing_over = True
+
+
+def _bytes(value: dict[str, str]) -> bytes:
+    return value["text"].encode() if "text" in value else base64.b64decode(value["bytes"])

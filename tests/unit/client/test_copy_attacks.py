@@ -1,0 +1,371 @@
+"""A sandbox that lies: whatever it sends, nothing is written outside the target."""
+
+import io
+import os
+import tarfile
+import zlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+import cloister
+from cloister import _fetching, _files
+from cloister._places import Place, checked
+from cloister._unpacking import Unpacker
+from cloister_api.exec.v1 import exec_pb2, exec_pb2_grpc
+from support.fake_sessions import FakeSessions
+from support.sandbox_server import SESSION_NAME, Sandbox
+
+Entry = exec_pb2.Entry
+MIB = 1024 * 1024
+
+
+def entry(path: str, size: int = 0, *, kind: Any = Entry.TYPE_FILE, **fields: Any) -> Entry:
+    return Entry(path=path, type=kind, size=size, mode=0o644, **{"etag": "e", **fields})
+
+
+def member(name: str, data: bytes = b"", **fields: Any) -> bytes:
+    """One member as it is in an archive, with no end behind it."""
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    for key, value in fields.items():
+        setattr(info, key, value)
+    return (
+        info.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape")
+        + data
+        + b"\0" * (-len(data) % 512)
+    )
+
+
+END = b"\0" * 1024
+
+
+class Liar(exec_pb2_grpc.FilesServicer):
+    """Answers whatever a test says."""
+
+    def __init__(self) -> None:
+        self.root = entry("/w", kind=Entry.TYPE_DIRECTORY)
+        self.listed: list[Entry] = []
+        self.content: Callable[[], Iterator[bytes]] = lambda: iter([END])
+        self.damage = 0
+
+    def Stat(self, request: Any, context: Any) -> Entry:  # noqa: N802
+        return next((each for each in self.listed if each.path == request.path), self.root)
+
+    def List(self, request: Any, context: Any) -> Iterator[Entry]:  # noqa: N802
+        yield from self.listed
+
+    def Download(self, request: Any, context: Any) -> Iterator[exec_pb2.Chunk]:  # noqa: N802
+        offset = crc = 0
+        found = self.Stat(request, context)
+        for data in self.content():
+            crc = zlib.crc32(data, crc)
+            yield exec_pb2.Chunk(offset=offset, data=data, entry=None if offset else found)
+            offset += len(data)
+        yield exec_pb2.Chunk(
+            offset=offset, crc32=crc ^ self.damage, entry=None if offset else found
+        )
+
+
+@pytest.fixture
+def liar(server: Sandbox, sessions: FakeSessions) -> Iterator[Liar]:
+    """Has the session's own certificate, as a sandbox that was taken over has."""
+    made = Liar()  # type: ignore[abstract]
+    pair = server.authority.issue(dns=SESSION_NAME)
+    running = grpc.server(ThreadPoolExecutor(8))
+    exec_pb2_grpc.add_FilesServicer_to_server(made, running)
+    port = running.add_secure_port(
+        "127.0.0.1:0", grpc.ssl_server_credentials([(pair.private_key, pair.certificate)])
+    )
+    running.start()
+    sessions.endpoint = f"127.0.0.1:{port}"
+    yield made
+    running.stop(None).wait()
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Path:
+    """A directory in one of its own: what is written beside it is seen."""
+    made = tmp_path / "around" / "target"
+    made.parent.mkdir()
+    return made
+
+
+def outside(target: Path) -> list[Path]:
+    return [each for each in target.parent.iterdir() if each != target]
+
+
+NAMES = [
+    "/etc/cron.d/x",
+    "..",
+    "../x",
+    "a/../../x",
+    "a/..",
+    ".",
+    "./x",
+    "a/./x",
+    "",
+    "a//x",
+    "a/\0/x",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_that_lead_elsewhere_are_refused(name: str) -> None:
+    with pytest.raises(cloister.DataLossError):
+        checked(name.split("/"))
+
+
+@pytest.mark.parametrize("name", ["/etc/cron.d/x", "../x", "a/../../x", "a/..", ".", "./x", "a//x"])
+def test_a_member_that_leads_elsewhere_ends_the_copy(
+    client: cloister.Client, liar: Liar, target: Path, name: str
+) -> None:
+    liar.listed = [entry(f"/w/f{number}", 1) for number in range(6)]
+    liar.content = lambda: iter([member("f0", b"0") + member(name, b"x") + END])
+    with client.create_session("env") as session, pytest.raises(cloister.DataLossError):
+        session.download("/w", target)
+    assert outside(target) == []
+    assert {each.name for each in target.rglob("*") if not each.name.startswith(".cl")} == {"f0"}
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "/w/../x", "/w", "/wx/y", "relative", "/w/a\0b"])
+def test_a_listing_that_leads_elsewhere_ends_the_copy(
+    client: cloister.Client, liar: Liar, target: Path, path: str
+) -> None:
+    liar.listed = [entry(path, kind=Entry.TYPE_DIRECTORY)]
+    with client.create_session("env") as session, pytest.raises(cloister.DataLossError):
+        session.download("/w", target)
+    assert outside(target) == []
+    assert not [each for each in target.rglob("*") if not each.name.startswith(".cl")]
+
+
+def test_the_name_of_a_copy_is_never_a_step_up(
+    client: cloister.Client, liar: Liar, target: Path
+) -> None:
+    target.mkdir()
+    liar.root = entry("/w/..", kind=Entry.TYPE_DIRECTORY)
+    with client.create_session("env") as session:
+        with pytest.raises(cloister.DataLossError, match="calls a directory"):
+            session.download(".", target)
+        session.download("/w", target)
+    assert outside(target) == []
+
+
+def test_an_etag_is_no_part_of_a_path(client: cloister.Client, liar: Liar, target: Path) -> None:
+    liar.root = entry("/w/f", 2 * MIB, etag="/../../../evil")
+    liar.content = lambda: iter([b"x" * MIB, b"y" * MIB])
+    with client.create_session("env") as session:
+        session.download("/w/f", target)
+    assert target.read_bytes() == b"x" * MIB + b"y" * MIB
+    assert outside(target) == []
+
+
+def test_links_of_the_target_are_not_followed(
+    client: cloister.Client, liar: Liar, target: Path, tmp_path: Path
+) -> None:
+    secret = tmp_path / "home"
+    secret.mkdir()
+    (secret / "authorized_keys").write_text("mine")
+    target.mkdir()
+    (target / "w").mkdir()
+    (target / "w" / "link").symlink_to(secret)
+    (target / "w" / "file").symlink_to(secret / "authorized_keys")
+    streamed = [entry(f"/w/link/f{number}", 1) for number in range(6)]
+    with client.create_session("env") as session:
+        for listed in (streamed, [entry("/w/link/authorized_keys", 1)]):
+            liar.listed = listed
+            liar.content = lambda: iter([member("authorized_keys", b"x") + END])
+            with pytest.raises(cloister.LocalFileError, match="cannot write"):
+                session.download("/w", target)
+        liar.listed = [entry("/w/file", 1)]
+        liar.content = lambda: iter([b"x"])
+        session.download("/w", target)
+    assert (secret / "authorized_keys").read_text() == "mine"
+    assert [each.name for each in secret.iterdir()] == ["authorized_keys"]
+    assert not (target / "w" / "file").is_symlink()
+
+
+def endless() -> Iterator[bytes]:
+    while True:
+        yield b"x" * MIB
+
+
+@pytest.mark.timeout(60)
+def test_an_endless_file_ends(client: cloister.Client, liar: Liar, target: Path) -> None:
+    liar.root = entry("/w/f", 3 * MIB)
+    liar.content = endless
+    with client.create_session("env") as session, pytest.raises(cloister.DataLossError):
+        session.download("/w/f", target)
+    assert not target.exists()
+    assert outside(target) == []
+
+
+def many_members() -> Iterator[bytes]:
+    number = 0
+    while True:
+        number += 1
+        yield member(f"more{number}", b"x" * MIB)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("members", [True, False])
+def test_an_endless_stream_ends(
+    client: cloister.Client,
+    liar: Liar,
+    target: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    members: bool,
+) -> None:
+    monkeypatch.setattr(_fetching, "_GROWTH", 4 * MIB)
+    liar.listed = [entry(f"/w/f{number}", 1) for number in range(6)]
+    liar.content = many_members if members else lambda: iter([member("f0"), *[END] * 20_000])
+    with client.create_session("env") as session, pytest.raises(cloister.DataLossError):
+        session.download("/w", target)
+    written = sum(each.stat().st_size for each in target.rglob("*") if each.is_file())
+    assert written <= 5 * MIB
+    assert not list(target.rglob(".*.partial"))
+
+
+def test_an_endless_listing_ends(
+    client: cloister.Client, liar: Liar, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_files, "MAX_ENTRIES", 1000)
+    liar.listed = [entry(f"/w/f{number}") for number in range(1001)]
+    with (
+        client.create_session("env") as session,
+        pytest.raises(cloister.FailedPreconditionError, match="more than 1000 entries"),
+    ):
+        session.download("/w", target)
+
+
+def test_a_file_that_claims_to_be_two_things(
+    client: cloister.Client, liar: Liar, target: Path
+) -> None:
+    liar.listed = [entry(f"/w/f{number}", 1) for number in range(6)]
+    liar.content = lambda: iter([member("f0", b"x") + member("f0/inside", b"x") + END])
+    with client.create_session("env") as session, pytest.raises(cloister.LocalFileError):
+        session.download("/w", target)
+    assert (target / "f0").read_bytes() == b"x"
+
+
+def test_dangerous_modes_and_times_are_tamed(
+    client: cloister.Client, liar: Liar, target: Path
+) -> None:
+    liar.root = entry("/w/f", 1)
+    liar.root.mode = 0o7777
+    liar.root.mtime.seconds = 2**62
+    liar.content = lambda: iter([b"x"])
+    with client.create_session("env") as session:
+        session.download("/w/f", target)
+    assert target.stat().st_mode & 0o7777 == 0o777
+
+
+def test_wrong_checksums_are_noticed(client: cloister.Client, liar: Liar, target: Path) -> None:
+    liar.root = entry("/w/f", 3)
+    liar.content = lambda: iter([b"abc"])
+    liar.damage = 1
+    with (
+        client.create_session("env") as session,
+        pytest.raises(cloister.DataLossError, match="damaged"),
+    ):
+        session.download("/w/f", target)
+    assert not target.exists()
+
+
+class Unpacked:
+    """An unpacker into a directory, with what it was told."""
+
+    def __init__(self, path: Path, limit: int = 10 * MIB) -> None:
+        self.arrived: list[str] = []
+        self.place = Place(path, make=True)
+        self.unpacker = Unpacker(
+            self.place,
+            (),
+            wanted=lambda _: True,
+            time=lambda member: member.seconds * 10**9,
+            arrived=lambda member: self.arrived.append("/".join(member.parts)),
+            limit=limit,
+        )
+
+    def take(self, data: bytes, piece: int = MIB) -> None:
+        try:
+            for at in range(0, len(data), piece):
+                self.unpacker.feed(data[at : at + piece])
+            self.unpacker.end()
+        finally:
+            self.unpacker.close()
+            self.place.close()
+
+
+@pytest.mark.parametrize("piece", [1, 7, 511, 512, 513, 65_536])
+def test_pieces_of_any_size(tmp_path: Path, piece: int) -> None:
+    made = Unpacked(tmp_path)
+    odd = os.fsdecode(b"\xff " + b"long" * 40) + "\n"
+    data = member("d", type=tarfile.DIRTYPE, mode=0o755)
+    data += member("d/empty") + member("d/" + odd, b"x" * 1000) + member("exact", b"y" * 512)
+    data += member("link", type=tarfile.SYMTYPE, linkname="/etc/passwd") + END
+    made.take(data, piece)
+    assert made.arrived == ["d/empty", "d/" + odd, "exact"]
+    assert (tmp_path / "d" / odd).read_bytes() == b"x" * 1000
+    assert (tmp_path / "exact").read_bytes() == b"y" * 512
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["d", "exact"]
+
+
+def with_size(size: bytes) -> bytes:
+    """A header whose size field says this, with a right checksum."""
+    block = bytearray(member("f"))
+    block[124:136] = size
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        member("hard", type=tarfile.LNKTYPE, linkname="/etc/passwd"),
+        member("device", type=tarfile.CHRTYPE),
+        member("block", type=tarfile.BLKTYPE),
+        member("fifo", type=tarfile.FIFOTYPE),
+        member("sparse", type=tarfile.GNUTYPE_SPARSE),
+        member("pax", b"30 path=/etc/passwd\n", type=tarfile.XHDTYPE),
+        member("global", b"30 path=/etc/passwd\n", type=tarfile.XGLTYPE),
+        member("unknown", type=b"Z"),
+        member("directory", b"with bytes", type=tarfile.DIRTYPE),
+        member("././@LongLink", b"x" * 70_000, type=tarfile.GNUTYPE_LONGNAME),
+        member("././@LongLink", b"../up\0", type=tarfile.GNUTYPE_LONGNAME) + member("f"),
+        member("././@LongLink", b"/up\0", type=tarfile.GNUTYPE_LONGNAME) + member("f"),
+        member("f", b"x") + b"\x01" * 512,
+        END + member("f", b"x"),
+        with_size(b"\xff" * 12),
+        with_size(b"\x80" + b"\xff" * 11),
+        with_size(b"77777777777\0"),
+    ],
+    ids=range(17),
+)
+def test_archives_that_no_server_makes_are_refused(tmp_path: Path, data: bytes) -> None:
+    target = tmp_path / "target"
+    with pytest.raises(cloister.DataLossError):
+        Unpacked(target).take(data + END)
+    assert {each.name for each in target.rglob("*")} <= {"f"}
+    assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.parametrize("left", [0, 100, 512, 1000, 2000, 3072])
+def test_an_archive_that_ends_too_early_is_refused(tmp_path: Path, left: int) -> None:
+    whole = member("cut", b"x" * 2000) + END
+    with pytest.raises(cloister.DataLossError, match="ends in the middle"):
+        Unpacked(tmp_path).take(whole[:left])
+    assert {each.name for each in tmp_path.iterdir()} <= {"cut"}
+
+
+def test_the_tar_reader_of_python_agrees(tmp_path: Path) -> None:
+    data = member("a/b", b"content") + member("a/" + "n" * 150, b"more") + END
+    made = Unpacked(tmp_path)
+    made.take(data)
+    with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+        assert made.arrived == archive.getnames()

@@ -1,0 +1,177 @@
+"""grep and Files.Grep while what is searched is swapped for links that lead outside."""
+
+import codecs
+import os
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from cloister_api.exec.v1 import exec_pb2
+from cloister_sandbox.matches import Binary, Line, Matches
+from cloister_sandbox.paths import Roots
+from support.file_calls import FileCalls, found_by_ripgrep
+from support.sandbox_server import Sandbox, Tools, sandbox
+from support.swaps import swapping
+
+SECRET = "what is outside"
+LEFT_OUT = "1 lines were left out: their files changed during the search"
+
+
+@pytest.fixture
+def files(claimed: Sandbox) -> Iterator[FileCalls]:
+    with claimed.worker() as channel:
+        yield FileCalls(channel)
+
+
+def test_a_search_never_prints_what_a_swapped_link_leads_to(
+    files: FileCalls, tools: Tools, claimed: Sandbox
+) -> None:
+    outside = claimed.workspace.parent / "grep-outside"
+    (outside / "only-there").mkdir(parents=True)
+    race = claimed.workspace / "grep-race"
+    (race / "d").mkdir(parents=True)
+    (race / "bait").symlink_to(outside)
+    for number in range(20):
+        (outside / f"f{number}").write_text(f"{SECRET}\n")
+        (race / "d" / f"f{number}").write_text("outside\n")
+    (outside / "only-there" / "hidden-name").write_text("outside\n")
+    printed = []
+    with swapping(race / "d", race / "bait"):
+        for _ in range(100 if "SOAK" in os.environ else 40):
+            lines, summary = files.grep("outside", path="grep-race")
+            printed += lines
+            printed += summary.warnings
+            printed.append(tools.call("grep", pattern="outside", path="grep-race").content[0].text)
+    inside = "\n".join(printed)
+    assert SECRET not in inside
+    assert "only-there" not in inside
+    assert f"{race}/d/f0:1:outside" in inside
+
+
+@pytest.mark.parametrize("changed", ["link", "text", "gone", "directory"])
+def test_lines_that_a_file_does_not_hold_are_left_out_and_counted(
+    tmp_path: Path, changed: str
+) -> None:
+    engine, found = tmp_path / "rg", tmp_path / "found"
+    engine.write_text(f"#!/bin/sh\ncat {found}\n")
+    engine.chmod(0o755)
+    outside = tmp_path / "outside"
+    outside.write_text(SECRET)
+    with sandbox(
+        tmp_path / "server", {"env": {"PATH": f"{tmp_path}:{os.environ['PATH']}"}}
+    ) as server:
+        server.wait_for(exec_pb2.RuntimeInfo.STATE_WARM)
+        server.claim()
+        (server.workspace / "good").write_text("x\n")
+        bad = server.workspace / "bad"
+        ways: dict[str, Callable[[], object]] = {
+            "link": lambda: bad.symlink_to(outside),
+            "text": lambda: bad.write_text("what is within"),
+            "gone": lambda: None,
+            "directory": bad.mkdir,
+        }
+        ways[changed]()
+        found.write_text(
+            found_by_ripgrep(bad, SECRET) + found_by_ripgrep(server.workspace / "good", "x\n")
+        )
+        with server.worker() as channel:
+            text = Tools(channel).call("grep", pattern="x").content[0].text
+            lines, summary = FileCalls(channel).grep("x")
+    assert text == f"{server.workspace}/good:1:x\n[{LEFT_OUT}]"
+    assert lines == [f"{server.workspace}/good:1:x"]
+    assert (summary.matches, summary.files, list(summary.warnings)) == (1, 1, [LEFT_OUT])
+
+
+@pytest.mark.parametrize(
+    ("data", "found"),
+    [
+        (b"a needle\r\nb\nneedle", ["1:a needle\r", "3:needle"]),
+        (b"needle \xff\n", ["1:needle \ufffd"]),
+        (codecs.BOM_UTF8 + b"x\nneedle\n", ["2:needle"]),
+        (
+            codecs.BOM_UTF16_LE + "x\nneedle ü\r\n𝄞 needle".encode("utf-16-le"),
+            ["2:needle ü\r", "3:𝄞 needle"],
+        ),
+        (codecs.BOM_UTF16_BE + "x\nneedle".encode("utf-16-be"), ["2:needle"]),
+        (
+            codecs.BOM_UTF16_LE + "needle ".encode("utf-16-le") + b"\0\xd8x\0\n\0q",
+            ["1:needle \ufffdx"],
+        ),
+        (codecs.BOM_UTF16_LE + ("ü" * 200_000 + "\nneedle").encode("utf-16-le"), ["2:needle"]),
+        (b"y\n" * 300_000 + b"needle\n", ["300001:needle"]),
+    ],
+    ids=["crlf", "latin", "utf-8", "utf-16-le", "utf-16-be", "broken", "long", "far"],
+)
+def test_what_stays_as_it_is_is_confirmed(
+    files: FileCalls, tools: Tools, claimed: Sandbox, data: bytes, found: list[str]
+) -> None:
+    path = claimed.workspace / "confirmed" / "file"
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(data)
+    for where in ("confirmed", "confirmed/file"):
+        lines, summary = files.grep("needle", path=where)
+        assert lines == [f"{path}:{each}" for each in found]
+        assert list(summary.warnings) == []
+        text = tools.text("grep", pattern="needle", path=where)
+        assert text == "".join(f"{path}:{each}\n" for each in found)
+
+
+def test_lines_around_a_match_in_utf_16_are_confirmed(files: FileCalls, claimed: Sandbox) -> None:
+    path = claimed.workspace / "around"
+    path.write_bytes(codecs.BOM_UTF16_LE + "a\nneedle\nb\nc\nneedle\n".encode("utf-16-le"))
+    lines, summary = files.grep("needle", path="around", context_lines=1)
+    signs = ["-1-a", ":2:needle", "-3-b", "-4-c", ":5:needle"]
+    assert lines == [f"{path}{each}" for each in signs]
+    assert list(summary.warnings) == []
+
+
+def test_a_binary_file_is_told_as_ripgrep_does(tools: Tools, claimed: Sandbox) -> None:
+    path = claimed.workspace / "binary" / "file"
+    path.parent.mkdir()
+    path.write_bytes(b"needle a\nneedle\0b\nneedle c\n")
+    notice = f'{path}: binary file matches (found "\\0" byte around offset 15)\n'
+    assert tools.text("grep", pattern="needle", path="binary/file").endswith(notice)
+    path.write_bytes(b"needle\n" * 20_000 + b"\0\nneedle\n")
+    text = tools.text("grep", pattern="needle$", path="binary")
+    assert text.endswith("[output truncated at 102400 bytes]")
+    path.write_bytes(b"needle\n" + b"x\n" * 100_000 + b"\0\nneedle\n")
+    assert tools.text("grep", pattern="needle$", path="binary") == (
+        f"{path}:1:needle\n{path}: WARNING: stopped searching binary file after match "
+        '(found "\\0" byte around offset 200007)\n'
+    )
+
+
+def test_a_complaint_names_only_what_may_be_seen(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    (root / "d").mkdir(parents=True)
+    (root / "a: b").touch()
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "name").touch()
+    (root / "link").symlink_to(tmp_path / "outside")
+    roots = Roots(root, (), ())
+    with Matches(roots, str(root), str(root), lambda: False) as matches:
+        said = [
+            "regex parse error: x",
+            f"rg: {root}/a: b: Permission denied",
+            "./d: Permission denied",
+            f"{root}/link/name: Permission denied",
+            "./link/name: Permission denied",
+            "./gone: Permission denied",
+        ]
+        assert matches.complaints("\n".join(said)) == said[:3]
+        missing = f"{root}: No such file or directory"
+        assert matches.complaints(missing) == [missing]
+
+
+def test_a_search_that_is_over_reads_no_further(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    path.write_bytes(codecs.BOM_UTF16_LE + "a\n".encode("utf-16-le"))
+    output = found_by_ripgrep(path, "a\n").encode()
+    roots = Roots(tmp_path, (), ())
+    for late, count in (([], 1), ([True], 0)):
+        with Matches(roots, str(tmp_path), str(tmp_path), partial(bool, late)) as matches:
+            found: list[Line | Binary] = list(matches.feed(output))
+        assert len(found) == count
+        assert matches.unconfirmed == 1 - count

@@ -41,6 +41,9 @@ HTTP_PORT: Final = 8080
 
 CA_SECRET: Final = "cloister-ca"  # noqa: S105 - the name of a Secret
 CLIENT_CONFIG: Final = "cloister-client-config"
+LEASE: Final = "cloister-operator"
+LEADER_ADDRESS: Final = f"{GROUP}/sessions-address"
+"""Annotation of the Lease: host:port of the leader's Sessions API."""
 DENY_POLICY: Final = "cloister-default-deny"
 EXEC_POLICY: Final = "cloister-exec-ingress"
 SESSIONS_SERVER_NAME: Final = "sessions.cloister.dev"

@@ -21,6 +21,8 @@ class Settings(BaseModel):
     """The operator's own namespace."""
     pod_ip: str
     """The operator's own address: sandboxes try to reach it when enforcement is proven."""
+    pod_name: str = ""
+    """The operator's own pod, by which the Lease names it; empty where it runs in none."""
     service: str = "cloister"
     """The Service in front of the Sessions API."""
     sandbox_namespaces: tuple[str, ...] = ()

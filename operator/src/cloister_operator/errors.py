@@ -15,9 +15,14 @@ OperatorError
 class OperatorError(Exception):
     """The root of this package's errors."""
 
+    outcome = "error"
+    """What metrics call it."""
+
 
 class TransientError(OperatorError):
     """The API server or a pod could not answer now; the work is repeated with backoff."""
+
+    outcome = "unavailable"
 
     def __init__(self, message: str, retry_after: float | None = None) -> None:
         """`retry_after`: seconds the other side asked for, if it did."""
@@ -28,17 +33,25 @@ class TransientError(OperatorError):
 class ConflictError(TransientError):
     """A precondition failed: the object changed, or another claimer won."""
 
+    outcome = "conflict"
+
 
 class RefusedError(TransientError):
     """The API server forbade a write: only the platform's people can mend that, from outside."""
+
+    outcome = "refused"
 
 
 class LostError(TransientError):
     """No answer to a write: it may have happened."""
 
+    outcome = "lost"
+
 
 class NotFoundError(OperatorError):
     """The object does not exist."""
+
+    outcome = "not_found"
 
 
 class PermanentError(OperatorError):
@@ -47,6 +60,8 @@ class PermanentError(OperatorError):
     `reason` is a condition's reason (CamelCase), the message a sentence a person can act on, and
     `field` the path of the input at fault, such as `spec.files[2].path`.
     """
+
+    outcome = "rejected"
 
     def __init__(self, reason: str, message: str, field: str | None = None) -> None:
         super().__init__(f"{field}: {message}" if field else message)

@@ -1,9 +1,13 @@
 """Definitions of what the operator measures; the modules that know the numbers set them.
 
-Labels are bounded: by code (phases, kinds, methods, status codes) or by the number of
-Environments, whose series go when the Environment goes (`forget_environment`).
+Labels are bounded: by code (phases, kinds, verbs, reasons, methods, status codes) or by the number
+of Environments, whose series go when the Environment goes (`forget_environment`). No label holds
+the name of a session or of a pod.
 """
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -18,19 +22,107 @@ PlatformCollector(registry=REGISTRY)
 GCCollector(registry=REGISTRY)
 
 _FAST = (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
+_CLAIM = (
+    *(0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.08, 0.1, 0.15, 0.2, 0.3, 0.5),
+    *(1, 2, 3, 5, 10, 20, 30, 60),
+)
+_ENVIRONMENT = ("namespace", "environment")
+OK: Final = "ok"
 
-SESSIONS = Gauge("cloister_sessions", "Sessions by phase.", ["phase"], registry=REGISTRY)
+# --- the operator itself -------------------------------------------------------------------------
+
+BUILD = Gauge(
+    "cloister_build_info", "Always 1; the operator's version.", ["version"], registry=REGISTRY
+)
+LEADER = Gauge(
+    "cloister_leader", "1 in the process that leads and so decides, else 0.", registry=REGISTRY
+)
+CA_EXPIRES = Gauge(
+    "cloister_ca_expiry_timestamp_seconds",
+    "When the CA's certificate ends, in seconds since 1970.",
+    registry=REGISTRY,
+)
+LOOP_LAG_SECONDS = Histogram(
+    "cloister_event_loop_lag_seconds",
+    "How late the event loop ran a timer: time in which nothing else could run either.",
+    buckets=_FAST,
+    registry=REGISTRY,
+)
+
+# --- pools and sessions --------------------------------------------------------------------------
+
 POOL_PODS = Gauge(
     "cloister_pool_pods",
     "Sandbox pods by Environment and state (starting, warm, claimed, failed).",
-    ["namespace", "environment", "state"],
+    [*_ENVIRONMENT, "state"],
+    registry=REGISTRY,
+)
+POOL_WANTED_PODS = Gauge(
+    "cloister_pool_wanted_pods",
+    "Warm pods that the pool is to have.",
+    _ENVIRONMENT,
+    registry=REGISTRY,
+)
+ENVIRONMENT_CONDITION = Gauge(
+    "cloister_environment_condition",
+    "1 where the Environment's condition is True, else 0.",
+    [*_ENVIRONMENT, "condition"],
+    registry=REGISTRY,
+)
+SESSIONS = Gauge(
+    "cloister_sessions",
+    "Sessions by Environment and phase; those of an Environment that is not there have no name.",
+    [*_ENVIRONMENT, "phase"],
+    registry=REGISTRY,
+)
+SESSION_RUNNING_SECONDS = Counter(
+    "cloister_session_running_seconds",
+    "Seconds that sessions ran, as their runningSeconds count them.",
+    _ENVIRONMENT,
+    registry=REGISTRY,
+)
+SESSION_ACTIVE_SECONDS = Counter(
+    "cloister_session_active_seconds",
+    "Seconds in which sessions ran a tool, as their activeSeconds count them.",
+    _ENVIRONMENT,
+    registry=REGISTRY,
+)
+FAILURES = Counter(
+    "cloister_failures",
+    "What failed by kind (session: it ended; recovery: it lost its pod and gets another; pod: one"
+    " of a pool) and reason.",
+    ["kind", "reason"],
+    registry=REGISTRY,
+)
+
+# --- claims --------------------------------------------------------------------------------------
+
+CLAIMS = Counter(
+    "cloister_claims",
+    "Sessions that got their pod (ok), failed before, or were deleted before, by start (warm, cold,"
+    " resumed; none for those that got no pod).",
+    [*_ENVIRONMENT, "start", "outcome"],
     registry=REGISTRY,
 )
 CLAIM_SECONDS = Histogram(
     "cloister_claim_seconds",
-    "From the first sight of a Session to its status Running, by start (warm, cold).",
+    "From the first sight of a Session to its status Running, by start (warm, cold, resumed).",
     ["start"],
-    buckets=_FAST,
+    buckets=_CLAIM,
+    registry=REGISTRY,
+)
+CLAIM_CONFLICTS = Counter(
+    "cloister_claim_conflicts",
+    "Warm pods that were no more to be had when a session claimed them; it takes another.",
+    registry=REGISTRY,
+)
+
+# --- the API server ------------------------------------------------------------------------------
+
+API_WRITES = Counter(
+    "cloister_api_writes",
+    "Writes to the Kubernetes API by verb, resource and outcome (ok, or why not).",
+    ["verb", "resource", "outcome"],
     registry=REGISTRY,
 )
 API_WRITE_SECONDS = Histogram(
@@ -40,7 +132,38 @@ API_WRITE_SECONDS = Histogram(
     buckets=_FAST,
     registry=REGISTRY,
 )
+WATCH_FAILURES = Counter(
+    "cloister_watch_failures",
+    "Lists and watches of the Kubernetes API that broke and were begun again.",
+    registry=REGISTRY,
+)
+EVENTS = Counter(
+    "cloister_events",
+    "Kubernetes Events by outcome: posted, repeated (added to one that was there), dropped.",
+    ["outcome"],
+    registry=REGISTRY,
+)
+
+# --- the work queue ------------------------------------------------------------------------------
+
 QUEUE_DEPTH = Gauge("cloister_queue_depth", "Keys that wait for a reconcile.", registry=REGISTRY)
+QUEUE_AGE_SECONDS = Gauge(
+    "cloister_queue_age_seconds",
+    "How long the key has waited that waits longest for a reconcile; 0 when none does.",
+    registry=REGISTRY,
+)
+QUEUE_WAIT_SECONDS = Histogram(
+    "cloister_queue_wait_seconds",
+    "How long keys waited for their reconcile.",
+    buckets=_FAST,
+    registry=REGISTRY,
+)
+RECONCILES = Counter(
+    "cloister_reconciles",
+    "Reconciles by kind and outcome; each that is not ok is repeated.",
+    ["kind", "outcome"],
+    registry=REGISTRY,
+)
 RECONCILE_SECONDS = Histogram(
     "cloister_reconcile_seconds",
     "Duration of one reconcile by kind.",
@@ -48,12 +171,9 @@ RECONCILE_SECONDS = Histogram(
     buckets=_FAST,
     registry=REGISTRY,
 )
-RECONCILE_ERRORS = Counter(
-    "cloister_reconcile_errors",
-    "Reconciles that ended in an error and will be repeated, by kind.",
-    ["kind"],
-    registry=REGISTRY,
-)
+
+# --- the Sessions API ----------------------------------------------------------------------------
+
 SESSIONS_API_CALLS = Counter(
     "cloister_sessions_api_calls",
     "Calls of the Sessions API by method and gRPC status code.",
@@ -64,17 +184,56 @@ SESSIONS_API_SECONDS = Histogram(
     "cloister_sessions_api_seconds",
     "Duration of calls of the Sessions API by method; Watch lasts as long as its caller wants.",
     ["method"],
-    buckets=_FAST,
+    buckets=_CLAIM,
     registry=REGISTRY,
 )
-LOOP_LAG_SECONDS = Histogram(
-    "cloister_event_loop_lag_seconds",
-    "How late the event loop ran a timer: time in which nothing else could run either.",
-    buckets=_FAST,
-    registry=REGISTRY,
-)
+
+
+def outcome_of(error: BaseException) -> str:
+    """What a label says of an error: the word that its class has for it."""
+    return str(getattr(error, "outcome", "error"))
+
+
+@contextmanager
+def api_write(verb: str, resource: str) -> Iterator[None]:
+    """Measure one write to the Kubernetes API."""
+    return _measured(API_WRITES, API_WRITE_SECONDS, verb, resource)
+
+
+@contextmanager
+def reconcile(kind: str) -> Iterator[None]:
+    """Measure one reconcile."""
+    return _measured(RECONCILES, RECONCILE_SECONDS, kind)
+
+
+def _measured(count: Counter, seconds: Histogram, *labels: str) -> Iterator[None]:
+    began = time.perf_counter()
+    # Of what is cancelled nobody knows the end.
+    outcome = "lost"
+    try:
+        yield
+        outcome = OK
+    except Exception as error:
+        outcome = outcome_of(error)
+        raise
+    finally:
+        seconds.labels(*labels).observe(time.perf_counter() - began)
+        count.labels(*labels, outcome).inc()
+
+
+def forget_gauges() -> None:
+    """Remove what only the leader says."""
+    for metric in (POOL_PODS, POOL_WANTED_PODS, ENVIRONMENT_CONDITION, SESSIONS):
+        metric.clear()
+    QUEUE_DEPTH.set(0)
+    QUEUE_AGE_SECONDS.set(0)
 
 
 def forget_environment(namespace: str, environment: str) -> None:
     """Remove the series of an Environment that is gone."""
-    POOL_PODS.remove_by_labels({"namespace": namespace, "environment": environment})
+    of = {"namespace": namespace, "environment": environment}
+    for metric in (
+        *(POOL_PODS, POOL_WANTED_PODS, ENVIRONMENT_CONDITION, SESSIONS),
+        *(SESSION_RUNNING_SECONDS, SESSION_ACTIVE_SECONDS, CLAIMS),
+    ):
+        metric.remove_by_labels(of)

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Hashable
 from typing import Generic, TypeVar
 
 from .errors import NotFoundError, OperatorError, TransientError
+from .metrics import QUEUE_WAIT_SECONDS
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +32,8 @@ class WorkQueue(Generic[K]):
     def __init__(self, handler: Callable[[K], Awaitable[float | None]], at_once: int = 64) -> None:
         self._handler = handler
         self._at_once = at_once
-        self._ready: OrderedDict[K, None] = OrderedDict()
+        self._ready: OrderedDict[K, float] = OrderedDict()
+        """Since when each waits, on the loop's clock."""
         self._running: dict[K, asyncio.Task[None]] = {}
         self._again: set[K] = set()
         self._later: list[tuple[float, int, K]] = []
@@ -46,13 +48,18 @@ class WorkQueue(Generic[K]):
         """Keys that wait to be handled now."""
         return len(self._ready)
 
+    def age(self) -> float:
+        """Seconds for which the key has waited that waits longest now; 0 without one."""
+        oldest = min(self._ready.values(), default=None)
+        return 0.0 if oldest is None else asyncio.get_running_loop().time() - oldest
+
     def add(self, key: K) -> None:
         """Handle the key as soon as possible."""
         self._due.pop(key, None)
         if key in self._running:
             self._again.add(key)
         elif key not in self._ready:
-            self._ready[key] = None
+            self._ready[key] = asyncio.get_running_loop().time()
             self._wake.set()
 
     def add_after(self, key: K, seconds: float) -> None:
@@ -74,7 +81,8 @@ class WorkQueue(Generic[K]):
                     if self._due.get(key) == due:
                         self.add(key)
                 while self._ready and len(self._running) < self._at_once:
-                    key, _ = self._ready.popitem(last=False)
+                    key, since = self._ready.popitem(last=False)
+                    QUEUE_WAIT_SECONDS.observe(loop.time() - since)
                     self._running[key] = asyncio.create_task(self._work(key))
                 self._wake.clear()
                 pause = self._later[0][0] - loop.time() if self._later else None

@@ -52,13 +52,14 @@ async def test_health_answers_a_sentence(base: str, health: Health) -> None:
 
 
 async def test_metrics_are_served(base: str) -> None:
-    metrics.SESSIONS.labels(phase="Running").set(3)
+    metrics.SESSIONS.labels("ns", "served", "Running").set(3)
     metrics.API_WRITE_SECONDS.labels(verb="patch", resource="pods").observe(0.003)
     status, text = await fetch(f"{base}/metrics")
     assert status == 200
-    assert 'cloister_sessions{phase="Running"} 3.0' in text
+    assert 'cloister_sessions{environment="served",namespace="ns",phase="Running"} 3.0' in text
     assert 'cloister_api_write_seconds_count{resource="pods",verb="patch"} ' in text
     assert "process_resident_memory_bytes" in text
+    metrics.forget_environment("ns", "served")
 
 
 async def test_the_series_of_a_deleted_environment_go(base: str) -> None:

@@ -93,6 +93,11 @@ class SessionObject(Model):
         return self.metadata.namespace, self.metadata.name
 
     @property
+    def environment_key(self) -> tuple[str, str]:
+        """Namespace and name of its Environment."""
+        return self.metadata.namespace, self.spec.environment_name
+
+    @property
     def resumed(self) -> bool:
         """Whether its next pod finds the workspace of an earlier one."""
         return self.status.workspace_claim is not None and self.status.started_at is not None

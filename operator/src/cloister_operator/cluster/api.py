@@ -25,7 +25,7 @@ from ..errors import (
     RefusedError,
     TransientError,
 )
-from ..metrics import API_WRITE_SECONDS
+from ..metrics import api_write
 from .resources import Resource
 
 JSON_PATCH: Final = "application/json-patch+json"
@@ -118,7 +118,9 @@ def error_of(status: int, body: bytes, retry_after: str | None, patch_test: bool
         return ConflictError(message)
     if status == 429 or status >= 500:
         wait = float(retry_after) if retry_after and retry_after.isdigit() else None
-        return TransientError(f"the API server answered {status}: {message}", wait)
+        error = TransientError(f"the API server answered {status}: {message}", wait)
+        error.outcome = "throttled" if status == 429 else error.outcome
+        return error
     if status == 401:
         return TransientError(f"the API server does not know the operator: {message}")
     if status == 403:
@@ -238,19 +240,19 @@ class HttpApi:
             raise TransientError(f"the watch broke: {error!r}") from error
 
     async def create(self, resource: Resource, namespace: str, body: JSON) -> JSON:
-        with API_WRITE_SECONDS.labels("create", resource.plural).time():
+        with api_write("create", resource.plural):
             return await self._call("POST", resource.path(namespace), body=body)
 
     async def apply(self, resource: Resource, namespace: str, body: JSON) -> JSON:
         path = resource.path(namespace, body["metadata"]["name"])
         query = {"fieldManager": names.FIELD_MANAGER, "force": "true"}
-        with API_WRITE_SECONDS.labels("apply", resource.plural).time():
+        with api_write("apply", resource.plural):
             return await self._call("PATCH", path, query, body, APPLY_PATCH)
 
     async def json_patch(
         self, resource: Resource, namespace: str, name: str, operations: Sequence[JSON]
     ) -> JSON:
-        with API_WRITE_SECONDS.labels("patch", resource.plural).time():
+        with api_write("patch", resource.plural):
             return await self._call(
                 "PATCH",
                 resource.path(namespace, name),
@@ -269,7 +271,7 @@ class HttpApi:
         body: JSON = {"status": dict(status)}
         if version:
             body["metadata"] = {"resourceVersion": version}
-        with API_WRITE_SECONDS.labels("patch", f"{resource.plural}/status").time():
+        with api_write("patch", f"{resource.plural}/status"):
             return await self._call(
                 "PATCH",
                 resource.path(namespace, name, "status"),
@@ -287,7 +289,7 @@ class HttpApi:
         body: JSON = {"kind": "DeleteOptions", "apiVersion": "v1"}
         if preconditions:
             body["preconditions"] = preconditions
-        with API_WRITE_SECONDS.labels("delete", resource.plural).time():
+        with api_write("delete", resource.plural):
             await self._call("DELETE", resource.path(namespace, name), body=body)
 
 

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from ..api.common import JSON
 from ..errors import OperatorError
+from ..metrics import WATCH_FAILURES
 from .api import Api, ExpiredError, backoff
 from .resources import Resource
 
@@ -61,6 +62,7 @@ class Reflector:
             except ExpiredError:
                 version = ""
             except OperatorError as error:
+                WATCH_FAILURES.inc()
                 failures = 0 if loop.time() - began > _FORGET_FAILURES_AFTER else failures + 1
                 log.warning("watch of %s in %s: %s", self._resource.plural, self._namespace, error)
                 version = ""

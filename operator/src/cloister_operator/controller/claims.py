@@ -11,10 +11,10 @@ from ..api.common import JSON
 from ..api.conditions import timestamp
 from ..api.environment import EnvironmentObject
 from ..api.pod import PodView, view
-from ..api.session import SessionObject
+from ..api.session import Phase, SessionObject
 from ..cluster.resources import PODS
 from ..errors import ConflictError, NotFoundError, RefusedError, TransientError
-from ..metrics import CLAIM_SECONDS
+from ..metrics import CLAIM_CONFLICTS, CLAIM_SECONDS, CLAIMS, OK
 from ..plan.session import SessionPlan, Step, limits
 from ..recipe import Recipe, content_of, references, variables
 from ..sandboxes import ClaimPayload
@@ -48,9 +48,12 @@ class Claims:
         """The session waits for a pod."""
         self._first_seen.setdefault(session.metadata.uid, _seconds())
 
-    def forget(self, uid: str) -> None:
+    def forget(self, session: SessionObject) -> None:
         """The session is gone."""
-        self._first_seen.pop(uid, None)
+        uid = session.metadata.uid
+        waited = self._first_seen.pop(uid, None) is not None
+        if waited and session.status.phase is Phase.PENDING:
+            CLAIMS.labels(*self._context.series(*session.environment_key), "none", "deleted").inc()
         self._warm_claims.discard(uid)
         self._without_warm.discard(uid)
 
@@ -105,10 +108,12 @@ class Claims:
         try:
             made = await self._claim_label(candidate, session)
         except NotFoundError:
+            CLAIM_CONFLICTS.inc()
             return None
         except TransientError as error:
             found = await self._after_failed_claim(candidate, session, error)
             if found is None:
+                CLAIM_CONFLICTS.inc()
                 return None
             made = found
         self._context.pods.put(made)
@@ -188,7 +193,7 @@ class Claims:
         if not session.through_api:
             credentials = await self._write_credentials(session, lifetime, now)
         await self._statuses.running(session, pod, credentials, now)
-        self._observe_claim(session.metadata.uid)
+        self._observe_claim(session, pod)
 
     async def _tell(self, session: SessionObject, pod: PodView, payload: ClaimPayload) -> None:
         """Claim the exec server, and beside it the workspace: before the status says that the
@@ -231,13 +236,24 @@ class Claims:
         await owned.create(self._context.api, session.metadata.namespace, body)
         return names.credentials_secret(session.metadata.name)
 
-    def _observe_claim(self, uid: str) -> None:
-        start = "warm" if uid in self._warm_claims else "cold"
+    def _observe_claim(self, session: SessionObject, pod: PodView) -> None:
+        uid = session.metadata.uid
+        start = _start_of(session, pod, uid in self._warm_claims)
+        CLAIMS.labels(*self._context.series(*session.environment_key), start, OK).inc()
         seen = self._first_seen.pop(uid, None)
         if seen is not None:
             CLAIM_SECONDS.labels(start).observe(_seconds() - seen)
         self._warm_claims.discard(uid)
         self._without_warm.discard(uid)
+
+
+def _start_of(session: SessionObject, pod: PodView, known_warm: bool) -> str:
+    """How a session got its pod, also where another operator gave it."""
+    if session.status.started_at is not None:
+        return "resumed"
+    # A pod made for a session is younger than it; the API server's times are whole seconds.
+    older = timestamp(pod.created) < (session.metadata.creation_timestamp or "")
+    return "warm" if known_warm or older else "cold"
 
 
 def _seconds() -> float:

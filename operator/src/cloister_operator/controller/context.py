@@ -13,11 +13,13 @@ from ..api.session import SessionObject
 from ..cache import Key, Store
 from ..cluster.api import Api
 from ..identity import Authority
+from ..metrics import FAILURES
 from ..plan.pool import Failure, Proof
 from ..recipe import Recipe
 from ..sandboxes import Activity, ClaimPayload, PodAddress, SandboxInfo
 from ..settings import Settings
 from ..workqueue import WorkQueue
+from .usage import Usage
 
 WorkKey = tuple[str, str, str]
 """Kind (environment or session), namespace, name."""
@@ -83,6 +85,7 @@ class Context:
     settings: Settings
     clock: Callable[[], datetime]
     queue: WorkQueue[WorkKey] = field(init=False)
+    usage: Usage = field(init=False)
     environments: Store[EnvironmentObject] = field(
         default_factory=lambda: Store(EnvironmentObject.parse, lambda _: ())
     )
@@ -107,6 +110,23 @@ class Context:
     """By namespace, what the last probe found."""
     probe_targets: list[str] = field(default_factory=list)
     """host:port that no sandbox may reach, and the operator does."""
+
+    def __post_init__(self) -> None:
+        self.usage = Usage(self.clock)
+        self.sessions.listen(self.usage.changed)
+
+    def series(self, namespace: str, environment: str) -> Key:
+        """The labels of an Environment; of one that is not there, which anybody may name, blank."""
+        if self.environments.get(namespace, environment) is not None:
+            return namespace, environment
+        return namespace if namespace in self.settings.sandbox_namespaces else "", ""
+
+    def failed(self, pod_uid: str, failure: Failure) -> None:
+        """A pod cannot serve."""
+        known = self.failures.get(pod_uid)
+        if known is None or known.reason != failure.reason:
+            FAILURES.labels("pod", failure.reason).inc()
+        self.failures[pod_uid] = failure
 
     def enqueue_pod_owners(self, pod: PodView) -> None:
         """Look again at the Environment and the Session of a pod."""

@@ -14,7 +14,8 @@ from ..api.session import Phase, SessionObject
 from ..cluster.reflector import Reflector
 from ..cluster.resources import ENVIRONMENTS, PODS, SESSIONS
 from ..errors import OperatorError
-from ..metrics import RECONCILE_ERRORS, RECONCILE_SECONDS
+from ..logs import about
+from ..metrics import reconcile
 from ..workqueue import WorkQueue
 from .context import Context, WorkKey
 from .environments import EnvironmentReconciler
@@ -118,10 +119,7 @@ class Controller:
     async def _handle(self, key: WorkKey) -> float | None:
         kind, namespace, name = key
         reconciler = self._environments if kind == "environment" else self._sessions
-        with (
-            RECONCILE_SECONDS.labels(kind).time(),
-            RECONCILE_ERRORS.labels(kind).count_exceptions(),
-        ):
+        with about(namespace=namespace, **{kind: name}), reconcile(kind):
             return await reconciler.reconcile(namespace, name)
 
     def _environment_changed(

@@ -1,28 +1,92 @@
-"""Kubernetes Events about what happened to an object, posted in the background."""
+"""Kubernetes Events about what happened to an object, posted in the background.
+
+What happens to an object for the same reason again is added to the Event that is there, seldom: a
+thing that flaps floods nobody. The Event's name says what it is about, so that the next operator
+goes on with it.
+"""
 
 import asyncio
+import contextlib
+import hashlib
+import heapq
+import itertools
 import logging
-import secrets
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal
+from typing import Final, Literal
 
-from .. import names
+from .. import metrics, names
 from ..api.common import JSON, ObjectMeta
 from ..api.conditions import timestamp
 from ..cluster.api import Api
 from ..cluster.resources import EVENTS
-from ..errors import OperatorError
+from ..errors import ConflictError, NotFoundError, OperatorError
 
 log = logging.getLogger(__name__)
 
-_QUEUE = 1000
-_REMEMBERED = 2000
+Type = Literal["Normal", "Warning"]
+REMEMBERED: Final = 2000
+FIRST_PAUSE: Final = 60.0
+LONGEST_PAUSE: Final = 600.0
+"""Between two writes of one Event; it doubles from the first to this."""
+NORMAL_PER_SECOND: Final = 10.0
+NORMAL_BURST: Final = 100.0
+"""Events of what went well are shed above this: sessions by the thousand need the API server."""
+
+
+@dataclass
+class _Note:
+    """One Event, and what of it is still to be said."""
+
+    kind: str
+    subject: ObjectMeta
+    reason: str
+    message: str
+    type: Type
+    first: str
+    last: str
+    count: int = 1
+    posted: int = 0
+    """How many of `count` the API server knows of."""
+    pause: float = FIRST_PAUSE
+    not_before: float = 0.0
+    due: bool = False
+
+    @property
+    def name(self) -> str:
+        """The same whoever posts it."""
+        text = f"{self.subject.uid}/{self.reason}/{self.type}"
+        return f"{self.subject.name}.{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+    def body(self, instance: str) -> JSON:
+        """The Event."""
+        return {
+            "apiVersion": "v1",
+            "kind": "Event",
+            "metadata": {"name": self.name},
+            "involvedObject": {
+                "apiVersion": names.API_VERSION,
+                "kind": self.kind,
+                "namespace": self.subject.namespace,
+                "name": self.subject.name,
+                "uid": self.subject.uid,
+            },
+            "reason": self.reason,
+            "message": self.message,
+            "type": self.type,
+            "firstTimestamp": self.first,
+            "lastTimestamp": self.last,
+            "count": self.count,
+            "reportingComponent": names.FIELD_MANAGER,
+            "reportingInstance": instance,
+            "source": {"component": names.FIELD_MANAGER},
+        }
 
 
 class Recorder:
-    """Posts each (object, reason, message) once; never makes its caller wait.
+    """Posts Events one after the other; never makes its caller wait.
 
     Events are for people: when too many wait, or the API server refuses one, it is dropped.
     """
@@ -31,8 +95,12 @@ class Recorder:
         self._api = api
         self._pod_name = pod_name
         self._clock = clock
-        self._queue: asyncio.Queue[tuple[str, JSON]] = asyncio.Queue(_QUEUE)
-        self._seen: OrderedDict[tuple[str, str, str], None] = OrderedDict()
+        self._notes: OrderedDict[tuple[str, str, str], _Note] = OrderedDict()
+        self._due: list[tuple[float, int, _Note]] = []
+        self._order = itertools.count()
+        self._wake = asyncio.Event()
+        self._tokens = NORMAL_BURST
+        self._refilled = 0.0
 
     def record(
         self,
@@ -40,44 +108,96 @@ class Recorder:
         subject: ObjectMeta,
         reason: str,
         message: str,
-        type_: Literal["Normal", "Warning"] = "Normal",
+        type_: Type = "Normal",
     ) -> None:
         """Say that something happened to an object of ours."""
-        fingerprint = (subject.uid, reason, message)
-        if fingerprint in self._seen or self._queue.full():
-            return
-        self._seen[fingerprint] = None
-        if len(self._seen) > _REMEMBERED:
-            self._seen.popitem(last=False)
-        now = timestamp(self._clock())
-        body: JSON = {
-            "apiVersion": "v1",
-            "kind": "Event",
-            "metadata": {"name": f"{subject.name}.{secrets.token_hex(6)}"},
-            "involvedObject": {
-                "apiVersion": names.API_VERSION,
-                "kind": kind,
-                "namespace": subject.namespace,
-                "name": subject.name,
-                "uid": subject.uid,
-            },
-            "reason": reason,
-            "message": message[:1000],
-            "type": type_,
-            "firstTimestamp": now,
-            "lastTimestamp": now,
-            "count": 1,
-            "reportingComponent": names.FIELD_MANAGER,
-            "reportingInstance": self._pod_name,
-            "source": {"component": names.FIELD_MANAGER},
-        }
-        self._queue.put_nowait((subject.namespace, body))
+        now, seconds = timestamp(self._clock()), asyncio.get_running_loop().time()
+        key = (subject.uid, reason, type_)
+        note = self._notes.get(key)
+        if note is None:
+            if type_ == "Normal" and not self._may(seconds):
+                metrics.EVENTS.labels("dropped").inc()
+                return
+            note = _Note(kind, subject, reason, message[:1000], type_, now, now)
+            self._notes[key] = note
+            self._bound()
+        else:
+            self._notes.move_to_end(key)
+            note.count += 1
+            note.message, note.last = message[:1000], now
+        if not note.due and len(self._due) < REMEMBERED:
+            note.due = True
+            heapq.heappush(self._due, (max(seconds, note.not_before), next(self._order), note))
+            self._wake.set()
 
     async def run(self) -> None:
         """Post until cancelled."""
+        loop = asyncio.get_running_loop()
         while True:
-            namespace, body = await self._queue.get()
-            try:
-                await self._api.create(EVENTS, namespace, body)
-            except OperatorError as error:
-                log.debug("an event was dropped: %s", error)
+            self._wake.clear()
+            pause = self._due[0][0] - loop.time() if self._due else None
+            if pause is None or pause > 0:
+                # Not wait_for: it swallows a cancellation that comes together with the event.
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(pause):
+                        await self._wake.wait()
+                continue
+            _, _, note = heapq.heappop(self._due)
+            note.due = False
+            await self._post(note)
+            note.not_before = loop.time() + note.pause
+            note.pause = min(LONGEST_PAUSE, 2 * note.pause)
+
+    async def _post(self, note: _Note) -> None:
+        count = note.count
+        try:
+            outcome = "repeated" if note.posted or not await self._create(note) else "posted"
+            if outcome == "repeated":
+                await self._repeat(note)
+        except OperatorError as error:
+            outcome = "dropped"
+            log.debug("an event was dropped: %s", error)
+        else:
+            # What was added while the write was under way is for the next one.
+            note.posted = max(note.posted, count)
+        metrics.EVENTS.labels(outcome).inc()
+
+    async def _create(self, note: _Note) -> bool:
+        """Whether it was not there yet, from this operator or the one before."""
+        try:
+            await self._api.create(EVENTS, note.subject.namespace, note.body(self._pod_name))
+        except ConflictError:
+            found, _ = await self._api.list(
+                EVENTS, note.subject.namespace, fields=f"metadata.name={note.name}"
+            )
+            note.count += sum(int(each.get("count") or 1) for each in found)
+            return False
+        return True
+
+    async def _repeat(self, note: _Note) -> None:
+        changes = {
+            "count": note.count,
+            "message": note.message,
+            "lastTimestamp": note.last,
+            "reportingInstance": self._pod_name,
+        }
+        operations = [
+            {"op": "add", "path": f"/{key}", "value": value} for key, value in changes.items()
+        ]
+        try:
+            await self._api.json_patch(EVENTS, note.subject.namespace, note.name, operations)
+        except NotFoundError:
+            # The API server forgets Events after an hour.
+            await self._create(note)
+
+    def _may(self, seconds: float) -> bool:
+        refill = (seconds - self._refilled) * NORMAL_PER_SECOND
+        self._tokens, self._refilled = min(NORMAL_BURST, self._tokens + refill), seconds
+        if self._tokens < 1:
+            return False
+        self._tokens -= 1
+        return True
+
+    def _bound(self) -> None:
+        if len(self._notes) > REMEMBERED:
+            self._notes.popitem(last=False)

@@ -2,16 +2,30 @@
 
 import asyncio
 from collections import Counter
+from collections.abc import Collection, Iterable
 
-from .. import names
-from ..api.session import Phase
-from ..metrics import POOL_PODS, QUEUE_DEPTH, SESSIONS, forget_environment
+from .. import metrics, names
+from ..api.environment import EnvironmentObject
+from ..api.session import Phase, SessionObject
+from ..cache import Key
+from ..metrics import (
+    ENVIRONMENT_CONDITION,
+    POOL_PODS,
+    POOL_WANTED_PODS,
+    QUEUE_AGE_SECONDS,
+    QUEUE_DEPTH,
+    SESSIONS,
+)
 from ..plan.pool import counts
 from .context import Context
 
 STUCK_SECONDS = 120.0
 """Keys that wait this long without one being handled: the queue is stuck."""
 GAUGES_EVERY_SECONDS = 5.0
+KEPT_LOOKS = 24
+"""How often an Environment must be missed before its series go: for two minutes, in which
+Prometheus reads the last of its counters.
+"""
 
 
 class Health:
@@ -43,25 +57,75 @@ class Health:
         return self.missing
 
 
-async def keep_gauges(context: Context) -> None:
-    """Set the gauges every few seconds, until cancelled."""
-    known: set[tuple[str, str]] = set()
-    while True:
-        phases = Counter(session.status.phase for session in context.sessions.all())
-        for phase in Phase:
-            SESSIONS.labels(phase.value).set(phases[phase])
-        present = set(context.environments)
-        for key in known - present:
-            forget_environment(*key)
-        for key in present:
-            found = counts(context.pods.group(("environment", *key)), context.failures)
-            for state, count in (
-                (names.STATE_STARTING, found.starting),
-                (names.STATE_WARM, found.ready),
-                (names.STATE_CLAIMED, found.claimed),
-                ("failed", found.failed),
-            ):
-                POOL_PODS.labels(*key, state).set(count)
-        known = present
+class Gauges:
+    """What there is, as gauges; and how long sessions ran, as counters.
+
+    Only who leads has them, so that sums over the operator's pods count everything once.
+    """
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._missed: dict[Key, int] = {}
+        """By Environment that has series, how often in a row it was not there."""
+
+    async def run(self) -> None:
+        """Set them every few seconds; gone when cancelled."""
+        usage = self._context.usage
+        usage.begin()
+        try:
+            while True:
+                usage.count()
+                self.look()
+                await asyncio.sleep(GAUGES_EVERY_SECONDS)
+        finally:
+            usage.end()
+            metrics.forget_gauges()
+
+    def look(self) -> None:
+        """Set them now."""
+        context = self._context
+        environments = {each.key: each for each in context.environments.all()}
+        for key, environment in environments.items():
+            self._environment(key, environment)
+        self._sessions(environments, context.sessions.all())
+        self._forget(environments.keys() | context.usage.environments())
         QUEUE_DEPTH.set(len(context.queue))
-        await asyncio.sleep(GAUGES_EVERY_SECONDS)
+        QUEUE_AGE_SECONDS.set(context.queue.age())
+
+    def _environment(self, key: Key, environment: EnvironmentObject) -> None:
+        context = self._context
+        found = counts(context.pods.group(("environment", *key)), context.failures)
+        for state, count in (
+            (names.STATE_STARTING, found.starting),
+            (names.STATE_WARM, found.ready),
+            (names.STATE_CLAIMED, found.claimed),
+            ("failed", found.failed),
+        ):
+            POOL_PODS.labels(*key, state).set(count)
+        POOL_WANTED_PODS.labels(*key).set(environment.spec.pool.size)
+        for each in environment.status.conditions:
+            ENVIRONMENT_CONDITION.labels(*key, each.type).set(each.status == "True")
+
+    def _sessions(self, environments: Collection[Key], sessions: Iterable[SessionObject]) -> None:
+        # A session may name any Environment: one that is not there must not become a label.
+        found: Counter[tuple[Key, Phase]] = Counter()
+        for each in sessions:
+            found[self._context.series(*each.environment_key), each.status.phase] += 1
+        nameless = [(each, "") for each in (*self._context.settings.sandbox_namespaces, "")]
+        for key in (*environments, *nameless):
+            for phase in Phase:
+                SESSIONS.labels(*key, phase.value).set(found[key, phase])
+
+    def _forget(self, present: Collection[Key]) -> None:
+        for key in present:
+            self._missed[key] = 0
+        for key in [key for key in self._missed if key not in present]:
+            self._missed[key] += 1
+            if self._missed[key] > KEPT_LOOKS:
+                metrics.forget_environment(*key)
+                del self._missed[key]
+
+
+async def keep_gauges(context: Context) -> None:
+    """Keep them until cancelled, in the process that leads."""
+    await Gauges(context).run()

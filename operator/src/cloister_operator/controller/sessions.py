@@ -59,7 +59,7 @@ class SessionReconciler:
 
     async def ended(self, session: SessionObject) -> None:
         """The Session is deleted: its pods go at once, without waiting for owner references."""
-        self._claims.forget(session.metadata.uid)
+        self._claims.forget(session)
         for pod in self._context.pods.group(_pods_of(session)):
             await pods.delete(self._context, pod)
 

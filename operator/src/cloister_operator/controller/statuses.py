@@ -10,6 +10,7 @@ from ..api.pod import PodView
 from ..api.session import Phase, SessionObject
 from ..cluster.resources import SESSIONS
 from ..errors import ConflictError
+from ..metrics import CLAIMS, FAILURES
 from ..plan import meters
 from ..plan.meters import Reading
 from ..plan.session import SessionPlan, losses_after
@@ -117,6 +118,7 @@ class SessionStatuses:
         await self._turn(
             session, changes, [Finding(conditions.READY, "False", plan.reason, message)]
         )
+        FAILURES.labels("recovery", plan.reason).inc()
         self._record(session, plan.reason, message, "Warning")
 
     async def ended(
@@ -131,6 +133,12 @@ class SessionStatuses:
         }
         ready = Finding(conditions.READY, "False", plan.reason, plan.message)
         await self._turn(session, changes, [ready])
+        if plan.phase is Phase.FAILED:
+            FAILURES.labels("session", plan.reason).inc()
+            if session.status.phase is Phase.PENDING:
+                CLAIMS.labels(
+                    *self._context.series(*session.environment_key), "none", "failed"
+                ).inc()
         normal = plan.phase is Phase.TERMINATED
         self._record(session, plan.reason, plan.message, "Normal" if normal else "Warning")
 

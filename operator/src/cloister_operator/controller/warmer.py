@@ -84,7 +84,7 @@ class Warmer:
             else:
                 await self._repeat(pod, lambda: pods.ensure_identity(context, pod))
         except PermanentError as error:
-            context.failures[pod.uid] = Failure(error.reason, error.sentence)
+            context.failed(pod.uid, Failure(error.reason, error.sentence))
         except (NotFoundError, ConflictError) as error:
             log.info("pod %s is not ours to warm any more: %s", pod.name, error)
         except Exception:
@@ -142,7 +142,7 @@ class Warmer:
             "no session is given until it does"
         )
         news = pod.uid not in self._context.failures
-        self._context.failures[pod.uid] = Failure(conditions.NETWORK_NOT_ENFORCED, message)
+        self._context.failed(pod.uid, Failure(conditions.NETWORK_NOT_ENFORCED, message))
         if news:
             self._context.enqueue_pod_owners(pod)
         self._record(pod, Proof(False, message, self._context.clock()))

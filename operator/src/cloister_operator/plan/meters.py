@@ -72,6 +72,11 @@ def stopped(status: SessionStatus, now: datetime, reading: Reading | None) -> di
     }
 
 
+def ran(status: SessionStatus, now: datetime) -> timedelta:
+    """How long a session has run by `now`, in all of its pods."""
+    return _running(status, now)
+
+
 def _since(status: SessionStatus, now: datetime) -> datetime:
     if status.running_since:
         return parse_time(status.running_since)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from . import storage
 from .places import Places
 
 NODE = "node1"
@@ -24,9 +25,10 @@ PROGRAMS: dict[str, str] = {
     "kubelet": "kubelet",
     "proxy": "kube-proxy",
     "router": "kube-router",
+    "storage": "local-path-provisioner",
 }
 """Component as a person names it -> binary. The order is the order of starting."""
-CLIENTS = ("kcm", "scheduler", "kubelet", "proxy", "router")
+CLIENTS = ("kcm", "scheduler", "kubelet", "proxy", "router", "storage")
 """Components that call the API server with a kubeconfig of their own."""
 
 
@@ -59,6 +61,11 @@ class Config:
         return self.places.base / "etc"
 
     @property
+    def volumes(self) -> Path:
+        """The folder that persistent volumes are made in."""
+        return self.places.base / "volumes"
+
+    @property
     def cgroup(self) -> str:
         """The cgroup, in every hierarchy, below which all pods of this cluster are."""
         return f"/cloister-{self.places.id}"
@@ -80,6 +87,8 @@ def files(config: Config, max_open_files: int) -> dict[Path, str]:
         etc / "kubelet.yaml": _json(_kubelet(config, max_open_files)),
         etc / "scheduler.yaml": _json(_scheduler(config)),
         etc / "proxy.yaml": _json(_proxy(config)),
+        etc / "storage.json": _json(storage.settings(config.volumes)),
+        etc / "storage-pod.json": _json(storage.helper_pod(PAUSE_IMAGE)),
         # Sandboxes get no DNS, and nothing else in this cluster needs it.
         etc / "resolv.conf": "nameserver 127.0.0.1\n",
         **{etc / f"{name}.kubeconfig": _json(_client(config, name)) for name in CLIENTS},
@@ -151,6 +160,7 @@ def commands(config: Config) -> dict[str, list[str]]:
             f"--hostname-override={NODE}",
             f"--service-cluster-ip-range={SERVICES}",
         ],
+        "storage": storage.arguments(etc, etc / "storage.kubeconfig", PAUSE_IMAGE),
     }
     return {name: [f"{config.bin}/{PROGRAMS[name]}", *arguments[name]] for name in PROGRAMS}
 
@@ -173,6 +183,7 @@ def certificates(config: Config) -> dict[str, tuple[dict[str, str], str]]:
         ),
         "proxy": ({"CN": "system:kube-proxy"}, ""),
         "router": ({"O": masters, "CN": "kube-router"}, ""),
+        "storage": ({"O": masters, "CN": "local-path-provisioner"}, ""),
         "apiserver-kubelet": ({"O": masters, "CN": "apiserver-kubelet"}, ""),
     }
 

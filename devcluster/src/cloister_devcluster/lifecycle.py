@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from . import build, components, debian, node, oci, pki
+from . import build, components, debian, node, oci, pki, storage
 from .api import Api
 from .components import NODE, PROGRAMS, Config
 from .errors import ClusterError
@@ -114,6 +114,9 @@ def _start(places: Places) -> None:
     # kube-router exits when its node is not there yet.
     start_component(config, pid, "router")
     api.create("/apis/node.k8s.io/v1/runtimeclasses", components.runtime_class())
+    for path, body in storage.objects().items():
+        api.create(path, body)
+    start_component(config, pid, "storage")
     stage("waiting for the node to be Ready")
     _wait(config, lambda: api.node_ready(NODE), "kubelet")
     account = "/api/v1/namespaces/default/serviceaccounts/default"
@@ -133,8 +136,8 @@ def _prepare(places: Places) -> Config:
         folder.chmod(0o711)
     for folder in (places.pki, places.run, places.logs):
         folder.mkdir(mode=0o700)
-    # The kubelet's folder is on the way to the volumes of user-namespaced pods.
-    for name in ("bin", "etc/cni", "kubelet"):
+    # These folders are on the way to the volumes of user-namespaced pods.
+    for name in ("bin", "etc/cni", "kubelet", config.volumes.name):
         (places.base / name).mkdir(mode=0o755, parents=True)
     places.record.write_text(
         json.dumps({"network": config.network, "settings": _original_settings()}) + "\n"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cloister_devcluster import build, components
+from cloister_devcluster import build, components, storage
 from cloister_devcluster.components import PAUSE_IMAGE, PROGRAMS, Config
 from cloister_devcluster.places import Places
 
@@ -107,6 +107,27 @@ def test_kube_proxy_needs_no_ipvs(config: Config) -> None:
 def test_nothing_lies_outside_of_the_cluster_s_own_folder(config: Config) -> None:
     for path in components.files(config, 20_000):
         assert path.is_relative_to(config.places.base)
+
+
+def test_volumes_are_within_the_cluster_s_folder_and_made_where_the_first_pod_is(
+    config: Config,
+) -> None:
+    (paths,) = [
+        each["paths"] for each in json.loads(rendered(config, "storage.json"))["nodePathMap"]
+    ]
+    assert [Path(each).parent for each in paths] == [config.places.base]
+    (kind,) = [each for each in storage.objects().values() if each["kind"] == "StorageClass"]
+    assert kind["metadata"]["annotations"]["storageclass.kubernetes.io/is-default-class"] == "true"
+    assert (kind["volumeBindingMode"], kind["reclaimPolicy"]) == ("WaitForFirstConsumer", "Delete")
+
+
+def test_the_helper_pod_mounts_only_folders_that_the_machine_has(tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    pod = storage.helper_pod(PAUSE_IMAGE, tmp_path)
+    (container,) = pod["spec"]["containers"]
+    assert [each["mountPath"] for each in container["volumeMounts"]] == ["/bin"]
+    assert [each["name"] for each in pod["spec"]["volumes"]] == ["bin"]
+    assert container["image"] == PAUSE_IMAGE
 
 
 @pytest.mark.parametrize("name", ["a", "12345678"])

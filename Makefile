@@ -115,6 +115,10 @@ bench-exec: $(STAMP) ## the exec server next to its floors, on loopback and in p
 bench-claims: $(STAMP) ## claims on the bundled cluster; writes bench/results/claims.json
 	$(PY) bench/bench_claims.py
 
+.PHONY: bench-scale
+bench-scale: $(STAMP) ## claims beside 10,000 pods on pretended nodes; writes bench/results/scale.json (PODS=1000 CHURN=60)
+	$(PY) bench/bench_scale.py
+
 # --- housekeeping --------------------------------------------------------------------------------
 
 .PHONY: init

@@ -32,7 +32,7 @@ OPERATOR_SANDBOXES: Rights = {
         for name in ("cloister-default-deny", "cloister-exec-ingress")
         for verb in ("create", "patch")
     ),
-    *(("", "events", "", verb) for verb in ("create", "list")),
+    *(("", "events", "", verb) for verb in ("create", "list", "patch")),
 }
 OPERATOR_RELEASE: Rights = {
     ("", "secrets", "cloister-ca", "get"),

@@ -34,13 +34,19 @@ def order(each: dict[str, Any]) -> tuple[str, str, str]:
 
 
 def snapshot(rendered: Rendered) -> str:
-    """The objects in a fixed order, without the text of the test's script."""
+    """The objects in a fixed order, without the text of files that they hold."""
     script = (CHART / "files" / "helm_test.py").read_text()
     objects = sorted(rendered.objects, key=order)
     for pod in rendered.of("Pod"):
         command = pod["spec"]["containers"][0]["command"]
         assert command[-1] == script
         command[-1] = "<files/helm_test.py>"
+    for rule in rendered.of("PrometheusRule"):
+        assert rule["spec"] == yaml.safe_load((CHART / "files" / "alerts.yaml").read_text())
+        rule["spec"] = "<files/alerts.yaml>"
+    for each in rendered.of("ConfigMap"):
+        assert each["data"] == {"cloister.json": (CHART / "files" / "dashboard.json").read_text()}
+        each["data"] = "<files/dashboard.json>"
     return yaml.safe_dump_all(objects, sort_keys=True, width=100)
 
 

@@ -185,9 +185,37 @@ async def test_lists_are_of_a_namespace_or_of_all(server: Server, api: HttpApi) 
     assert await api.list(PODS, "ns", "a=b") == ([POD], "42")
     assert await api.list(SESSIONS) == ([POD], "42")
     assert [(path, query) for _, path, query, _, _ in server.requests] == [
-        ("/api/v1/namespaces/ns/pods", {"labelSelector": "a=b"}),
-        ("/apis/cloister.dev/v1alpha1/sessions", {}),
+        ("/api/v1/namespaces/ns/pods", {"labelSelector": "a=b", "limit": "500"}),
+        ("/apis/cloister.dev/v1alpha1/sessions", {"limit": "500"}),
     ]
+
+
+async def test_long_lists_come_in_pages_without_what_nobody_reads(
+    server: Server, api: HttpApi
+) -> None:
+    volumes = [{"name": "tmp", "emptyDir": {}}, {"name": "w", "persistentVolumeClaim": {}}]
+    spec = {"nodeName": "n", "containers": [{"name": "c"}], "volumes": volumes}
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        last = request.query.get("continue") == "more"
+        metadata = {"resourceVersion": "42"} | ({} if last else {"continue": "more"})
+        name = "second" if last else "first"
+        item = {"metadata": {"name": name, "managedFields": [{}]}, "spec": spec}
+        return web.json_response({"metadata": metadata, "items": [item]})
+
+    server.answer = answer
+    found, version = await api.list(PODS, "ns")
+    assert version == "42"
+    assert found == [
+        {"metadata": {"name": name}, "spec": {"nodeName": "n", "volumes": volumes[1:]}}
+        for name in ("first", "second")
+    ]
+
+
+async def test_a_list_whose_rest_is_gone_is_tried_again(server: Server, api: HttpApi) -> None:
+    server.answers(410)
+    with pytest.raises(TransientError):
+        await api.list(PODS, "ns")
 
 
 # --- what answers mean ---------------------------------------------------------------------------

@@ -1,8 +1,8 @@
 """The verbs of the Kubernetes API, with its answers turned into this package's errors once.
 
-Bodies are plain dicts and answers are decoded with orjson: the client library's models cost
-several times more per object. Its configuration, authentication and connections are used as they
-are.
+Bodies are plain dicts, encoded and decoded with orjson, and sent over a session of our own: the
+client library's models, and its walk through every body, cost several times more than the rest of
+a call. Its configuration and authentication are used as they are.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ from ..errors import (
     TransientError,
 )
 from ..metrics import api_write
-from .resources import Resource
+from .resources import PODS, Resource
 
 JSON_PATCH: Final = "application/json-patch+json"
 MERGE_PATCH: Final = "application/merge-patch+json"
@@ -35,6 +35,10 @@ _TIMEOUT = aiohttp.ClientTimeout(total=15, connect=3)
 _WATCH_SECONDS = 240
 _WATCH_SILENCE_SECONDS = 90
 _TOO_OLD = 410
+_PAGE = 500
+"""Objects listed at once: ten thousand pods as one answer would take hundreds of megabytes."""
+_CONNECTIONS = 200
+"""Writes at the same time: more than the API server lets one client have."""
 
 
 class ExpiredError(OperatorError):
@@ -113,6 +117,9 @@ def error_of(status: int, body: bytes, retry_after: str | None, patch_test: bool
     message = _message(body)
     if status == 404:
         return NotFoundError(message)
+    if status == _TOO_OLD:
+        # Of a list in pages, the rest of which is of a state that is no longer kept.
+        return TransientError(f"the API server answered {status}: {message}")
     # A JSON-Patch whose `test` fails is answered 422, as an object that breaks the schema is.
     if status == 409 or (status == 422 and patch_test):
         return ConflictError(message)
@@ -133,6 +140,7 @@ class HttpApi:
 
     def __init__(self, api_client: client.ApiClient) -> None:
         self._client = api_client
+        self._session: aiohttp.ClientSession | None = None
 
     @classmethod
     async def connect(cls) -> "HttpApi":
@@ -142,13 +150,26 @@ class HttpApi:
             config.load_incluster_config(client_configuration=configuration)
         except config.ConfigException:
             await config.load_kube_config(client_configuration=configuration)
-        # Proxies named in the environment are for the internet, not for the API server.
-        configuration.client_session_kwargs = {"trust_env": False}
         return cls(client.ApiClient(configuration=configuration))
 
     async def close(self) -> None:
         """Close the connections."""
+        if self._session:
+            await self._session.close()
         await self._client.close()
+
+    def _connected(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(
+                    limit=_CONNECTIONS, ssl=self._client.rest_client.ssl_context
+                ),
+                # Proxies named in the environment are for the internet, not for the API server.
+                trust_env=False,
+                # One line of a watch is one object.
+                read_bufsize=2**21,
+            )
+        return self._session
 
     async def _open(
         self,
@@ -159,20 +180,24 @@ class HttpApi:
         content_type: str,
         timeout: aiohttp.ClientTimeout,
     ) -> aiohttp.ClientResponse:
-        headers = {"Accept": "application/json", "Content-Type": content_type}
-        method, url, headers, body, _ = await self._client.param_serialize(
+        headers = {
+            "Accept": "application/json",
+            "Content-Type": content_type,
+            # Beside an API server on the same network, compressing costs more than it saves.
+            "Accept-Encoding": "identity",
+        }
+        configuration = self._client.configuration
+        token = await configuration.get_api_key_with_prefix("BearerToken")
+        if token:
+            headers["Authorization"] = token
+        return await self._connected().request(
             method,
-            path,
-            query_params=list(query.items()),
-            header_params=headers,
-            body=body,
-            auth_settings=["BearerToken"],
+            f"{configuration.host}{path}",
+            params=query or None,
+            headers=headers,
+            data=orjson.dumps(body) if body is not None else None,
+            timeout=timeout,
         )
-        answer = await self._client.rest_client.request(
-            method, url, headers=headers, body=body, _request_timeout=timeout
-        )
-        response: aiohttp.ClientResponse = answer.response
-        return response
 
     async def _call(
         self,
@@ -203,10 +228,15 @@ class HttpApi:
     async def list(
         self, resource: Resource, namespace: str = "", selector: str = "", fields: str = ""
     ) -> tuple[Sequence[JSON], str]:
-        given = {"labelSelector": selector, "fieldSelector": fields}
+        given = {"labelSelector": selector, "fieldSelector": fields, "limit": str(_PAGE)}
         query = {key: value for key, value in given.items() if value}
-        found = await self._call("GET", resource.path(namespace), query)
-        return found.get("items") or [], found["metadata"]["resourceVersion"]
+        path = resource.path(namespace)
+        found = await self._call("GET", path, query)
+        items = [_trimmed(resource, each) for each in found.get("items") or []]
+        while more := found["metadata"].get("continue"):
+            found = await self._call("GET", path, {**query, "continue": more})
+            items += [_trimmed(resource, each) for each in found.get("items") or []]
+        return items, found["metadata"]["resourceVersion"]
 
     async def watch(
         self, resource: Resource, namespace: str, selector: str, resource_version: str
@@ -291,6 +321,17 @@ class HttpApi:
             body["preconditions"] = preconditions
         with api_write("delete", resource.plural):
             await self._call("DELETE", resource.path(namespace, name), body=body)
+
+
+def _trimmed(resource: Resource, item: JSON) -> JSON:
+    """What the operator may read of a listed object: all of a long list is held at once."""
+    item["metadata"].pop("managedFields", None)
+    if resource is PODS and "spec" in item:
+        spec = item["spec"]
+        volumes = spec.get("volumes") or []
+        kept = [each for each in volumes if "persistentVolumeClaim" in each]
+        item["spec"] = {"nodeName": spec.get("nodeName"), "volumes": kept}
+    return item
 
 
 async def backoff(attempt: int) -> None:

@@ -126,6 +126,7 @@ def pretended(target: Target, here: Node) -> Iterator["subprocess.Popen[str]"]:
         kwok = here.start(
             targets.devcluster("bin", "kwok", quiet=True),
             f"--kubeconfig={target.kubeconfig}",
+            f"--config={ROOT / 'bench' / 'scale_stages.yaml'}",
             "--manage-nodes-with-annotation-selector=kwok.x-k8s.io/node=fake",
             "--node-lease-duration-seconds=120",
             "--v=WARN",

@@ -43,7 +43,7 @@ types: $(STAMP) ## mypy --strict
 
 .PHONY: unit
 unit: $(STAMP) ## unit, contract and chart tests
-	@$(DEVCLUSTER) build --only helm
+	@$(DEVCLUSTER) build --only helm --only promtool
 	HELM=$$($(DEVCLUSTER) bin helm) $(VENV)/bin/pytest -n 6 --dist loadfile -m 'not e2e' tests
 
 .PHONY: format

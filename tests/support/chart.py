@@ -46,13 +46,13 @@ class Rendered:
 
 
 @cache
-def helm_path() -> str:
-    """helm: named by HELM, on the PATH, or the bundled cluster's."""
-    named = os.environ.get("HELM") or shutil.which("helm")
+def tool(name: str) -> str:
+    """A program: named by its variable, on the PATH, or the bundled cluster's."""
+    named = os.environ.get(name.upper()) or shutil.which(name)
     if named:
         return named
     found = subprocess.run(
-        [sys.executable, "-m", "cloister_devcluster", "bin", "helm"],
+        [sys.executable, "-m", "cloister_devcluster", "bin", name],
         env={**os.environ, "PYTHONPATH": str(ROOT / "devcluster" / "src")},
         capture_output=True,
         text=True,
@@ -64,7 +64,7 @@ def helm_path() -> str:
 @cache
 def helm(*args: str) -> str:
     """Run helm; returns what it prints, raises ChartRefusedError with its complaint."""
-    done = subprocess.run([helm_path(), *args], capture_output=True, text=True, check=False)
+    done = subprocess.run([tool("helm"), *args], capture_output=True, text=True, check=False)
     if done.returncode:
         raise ChartRefusedError(done.stderr + done.stdout)
     return done.stdout

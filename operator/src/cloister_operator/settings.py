@@ -41,6 +41,15 @@ class Settings(BaseModel):
     default_disk: str = "2Gi"
     copied_labels: tuple[str, ...] = ()
     """Label keys that are copied from Environments and Sessions to pods."""
+    create_rate: float = Field(default=100, ge=0)
+    """Creations of sessions a second that each caller may ask for; 0 is any number."""
+    create_burst: int = Field(default=300, ge=1)
+    """The same, at once after a rest."""
+    call_rate: float = Field(default=200, ge=0)
+    """Other calls of the Sessions API a second by each caller; 0 is any number."""
+    call_burst: int = Field(default=400, ge=1)
+    max_sessions_per_namespace: int = Field(default=0, ge=0)
+    """Sessions that have a pod, or wait for one, in a namespace; 0 is any number."""
     ended_session_ttl_seconds: float = Field(default=3600, ge=0)
     log_level: str = "INFO"
 

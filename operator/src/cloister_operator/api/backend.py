@@ -106,6 +106,18 @@ class SessionsBackend(Protocol):
         ...
 
 
+class Leadership(Protocol):
+    """Who decides, of the operators that run."""
+
+    def leads(self) -> bool:
+        """Whether this process does, at this moment."""
+        ...
+
+    def leader(self) -> str:
+        """host:port of the Sessions API of another process that does; empty when there is none."""
+        ...
+
+
 class Reviewer(Protocol):
     """Who is calling, and may they?"""
 

@@ -17,6 +17,8 @@ from ..metrics import SESSIONS_API_CALLS, SESSIONS_API_SECONDS
 from ..sandboxes import clean
 from . import translate
 from .auth import CALLER, RIGHTS, Auth
+from .forwarding import Forwarder, Relayed
+from .limits import RateLimits
 from .status import Busy, CallError, Forbidden, from_error
 
 SERVICE: Final = "/cloister.sessions.v1.Sessions/"
@@ -42,6 +44,7 @@ class _Call:
     def __init__(self, method: str) -> None:
         self.caller: Caller | None = None
         self._method = method
+        self._counts = True
         self._code = grpc.StatusCode.CANCELLED
         self._started = time.monotonic()
 
@@ -52,10 +55,16 @@ class _Call:
             name = request.name or getattr(getattr(answer, "session", None), "name", "")
             log.info("%s %s/%s by %s", self._method, request.namespace, name, self._who())
 
+    def forwarded(self) -> None:
+        """The leader answered it, and counts it."""
+        self._counts = False
+
     async def fail(self, context: Context, error: Exception, request: Any) -> NoReturn:
         """End the call with the error's status and details."""
         failed: CallError = from_error(error)
         self._code = failed.code
+        if isinstance(failed, Relayed):
+            self.forwarded()
         if isinstance(failed, Forbidden):
             log.warning(
                 "%s in namespace %s refused to %s", self._method, request.namespace, self._who()
@@ -65,6 +74,8 @@ class _Call:
 
     def count(self) -> None:
         """Record it."""
+        if not self._counts:
+            return
         SESSIONS_API_CALLS.labels(method=self._method, code=self._code.name).inc()
         elapsed = time.monotonic() - self._started
         SESSIONS_API_SECONDS.labels(method=self._method).observe(elapsed)
@@ -83,8 +94,13 @@ class Guard(grpc.aio.ServerInterceptor):
         max_calls: int = MAX_CALLS,
         max_watches: int = MAX_WATCHES,
         recheck_seconds: float = RECHECK_SECONDS,
+        limits: RateLimits | None = None,
+        forwarder: Forwarder | None = None,
     ) -> None:
+        """`limits`: of each caller's calls; `forwarder`: to the leader, where there are several."""
         self._auth = auth
+        self._limits = limits
+        self._forwarder = forwarder
         self._free = {False: max_calls, True: max_watches}
         self._share = {
             streaming: max(1, int(places * ONE_CALLERS_SHARE))
@@ -119,6 +135,12 @@ class Guard(grpc.aio.ServerInterceptor):
             with self._observed(method) as seen:
                 try:
                     with self._place(streaming=False):
+                        if self._forwarder is not None:
+                            answer = await self._forwarder.call(method, request, context)
+                            if answer is not None:
+                                # The leader writes the log, and asked all that is asked below.
+                                seen.forwarded()
+                                return answer
                         await self._admit(seen, method, request, context)
                         with self._callers_place(seen.caller, streaming=False):
                             answer = await inner(request, context)
@@ -157,15 +179,17 @@ class Guard(grpc.aio.ServerInterceptor):
         # As the Kubernetes API does: creating and listing have no name to be allowed for.
         asked = "" if method in _NAMELESS else name
 
-        async def admit() -> None:
+        async def admit(*, again: bool = True) -> None:
             seen.caller = await self._auth.authenticate(metadata)
             CALLER.set(seen.caller)
+            if self._limits is not None and not again:
+                self._limits.take(seen.caller.username, method)
             translate.check_target(
                 request.namespace, name, name_required=method not in _NAME_OPTIONAL
             )
             await self._auth.authorize(seen.caller, method, request.namespace, asked)
 
-        await admit()
+        await admit(again=False)
         return admit
 
     @contextlib.contextmanager

@@ -10,10 +10,12 @@ import grpc
 from cloister_api.sessions.v1 import sessions_pb2_grpc
 
 from .. import names
-from ..api.backend import Reviewer, SessionsBackend
+from ..api.backend import Leadership, Reviewer, SessionsBackend
 from ..identity import OPERATOR_LIFETIME, Authority, Identity
 from .auth import Auth
+from .forwarding import Forwarder
 from .guard import Guard
+from .limits import RateLimits
 from .servicer import SessionsServicer
 
 MAX_MESSAGE: Final = 4 * 1024 * 1024
@@ -45,13 +47,18 @@ class SessionsServer:
         *,
         ip_addresses: Sequence[str] = (),
         guard: Guard | None = None,
+        limits: RateLimits | None = None,
+        leadership: Leadership | None = None,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        """`ip_addresses`: further names of the certificate, such as the Service's address."""
+        """`ip_addresses`: further names of the certificate, such as the Service's address.
+
+        `leadership`: where there are several processes, who of them leads; None is this one.
+        """
         self._certificate = _Renewed(authority, ip_addresses, clock)
-        self._server = grpc.aio.server(
-            interceptors=[guard or Guard(Auth(reviewer))], options=_OPTIONS
-        )
+        self._forwarder = Forwarder(leadership, authority.ca_pem) if leadership else None
+        guard = guard or Guard(Auth(reviewer), limits=limits, forwarder=self._forwarder)
+        self._server = grpc.aio.server(interceptors=[guard], options=_OPTIONS)
         sessions_pb2_grpc.add_SessionsServicer_to_server(
             SessionsServicer(backend, authority, clock), self._server
         )
@@ -70,6 +77,8 @@ class SessionsServer:
     async def stop(self, grace: float = 5.0) -> None:
         """Take no new calls, and let those under way finish for `grace` seconds."""
         await self._server.stop(grace)
+        if self._forwarder is not None:
+            await self._forwarder.close()
 
 
 class _Renewed:

@@ -47,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
     commands.add_parser("kubeconfig", help="print the path of the kubeconfig")
     binary = commands.add_parser("bin", help="print the path of a built binary, such as kubectl")
     binary.add_argument("name")
-    for action in ("start", "stop", "restart"):
+    for action in ("start", "stop", "restart", "kill"):
         one = commands.add_parser(action, help=f"{action} one component, for fault tests")
         one.add_argument("component", choices=list(PROGRAMS))
     return top
@@ -86,7 +86,7 @@ def run(arguments: argparse.Namespace) -> int:
             if not path.exists():
                 raise ClusterError(f"{arguments.name} is not built: run the command `build`")
             print(path)
-        case "start" | "stop" | "restart":
+        case "start" | "stop" | "restart" | "kill":
             lifecycle.control(places, arguments.command, arguments.component)
     return 0
 

@@ -220,7 +220,10 @@ def status(places: Places) -> bool:
 
 
 def control(places: Places, action: str, name: str) -> None:
-    """Start, stop or restart one component, to see what its loss does; raises ClusterError."""
+    """Start, stop, restart or kill one component, to see what its loss does; raises ClusterError.
+
+    To kill gives it no chance to finish anything; it stays away until it is started.
+    """
     _require_root()
     config = running(places)
     pid = node.holder(places)
@@ -232,6 +235,8 @@ def control(places: Places, action: str, name: str) -> None:
         if action in ("stop", "restart") and found is not None:
             node.stop(found)
             found = None
+        if action == "kill" and found is not None:
+            node.kill(found)
         if action in ("start", "restart") and found is None:
             start_component(config, pid, name)
     say(f"{name}: {action} done")

@@ -148,8 +148,13 @@ def stop(pid: int, seconds: float = 15) -> None:
     try:
         wait_until(lambda: not _alive(pid), seconds, "the end of a process")
     except ClusterError:
-        _signal(pid, signal.SIGKILL)
-        wait_until(lambda: not _alive(pid), seconds, "the end of a killed process")
+        kill(pid, seconds)
+
+
+def kill(pid: int, seconds: float = 15) -> None:
+    """End a process at once, as a crash or the kernel's want of memory would."""
+    _signal(pid, signal.SIGKILL)
+    wait_until(lambda: not _alive(pid), seconds, "the end of a killed process")
 
 
 def remove(places: Places) -> None:

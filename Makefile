@@ -65,6 +65,12 @@ soak: $(STAMP) ## the long fault and fuzz tests (SECONDS=3600 SEED=1; CALL=n rep
 	GRPC_VERBOSITY=NONE PYTHONPATH=tests $(PY) tests/faults/soak.py \
 	  --seconds $(SECONDS) --seed $(SEED) $(if $(CALL),--call $(CALL))
 
+.PHONY: soak-operator
+soak-operator: $(STAMP) ## the operator killed, and behind an API server that fails, for long (SECONDS=3600 SEED=1)
+	@$(DEVCLUSTER) build --only etcd --only kube-apiserver --only kube-controller-manager --only helm
+	HELM=$$($(DEVCLUSTER) bin helm) PYTHONPATH=devcluster/src:tests $(PY) tests/faults_operator/soak.py \
+	  --seconds $(SECONDS) --seed $(SEED)
+
 # --- generated files -----------------------------------------------------------------------------
 
 .PHONY: generate

@@ -1,7 +1,8 @@
 """Run the end-to-end tests on the bundled cluster.
 
 The cluster is started if it is down, and then stopped again afterwards; one that was running is
-left running. Tests that disturb the whole installation run after the others, alone.
+left running. Tests that disturb the whole installation run after the others, alone; then those of
+the operator under faults, which bring an API server of their own.
 """
 
 import subprocess
@@ -21,12 +22,13 @@ def main(arguments: list[str]) -> int:
     try:
         target = targets.bundled()
         deploy(target)
-        pytest = [sys.executable, "-m", "pytest", "tests/e2e", *arguments]
+        pytest = [sys.executable, "-m", "pytest", *arguments, "tests/e2e"]
         shared = [*pytest, "-m", "e2e and not disruptive", "-n", PARALLEL, "--dist", "loadscope"]
         alone = [*pytest, "-m", "e2e and disruptive"]
+        faults = [*pytest[:-1], "tests/faults_operator"]
         codes = [
             subprocess.run(command, cwd=ROOT, env=target.env, check=False).returncode
-            for command in (shared, alone)
+            for command in (shared, alone, faults)
         ]
     except TargetError as error:
         print(f"e2e: {error}", file=sys.stderr)
@@ -34,7 +36,7 @@ def main(arguments: list[str]) -> int:
     finally:
         if not was_running:
             targets.devcluster("down")
-    nothing_selected = 5  # pytest's exit code when -k leaves no test in one of the two runs
+    nothing_selected = 5  # pytest's exit code when -k leaves no test in one of the runs
     wrong = [code for code in codes if code not in (0, nothing_selected)]
     return wrong[0] if wrong else (0 if 0 in codes else nothing_selected)
 

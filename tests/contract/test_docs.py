@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 import cloister
-from cloister_operator import metrics
+from cloister_operator import logs, metrics
 from cloister_operator.api import conditions
 from support.chart import crd_schema
 
@@ -237,22 +237,89 @@ def test_every_claim_is_linked_to_the_test_that_proves_it(name: str) -> None:
         assert text.strip("`") in functions_of_tests()[path], f"{text} in {path}"
 
 
-def test_every_reason_has_its_advice() -> None:
-    page = (ROOT / "docs" / "platform.md").read_text()
-    explained = set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE))
-    types = {conditions.READY, conditions.POOL_READY, conditions.NETWORK_ENFORCED}
-    reasons = {
+OPERATIONS = ROOT / "docs" / "operations.md"
+
+
+def rows(heading: str, name: str = r"\w+") -> list[str]:
+    """The first cells, in code, of the tables under a heading of the operations manual."""
+    (text,) = re.findall(
+        rf"^## {heading}\n(.*?)(?=^## |\Z)", OPERATIONS.read_text(), re.MULTILINE | re.DOTALL
+    )
+    return re.findall(rf"^\| `({name})` \|", text, re.MULTILINE)
+
+
+def check_rows(heading: str, documented: list[str], present: set[str]) -> None:
+    """Every name of the code has one row, and no row is without code."""
+    where = f"docs/operations.md, {heading}"
+    missing, foreign = present - set(documented), set(documented) - present
+    twice = {each for each in documented if documented.count(each) > 1}
+    assert not missing, f"{where} has no row for {sorted(missing)}"
+    assert not foreign, f"{where} has rows for what is not there: {sorted(foreign)}"
+    assert not twice, f"{where} has two rows for {sorted(twice)}"
+
+
+def reasons() -> set[str]:
+    """The reasons of conditions, which Events and failures have as well."""
+    types = {"READY", "POOL_READY", "NETWORK_ENFORCED"}
+    return {
         value
         for name, value in vars(conditions).items()
-        if name.isupper() and isinstance(value, str)
+        if name.isupper() and isinstance(value, str) and name not in types
     }
-    assert len(reasons) > 20
-    assert reasons - types <= explained
+
+
+def test_every_reason_has_its_advice() -> None:
+    assert len(reasons()) > 20
+    check_rows("Reasons", rows("Reasons"), reasons())
+
+
+def test_reasons_are_where_they_can_be_listed() -> None:
+    """A reason that is written where it is used would be in no table."""
+    found = []
+    for path in (ROOT / "operator" / "src").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call):
+                continue
+            name = node.func.attr if isinstance(node.func, ast.Attribute) else ""
+            name = node.func.id if isinstance(node.func, ast.Name) else name
+            place = {"Failure": 0, "Finding": 2, "SessionPlan": 2, "record": 2, "_record": 1}
+            if name in place and len(node.args) > place[name]:
+                given = node.args[place[name]]
+                if isinstance(given, ast.Constant) and given.value not in {"", *reasons()}:
+                    found.append(f"{path.name}:{node.lineno}: {given.value!r}")
+    assert found == []
 
 
 def test_every_metric_is_explained() -> None:
-    page = (ROOT / "docs" / "platform.md").read_text()
-    names = {each.name for each in metrics.REGISTRY.collect() if each.name.startswith("cloister_")}
-    assert len(names) >= 10
-    explained = set(re.findall(r"^\| `(cloister_\w+?)(?:_total)?` \|", page, re.MULTILINE))
-    assert names == explained
+    series = {
+        f"{each.name}_total" if each.type == "counter" else each.name: each
+        for each in metrics.REGISTRY.collect()
+        if each.name.startswith("cloister_")
+    }
+    assert len(series) >= 20
+    check_rows("Metrics", rows("Metrics"), set(series))
+    for name, each in series.items():
+        assert each.documentation.endswith("."), f"{name}'s help is no sentence"
+
+
+def test_every_metric_has_its_labels_explained() -> None:
+    text = OPERATIONS.read_text()
+    for collector, names_of in metrics.REGISTRY._collector_to_names.items():
+        found = [str(each) for each in names_of if f"| `{each}` |" in text]
+        for each in found:
+            (cell,) = re.findall(rf"^\| `{each}` \| (.*?) ?\|", text, re.MULTILINE)
+            labels = list(getattr(collector, "_labelnames", ()))
+            assert re.findall(r"`(\w+)`", cell) == labels, each
+
+
+def test_every_alert_has_its_advice() -> None:
+    rules = yaml.safe_load((ROOT / "charts" / "cloister" / "files" / "alerts.yaml").read_text())
+    alerts = {each["alert"] for group in rules["groups"] for each in group["rules"]}
+    check_rows("Alerts", rows("Alerts"), alerts)
+    named = set(re.findall(r"docs/(\w+\.md)", yaml.safe_dump(rules)))
+    assert named == {"operations.md"}
+
+
+def test_the_fields_of_a_log_line_are_explained() -> None:
+    (text,) = re.findall(r"^## Logs\n(.*?)^## ", OPERATIONS.read_text(), re.MULTILINE | re.DOTALL)
+    assert {*logs.FIELDS, "time", "level", "logger", "message", "error"} <= set(_CODE.findall(text))

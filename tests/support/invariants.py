@@ -6,9 +6,11 @@ state. docs/testing.md says them in words.
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from datetime import timedelta
 from typing import Any
 
 from cloister_operator import names
+from cloister_operator.api.conditions import parse_time
 from cloister_operator.cluster.resources import (
     ENVIRONMENTS,
     NETWORK_POLICIES,
@@ -82,6 +84,8 @@ class Invariants:
         """UIDs of pods that others than the operator changed the fate of."""
         self._sizes: defaultdict[str, int] = defaultdict(int)
         """By Environment UID, the largest pool it asked for."""
+        self._limits: defaultdict[str, list[int | None]] = defaultdict(list)
+        """By Environment name, every `maxSessions` that it had."""
         self.allowance = 0
         """Pods that there may be beyond a pool's size: each lost answer, dead operator and second
         operator may cost some.
@@ -105,9 +109,11 @@ class Invariants:
             before, after = change.before or {}, change.after
             self._session(after, before.get("status") or {}, after.get("status") or {})
         elif change.resource == ENVIRONMENTS and change.after:
-            uid = change.after["metadata"]["uid"]
-            size = change.after["spec"].get("pool", {}).get("size", 1)
+            uid, name = change.after["metadata"]["uid"], change.after["metadata"]["name"]
+            pool = change.after["spec"].get("pool", {})
+            size = max(pool.get("size", 1), pool.get("maxSize") or 0)
             self._sizes[uid] = max(size, self._sizes[uid])
+            self._limits[name].append(pool.get("maxSessions"))
 
     # --- pods --------------------------------------------------------------------------------
 
@@ -152,9 +158,13 @@ class Invariants:
 
     def _deleted(self, change: Change, pod: JSON) -> None:
         """A claimed pod ends with its session, or when the session has got another one, or when it
-        can never start.
+        can never start, or when the session never ran in it and is one too many.
         """
         if change.actor != OPERATOR or self._cannot_start(change.namespace, pod):
+            return
+        full = self._limits.get(pod["metadata"]["labels"][names.ENVIRONMENT_LABEL], [None])
+        never_ran = pod["metadata"]["uid"] not in self._session_of
+        if never_ran and any(each is not None for each in full):
             return
         uid = pod["metadata"]["labels"].get(names.SESSION_LABEL)
         for session in self._cluster.peek_all(SESSIONS, change.namespace) if uid else ():
@@ -190,12 +200,65 @@ class Invariants:
                 self.violated(f"pod {after['podName']} serves two sessions, one is {name}")
             if self._claimed.get(pod) != uid:
                 self.violated(f"session {name} runs in a pod that does not know it")
+        if now == "Running" != was:
+            self._started(session)
         for meter in ("runningSeconds", "activeSeconds"):
             if after.get(meter, 0) < before.get(meter, 0):
                 self.violated(f"session {name}: {meter} went back")
+        wrong = meter_problem(before, after)
+        if wrong:
+            self.violated(f"session {name}: {wrong}")
         if now == "Failed" != was and not self._pods_of[uid] & self._harmed:
             reason = after.get("reason")
             self.violated(f"session {name} failed ({reason}), and nothing happened to its pod")
+
+    def _started(self, session: JSON) -> None:
+        """One more session runs: no more than may, however many operators let them."""
+        namespace, environment = (
+            session["metadata"]["namespace"],
+            session["spec"]["environmentName"],
+        )
+        limits = self._limits[environment]
+        if not limits or None in limits:
+            return
+        running = [
+            each["metadata"]["name"]
+            for each in self._cluster.peek_all(SESSIONS, namespace)
+            if each["spec"]["environmentName"] == environment
+            and (each.get("status") or {}).get("phase") == "Running"
+            and self._is_alive(namespace, each["status"]["podName"])
+        ]
+        most = max(each for each in limits if each is not None)
+        if len(running) > most:
+            self.violated(f"{', '.join(running)} run, and {most} may")
+
+    def _is_alive(self, namespace: str, name: str) -> bool:
+        pod = self._cluster.peek(PODS, namespace, name)
+        return (
+            pod is not None
+            and "deletionTimestamp" not in pod["metadata"]
+            and pod["status"]["phase"] not in ("Failed", "Succeeded")
+        )
+
+
+def meter_problem(before: JSON, after: JSON) -> str | None:
+    """A run adds its own length to the meter, once, whoever began it and whoever ended it."""
+    since, still = before.get("runningSince"), after.get("runningSince")
+    earlier = (each.get("earlierRunningMilliseconds", 0) for each in (before, after))
+    added = -next(earlier) + next(earlier)
+    if since == still or not since:
+        return f"{added} ms were added without a run" if added else None
+    if still:
+        return f"a run that began at {since} began again at {still}"
+    stamps = ("suspendedAt", "endedAt", "failedAt")
+    ends = [after[each] for each in stamps if after.get(each) not in (None, before.get(each))]
+    if not ends:
+        return None
+    # The status says the second in which it ended.
+    least = parse_time(ends[0]) - parse_time(since)
+    if not timedelta() <= timedelta(milliseconds=added + 1) - least <= timedelta(seconds=1.001):
+        return f"a run from {since} to {ends[0]} was counted as {added} ms"
+    return None
 
 
 def _is_free(pod: JSON, owner: JSON, labels: JSON) -> bool:

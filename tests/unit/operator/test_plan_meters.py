@@ -55,6 +55,33 @@ def test_runs_add_up_to_the_second(
     assert status.started_at == timestamp(NOW)
 
 
+MICROSECONDS = st.integers(0, 10**9).map(lambda us: timedelta(microseconds=us))
+
+
+@given(st.lists(st.tuples(MICROSECONDS, MICROSECONDS, st.booleans()), max_size=40), MICROSECONDS)
+def test_restarts_at_any_instant_do_not_change_the_sum(
+    runs: list[tuple[timedelta, timedelta, bool]], late: timedelta
+) -> None:
+    """Each run: how long it lasts, the pause after it, whether its pod answers at its end.
+
+    Every step is another operator's, which knows the status and the time and nothing else.
+    """
+    status, now, ran = SessionStatus(), NOW, timedelta()
+    for length, pause, answers in runs:
+        status = changed(status, {"phase": Phase.RUNNING, **meters.started(status, now)})
+        # An operator whose write was lost, or came too late, leaves no trace.
+        meters.stopped(status, now + length / 2, None)
+        now, ran = now + length, ran + length
+        assert timedelta() <= ran - meters.ran(status, now) <= len(runs) * MS
+        reading = Reading(now, timedelta(), length) if answers else None
+        status = changed(status, {"phase": Phase.PENDING, **meters.stopped(status, now, reading)})
+        now += pause
+    # Nor does a restart that finds it ended.
+    status = changed(status, meters.stopped(status, now + late, None))
+    lost = ran - timedelta(seconds=status.running_seconds)
+    assert timedelta() <= lost < timedelta(seconds=1) + len(runs) * MS
+
+
 @given(SPANS, SPANS)
 def test_a_pod_cannot_have_worked_for_longer_than_it_ran(ran: timedelta, said: timedelta) -> None:
     status = changed(

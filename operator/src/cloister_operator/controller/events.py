@@ -144,9 +144,10 @@ class Recorder:
                 continue
             _, _, note = heapq.heappop(self._due)
             note.due = False
-            await self._post(note)
+            # Before it is posted: what is added meanwhile waits, too.
             note.not_before = loop.time() + note.pause
             note.pause = min(LONGEST_PAUSE, 2 * note.pause)
+            await self._post(note)
 
     async def _post(self, note: _Note) -> None:
         count = note.count

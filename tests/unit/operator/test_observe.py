@@ -1,0 +1,146 @@
+"""Gauges and counters of what there is: bounded, and gone when what they are about is."""
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cloister_operator import metrics
+from cloister_operator.api.conditions import timestamp
+from cloister_operator.api.session import Phase, SessionObject, SessionStatus
+from cloister_operator.controller import observe
+from cloister_operator.controller.observe import Gauges
+from cloister_operator.controller.usage import Usage
+from cloister_operator.plan import meters
+from cloister_operator.plan.meters import Reading
+from support.fake_operator import Clock, World
+from support.operator_objects import NAMESPACE, NOW, session_body
+
+SECOND = timedelta(seconds=1)
+
+
+def value(name: str, **labels: str) -> float | None:
+    return metrics.REGISTRY.get_sample_value(name, labels)
+
+
+def of(environment: str) -> dict[str, str]:
+    return {"namespace": NAMESPACE, "environment": environment}
+
+
+def session(name: str, uid: str, status: SessionStatus, environment: str) -> SessionObject:
+    body: dict[str, Any] = session_body(name, environment)
+    body["metadata"] |= {"uid": uid, "resourceVersion": "1", "generation": 1}
+    return SessionObject.parse(body).model_copy(update={"status": status})
+
+
+async def test_pools_sessions_and_claims_are_told(make_world: Any) -> None:
+    world: World = make_world()
+    world.apply_environment("told", pool={"size": 2})
+    operator = world.start()
+    await operator.until(lambda: world.pool_is(2, "told"))
+    world.apply_session("a", "told")
+    world.apply_session("b", "never-made")
+    await operator.until(lambda: world.served("a") and world.pool_is(2, "told"))
+    gauges = Gauges(operator.context)
+    gauges.look()
+    assert value("cloister_pool_pods", state="warm", **of("told")) == 2
+    assert value("cloister_pool_pods", state="claimed", **of("told")) == 1
+    assert value("cloister_pool_wanted_pods", **of("told")) == 2
+    assert value("cloister_environment_condition", condition="Ready", **of("told")) == 1
+    assert value("cloister_sessions", phase="Running", **of("told")) == 1
+    assert value("cloister_claims_total", start="warm", outcome="ok", **of("told")) == 1
+    # Anybody may name an Environment that is not there.
+    assert value("cloister_sessions", phase="Pending", **of("")) == 1
+    assert value("cloister_sessions", phase="Pending", **of("never-made")) is None
+    await world.close()
+
+
+async def test_the_series_of_an_environment_go_with_it(
+    make_world: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(observe, "KEPT_LOOKS", 2)
+    world: World = make_world()
+    world.apply_environment("passing", pool={"size": 1})
+    operator = world.start()
+    await operator.until(lambda: world.pool_is(1, "passing"))
+    gauges = Gauges(operator.context)
+    gauges.look()
+    raw = world.environment("passing")
+    operator.context.environments.remove(raw)
+    for _ in range(2):
+        gauges.look()
+        # Prometheus has yet to read the last of the counters.
+        assert value("cloister_pool_wanted_pods", **of("passing")) == 1
+    gauges.look()
+    assert not [
+        sample
+        for family in metrics.REGISTRY.collect()
+        for sample in family.samples
+        if sample.labels.get("environment") == "passing"
+    ]
+    await world.close()
+
+
+SPANS = st.integers(0, 10**7).map(lambda us: timedelta(microseconds=us))
+
+
+@given(st.lists(st.tuples(SPANS, SPANS, st.integers(0, 3)), max_size=8))
+def test_what_was_seen_is_counted_once(runs: list[tuple[timedelta, timedelta, int]]) -> None:
+    """Each run: how long it lasts, the pause after it, how often it is counted meanwhile."""
+    clock = Clock()
+    usage = Usage(clock)
+    usage.begin()
+    labels = of("used")
+    metrics.forget_environment(*labels.values())
+    status = SessionStatus()
+    now = session("s", "u", status, "used")
+    usage.changed(None, now)
+
+    def becomes(**changes: Any) -> None:
+        nonlocal now
+        before = now
+        now = session("s", "u", before.status.model_copy(update=changes), "used")
+        usage.changed(before, now)
+
+    total = timedelta()
+    for length, pause, looks in runs:
+        becomes(phase=Phase.RUNNING, **meters.started(now.status, clock()))
+        for _ in range(looks):
+            clock.now += length / (looks + 1)
+            usage.count()
+        clock.now += length - looks * (length / (looks + 1))
+        total += length
+        reading = Reading(clock(), timedelta(), length)
+        becomes(phase=Phase.SUSPENDED, **meters.stopped(now.status, clock(), reading))
+        clock.now += pause
+        usage.count()
+    counted = value("cloister_session_running_seconds_total", **labels) or 0.0
+    assert abs(counted - total.total_seconds()) < 0.001 * (len(runs) + 1)
+    worked = value("cloister_session_active_seconds_total", **labels) or 0.0
+    assert worked == now.status.active_seconds
+    metrics.forget_environment(*labels.values())
+
+
+def test_what_another_counted_is_not_counted_again() -> None:
+    clock = Clock()
+    usage, labels = Usage(clock), of("handed")
+    since = {
+        "phase": Phase.RUNNING,
+        "started_at": timestamp(NOW),
+        **meters.started(SessionStatus(), NOW - timedelta(hours=1)),
+    }
+    before = session("s", "u", SessionStatus().model_copy(update=since), "handed")
+    usage.changed(None, before)
+    clock.now += 10 * SECOND
+    usage.begin()
+    clock.now += 5 * SECOND
+    usage.count()
+    assert value("cloister_session_running_seconds_total", **labels) == pytest.approx(5)
+    usage.end()
+    clock.now += 5 * SECOND
+    usage.changed(before, None)
+    assert value("cloister_session_running_seconds_total", **labels) == pytest.approx(5)
+    assert usage.environments() == set()
+    metrics.forget_environment(*labels.values())

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import sys
 
-from . import app, settings
+from . import app, logs, settings
 
 
 def main() -> int:
@@ -14,11 +14,7 @@ def main() -> int:
     except settings.SettingsError as error:
         print(f"cloister-operator: {error}", file=sys.stderr)
         return 2
-    logging.basicConfig(
-        level=given.log_level,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        stream=sys.stderr,
-    )
+    logs.set_up(given.log_level, given.log_format)
     # They log every watch and every request.
     logging.getLogger("kopf").setLevel(logging.WARNING)
     # It warns that signals are ours, which they are on purpose.

@@ -20,6 +20,7 @@ from .controller.observe import Health, keep_gauges
 from .errors import OperatorError
 from .handlers import Watcher
 from .http import HttpServer
+from .metrics import BUILD, CA_EXPIRES
 from .sandboxes import Sandboxes
 from .sessions_api.server import SessionsServer
 from .settings import Settings
@@ -63,6 +64,8 @@ async def _serve(api: HttpApi, settings: Settings) -> None:
     authority = await _until(
         "the certificate authority", lambda: bootstrap.authority(api, settings, now())
     )
+    BUILD.labels(__version__).set(1)
+    CA_EXPIRES.set(authority.not_after.timestamp())
     dialer = Sandboxes(authority)
     context = Context(api, dialer, authority, settings, now)
     recorder = Recorder(api, socket.gethostname(), now)

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping
 from datetime import timedelta
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -52,6 +52,7 @@ class Settings(BaseModel):
     """Sessions that have a pod, or wait for one, in a namespace; 0 is any number."""
     ended_session_ttl_seconds: float = Field(default=3600, ge=0)
     log_level: str = "INFO"
+    log_format: Literal["json", "text"] = "json"
 
     @field_validator(
         "sandbox_namespaces",

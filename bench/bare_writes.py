@@ -3,7 +3,7 @@
 One connection, the writes that a claim cannot do without and in their shape: a Session is created,
 a pod of the pool's own form is patched (`test` and all), the Session's status is written.
 
-    python bench/scale_floor.py KUBECONFIG POD.json COUNT      (prints JSON: milliseconds by write)
+    python bench/bare_writes.py KUBECONFIG POD.json COUNT      (prints JSON: milliseconds by write)
 """
 
 import base64

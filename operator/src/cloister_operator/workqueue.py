@@ -71,6 +71,12 @@ class WorkQueue(Generic[K]):
         heapq.heappush(self._later, (due, next(self._count), key))
         self._wake.set()
 
+    async def finish(self, seconds: float) -> None:
+        """Handle no more keys, and wait for those that are being handled, at most so long."""
+        self._at_once = 0
+        if running := list(self._running.values()):
+            await asyncio.wait(running, timeout=seconds)
+
     async def run(self) -> None:
         """Work until cancelled."""
         loop = asyncio.get_running_loop()

@@ -40,14 +40,22 @@ class Controller:
         self._warmer = Warmer(context)
         self._environments = EnvironmentReconciler(context, self._warmer, recorder)
         self._sessions = SessionReconciler(context, self._warmer, recorder)
-        context.queue = WorkQueue(self._handle)
+        self._works = False
+        context.queue = self._new_queue()
         context.environments.listen(self._environment_changed)
         context.sessions.listen(self._session_changed)
         context.pods.listen(self._pod_changed)
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
-        """Work until cancelled."""
+        """Mirror and work until cancelled, as the only operator there is."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.mirror())
+            await self._context.synced.wait()
+            group.create_task(self.work())
+
+    async def mirror(self) -> None:
+        """Keep the mirrors until cancelled; nothing is decided."""
         context = self._context
         reflectors = [
             Reflector(
@@ -59,19 +67,45 @@ class Controller:
             )
             for namespace in context.settings.sandbox_namespaces
         ]
+        async with asyncio.TaskGroup() as group:
+            for reflector in reflectors:
+                group.create_task(reflector.run())
+            for reflector in reflectors:
+                await reflector.synced.wait()
+            await self.relist()
+            context.synced.set()
+            group.create_task(self._resync())
+
+    async def work(self) -> None:
+        """Decide, and carry out what was decided, until cancelled; not to be called again.
+
+        What this process found out and began holds for as long as nobody else decides: who leads
+        once more begins with a new Controller.
+        """
+        self._works = True
+        self._add_all()
         try:
             async with asyncio.TaskGroup() as group:
-                for reflector in reflectors:
-                    group.create_task(reflector.run())
                 group.create_task(self._recorder.run())
-                for reflector in reflectors:
-                    await reflector.synced.wait()
-                await self._first_list()
-                context.synced.set()
-                group.create_task(context.queue.run())
-                group.create_task(self._resync())
+                group.create_task(self._context.queue.run())
         finally:
+            self._works = False
             await self._warmer.close()
+
+    async def finish(self, seconds: float) -> None:
+        """Begin nothing new, and wait for what has begun, but not for longer than `seconds`."""
+        await self._context.queue.finish(seconds)
+
+    async def relist(self) -> None:
+        """List the custom resources, however long it takes."""
+        pause = 0.1
+        while True:
+            try:
+                return await self._list()
+            except OperatorError as error:
+                log.warning("custom resources cannot be listed yet: %s", error)
+                await asyncio.sleep(pause)
+                pause = min(5.0, pause * 2)
 
     def observe(self, resource: str, kind: str | None, obj: JSON) -> None:
         """An event of a custom resource, as kopf tells it."""
@@ -85,16 +119,6 @@ class Controller:
         except ValueError as error:
             name = obj["metadata"].get("name")
             log.error("%s %s cannot be read: %s", resource, name, error)  # noqa: TRY400
-
-    async def _first_list(self) -> None:
-        pause = 0.1
-        while True:
-            try:
-                return await self._list()
-            except OperatorError as error:
-                log.warning("custom resources cannot be listed yet: %s", error)
-                await asyncio.sleep(pause)
-                pause = min(5.0, pause * 2)
 
     async def _list(self) -> None:
         context = self._context
@@ -111,10 +135,20 @@ class Controller:
             except OperatorError as error:
                 log.warning("resync: %s", error)
                 continue
-            for key in list(self._context.environments):
-                self._context.queue.add(("environment", *key))
-            for key in list(self._context.sessions):
-                self._context.queue.add(("session", *key))
+            if not self._works:
+                # Nobody takes from it: what has gathered is known anyway.
+                self._context.queue = self._new_queue()
+                continue
+            self._add_all()
+
+    def _new_queue(self) -> WorkQueue[WorkKey]:
+        return WorkQueue(self._handle)
+
+    def _add_all(self) -> None:
+        for key in list(self._context.environments):
+            self._context.queue.add(("environment", *key))
+        for key in list(self._context.sessions):
+            self._context.queue.add(("session", *key))
 
     async def _handle(self, key: WorkKey) -> float | None:
         kind, namespace, name = key
@@ -147,7 +181,7 @@ class Controller:
         # Those that wait for its place look again.
         phase = after.status.phase if after else None
         left = phase is None or phase.ended or phase is Phase.SUSPENDED
-        if after is None or after.metadata.deletion_timestamp:
+        if self._works and (after is None or after.metadata.deletion_timestamp):
             self._start(self._sessions.ended(session))
         if left and before is not None:
             self._context.enqueue_waiting_sessions(

@@ -23,6 +23,8 @@ STARTUP_LIMIT = timedelta(minutes=15)
 ENFORCEMENT_GRACE_SECONDS = 10.0
 """Policy engines need a moment for a new pod."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 5.0
+_PROVEN_AGAIN_AT_ONCE = 8
+"""Pods of an earlier operator that are probed before the first of them has proven the network."""
 
 
 class Warmer:
@@ -32,6 +34,7 @@ class Warmer:
         self._context = context
         self._tasks: dict[str, tuple[str, asyncio.Task[None]]] = {}
         """By pod UID: for which session, and the task."""
+        self._again = asyncio.Semaphore(_PROVEN_AGAIN_AT_ONCE)
 
     def ensure(self, pod: PodView, session_uid: str = "") -> None:
         """Follow the pod, unless it is followed already or its result is known.
@@ -78,7 +81,10 @@ class Warmer:
         context = self._context
         try:
             if pod.ip:
-                await self._until_usable(pod, session_uid)
+                if pod.state == names.STATE_WARM and not session_uid:
+                    await self._until_proven_again(pod)
+                else:
+                    await self._until_usable(pod, session_uid)
                 context.usable.add(pod.uid)
                 context.failures.pop(pod.uid, None)
             else:
@@ -91,6 +97,16 @@ class Warmer:
             log.exception("pod %s cannot be followed; the next reconcile goes on", pod.name)
         # The task ends after this: what the queue does next sees it gone.
         asyncio.get_running_loop().call_soon(context.enqueue_pod_owners, pod)
+
+    async def _until_proven_again(self, pod: PodView) -> None:
+        """A pod that another operator has proven, and labelled: one of its namespace is enough to
+        know that the network is still closed. Thousands of handshakes would keep the first claims
+        after a restart waiting.
+        """
+        async with self._again:
+            proof = self._context.proofs.get(pod.namespace)
+            if proof is None or not proof.enforced:
+                await self._until_usable(pod, "")
 
     async def _until_usable(self, pod: PodView, session_uid: str) -> None:
         where = address(pod)

@@ -2,24 +2,28 @@
 
 One connection, the writes that a claim cannot do without and in their shape: a Session is created,
 a pod of the pool's own form is patched (`test` and all), the Session's status is written.
-
-    python bench/bare_writes.py KUBECONFIG POD.json COUNT      (prints JSON: milliseconds by write)
 """
 
 import base64
 import http.client
 import json
 import ssl
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from bench.results import percentile
+
+from target import SANDBOX_NAMESPACE, SYSTEM_NAMESPACE, Target, TargetError
+
+OPERATOR = "app.kubernetes.io/component=operator"
 NAMESPACE = "cloister-bench"
 JSON_PATCH, MERGE_PATCH = "application/json-patch+json", "application/merge-patch+json"
 Json = dict[str, Any]
+_GIVEN = ("nodeName", "serviceAccount", "serviceAccountName")
+"""What the API server and the scheduler wrote."""
 
 
 class Server:
@@ -55,7 +59,7 @@ class Server:
         content = answer.read()
         took = (time.perf_counter() - began) * 1000
         if answer.status >= 400 and not (method == "DELETE" and answer.status == 404):
-            raise SystemExit(f"{method} {path}: {answer.status} {content[:300]!r}")
+            raise TargetError(f"{method} {path}: {answer.status} {content[:300]!r}")
         return took, json.loads(content)
 
 
@@ -114,15 +118,36 @@ def claim(server: Server, spec: Json, name: str) -> dict[str, float]:
     return took
 
 
-def main(kubeconfig: str, pod: str, count: str) -> None:
-    server = Server(Path(kubeconfig))
-    spec = json.loads(Path(pod).read_text())["spec"]
+def measure(kubeconfig: Path, pod: Json, count: int) -> dict[str, list[float]]:
+    """Milliseconds of each of `count` claims' writes."""
+    server = Server(kubeconfig)
     # Nobody is to schedule it.
-    spec = {key: value for key, value in spec.items() if key not in ("nodeName", "serviceAccount")}
+    spec = {key: each for key, each in pod["spec"].items() if key not in _GIVEN}
     spec["schedulerName"] = "none"
-    made = [claim(server, spec, f"floor-{each}") for each in range(int(count))]
-    print(json.dumps({key: [each[key] for each in made] for key in made[0]}))
+    made = [claim(server, spec, f"floor-{each}") for each in range(count)]
+    return {key: [each[key] for each in made] for key in made[0]}
 
 
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+def floor(target: Target, count: int = 100) -> dict[str, float]:
+    """Medians of a claim's writes while no operator runs, in milliseconds; needs a warm pod, whose
+    shape the patched one has, and the namespace of the benchmarks. Raises TargetError.
+    """
+    where = ("-n", SANDBOX_NAMESPACE, "-o")
+    name = target.kubectl("get", "pods", *where, "name", "-l", "cloister.dev/state=warm").split()[0]
+    pod = json.loads(target.kubectl("get", name, *where, "json"))
+    deployment = ("deployment/cloister-operator", "-n", SYSTEM_NAMESPACE)
+    replicas = target.kubectl("get", *deployment, "-o", "jsonpath={.spec.replicas}")
+    target.kubectl("scale", *deployment, "--replicas=0")
+    try:
+        target.kubectl(
+            *("wait", "pods", "-l", OPERATOR, "-n", SYSTEM_NAMESPACE),
+            *("--for=delete", "--timeout=60s"),
+        )
+        found = measure(Path(str(target.kubeconfig)), pod, count)
+    finally:
+        target.kubectl("scale", *deployment, f"--replicas={replicas}")
+    together = [sum(each) for each in zip(*found.values(), strict=True)]
+    return {key: round(percentile(values, 0.5), 2) for key, values in found.items()} | {
+        "p50_ms": round(percentile(together, 0.5), 1),
+        "p99_ms": round(percentile(together, 0.99), 1),
+    }

@@ -1,8 +1,9 @@
 """Claims on the bundled cluster, measured by a worker that is a pod in it.
 
-Warm: the call Sessions.Create, with a pool that is full before each. Cold: a pool of size 0, from
-the call until the first command has answered. Beside them, as the floor, what the API server took
-in the same run for the three writes that a claim cannot do without. Prints the figures and writes
+Warm: the call Sessions.Create, with a pool that is full before each. Its floor: the three writes
+that a claim cannot do without, by themselves, while no operator runs. Cold: a pool of size 0, from
+the call until the first command has answered. Its floor: a bare pod of the same image, from its
+creation until the API server says that it runs. Prints the figures and writes
 bench/results/claims.json.
 
     python bench/bench_claims.py [WARM] [COLD]
@@ -20,6 +21,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path += [str(ROOT), str(ROOT / "scripts")]
 
+from bench.bare_writes import floor  # noqa: E402 - found through the path above
 from bench.results import percentile, save, table  # noqa: E402
 
 import target as targets  # noqa: E402 - found through the path above
@@ -43,7 +45,7 @@ def environment(name: str, size: int) -> Json:
 
 
 def grants() -> list[Json]:
-    """A namespace for the worker, and its right to have sessions."""
+    """A namespace for the worker, and its rights to have sessions, and pods of its own there."""
     api_group = "rbac.authorization.k8s.io"
     subject = {"kind": "ServiceAccount", "name": "default", "namespace": NAMESPACE}
     return [
@@ -55,11 +57,48 @@ def grants() -> list[Json]:
             "roleRef": {"apiGroup": api_group, "kind": "Role", "name": "cloister-worker"},
             "subjects": [subject],
         },
+        {
+            "apiVersion": f"{api_group}/v1",
+            "kind": "RoleBinding",
+            "metadata": {"name": NAMESPACE, "namespace": NAMESPACE},
+            "roleRef": {"apiGroup": api_group, "kind": "ClusterRole", "name": "edit"},
+            "subjects": [subject],
+        },
     ]
+
+
+def bare_pod() -> Json:
+    """A pod of the sandboxes' image, as confined as they are, that does nothing but start."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "spec": {
+            "restartPolicy": "Never",
+            "automountServiceAccountToken": False,
+            "hostUsers": False,
+            "securityContext": {
+                "runAsNonRoot": True,
+                "runAsUser": 1000,
+                "seccompProfile": {"type": "RuntimeDefault"},
+            },
+            "containers": [
+                {
+                    "name": "bare",
+                    "image": targets.in_registry(IMAGES["sandbox"]),
+                    "command": ["sleep", "60"],
+                    "securityContext": {
+                        "allowPrivilegeEscalation": False,
+                        "capabilities": {"drop": ["ALL"]},
+                    },
+                }
+            ],
+        },
+    }
 
 
 def worker(mode: str, environment_name: str, count: int) -> Json:
     settings = {"MODE": mode, "ENVIRONMENT": environment_name, "COUNT": str(count)}
+    settings |= {"NAMESPACE": NAMESPACE, "POD": json.dumps(bare_pod())}
     script = (ROOT / "bench" / "claims_worker.py").read_text()
     return {
         "apiVersion": "v1",
@@ -164,20 +203,26 @@ def measure(target: Target, warm_count: int, cold_count: int) -> None:
     # A pod is patched twice, when it becomes warm and when it is claimed; the first belongs to
     # the refill, as do the pods and Secrets made.
     in_path = session.count + claim.count - made["create", "pods"].count + status.count
-    floor = session.mean_ms + claim.mean_ms + status.mean_ms
+    api_mean = session.mean_ms + claim.mean_ms + status.mean_ms
     cold = run_worker(target, worker("cold", "bench-cold", cold_count))
     rss = metrics(target)["process_resident_memory_bytes"] / 1e6
+    bare = run_worker(target, worker("bare", "", cold_count))
+    alone = floor(target)
     total = sum(each.count for each in made.values())
     figures = {
         "warm_claims": len(warm),
         "warm_p50_ms": round(percentile(warm, 0.5), 1),
         "warm_p99_ms": round(percentile(warm, 0.99), 1),
         "warm_mean_ms": round(statistics.mean(warm), 1),
-        "api_mean_ms": round(floor, 1),
-        "api_ratio": round(statistics.mean(warm) / floor, 2),
+        "api_mean_ms": round(api_mean, 1),
+        "api_ratio": round(statistics.mean(warm) / api_mean, 2),
+        "floor": alone,
+        "floor_ratio": round(percentile(warm, 0.5) / alone["p50_ms"], 2),
         "cold_starts": len(cold),
         "cold_ms": round(percentile(cold, 0.5)),
         "cold_p99_ms": round(percentile(cold, 0.99)),
+        "bare_pod_ms": round(percentile(bare, 0.5)),
+        "cold_ratio": round(percentile(cold, 0.5) / percentile(bare, 0.5), 2),
         "writes_per_claim": round(in_path / session.count, 2),
         "writes_per_claim_with_refill": round(total / session.count, 2),
         "writes": {f"{verb} {resource}": asdict(each) for (verb, resource), each in made.items()},
@@ -191,8 +236,15 @@ def measure(target: Target, warm_count: int, cold_count: int) -> None:
             ("warm claim, mean", f"{figures['warm_mean_ms']} ms"),
             ("its three API writes, mean", f"{figures['api_mean_ms']} ms"),
             ("ratio of the means", f"{figures['api_ratio']}"),
+            (
+                "the same writes with no operator, p50 / p99",
+                f"{alone['p50_ms']} / {alone['p99_ms']} ms",
+            ),
+            ("ratio of the medians", f"{figures['floor_ratio']}"),
             ("cold, to the first answer p50", f"{figures['cold_ms']} ms"),
             ("cold, to the first answer p99", f"{figures['cold_p99_ms']} ms"),
+            ("a bare pod of the same image, p50", f"{figures['bare_pod_ms']} ms"),
+            ("cold, ratio of the medians", f"{figures['cold_ratio']}"),
             ("API writes per claim", f"{figures['writes_per_claim']}"),
             ("with the pool's refill", f"{figures['writes_per_claim_with_refill']}"),
             ("operator, resident", f"{figures['operator_rss_mb']} MB"),

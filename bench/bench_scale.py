@@ -16,7 +16,6 @@ import random
 import re
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -29,7 +28,8 @@ sys.path += [
     str(ROOT / each) for each in (".", "scripts", "devcluster/src", "operator/src", "proto")
 ]
 
-from bench.bench_claims import grants  # noqa: E402 - found through the path above
+from bench.bare_writes import floor  # noqa: E402 - found through the path above
+from bench.bench_claims import grants  # noqa: E402
 from bench.results import percentile, save, table  # noqa: E402
 from bench.scale_cluster import LABEL, Node, apply, environment, pretended, tear_down  # noqa: E402
 
@@ -320,42 +320,6 @@ class Run:
             time.sleep(5)
 
 
-def floor(run: Run) -> dict[str, float]:
-    """Medians of a claim's writes while no operator runs, in milliseconds."""
-    target = run.target
-    deployment = ("deployment/cloister-operator", "-n", SYSTEM_NAMESPACE)
-    words = ("get", "pods", "-n", SANDBOX_NAMESPACE, "-l", "cloister.dev/state=warm", "-o", "name")
-    name = target.kubectl(*words).split()[0]
-    pod = target.kubectl("get", name, "-n", SANDBOX_NAMESPACE, "-o", "json")
-    replicas = target.kubectl("get", *deployment, "-o", "jsonpath={.spec.replicas}")
-    target.kubectl("scale", *deployment, "--replicas=0")
-    try:
-        while run.node.operator():
-            time.sleep(0.2)
-        time.sleep(2)
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "pod.json"
-            path.write_text(pod)
-            script = ROOT / "bench" / "scale_floor.py"
-            done = subprocess.run(
-                [sys.executable, str(script), str(target.kubeconfig), str(path), "100"],
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-    finally:
-        target.kubectl("scale", *deployment, f"--replicas={replicas}")
-    if done.returncode:
-        raise TargetError(f"the floor could not be measured: {done.stderr[-500:]}")
-    found: dict[str, list[float]] = json.loads(done.stdout)
-    medians = {key: round(percentile(values, 0.5), 2) for key, values in found.items()}
-    together = [sum(each) for each in zip(*found.values(), strict=True)]
-    return medians | {
-        "p50_ms": round(percentile(together, 0.5), 1),
-        "p99_ms": round(percentile(together, 0.99), 1),
-    }
-
-
 def measure(run: Run) -> None:
     size, figures = run.size, run.figures
     time.sleep(10)
@@ -403,7 +367,7 @@ def measure(run: Run) -> None:
     figures["relist_s"] = run.served(lambda: targets.devcluster("restart", "apiserver", quiet=True))
     say(f"API server restarted: serving after {figures['relist_s']} s")
     figures["rss_after_relist_mb"] = rss(run.metrics())
-    figures["floor"] = floor(run)
+    figures["floor"] = floor(run.target)
     figures |= {
         "sustained_p99_ms": steady.ms(0.99),
         "sustained_rate": size.rate,

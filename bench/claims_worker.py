@@ -1,8 +1,8 @@
 """A worker in the cluster: claims sessions one after the other and prints how long each took.
 
 bench_claims.py runs it in a pod. Environment variables: MODE (warm: the call Sessions.Create alone;
-cold: until the first command has answered), ENVIRONMENT, COUNT. Prints one line of JSON, a list of
-milliseconds.
+cold: until the first command has answered; bare: from making the pod POD until the API server says
+that it runs), ENVIRONMENT, COUNT. Prints one line of JSON, a list of milliseconds.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ import os
 import time
 from typing import Any
 
-from kubernetes import client, config
+from kubernetes import client, config, watch
 
 from cloister import aio
 
@@ -58,10 +58,45 @@ async def measure(mode: str, environment: str, count: int) -> list[float]:
     return took
 
 
+def start_bare(pod: dict[str, Any], namespace: str) -> float:
+    """Milliseconds until a pod runs that does nothing but start; then it is deleted."""
+    api: Any = client.CoreV1Api()
+    name = pod["metadata"]["name"]
+    began = time.perf_counter()
+    made = api.create_namespaced_pod(namespace, pod)
+    events = watch.Watch().stream(
+        api.list_namespaced_pod,
+        namespace,
+        field_selector=f"metadata.name={name}",
+        resource_version=made.metadata.resource_version,
+        timeout_seconds=120,
+    )
+    running = any(each["object"].status.phase == "Running" for each in events)
+    took = (time.perf_counter() - began) * 1000
+    api.delete_namespaced_pod(name, namespace, grace_period_seconds=0)
+    if not running:
+        raise RuntimeError(f"pod {name} does not run")
+    return took
+
+
+def bare(count: int) -> list[float]:
+    """Milliseconds of each bare pod, the first of which does not count."""
+    pod, took = json.loads(os.environ["POD"]), []
+    for index in range(count + 1):
+        pod["metadata"] = {"name": f"bare-{index}"}
+        took.append(start_bare(pod, os.environ["NAMESPACE"]))
+        time.sleep(SETTLE_SECONDS)
+    return took[1:]
+
+
 def main() -> None:
     config.load_incluster_config()
-    mode, environment = os.environ["MODE"], os.environ["ENVIRONMENT"]
-    print(json.dumps(asyncio.run(measure(mode, environment, int(os.environ["COUNT"])))))
+    mode, count = os.environ["MODE"], int(os.environ["COUNT"])
+    if mode == "bare":
+        found = bare(count)
+    else:
+        found = asyncio.run(measure(mode, os.environ["ENVIRONMENT"], count))
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

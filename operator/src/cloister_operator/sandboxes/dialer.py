@@ -166,6 +166,10 @@ class Sandboxes:
             lambda stub: stub.Drain(request, timeout=seconds),
         )
 
+    def connected(self, pod_uid: str) -> bool:
+        """Whether a call to the pod would find its channel open."""
+        return pod_uid in self._links
+
     def forget(self, pod_uid: str) -> None:
         """Close the pod's channel, if there is one; calls under way fail as LostError."""
         self._links.forget(pod_uid)

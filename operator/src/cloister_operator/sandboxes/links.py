@@ -17,8 +17,8 @@ MAX_ANSWER = 64 * 1024
 """Bytes of one answer."""
 MAX_REQUEST = 32 * 1024 * 1024
 """Bytes; what the exec server accepts."""
-MAX_LINKS = 4096
-"""Open channels; the one used longest ago is closed for a new one."""
+MAX_LINKS = 512
+"""Open channels, of about 110 kB each; the one used longest ago is closed for a new one."""
 _OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_receive_message_length", MAX_ANSWER),
     ("grpc.max_send_message_length", MAX_REQUEST),

@@ -41,3 +41,27 @@ app.kubernetes.io/component: operator
 {{- end -}}
 {{- join "," $names -}}
 {{- end -}}
+
+{{- /* The runtime classes' names: an entry is a name, or a map with one. */ -}}
+{{- define "cloister.runtimeClasses" -}}
+{{- $names := list -}}
+{{- range .Values.sandbox.allowedRuntimeClasses -}}
+{{- if kindIs "map" . -}}
+{{- $names = append $names .name -}}
+{{- else -}}
+{{- $names = append $names . -}}
+{{- end -}}
+{{- end -}}
+{{- join "," $names -}}
+{{- end -}}
+
+{{- /* Those of them whose pods get no user namespace of their own. */ -}}
+{{- define "cloister.runtimeClassesOnHostUsers" -}}
+{{- $names := list -}}
+{{- range .Values.sandbox.allowedRuntimeClasses -}}
+{{- if and (kindIs "map" .) (eq (toString (get . "userNamespaces")) "false") -}}
+{{- $names = append $names .name -}}
+{{- end -}}
+{{- end -}}
+{{- join "," $names -}}
+{{- end -}}

@@ -60,7 +60,7 @@ def sandbox_pod(pod: SandboxPod, settings: Settings) -> JSON:
             "automountServiceAccountToken": False,
             "enableServiceLinks": False,
             "hostname": "sandbox",
-            "hostUsers": not settings.sandbox_user_namespaces,
+            "hostUsers": not settings.user_namespaces(spec.isolation.runtime_class_name),
             # No DNS: a sandbox reaches nothing, and a resolver would be a way out.
             "dnsPolicy": "None",
             "dnsConfig": {"nameservers": ["127.0.0.1"]},

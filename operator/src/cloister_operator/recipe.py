@@ -207,7 +207,7 @@ def _hash(
         settings.default_cpu,
         settings.default_memory,
         settings.default_disk,
-        settings.sandbox_user_namespaces,
+        settings.user_namespaces(spec.isolation.runtime_class_name),
     ]
     digest = hashlib.sha256(json.dumps([shape, image, paths, defaults], sort_keys=True).encode())
     for key in sorted(payload):

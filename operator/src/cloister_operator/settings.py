@@ -34,6 +34,8 @@ class Settings(BaseModel):
     """Globs of images that Environments may name; empty allows any."""
     allowed_runtime_classes: tuple[str, ...] = ()
     """Runtime classes that Environments may name."""
+    runtime_classes_without_user_namespaces: tuple[str, ...] = ()
+    """Those of them whose runtime refuses pods with a user namespace, as gVisor does."""
     worker_namespaces: tuple[str, ...] = ()
     """Namespaces whose pods may reach exec servers."""
     default_cpu: str = "1"
@@ -58,6 +60,7 @@ class Settings(BaseModel):
         "sandbox_namespaces",
         "allowed_images",
         "allowed_runtime_classes",
+        "runtime_classes_without_user_namespaces",
         "worker_namespaces",
         "copied_labels",
         mode="before",
@@ -67,6 +70,11 @@ class Settings(BaseModel):
         if isinstance(value, str):
             return tuple(part.strip() for part in value.split(",") if part.strip())
         return value
+
+    def user_namespaces(self, runtime_class: str | None) -> bool:
+        """Whether pods of a runtime class (None: the node's own runtime) get a user namespace."""
+        refused = runtime_class in self.runtime_classes_without_user_namespaces
+        return self.sandbox_user_namespaces and not refused
 
     @property
     def ended_session_ttl(self) -> timedelta:

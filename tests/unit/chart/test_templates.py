@@ -152,6 +152,8 @@ def test_the_operator_takes_its_settings(options: tuple[str, ...]) -> None:
         assert taken.sandbox_user_namespaces is False
         assert taken.ended_session_ttl_seconds == 2_592_000
         assert taken.worker_namespaces == ("agents",)
+        assert taken.allowed_runtime_classes == ("gvisor", "kata")
+        assert taken.runtime_classes_without_user_namespaces == ("gvisor",)
     else:
         assert taken.sandbox_namespaces == ("cloister-sandboxes",)
         assert taken.sandbox_user_namespaces is True

@@ -96,6 +96,16 @@ def test_the_hash_differs_with_the_platforms_defaults(change: dict[str, Any]) ->
     assert made(platform=settings(**change)).hash != made().hash
 
 
+def test_the_hash_differs_with_its_runtime_classs_user_namespaces_only() -> None:
+    allowed = {"allowed_runtime_classes": ("gvisor", "kata")}
+    without = allowed | {"runtime_classes_without_user_namespaces": ("gvisor",)}
+    gvisor, kata = ({"runtimeClassName": name} for name in ("gvisor", "kata"))
+    before = made(platform=settings(**allowed), isolation=gvisor).hash
+    assert made(platform=settings(**without), isolation=gvisor).hash != before
+    before = made(platform=settings(**allowed), isolation=kata).hash
+    assert made(platform=settings(**without), isolation=kata).hash == before
+
+
 def test_a_secrets_new_value_changes_the_hash() -> None:
     env = [{"name": "TOKEN", "secretKeyRef": {"name": "s", "key": "k"}}]
     field = "spec.env[0].secretKeyRef"

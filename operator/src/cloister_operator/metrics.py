@@ -65,7 +65,7 @@ POOL_WANTED_PODS = Gauge(
 )
 ENVIRONMENT_CONDITION = Gauge(
     "cloister_environment_condition",
-    "1 where the Environment's condition is True, else 0.",
+    "1 where the Environment's condition is True, 0 where it is False; absent while Unknown.",
     [*_ENVIRONMENT, "condition"],
     registry=REGISTRY,
 )

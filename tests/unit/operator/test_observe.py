@@ -51,6 +51,16 @@ async def test_pools_sessions_and_claims_are_told(make_world: Any) -> None:
     assert value("cloister_environment_condition", condition="Ready", **of("told")) == 1
     assert value("cloister_sessions", phase="Running", **of("told")) == 1
     assert value("cloister_claims_total", start="warm", outcome="ok", **of("told")) == 1
+    assert value("cloister_environment_condition", condition="NetworkEnforced", **of("told")) == 1
+    raw = world.environment("told")
+    (condition,) = [x for x in raw["status"]["conditions"] if x["type"] == "NetworkEnforced"]
+    condition["status"] = "Unknown"
+    raw["metadata"]["resourceVersion"] = "1000000"
+    operator.context.environments.put(raw)
+    gauges.look()
+    assert (
+        value("cloister_environment_condition", condition="NetworkEnforced", **of("told")) is None
+    )
     # Anybody may name an Environment that is not there.
     assert value("cloister_sessions", phase="Pending", **of("")) == 1
     assert value("cloister_sessions", phase="Pending", **of("never-made")) is None

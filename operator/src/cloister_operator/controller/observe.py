@@ -104,7 +104,11 @@ class Gauges:
             POOL_PODS.labels(*key, state).set(count)
         POOL_WANTED_PODS.labels(*key).set(environment.spec.pool.size)
         for each in environment.status.conditions:
-            ENVIRONMENT_CONDITION.labels(*key, each.type).set(each.status == "True")
+            if each.status == "Unknown":
+                of = dict(zip(("namespace", "environment"), key, strict=True))
+                ENVIRONMENT_CONDITION.remove_by_labels(of | {"condition": each.type})
+            else:
+                ENVIRONMENT_CONDITION.labels(*key, each.type).set(each.status == "True")
 
     def _sessions(self, environments: Collection[Key], sessions: Iterable[SessionObject]) -> None:
         # A session may name any Environment: one that is not there must not become a label.

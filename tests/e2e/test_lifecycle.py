@@ -20,18 +20,11 @@ from support.cluster import (
     wait_condition,
     wait_for,
     wait_gone,
+    wait_phase,
 )
 
 OURS = "app.kubernetes.io/managed-by=cloister"
 KINDS = ("pods", "secrets", "configmaps", "persistentvolumeclaims", "services", "networkpolicies")
-
-
-def wait_phase(name: str, phase: str, deadline: float = 60) -> dict[str, object]:
-    def look() -> dict[str, object] | None:
-        found = get("session", name)
-        return found if found and (found.get("status") or {}).get("phase") == phase else None
-
-    return wait_for(f"session {name} {phase}", look, deadline)
 
 
 def test_a_session_made_with_kubectl(environments: Callable[..., str], name: str) -> None:
@@ -39,7 +32,6 @@ def test_a_session_made_with_kubectl(environments: Callable[..., str], name: str
     apply(session(name, env))
     found = wait_phase(name, "Running")
     status = found["status"]
-    assert isinstance(status, dict)
     secret = get("secret", status["credentialsSecretName"])
     assert secret is not None
     assert secret["type"] == "kubernetes.io/tls"
@@ -48,7 +40,7 @@ def test_a_session_made_with_kubectl(environments: Callable[..., str], name: str
     uris = certificate.extensions.get_extension_for_class(
         x509.SubjectAlternativeName
     ).value.get_values_for_type(x509.UniformResourceIdentifier)
-    assert uris == [f"session:{found['metadata']['uid']}"]  # type: ignore[index]
+    assert uris == [f"session:{found['metadata']['uid']}"]
     assert condition(found, "Ready")["status"] == "True"
 
     def event() -> str | None:
@@ -92,7 +84,7 @@ def test_max_sessions_makes_the_next_one_wait(environments: Callable[..., str], 
     wait_phase(f"{name}-a", "Running")
     apply(session(f"{name}-b", env))
     waiting = wait_condition("session", f"{name}-b", "Ready", "False")
-    assert condition(waiting, "Ready")["reason"] == "MaxSessionsReached"
+    assert condition(waiting, "Ready")["reason"] == "Queued"
     kubectl("delete", "session", f"{name}-a", "-n", SANDBOXES)
     wait_phase(f"{name}-b", "Running")
     kubectl("delete", "session", f"{name}-b", "-n", SANDBOXES)
@@ -103,7 +95,7 @@ def test_an_idle_session_ends(environments: Callable[..., str], name: str) -> No
     apply(session(name, env))
     found = wait_phase(name, "Terminated")
     assert condition(found, "Ready")["reason"] == "IdleTimeout"
-    wait_gone("pod", str(found["status"]["podName"]))  # type: ignore[index]
+    wait_gone("pod", str(found["status"]["podName"]))
     kubectl("delete", "session", name, "-n", SANDBOXES)
 
 
@@ -121,7 +113,7 @@ def test_a_lost_pod_fails_the_session_with_the_reason(
     env = environments()
     apply(session(name, env))
     found = wait_phase(name, "Running")
-    kubectl("delete", "pod", str(found["status"]["podName"]), "-n", SANDBOXES, "--wait=false")  # type: ignore[index]
+    kubectl("delete", "pod", str(found["status"]["podName"]), "-n", SANDBOXES, "--wait=false")
     failed = wait_phase(name, "Failed")
     assert condition(failed, "Ready")["reason"] == "PodDeleted"
     kubectl("delete", "session", name, "-n", SANDBOXES)

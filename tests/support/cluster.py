@@ -101,6 +101,38 @@ def wait_condition(
         raise AssertionError(f"{error}; its status: {json.dumps(last.get('status'))}") from None
 
 
+def wait_phase(name: str, phase: str, deadline: float = 60) -> JSON:
+    """Wait until a Session is in a phase; it is returned, and its last status named otherwise."""
+    last: JSON = {}
+
+    def look() -> JSON | None:
+        nonlocal last
+        last = get("session", name) or {}
+        return last if (last.get("status") or {}).get("phase") == phase else None
+
+    try:
+        return wait_for(f"session {name} {phase}", look, deadline)
+    except AssertionError as error:
+        raise AssertionError(f"{error}; its status: {json.dumps(last.get('status'))}") from None
+
+
+def wait_reason(
+    kind: str, name: str, type_: str, reasons: tuple[str, ...], deadline: float = 60
+) -> JSON:
+    """Wait until a condition has one of these reasons; the condition is returned."""
+    last: JSON = {}
+
+    def look() -> JSON | None:
+        nonlocal last
+        last = condition(get(kind, name), type_)
+        return last if last.get("reason") in reasons else None
+
+    try:
+        return wait_for(f"{kind}/{name} {type_} {'/'.join(reasons)}", look, deadline)
+    except AssertionError as error:
+        raise AssertionError(f"{error}; it is: {json.dumps(last)}") from None
+
+
 def environment(name: str, **spec: Any) -> JSON:
     """An Environment manifest."""
     return {

@@ -106,6 +106,24 @@ async def test_a_claim_through_the_sessions_api_costs_three_writes(world: World)
     assert until == 2
 
 
+async def test_a_workspace_whose_claim_changes_meanwhile_costs_no_pod(world: World) -> None:
+    """The API server gives up when an object changes again and again: that is no refusal."""
+    conflicts = iter([Fault.CONFLICT])
+
+    def fault(_count: int, write: Write) -> Fault | None:
+        adopts = (write.verb, write.plural) == ("patch", "persistentvolumeclaims")
+        return next(conflicts, None) if adopts else None
+
+    world.apply_environment(**KEPT, **IDLE, pool={"size": 1})
+    operator = world.start(Connection(world.cluster, fault))
+    await operator.until(lambda: world.pool_is(1))
+    (warm,) = world.pods(state="warm")
+    world.apply_session()
+    await operator.until(lambda: world.served("s1"))
+    assert list(conflicts) == []
+    assert status(world)["podUID"] == warm["metadata"]["uid"]
+
+
 async def test_a_pools_workspace_goes_with_its_pod(world: World) -> None:
     operator = await running(world, pool=2)
     assert len(claims(world)) == 3

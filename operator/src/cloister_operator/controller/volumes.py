@@ -16,7 +16,13 @@ from ..api.environment import EnvironmentObject
 from ..api.pod import PodView
 from ..api.session import SessionObject
 from ..cluster.resources import EVENTS, VOLUME_CLAIMS
-from ..errors import ConflictError, NotFoundError, OperatorError, PermanentError
+from ..errors import (
+    ConflictError,
+    NotFoundError,
+    OperatorError,
+    PermanentError,
+    TransientError,
+)
 from ..plan.pool import Failure
 from .context import Context
 
@@ -99,19 +105,20 @@ async def _make(
 async def adopt(context: Context, session: SessionObject, pod: PodView) -> None:
     """Make the claim of a pod that the session has taken the session's; repeatable."""
     label = f"/metadata/labels/{names.SESSION_LABEL.replace('/', '~1')}"
-    await context.api.json_patch(
-        VOLUME_CLAIMS,
-        pod.namespace,
-        pod.claim,
-        [
-            {"op": "add", "path": label, "value": session.metadata.uid},
-            {
-                "op": "replace",
-                "path": "/metadata/ownerReferences",
-                "value": [session.owner_reference()],
-            },
-        ],
-    )
+    operations = [
+        {"op": "add", "path": label, "value": session.metadata.uid},
+        {
+            "op": "replace",
+            "path": "/metadata/ownerReferences",
+            "value": [session.owner_reference()],
+        },
+    ]
+    try:
+        await context.api.json_patch(VOLUME_CLAIMS, pod.namespace, pod.claim, operations)
+    except ConflictError as error:
+        # It tests nothing, so that nobody else can have won: the API server came too late. A
+        # conflict would say that the pod serves another session.
+        raise TransientError(str(error)) from error
 
 
 async def problem(context: Context, pod: PodView) -> Failure | None:

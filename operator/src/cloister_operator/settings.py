@@ -52,6 +52,10 @@ class Settings(BaseModel):
     call_burst: int = Field(default=400, ge=1)
     max_sessions_per_namespace: int = Field(default=0, ge=0)
     """Sessions that have a pod, or wait for one, in a namespace; 0 is any number."""
+    max_pool_size: int = Field(default=1000, ge=0)
+    """Warm pods of one Environment at most, whatever it asks for."""
+    max_refill_rate: float = Field(default=50, gt=0)
+    """Pods a second that are made for all pools together; those of sessions come on top."""
     ended_session_ttl_seconds: float = Field(default=3600, ge=0)
     log_level: str = "INFO"
     log_format: Literal["json", "text"] = "json"

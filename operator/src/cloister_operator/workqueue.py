@@ -6,12 +6,12 @@ import heapq
 import itertools
 import logging
 import random
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Hashable
 from typing import Generic, TypeVar
 
 from .errors import NotFoundError, OperatorError, TransientError
 from .metrics import QUEUE_WAIT_SECONDS
+from .plan.lanes import Lane, Lanes
 
 log = logging.getLogger(__name__)
 
@@ -29,11 +29,16 @@ class WorkQueue(Generic[K]):
     exception likewise, and is logged with its traceback.
     """
 
-    def __init__(self, handler: Callable[[K], Awaitable[float | None]], at_once: int = 64) -> None:
+    def __init__(
+        self,
+        handler: Callable[[K], Awaitable[float | None]],
+        at_once: int = 64,
+        lane: Callable[[K], Lane] = lambda key: ("", key),
+    ) -> None:
+        """`at_once`: keys handled at a time; `lane`: in which a key stands, lanes take turns."""
         self._handler = handler
         self._at_once = at_once
-        self._ready: OrderedDict[K, float] = OrderedDict()
-        """Since when each waits, on the loop's clock."""
+        self._ready: Lanes[K] = Lanes(lane)
         self._running: dict[K, asyncio.Task[None]] = {}
         self._again: set[K] = set()
         self._later: list[tuple[float, int, K]] = []
@@ -50,7 +55,7 @@ class WorkQueue(Generic[K]):
 
     def age(self) -> float:
         """Seconds for which the key has waited that waits longest now; 0 without one."""
-        oldest = min(self._ready.values(), default=None)
+        oldest = min(self._ready.times(), default=None)
         return 0.0 if oldest is None else asyncio.get_running_loop().time() - oldest
 
     def add(self, key: K) -> None:
@@ -59,7 +64,7 @@ class WorkQueue(Generic[K]):
         if key in self._running:
             self._again.add(key)
         elif key not in self._ready:
-            self._ready[key] = asyncio.get_running_loop().time()
+            self._ready.add(key, asyncio.get_running_loop().time())
             self._wake.set()
 
     def add_after(self, key: K, seconds: float) -> None:
@@ -86,8 +91,11 @@ class WorkQueue(Generic[K]):
                     due, _, key = heapq.heappop(self._later)
                     if self._due.get(key) == due:
                         self.add(key)
-                while self._ready and len(self._running) < self._at_once:
-                    key, since = self._ready.popitem(last=False)
+                while len(self._running) < self._at_once:
+                    taken = self._ready.take(self._at_once)
+                    if taken is None:
+                        break
+                    key, since = taken
                     QUEUE_WAIT_SECONDS.observe(loop.time() - since)
                     self._running[key] = asyncio.create_task(self._work(key))
                 self._wake.clear()
@@ -121,6 +129,7 @@ class WorkQueue(Generic[K]):
             log.exception("%s: again in %.2f s", key, delay)
         self.progress += 1
         del self._running[key]
+        self._ready.done(key)
         if key in self._again:
             self._again.discard(key)
             self.add(key)

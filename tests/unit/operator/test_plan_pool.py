@@ -8,25 +8,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cloister_operator.api import conditions
-from cloister_operator.api.environment import PoolCounts
 from cloister_operator.api.pod import PodView
-from cloister_operator.plan.pool import (
-    FAILED_POD_KEPT,
-    MAX_BATCH,
-    Failure,
-    PoolPlan,
-    Proof,
-    Wanted,
-    counts,
-    findings,
-    plan_pool,
-)
+from cloister_operator.plan.failure import Failure
+from cloister_operator.plan.pool import FAILED_POD_KEPT, MAX_BATCH, PoolPlan, Wanted, plan_pool
+from cloister_operator.plan.trials import STUCK_AFTER, Trials
 from support.operator_objects import NOW, pod
 
 BROKEN = Failure(conditions.SETUP_FAILED, "setup ended with code 1")
 ENDED = (conditions.POD_ENDED, "the exec server ended with code 1")
-JUST_NOW = NOW - timedelta(seconds=1)
-PROVEN = Proof(True, "tried and could not", NOW)
+SECOND = timedelta(seconds=1)
+JUST_NOW = NOW - SECOND
+UNSCHEDULABLE = (conditions.UNSCHEDULABLE, "no node takes the pod")
+LONG_AGO = NOW - STUCK_AFTER
 
 
 def plan(
@@ -72,6 +65,40 @@ def plan(
         pytest.param(
             [pod("a", recipe="old", state="claimed"), pod("b")], 1, 0, set(), id="old but claimed"
         ),
+        pytest.param(
+            [pod(f"o{n}", recipe="old") for n in range(8)], 8, 2, set(), id="no more than the surge"
+        ),
+        pytest.param(
+            [
+                *[pod(f"o{n}", recipe="old", created=NOW - n * SECOND) for n in range(8)],
+                pod("a"),
+                pod("b"),
+            ],
+            8,
+            2,
+            {"o6", "o7"},
+            id="as many old ones go as new ones are warm, the oldest first",
+        ),
+        pytest.param(
+            [pod("a", state="starting", ip="", created=LONG_AGO)], 1, 1, {"a"}, id="stuck"
+        ),
+        pytest.param(
+            [pod("a", state="starting", ip="", created=LONG_AGO, trouble=UNSCHEDULABLE)],
+            1,
+            0,
+            set(),
+            id="no node takes it: held, not replaced",
+        ),
+        pytest.param(
+            [pod("a", state="starting", created=LONG_AGO)], 1, 0, set(), id="its setup takes long"
+        ),
+        pytest.param(
+            [pod(f"d{n}", deleting=True) for n in range(3)],
+            1,
+            0,
+            set(),
+            id="too many on their way out",
+        ),
     ],
 )
 def test_pools(pods: list[PodView], size: int, create: int, delete: set[str]) -> None:
@@ -95,6 +122,21 @@ def test_a_warm_pod_that_broke_replaces_no_old_one() -> None:
 
 def test_a_claimed_pod_that_is_broken_is_left_to_its_session() -> None:
     assert plan([pod("a", state="claimed")], 0, {"uid-of-a": BROKEN}) == (0, set())
+
+
+def test_pods_that_may_have_been_made_count() -> None:
+    assert plan_pool([], {}, Wanted("new", 3), NOW, in_flight=2).create == 1
+    assert plan_pool([], {}, Wanted("new", 3), NOW, in_flight=4).create == 0
+
+
+def test_while_a_recipe_fails_one_pod_is_tried_when_it_is_time() -> None:
+    trials = Trials("new", 2, NOW, BROKEN)
+    assert trials.retry_at is not None
+    early = plan_pool([], {}, Wanted("new", 5), NOW, trials)
+    assert (early.create, early.look_again) == (0, trials.retry_at)
+    assert plan_pool([], {}, Wanted("new", 5), trials.retry_at, trials).create == 1
+    starting = [pod("a", state="starting")]
+    assert plan_pool(starting, {}, Wanted("new", 5), trials.retry_at, trials).create == 0
 
 
 STATES = st.sampled_from(["starting", "warm", "claimed"])
@@ -171,11 +213,29 @@ def test_the_population_never_exceeds_the_size_plus_what_was_there(
 ) -> None:
     pods, failures, size = pool
     made = plan_pool(pods, failures, Wanted("new", size), NOW)
-    current = [each for each in living(pods) if each.recipe == "new"]
     gone = {each.uid for each in made.delete}
-    kept = [each for each in current if each.uid not in gone]
+    left = [each for each in living(pods) if each.uid not in gone]
+    new = [each for each in left if each.recipe == "new"]
     assert made.create <= MAX_BATCH
-    assert len(kept) + made.create <= size
+    if made.create:
+        assert len(new) + made.create <= size
+        assert len(left) + made.create <= size + Wanted("new", size).surge
+    well = [each for each in new if each.uid not in failures]
+    assert len(well) <= size
+
+
+@given(pools())
+def test_what_is_done_already_is_not_planned_again(
+    pool: tuple[list[PodView], dict[str, Failure], int],
+) -> None:
+    """A pool whose plan is carried out plans the same only when time or a pod has moved on."""
+    pods, failures, size = pool
+    made = plan_pool(pods, failures, Wanted("new", size), NOW)
+    fresh = [pod(f"n{n}", state="starting", ip="", created=NOW) for n in range(made.create)]
+    gone = {each.uid for each in made.delete}
+    after = [replace(each, deleting=True) if each.uid in gone else each for each in pods] + fresh
+    again = plan_pool(after, failures, Wanted("new", size), NOW)
+    assert (again.create, again.delete) == (0, ())
 
 
 @given(pools())
@@ -195,7 +255,7 @@ def test_carrying_out_plans_ends_in_a_pool_that_wants_nothing(
     pods: list[PodView], size: int
 ) -> None:
     now = NOW
-    for _ in range(6):
+    for _ in range(20):
         made = plan_pool(pods, {}, Wanted("new", size), now)
         starting = any(each.state == "starting" for each in living(pods))
         if not starting and (made.create, made.delete, made.look_again) == (0, (), None):
@@ -203,92 +263,5 @@ def test_carrying_out_plans_ends_in_a_pool_that_wants_nothing(
         now = made.look_again or now
         pods = carried_out(pods, made)
     else:
-        pytest.fail("six rounds did not settle the pool")
+        pytest.fail("twenty rounds did not settle the pool")
     assert [each.recipe for each in living(pods)] == ["new"] * size
-
-
-def test_counts_say_each_pod_once() -> None:
-    pods = [
-        pod("a"),
-        pod("b", state="starting"),
-        pod("c", state="claimed"),
-        pod("d", state="claimed", end=ENDED),
-        pod("e", state="starting"),
-        pod("f", end=ENDED),
-        pod("g", deleting=True),
-    ]
-    assert counts(pods, {"uid-of-e": BROKEN}) == PoolCounts(
-        ready=1, starting=1, claimed=1, failed=2
-    )
-
-
-def conditions_of(
-    pods: list[PodView], size: int, proof: Proof | None = PROVEN, **failures: Failure
-) -> dict[str, tuple[str, str]]:
-    uids = {f"uid-of-{name}": failure for name, failure in failures.items()}
-    return {
-        each.type: (each.status, each.reason)
-        for each in findings(pods, uids, Wanted("new", size), proof)
-    }
-
-
-@pytest.mark.parametrize(
-    ("found", "ready", "pool"),
-    [
-        pytest.param(
-            conditions_of([pod("a")], 1), ("True", "Available"), ("True", "PoolFilled"), id="full"
-        ),
-        pytest.param(
-            conditions_of([], 0), ("True", "Available"), ("True", "PoolFilled"), id="of no pods"
-        ),
-        pytest.param(
-            conditions_of([pod("a", state="starting")], 1),
-            ("False", "PoolFilling"),
-            ("False", "PoolFilling"),
-            id="starting",
-        ),
-        pytest.param(
-            conditions_of([pod("a")], 2), ("True", "Available"), ("False", "PoolFilling"), id="some"
-        ),
-        pytest.param(
-            conditions_of([pod("a", recipe="old")], 1),
-            ("True", "Available"),
-            ("False", "PoolFilling"),
-            id="old ones",
-        ),
-        pytest.param(
-            conditions_of([pod("a", state="starting")], 1, a=BROKEN),
-            ("False", "SetupFailed"),
-            ("False", "SetupFailed"),
-            id="setup",
-        ),
-        pytest.param(
-            conditions_of([pod("a", state="starting", trouble=("Unschedulable", "no room"))], 1),
-            ("False", "Unschedulable"),
-            ("False", "Unschedulable"),
-            id="no node",
-        ),
-        pytest.param(
-            conditions_of([pod("a")], 1, a=BROKEN),
-            ("False", "SetupFailed"),
-            ("False", "SetupFailed"),
-            id="warm and broken since",
-        ),
-        pytest.param(
-            conditions_of([pod("a")], 1, Proof(False, "reached it", NOW)),
-            ("False", "NetworkNotEnforced"),
-            ("True", "PoolFilled"),
-            id="open network",
-        ),
-    ],
-)
-def test_conditions(
-    found: dict[str, tuple[str, str]], ready: tuple[str, str], pool: tuple[str, str]
-) -> None:
-    assert found[conditions.READY] == ready
-    assert found[conditions.POOL_READY] == pool
-
-
-def test_the_network_is_unknown_until_a_pod_was_probed() -> None:
-    assert conditions_of([], 1, None)[conditions.NETWORK_ENFORCED] == ("Unknown", "NotProven")
-    assert conditions_of([], 1)[conditions.NETWORK_ENFORCED] == ("True", "Proven")

@@ -12,7 +12,7 @@ from cloister_operator.api.conditions import timestamp
 from cloister_operator.api.pod import PodView
 from cloister_operator.api.session import Phase, SessionObject
 from cloister_operator.errors import PermanentError
-from cloister_operator.plan.pool import Failure
+from cloister_operator.plan.failure import Failure
 from cloister_operator.plan.session import (
     Observed,
     SessionPlan,
@@ -116,7 +116,7 @@ def plan(
             plan(session(), environment=environment(pool={"maxSessions": 2}), others=2),
             Step.WAIT,
             Phase.PENDING,
-            "MaxSessionsReached",
+            "Queued",
             id="too many",
         ),
         pytest.param(
@@ -130,7 +130,7 @@ def plan(
             plan(session(), environment=environment(pool={"maxSessions": 0})),
             Step.WAIT,
             Phase.PENDING,
-            "MaxSessionsReached",
+            "Queued",
             id="none allowed",
         ),
         pytest.param(

@@ -155,7 +155,7 @@ async def test_a_session_that_ended_at_once_says_why(api: Api) -> None:
 
 async def test_a_session_that_must_wait_for_others_may_be_retried(api: Api) -> None:
     api.backend.settles = made(
-        phase="Pending", conditions=not_ready("MaxSessionsReached", "All 2 sessions are in use.")
+        phase="Pending", conditions=not_ready("Queued", "All 2 sessions are in use.")
     )
     failed = await failure(api.call("Create", create()))
     assert failed.code is grpc.StatusCode.RESOURCE_EXHAUSTED

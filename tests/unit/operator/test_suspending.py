@@ -318,11 +318,11 @@ async def test_suspended_sessions_take_nobodys_place_and_wait_for_one(world: Wor
     operator = await running(world, maxSessions=1)
     world.clock.now += timedelta(seconds=1)
     world.apply_session("s2")
-    await operator.until(lambda: world.condition(world.session("s2"))[1] == "MaxSessionsReached")
+    await operator.until(lambda: world.condition(world.session("s2"))[1] == "Queued")
     set_state(world, "Suspended")
     await operator.until(lambda: suspended(world) and world.served("s2"))
     set_state(world, "Running")
-    await operator.until(lambda: world.condition(world.session())[1] == "MaxSessionsReached")
+    await operator.until(lambda: world.condition(world.session())[1] == "Queued")
     await operator.settle()
     assert world.phase() == "Pending"
     world.cluster.delete(SESSIONS, NAMESPACE, "s2")

@@ -66,6 +66,8 @@ class Pool(Model):
     """How many pods are kept warm, and how many sessions there may be."""
 
     size: int = 1
+    max_size: int | None = None
+    """What it may grow to while sessions come fast; it never grows without."""
     max_sessions: int | None = None
 
 
@@ -101,6 +103,8 @@ class PoolCounts(Model):
     starting: int = 0
     claimed: int = 0
     failed: int = 0
+    wanted: int = 0
+    """How many warm ones there are to be now."""
 
 
 class EnvironmentStatus(Model):

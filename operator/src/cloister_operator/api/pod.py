@@ -61,6 +61,8 @@ class PodView:
     """The PersistentVolumeClaim with its workspace; empty where that ends with the pod."""
     disruption: Trouble | None = None
     """Why somebody takes it away, if they said so."""
+    node: str = ""
+    """Where it runs; empty before it was placed."""
 
     @property
     def key(self) -> tuple[str, str]:
@@ -97,6 +99,7 @@ def view(raw: JSON) -> PodView:
         trouble=_trouble(status),
         claim=_claim(raw.get("spec") or {}),
         disruption=_disruption(status),
+        node=(raw.get("spec") or {}).get("nodeName") or "",
     )
 
 

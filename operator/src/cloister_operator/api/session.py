@@ -47,6 +47,8 @@ class SessionStatus(Model):
     observed_generation: int = 0
     phase: Phase = Phase.PENDING
     reason: str | None = None
+    queue_position: int | None = None
+    """Its number in line while it waits for another session's end; the first is 1."""
     conditions: list[Condition] = Field(default_factory=list)
     pod_name: str | None = None
     pod_uid: str | None = Field(default=None, alias="podUID")

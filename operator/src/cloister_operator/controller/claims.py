@@ -41,6 +41,8 @@ class Claims:
         self._warm_claims: set[str] = set()
         self._first_seen: dict[str, float] = {}
         self._began = timestamp(context.clock())
+        self._placed: set[str] = set()
+        """UIDs of pods whose sessions are known not to be one too many."""
         self._without_warm: set[str] = set()
         """UIDs of sessions for which this process made a pod, or was about to."""
 
@@ -177,7 +179,10 @@ class Claims:
     async def hand_over(
         self, session: SessionObject, environment: EnvironmentObject | None, pod: PodView
     ) -> None:
-        """Tell the exec server whose it is, then write that the session runs."""
+        """Tell the exec server whose it is, then write that the session runs; raises ConflictError
+        where another operator gave its place away.
+        """
+        await self._check_place(environment, pod)
         context, metadata = self._context, session.metadata
         now = context.clock()
         lifetime = limits(session, environment)[1] + CREDENTIALS_MARGIN
@@ -193,7 +198,23 @@ class Claims:
         if not session.through_api:
             credentials = await self._write_credentials(session, lifetime, now)
         await self._statuses.running(session, pod, credentials, now)
+        self._placed.discard(pod.uid)
         self._observe_claim(session, pod)
+
+    async def _check_place(self, environment: EnvironmentObject | None, pod: PodView) -> None:
+        """With two operators at work, both may give the last place away. Each first takes a pod and
+        then waits until the watch tells of that: of those that are one too many the last one sees
+        all the others, and steps back.
+        """
+        context = self._context
+        most = environment.spec.pool.max_sessions if environment else None
+        if environment is None or most is None or pod.uid in self._placed:
+            return
+        await context.witness.reached(pod.namespace, pod.resource_version)
+        if context.places.taken(environment.key) > most:
+            await pods.delete(context, pod)
+            raise ConflictError(f"Environment {environment.metadata.name} is full by now")
+        self._placed.add(pod.uid)
 
     async def _tell(self, session: SessionObject, pod: PodView, payload: ClaimPayload) -> None:
         """Claim the exec server, and beside it the workspace: before the status says that the

@@ -14,12 +14,16 @@ from ..cache import Key, Store
 from ..cluster.api import Api
 from ..identity import Authority
 from ..metrics import FAILURES
-from ..plan.pool import Failure, Proof
+from ..plan.candidates import choose
+from ..plan.failure import Failure, Proof
 from ..recipe import Recipe
 from ..sandboxes import Activity, ClaimPayload, PodAddress, SandboxInfo
 from ..settings import Settings
 from ..workqueue import WorkQueue
+from .flights import Flights
+from .places import Places
 from .usage import Usage
+from .witness import Witness
 
 WorkKey = tuple[str, str, str]
 """Kind (environment or session), namespace, name."""
@@ -39,6 +43,8 @@ class Dialer(Protocol):
     async def activity(self, pod: PodAddress, session_uid: str) -> Activity: ...
 
     async def drain(self, pod: PodAddress, session_uid: str, grace: timedelta) -> None: ...
+
+    def connected(self, pod_uid: str) -> bool: ...
 
     def forget(self, pod_uid: str) -> None: ...
 
@@ -69,6 +75,9 @@ def _pod_groups(pod: PodView) -> Iterable[tuple[str, ...]]:
 
 def _session_groups(session: SessionObject) -> Iterable[tuple[str, ...]]:
     yield ("environment", session.metadata.namespace, session.spec.environment_name)
+    request = session.metadata.annotations.get(names.REQUEST_ID)
+    if request:
+        yield ("request", session.metadata.namespace, request)
     yield ("namespace", session.metadata.namespace)
 
 
@@ -86,6 +95,8 @@ class Context:
     clock: Callable[[], datetime]
     queue: WorkQueue[WorkKey] = field(init=False)
     usage: Usage = field(init=False)
+    places: Places = field(init=False)
+    witness: Witness = field(init=False)
     environments: Store[EnvironmentObject] = field(
         default_factory=lambda: Store(EnvironmentObject.parse, lambda _: ())
     )
@@ -104,6 +115,8 @@ class Context:
     """UIDs of pods whose identity Secret this process knows to exist."""
     reserved: set[str] = field(default_factory=set)
     """UIDs of warm pods that a claim in this process has taken."""
+    flights: Flights = field(default_factory=Flights)
+    """Pods that may have been made though no answer came."""
     doubted: set[Key] = field(default_factory=set)
     """Environments that lost a pod which nobody here deleted: they may be gone themselves."""
     proofs: dict[str, Proof] = field(default_factory=dict)
@@ -112,6 +125,8 @@ class Context:
     """host:port that no sandbox may reach, and the operator does."""
 
     def __post_init__(self) -> None:
+        self.places = Places(self.pods, self.sessions)
+        self.witness = Witness(self.pods)
         self.usage = Usage(self.clock)
         self.sessions.listen(self.usage.changed)
 
@@ -152,11 +167,16 @@ class Context:
     def take_warm(self, environment: EnvironmentObject, recipe: str) -> PodView | None:
         """Reserve a warm pod of the recipe: no await between the look and the reservation."""
         group = ("state", *environment.key, recipe, names.STATE_WARM)
-        for pod in self.pods.group(group):
-            if pod.alive and pod.uid in self.usable and pod.uid not in self.reserved:
-                self.reserved.add(pod.uid)
-                return pod
-        return None
+        free = [
+            pod
+            for pod in self.pods.group(group)
+            if pod.alive and pod.uid in self.usable and pod.uid not in self.reserved
+        ]
+        # Where the channel is open, the claim pays no handshake.
+        chosen = choose([pod for pod in free if self.dialer.connected(pod.uid)] or free)
+        if chosen:
+            self.reserved.add(chosen.uid)
+        return chosen
 
     def about_to_be_usable(self, environment: EnvironmentObject, recipe: str) -> bool:
         """Whether a warm pod is there that this process, just started, has yet to prove."""

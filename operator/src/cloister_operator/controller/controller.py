@@ -10,12 +10,14 @@ from .. import names
 from ..api.common import JSON
 from ..api.environment import EnvironmentObject
 from ..api.pod import PodView
-from ..api.session import Phase, SessionObject
+from ..api.session import SessionObject
+from ..cache import Key
 from ..cluster.reflector import Reflector
 from ..cluster.resources import ENVIRONMENTS, PODS, SESSIONS
 from ..errors import OperatorError
 from ..logs import about
 from ..metrics import reconcile
+from ..plan.lanes import Lane
 from ..workqueue import WorkQueue
 from .context import Context, WorkKey
 from .environments import EnvironmentReconciler
@@ -45,6 +47,7 @@ class Controller:
         context.environments.listen(self._environment_changed)
         context.sessions.listen(self._session_changed)
         context.pods.listen(self._pod_changed)
+        context.places.listen(self._place_left)
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
@@ -63,7 +66,7 @@ class Controller:
                 PODS,
                 namespace,
                 f"{names.MANAGED_BY_LABEL}={names.MANAGED_BY}",
-                context.pods,
+                context.witness,
             )
             for namespace in context.settings.sandbox_namespaces
         ]
@@ -142,7 +145,7 @@ class Controller:
             self._add_all()
 
     def _new_queue(self) -> WorkQueue[WorkKey]:
-        return WorkQueue(self._handle)
+        return WorkQueue(self._handle, lane=self._lane)
 
     def _add_all(self) -> None:
         for key in list(self._context.environments):
@@ -178,15 +181,25 @@ class Controller:
         if session is None:
             return
         self._context.queue.add(("session", *session.key))
-        # Those that wait for its place look again.
-        phase = after.status.phase if after else None
-        left = phase is None or phase.ended or phase is Phase.SUSPENDED
         if self._works and (after is None or after.metadata.deletion_timestamp):
             self._start(self._sessions.ended(session))
-        if left and before is not None:
-            self._context.enqueue_waiting_sessions(
-                session.metadata.namespace, session.spec.environment_name
-            )
+
+    def _place_left(self, key: Key) -> None:
+        """Those that wait for a place look again: as many as there are places for."""
+        environment = self._context.environments.get(*key)
+        most = environment.spec.pool.max_sessions if environment else None
+        if most is None:
+            return
+        for name in self._context.places.front(key, most):
+            self._context.queue.add(("session", key[0], name))
+
+    def _lane(self, key: WorkKey) -> Lane:
+        """Sessions stand in the lane of their Environment, so that no flood of them keeps those of
+        another one waiting.
+        """
+        kind, namespace, name = key
+        session = self._context.sessions.get(namespace, name) if kind == "session" else None
+        return namespace, session.spec.environment_name if session else name
 
     def _pod_changed(self, before: PodView | None, after: PodView | None) -> None:
         pod = after or before

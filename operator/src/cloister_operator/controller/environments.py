@@ -7,15 +7,16 @@ from .. import manifests, names
 from ..api import conditions
 from ..api.conditions import Finding
 from ..api.environment import EnvironmentObject, PoolCounts
-from ..api.pod import PodView
 from ..cache import Key
 from ..cluster.resources import ENVIRONMENTS, NAMESPACES, NETWORK_POLICIES
 from ..errors import NotFoundError, OperatorError, PermanentError, RefusedError
-from ..plan.pool import Failure, Wanted, counts, findings, plan_pool
+from ..plan.failure import Failure
+from ..plan.verdict import counts, findings
 from ..recipe import Recipe, build, references
 from . import owned, pods
 from .context import Context, Resolved
 from .events import Recorder
+from .pools import Pools
 from .references import read
 from .warmer import Warmer
 
@@ -32,6 +33,7 @@ class EnvironmentReconciler:
         self._context = context
         self._warmer = warmer
         self._recorder = recorder
+        self._pools = Pools(context)
         self._policies_applied: dict[str, float] = {}
         self._resolved_at: dict[Key, float] = {}
         self._recipes: dict[Key, set[str]] = {}
@@ -52,27 +54,31 @@ class EnvironmentReconciler:
         except PermanentError as error:
             await self._refuse(environment, error)
             return None
-        wanted = Wanted(recipe.hash, environment.spec.pool.size)
-        plan = plan_pool(context.pods.group(group), context.failures, wanted, context.clock())
-        problems = await self._execute(environment, recipe, plan.create, plan.delete)
+        wanted, plan = self._pools.look(environment, recipe)
+        problems, again = await self._pools.carry_out(environment, recipe, plan)
         for problem in problems:
             if isinstance(problem, PermanentError):
                 await self._refuse(environment, problem)
                 raise problem
         await self._drop_old_recipes(environment, recipe)
         present = context.pods.group(group)
-        found = findings(present, context.failures, wanted, context.proofs.get(namespace))
+        found = findings(
+            present,
+            context.failures,
+            wanted,
+            context.proofs.get(namespace),
+            context.clock(),
+            self._pools.trials(environment.key),
+        )
         await self._write_status(
             environment,
             with_refusals(found, problems),
-            counts(present, context.failures),
+            counts(present, context.failures, wanted.size),
             recipe.hash,
         )
         for problem in problems:
             raise problem
-        if plan.look_again:
-            return max(0.1, (plan.look_again - context.clock()).total_seconds())
-        return None
+        return again
 
     async def _confirm(self, namespace: str, name: str) -> None:
         """Ask the API server for an Environment whose pods go by themselves: the garbage collector
@@ -154,25 +160,6 @@ class EnvironmentReconciler:
             await self._context.api.apply(NETWORK_POLICIES, namespace, policy)
         self._policies_applied[namespace] = loop.time()
 
-    async def _execute(
-        self,
-        environment: EnvironmentObject,
-        recipe: Recipe,
-        create: int,
-        delete: tuple[PodView, ...],
-    ) -> list[OperatorError]:
-        """Carry out a plan; what failed is returned, after everything was tried."""
-        work = [pods.create(self._context, environment, recipe) for _ in range(create)]
-        results = await asyncio.gather(
-            *work,
-            *(pods.delete_unclaimed(self._context, pod) for pod in delete),
-            return_exceptions=True,
-        )
-        for result in results:
-            if isinstance(result, BaseException) and not isinstance(result, OperatorError):
-                raise result
-        return [each for each in results if isinstance(each, OperatorError)]
-
     async def _drop_old_recipes(self, environment: EnvironmentObject, current: Recipe) -> None:
         """Delete the Secrets of recipes that no pod mounts any more."""
         known = self._recipes[environment.key]
@@ -197,7 +184,10 @@ class EnvironmentReconciler:
         finding = Finding(conditions.READY, "False", error.reason, str(error))
         pods_now = self._context.pods.group(group)
         await self._write_status(
-            environment, [finding], counts(pods_now, self._context.failures), None
+            environment,
+            [finding],
+            counts(pods_now, self._context.failures, environment.status.pool.wanted),
+            None,
         )
 
     async def _write_status(
@@ -243,6 +233,7 @@ class EnvironmentReconciler:
         context.resolved.pop((namespace, name), None)
         self._recipes.pop((namespace, name), None)
         self._resolved_at.pop((namespace, name), None)
+        self._pools.forget((namespace, name))
         for pod in context.pods.group(("environment", namespace, name)):
             if pod.state != names.STATE_CLAIMED and not pod.deleting:
                 await pods.delete_unclaimed(context, pod)

@@ -16,7 +16,7 @@ from ..metrics import (
     QUEUE_DEPTH,
     SESSIONS,
 )
-from ..plan.pool import counts
+from ..plan.verdict import counts
 from .context import Context
 
 STUCK_SECONDS = 120.0

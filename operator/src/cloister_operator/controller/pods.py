@@ -26,6 +26,11 @@ def next_name(environment: str, recipe: str, session: SessionObject) -> str:
     return f"{environment}-{recipe[:5]}-{digest[:8]}"
 
 
+def pool_of(environment: EnvironmentObject, recipe: Recipe) -> tuple[str, str, str]:
+    """For whom a pod is made that is no session's."""
+    return *environment.key, recipe.hash
+
+
 def new_name(environment: str, recipe: str) -> str:
     """A name nobody else has; chosen here, so that a lost answer can be looked up."""
     return f"{environment}-{recipe[:5]}-{secrets.token_hex(4)}"
@@ -42,10 +47,13 @@ async def create(
 
     `claim`: the session's volume claim; a pool's pod gets its own where workspaces persist.
 
-    An answer that is lost is looked up under the pod's name. A kill between the writes is mended
-    by `ensure_identity` when the pod is next looked at.
+    An answer that is lost is looked up under the pod's name, at the next attempt if not now. A kill
+    between the writes is mended by `ensure_identity` when the pod is next looked at.
     """
-    name = new_name(environment.metadata.name, recipe.hash)
+    flights, now = context.flights, context.clock()
+    who = session.metadata.uid if session else pool_of(environment, recipe)
+    lost = flights.take(who, now)
+    name = lost or new_name(environment.metadata.name, recipe.hash)
     if session is None and environment.spec.workspace.persistent:
         claim = name
     elif session and claim:
@@ -55,14 +63,25 @@ async def create(
     namespace = environment.metadata.namespace
     try:
         made = await context.api.create(PODS, namespace, body)
-    except (ConflictError, LostError):
-        made = await context.api.get(PODS, namespace, pod.name)
+    except (ConflictError, LostError) as error:
+        try:
+            made = await context.api.get(PODS, namespace, pod.name)
+        except OperatorError:
+            if lost or isinstance(error, LostError):
+                flights.lost(who, name, now)
+            raise
+    except TransientError:
+        if lost:
+            flights.lost(who, name, now)
+        raise
     found = view(made)
     if found.deleting or found.session_uid != (session.metadata.uid if session else ""):
         raise TransientError(f"the name of pod {found.name} is still taken")
-    # The identity first: the mirror's listeners may dial the pod.
-    await ensure_identity(context, found)
-    context.pods.put(made)
+    try:
+        # The identity first: the mirror's listeners may dial the pod.
+        await ensure_identity(context, found)
+    finally:
+        context.pods.put(made)
     return found
 
 

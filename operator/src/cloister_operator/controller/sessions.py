@@ -9,7 +9,8 @@ from ..api.pod import PodView, view
 from ..api.session import Phase, SessionObject
 from ..cluster.resources import PODS, SECRETS
 from ..errors import NotFoundError, PermanentError, TransientError
-from ..plan.pool import Failure
+from ..plan.failure import Failure
+from ..plan.line import worth_telling
 from ..plan.session import Observed, SessionPlan, Step, plan_session
 from . import pods, volumes
 from .claims import Claims
@@ -111,7 +112,7 @@ class SessionReconciler:
             pod=pod,
             pod_warm=pod is not None and pod.uid in context.usable,
             pod_failure=context.failures.get(pod.uid) if pod else None,
-            others=self._others(session),
+            others=context.places.before(session),
             environment_problem=self._environment_problem(environment),
             volume_problem=volume_problem,
             recipe_gone=await self._recipe_gone(session, environment, pod),
@@ -138,26 +139,6 @@ class SessionReconciler:
         except NotFoundError:
             return True
         return False
-
-    def _others(self, session: SessionObject) -> int:
-        """Sessions of the Environment that count before this one: with a pod, or older.
-
-        A suspended one has no pod, and takes nobody's place until it is to run again.
-        """
-        metadata = session.metadata
-        mine = (metadata.creation_timestamp or "", metadata.name)
-        count = 0
-        group = ("environment", metadata.namespace, session.spec.environment_name)
-        for other in self._context.sessions.group(group):
-            if other.metadata.uid == metadata.uid or other.status.phase.ended:
-                continue
-            has_pod = bool(self._context.pods.group(_pods_of(other)))
-            waits_suspended = other.spec.state == "Suspended" and not has_pod
-            if other.status.phase is Phase.SUSPENDED or waits_suspended:
-                continue
-            older = (other.metadata.creation_timestamp or "", other.metadata.name) < mine
-            count += has_pod or older
-        return count
 
     def _environment_problem(self, environment: EnvironmentObject | None) -> Failure | None:
         if environment is None:
@@ -193,7 +174,8 @@ class SessionReconciler:
             resolved = self._resolved(environment)
             if resolved is None or resolved.recipe is None:
                 raise TransientError("the Environment changed meanwhile")
-            return await self._claims.get_pod(session, environment, resolved.recipe)
+            with context.places.admitting(session):
+                return await self._claims.get_pod(session, environment, resolved.recipe)
         if plan.step is Step.HAND_OVER and pod:
             await self._claims.hand_over(session, environment, pod)
         elif plan.step is Step.ASK_ACTIVITY and pod:
@@ -219,7 +201,8 @@ class SessionReconciler:
 
     async def _wait(self, session: SessionObject, plan: SessionPlan) -> float | None:
         if plan.phase is Phase.PENDING and plan.reason:
-            await self._statuses.waiting(session, plan)
+            if _is_news(session, plan):
+                await self._statuses.waiting(session, plan)
             if plan.reason == conditions.NETWORK_NOT_ENFORCED:
                 return REFUTED_PROOF_COUNTS_FOR.total_seconds()
         if plan.look_again:
@@ -229,3 +212,10 @@ class SessionReconciler:
 
 def _pods_of(session: SessionObject) -> tuple[str, str, str]:
     return "session", session.metadata.namespace, session.metadata.uid
+
+
+def _is_news(session: SessionObject, plan: SessionPlan) -> bool:
+    """Whether a session that waits is told so again."""
+    if plan.queue_position is None or session.status.reason != plan.reason:
+        return True
+    return worth_telling(session.status.queue_position, plan.queue_position)

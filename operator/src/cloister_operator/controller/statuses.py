@@ -66,7 +66,12 @@ class SessionStatuses:
         before = next((x for x in session.status.conditions if x.type == found.type), None)
         if before and (before.reason, before.message) == (found.reason, found.message):
             return
-        await self._turn(session, {"phase": Phase.PENDING, "reason": plan.reason}, [found])
+        changes = {
+            "phase": Phase.PENDING,
+            "reason": plan.reason,
+            "queue_position": plan.queue_position,
+        }
+        await self._turn(session, changes, [found])
 
     async def declined(self, session: SessionObject, plan: SessionPlan) -> None:
         """It was to be suspended, and cannot be."""
@@ -162,9 +167,8 @@ class SessionStatuses:
         updated = conditions.update(
             session.status.conditions, findings, generation, self._context.clock()
         )
-        await self._patch(
-            session, changes | {"observed_generation": generation, "conditions": updated}
-        )
+        said = {"observed_generation": generation, "conditions": updated}
+        await self._patch(session, {"queue_position": None} | changes | said)
 
     async def _patch(self, session: SessionObject, changes: dict[str, Any]) -> None:
         """Write a status, but only on the Session as it was planned for: another operator may have

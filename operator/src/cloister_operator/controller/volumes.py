@@ -23,7 +23,7 @@ from ..errors import (
     PermanentError,
     TransientError,
 )
-from ..plan.pool import Failure
+from ..plan.failure import Failure
 from .context import Context
 
 log = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from ..api import conditions
 from ..api.pod import PodView
 from ..cluster.resources import PODS
 from ..errors import ConflictError, NotFoundError, PermanentError, TransientError
-from ..plan.pool import Failure, Proof
+from ..plan.failure import Failure, Proof
 from ..sandboxes import PodAddress, SandboxState
 from . import pods
 from .context import Context, address

@@ -10,7 +10,7 @@ from ..api.conditions import parse_time
 from ..api.environment import EnvironmentObject
 from ..api.pod import PodView
 from ..api.session import Phase, SessionObject
-from .pool import Failure
+from .failure import Failure
 
 FIRST_RECOVERY = timedelta(seconds=2)
 """Before the second pod after a loss; doubled from one loss to the next."""
@@ -19,6 +19,8 @@ MAX_RECOVERIES = 8
 """Pods lost one after the other; then the session fails."""
 STABLE = timedelta(minutes=10)
 """A pod that lasted for so long makes the losses before it count no more."""
+QUEUE_LOOK = timedelta(seconds=30)
+"""How often a session in line looks how far it has come; who may go is told at once."""
 VOLUME_LOOK = timedelta(seconds=10)
 """While a pod waits for its volume, how often its events are read."""
 
@@ -50,6 +52,8 @@ class SessionPlan:
     reason: str = ""
     message: str = ""
     look_again: datetime | None = None
+    queue_position: int | None = None
+    """Its number in line, where it waits for another session's end."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +143,7 @@ def _pending(session: SessionObject, observed: Observed, now: datetime) -> Sessi
         if due and now < due:
             return SessionPlan(Step.WAIT, look_again=due)
         # Nobody has worked in a pod that goes before the session ran: another serves as well.
-        return _without_pod(session, observed)
+        return _without_pod(session, observed, now)
     if observed.recipe_gone:
         # It would wait for that Secret for ever.
         return SessionPlan(Step.CLEAN_UP)
@@ -226,7 +230,7 @@ def _suspended(session: SessionObject, observed: Observed, now: datetime) -> Ses
     return SessionPlan(Step.WAIT, Phase.SUSPENDED, *_ASKED, look_again=ends)
 
 
-def _without_pod(session: SessionObject, observed: Observed) -> SessionPlan:
+def _without_pod(session: SessionObject, observed: Observed, now: datetime) -> SessionPlan:
     environment = observed.environment
     if environment is None:
         name = session.spec.environment_name
@@ -241,11 +245,14 @@ def _without_pod(session: SessionObject, observed: Observed) -> SessionPlan:
         return SessionPlan(Step.WAIT, reason=problem.reason, message=problem.message)
     most = environment.spec.pool.max_sessions
     if most is not None and observed.others >= most:
+        position = observed.others - most + 1
         return SessionPlan(
             Step.WAIT,
-            reason=conditions.MAX_SESSIONS_REACHED,
-            message=f"Environment {environment.metadata.name} allows {most} sessions; this one "
-            "gets a pod when another ends",
+            reason=conditions.QUEUED,
+            message=f"Environment {environment.metadata.name} allows {most} sessions at a time; "
+            f"this one is number {position} in line and gets a pod when others end",
+            look_again=now + QUEUE_LOOK,
+            queue_position=position,
         )
     return SessionPlan(Step.GET_POD)
 

@@ -181,7 +181,7 @@ class SessionsServicer(sessions_pb2_grpc.SessionsServicer):
                 f"session {name} is not running yet{because}; it stays, and may run later",
                 **about,
             )
-        if phase is Phase.PENDING and reason == conditions.MAX_SESSIONS_REACHED:
+        if phase is Phase.PENDING and reason == conditions.QUEUED:
             return Busy(word, f"session {name} has to wait{because}", RETRY_SECONDS, **about)
         return WrongState(word, f"session {name} is {phase}{because}", **about)
 

@@ -2,32 +2,39 @@
 
 import asyncio
 import logging
+import secrets
 import signal
 import socket
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import TypeVar
 
-from . import __version__
+from . import __version__, names
 from .cluster.api import HttpApi
+from .cluster.fence import Fenced
 from .cluster.reviewer import ClusterReviewer
 from .controller import bootstrap
 from .controller.backend import Backend
 from .controller.context import Context
 from .controller.controller import Controller
+from .controller.election import Election
 from .controller.events import Recorder
 from .controller.observe import Health, keep_gauges
 from .errors import OperatorError
 from .handlers import Watcher
 from .http import HttpServer
-from .metrics import BUILD, CA_EXPIRES
+from .metrics import BUILD, CA_EXPIRES, LEADER
 from .sandboxes import Sandboxes
+from .sessions_api.limits import of_settings
 from .sessions_api.server import SessionsServer
 from .settings import Settings
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 GRACE_SECONDS = 5.0
+"""For calls of the Sessions API that are under way at the end."""
+FINISH_SECONDS = 2.0
+"""For reconciles that are under way at the end, before another operator may lead."""
 
 
 def now() -> datetime:
@@ -43,7 +50,7 @@ async def run(settings: Settings) -> int:
         loop.add_signal_handler(each, stop.set)
     api = await HttpApi.connect()
     try:
-        main = asyncio.create_task(_serve(api, settings))
+        main = asyncio.create_task(_serve_on(api, settings))
         stopping = asyncio.create_task(stop.wait())
         await asyncio.wait({main, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if not main.done():
@@ -59,6 +66,17 @@ async def run(settings: Settings) -> int:
         await api.close()
 
 
+async def _serve_on(api: HttpApi, settings: Settings) -> None:
+    """Serve, and begin anew whenever the lead was lost: as after a restart, for what this process
+    believed is worth nothing once another one may have decided.
+    """
+    while True:
+        try:
+            await _serve(api, settings)
+        except* LeadLost:
+            log.warning("the lead was lost; beginning anew")
+
+
 async def _serve(api: HttpApi, settings: Settings) -> None:
     """All parts, in the order in which they need each other; ends only by an exception."""
     authority = await _until(
@@ -67,49 +85,88 @@ async def _serve(api: HttpApi, settings: Settings) -> None:
     BUILD.labels(__version__).set(1)
     CA_EXPIRES.set(authority.not_after.timestamp())
     dialer = Sandboxes(authority)
-    context = Context(api, dialer, authority, settings, now)
-    recorder = Recorder(api, socket.gethostname(), now)
+    own = bootstrap.joined(settings.pod_ip, names.SESSIONS_PORT)
+    election = Election(api, settings.namespace, _identity(settings), own, now)
+    context = Context(Fenced(api, election.leads), dialer, authority, settings, now)
+    recorder = Recorder(context.api, socket.gethostname(), now)
     controller = Controller(context, recorder)
-    backend = Backend(context)
     health = Health(context)
     http = HttpServer(health)
     await http.start()
     try:
-        address = await _until(
-            "the clients' configuration",
-            lambda: bootstrap.publish(api, settings, authority.ca_pem, __version__),
-        )
+        address = await _until("the Service's address", lambda: bootstrap.address(api, settings))
         context.probe_targets = bootstrap.probe_targets(settings)
         await _until(
             "the positive control of the network probe",
             lambda: bootstrap.check_targets(context.probe_targets),
         )
         log.info("sandboxes must not reach %s", ", ".join(context.probe_targets))
+        sessions = SessionsServer(
+            Backend(context),
+            ClusterReviewer(api),
+            authority,
+            ip_addresses=[address.rpartition(":")[0].strip("[]"), settings.pod_ip],
+            limits=of_settings(settings),
+            leadership=election,
+        )
+
+        async def term() -> None:
+            body = authority.ca_pem, address, __version__
+            await _until(
+                "the clients' configuration",
+                lambda: bootstrap.publish(context.api, settings, *body),
+            )
+            await controller.relist()
+            LEADER.set(1)
+            try:
+                async with asyncio.TaskGroup() as both:
+                    both.create_task(controller.work(), name="controller")
+                    both.create_task(keep_gauges(context), name="gauges")
+            finally:
+                LEADER.set(0)
+
+        async def stand() -> None:
+            await election.run(term)
+            if not election.resigned:
+                raise LeadLost
+
         async with asyncio.TaskGroup() as group:
-            group.create_task(controller.run(), name="controller")
-            group.create_task(keep_gauges(context), name="gauges")
+            mirror = group.create_task(controller.mirror(), name="mirror")
             await context.synced.wait()
             lost = loop_failure()
             watcher = Watcher(controller.observe, lambda: lost.set_exception(KopfEnded()))
             watcher.start()
-            sessions = SessionsServer(
-                backend,
-                ClusterReviewer(api),
-                authority,
-                ip_addresses=[address.rpartition(":")[0].strip("[]")],
-            )
             await sessions.start()
+            standing = group.create_task(stand(), name="election")
             health.missing = None
             log.info("ready: %s environments", len(context.environments.all()))
             try:
                 await lost
             finally:
                 health.missing = "the operator is stopping"
+                # What has begun is finished, then the Lease is released, and only then do calls
+                # end: those that wait for a session see in the mirror how the next leader gives it.
+                if election.leads():
+                    await controller.finish(FINISH_SECONDS)
+                election.resign()
+                await asyncio.wait({standing})
                 await sessions.stop(GRACE_SECONDS)
                 await watcher.stop()
+                mirror.cancel()
     finally:
         await http.stop()
         await dialer.aclose()
+
+
+def _identity(settings: Settings) -> str:
+    """Nobody else's: a pod's name, which a container that starts again in the pod keeps, and so
+    need not wait for the Lease that it held to run out.
+    """
+    return settings.pod_name or f"{socket.gethostname()}-{secrets.token_hex(4)}"
+
+
+class LeadLost(Exception):
+    """Another operator may lead now."""
 
 
 class KopfEnded(Exception):

@@ -42,7 +42,11 @@ class Candidate:
         self.terms = 0
         self.acting = False
         self.fails = asyncio.Event()
-        self.task = asyncio.create_task(self.election.run(self._term))
+        self.task = asyncio.create_task(self._stand())
+
+    async def _stand(self) -> None:
+        while not self.election.resigned:
+            await self.election.run(self._term)
 
     async def _term(self) -> None:
         self.terms += 1
@@ -55,7 +59,7 @@ class Candidate:
 
     async def leave(self) -> None:
         """A clean exit."""
-        await self.election.resign()
+        self.election.resign()
         await self.task
 
     def die(self) -> None:
@@ -281,7 +285,7 @@ def test_who_leads_no_more_writes_no_more() -> None:
         await elected(first)
         body = {"metadata": {"name": "made"}, "data": {}}
         await fenced.create(CONFIG_MAPS, SYSTEM, body)
-        await first.election.resign()
+        first.election.resign()
         for write in (
             fenced.create(CONFIG_MAPS, SYSTEM, {"metadata": {"name": "other"}}),
             fenced.apply(CONFIG_MAPS, SYSTEM, body),

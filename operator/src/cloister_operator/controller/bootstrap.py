@@ -38,30 +38,33 @@ async def authority(api: Api, settings: Settings, now: datetime) -> Authority:
 
 def service_address(service: JSON) -> str:
     """Where clients in the cluster dial the Sessions API: no DNS is needed for it."""
-    return _joined(service["spec"]["clusterIP"], names.SESSIONS_PORT)
+    return joined(service["spec"]["clusterIP"], names.SESSIONS_PORT)
 
 
-async def publish(api: Api, settings: Settings, ca_pem: bytes, version: str) -> str:
-    """Write the ConfigMap by which clients find the Sessions API; returns its address."""
-    service = await api.get(SERVICES, settings.namespace, settings.service)
-    address = service_address(service)
+async def address(api: Api, settings: Settings) -> str:
+    """Where clients find the Sessions API."""
+    return service_address(await api.get(SERVICES, settings.namespace, settings.service))
+
+
+async def publish(api: Api, settings: Settings, ca_pem: bytes, address: str, version: str) -> None:
+    """Write the ConfigMap by which clients find the Sessions API."""
     body = manifests.client_config(settings, ca_pem, address, version)
     await api.apply(CONFIG_MAPS, settings.namespace, body)
-    return address
 
 
-def _joined(host: str, port: str | int) -> str:
+def joined(host: str, port: str | int) -> str:
+    """An address as clients dial it."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def api_server() -> str:
     """host:port of the API server, as the kubelet tells every pod."""
-    return _joined(os.environ["KUBERNETES_SERVICE_HOST"], os.environ["KUBERNETES_SERVICE_PORT"])
+    return joined(os.environ["KUBERNETES_SERVICE_HOST"], os.environ["KUBERNETES_SERVICE_PORT"])
 
 
 def probe_targets(settings: Settings) -> list[str]:
     """host:port that no sandbox may reach: the API server and the operator itself."""
-    return [api_server(), _joined(settings.pod_ip, names.HTTP_PORT)]
+    return [api_server(), joined(settings.pod_ip, names.HTTP_PORT)]
 
 
 async def check_targets(targets: list[str]) -> None:

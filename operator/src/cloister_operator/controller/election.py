@@ -66,15 +66,20 @@ class Election:
             return ""
         return self._seen.record.address
 
-    async def run(self, term: Term) -> None:
-        """Stand for election until `resign`, and run `term` whenever elected.
+    @property
+    def resigned(self) -> bool:
+        """Whether this process wants to lead no more."""
+        return self._resigned.is_set()
 
-        `term` is cancelled when the Lease cannot be renewed in time; then it begins anew once
-        elected again. An exception of it ends this as well. However it ends, the Lease is released
-        after `term` has ended, and not before.
+    async def run(self, term: Term) -> None:
+        """Stand for election, and once elected run `term`; returns when the term is over, or when
+        resigned.
+
+        `term` is cancelled when the Lease cannot be renewed in time. However it ends, the Lease is
+        released after it has ended, and not before. An exception of `term` is raised.
         """
         try:
-            while await self._elected():
+            if await self._elected():
                 log.info("leads as %s", self._identity)
                 try:
                     await self._serve(term)
@@ -84,7 +89,7 @@ class Election:
             self._until = -1.0
             await self._release()
 
-    async def resign(self) -> None:
+    def resign(self) -> None:
         """Stand no more: `leads` is False from now on, and `run` ends."""
         self._resigned.set()
 

@@ -1,6 +1,7 @@
 """Start-up and shutdown order."""
 
 import asyncio
+import gc
 import logging
 import secrets
 import signal
@@ -133,6 +134,9 @@ async def _serve(api: HttpApi, settings: Settings) -> None:
         async with asyncio.TaskGroup() as group:
             mirror = group.create_task(controller.mirror(), name="mirror")
             await context.synced.wait()
+            # As after the imports: thousands of pods stay as they are for long.
+            gc.collect()
+            gc.freeze()
             lost = loop_failure()
             watcher = Watcher(controller.observe, lambda: lost.set_exception(KopfEnded()))
             watcher.start()

@@ -102,7 +102,8 @@ class Gauges:
             ("failed", found.failed),
         ):
             POOL_PODS.labels(*key, state).set(count)
-        POOL_WANTED_PODS.labels(*key).set(environment.spec.pool.size)
+        wanted = environment.status.pool.wanted or environment.spec.pool.size
+        POOL_WANTED_PODS.labels(*key).set(wanted)
         for each in environment.status.conditions:
             if each.status == "Unknown":
                 of = dict(zip(("namespace", "environment"), key, strict=True))

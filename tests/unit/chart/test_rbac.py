@@ -39,6 +39,8 @@ OPERATOR_RELEASE: Rights = {
     ("", "secrets", "", "create"),
     *(("", "configmaps", "cloister-client-config", verb) for verb in ("create", "patch")),
     ("", "services", "cloister", "get"),
+    ("coordination.k8s.io", "leases", "", "create"),
+    *(("coordination.k8s.io", "leases", "cloister-operator", verb) for verb in ("get", "patch")),
 }
 WORKER: Rights = {
     *(("cloister.dev", "environments", "", verb) for verb in ("get", "list", "watch")),

@@ -34,6 +34,8 @@ IDLE: Final = f"{GROUP}/suspended-when-idle"
 its doing so made. Any later change of the spec makes it void."""
 REQUEST: Final = f"{GROUP}/request"
 """Annotation with a digest of the call that made a Session: the same call again finds it."""
+REQUEST_ID: Final = f"{GROUP}/request-id"
+"""Annotation with a digest of the caller and the call's request id: one Session for each."""
 
 EXEC_PORT: Final = 7443
 SESSIONS_PORT: Final = 8443

@@ -1,5 +1,6 @@
 """Sessions made for the Sessions API: which calls are the same call."""
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
@@ -7,9 +8,11 @@ from datetime import timedelta
 import pytest
 
 from cloister_operator.api.backend import NewFile, NewSession
-from cloister_operator.api.session import Phase
+from cloister_operator.api.session import Phase, SessionObject
 from cloister_operator.controller.backend import Backend
-from cloister_operator.errors import PermanentError
+from cloister_operator.errors import PermanentError, TransientError
+from support.eventually import until
+from support.fake_api import Connection
 from support.fake_operator import World
 from support.operator_objects import NAMESPACE
 
@@ -49,6 +52,48 @@ async def test_a_request_id_with_another_payload_is_refused(
     with pytest.raises(PermanentError, match="another call with this request id") as refused:
         await backend.create_session(change(CALL))
     assert (refused.value.reason, refused.value.field) == ("AlreadyExists", "requestId")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda call: replace(call, environment="go"),
+        lambda call: replace(call, name="mine"),
+    ],
+    ids=["environment", "name"],
+)
+async def test_a_request_id_makes_one_session_whatever_it_would_be_called(
+    world: World, backend: Backend, change: Callable[[NewSession], NewSession]
+) -> None:
+    world.apply_environment("go")
+    known = backend._context.environments
+    await until(lambda: known.get(NAMESPACE, "go"))
+    answers = await asyncio.gather(
+        backend.create_session(CALL),
+        backend.create_session(change(CALL)),
+        backend.create_session(CALL),
+        return_exceptions=True,
+    )
+    first, refused, again = answers
+    assert isinstance(first, SessionObject)
+    assert isinstance(again, SessionObject)
+    assert first.metadata.uid == again.metadata.uid
+    assert isinstance(refused, PermanentError)
+    assert (refused.reason, refused.field) == ("AlreadyExists", "requestId")
+    assert first.metadata.name in str(refused)
+    with pytest.raises(PermanentError, match="another call with this request id"):
+        await backend.create_session(change(CALL))
+
+
+async def test_a_request_id_that_made_nothing_is_free(backend: Backend) -> None:
+    connection = backend._context.api
+    assert isinstance(connection, Connection)
+    connection.away = True
+    with pytest.raises(TransientError):
+        await backend.create_session(CALL)
+    connection.away = False
+    named = await backend.create_session(replace(CALL, name="mine"))
+    assert named.metadata.name == "mine"
 
 
 async def test_a_request_id_means_nothing_to_another_caller(backend: Backend) -> None:

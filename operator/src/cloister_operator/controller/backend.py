@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import hashlib
 import secrets
+from collections import Counter
 from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
 from typing import Literal
@@ -29,6 +30,8 @@ class Backend:
         self._context = context
         self._settled: dict[tuple[str, str], set[asyncio.Future[None]]] = {}
         self._watchers: set[asyncio.Queue[SessionChange | None]] = set()
+        self._making: dict[tuple[str, str, str], Counter[str]] = {}
+        """Calls under way by request: names of the sessions that they make."""
         context.sessions.listen(self._changed)
 
     def _changed(self, before: SessionObject | None, after: SessionObject | None) -> None:
@@ -60,21 +63,39 @@ class Backend:
             )
         # A call without a request id is never repeated.
         request = _digest(new.caller, new.request_id or secrets.token_hex(16))
-        fingerprint = _fingerprint(new, request)
         # Not of the payload: another one under the same request id has to meet the first.
         name = new.name or f"{new.environment}-{request[:8]}"
+        key = ("request", new.namespace, request)
+        # With another name or Environment it would not meet the first by its name.
+        others = {each.metadata.name for each in context.sessions.group(key)}
+        others = (others | set(self._making.get(key, ()))) - {name}
+        if others:
+            raise _repeated(min(others))
+        under_way = self._making.setdefault(key, Counter())
+        under_way[name] += 1
         try:
-            body = _body(new, name, fingerprint)
-            made = await context.api.create(SESSIONS, new.namespace, body)
+            made = await self._make(new, name, request)
+            context.sessions.put(made)
+        finally:
+            under_way[name] -= 1
+            if not under_way[name]:
+                # All of them have this name.
+                self._making.pop(key, None)
+        session = SessionObject.parse(made)
+        context.queue.add(("session", *session.key))
+        return context.sessions.get(*session.key) or session
+
+    async def _make(self, new: NewSession, name: str, request: str) -> JSON:
+        fingerprint = _fingerprint(new, request)
+        try:
+            body = _body(new, name, fingerprint, request)
+            return await self._context.api.create(SESSIONS, new.namespace, body)
         except (ConflictError, LostError):
             made = await self._made(new.namespace, name)
             annotations = made["metadata"].get("annotations") or {}
             if annotations.get(names.REQUEST) != fingerprint:
                 raise _taken(new, name) from None
-        context.sessions.put(made)
-        session = SessionObject.parse(made)
-        context.queue.add(("session", *session.key))
-        return context.sessions.get(*session.key) or session
+            return made
 
     async def _made(self, namespace: str, name: str) -> JSON:
         try:
@@ -186,6 +207,10 @@ def _settled(session: SessionObject) -> bool:
 def _taken(new: NewSession, name: str) -> PermanentError:
     if new.name:
         return PermanentError(ALREADY_EXISTS, f"there is a session {name} already", "name")
+    return _repeated(name)
+
+
+def _repeated(name: str) -> PermanentError:
     return PermanentError(
         ALREADY_EXISTS,
         f"another call with this request id made the session {name}",
@@ -218,7 +243,7 @@ def _fingerprint(new: NewSession, request: str) -> str:
     return _digest(*parts)
 
 
-def _body(new: NewSession, name: str, fingerprint: str) -> JSON:
+def _body(new: NewSession, name: str, fingerprint: str, request: str) -> JSON:
     lifecycle = {
         key: _seconds(value)
         for key, value in (("idleTimeout", new.idle_timeout), ("maxLifetime", new.max_lifetime))
@@ -240,6 +265,7 @@ def _body(new: NewSession, name: str, fingerprint: str) -> JSON:
             "annotations": {
                 names.ISSUED_BY: names.ISSUED_BY_API,
                 names.REQUEST: fingerprint,
+                names.REQUEST_ID: request,
             },
         },
         "spec": spec,

@@ -77,9 +77,13 @@ class Actions:
     # --- people ------------------------------------------------------------------------------
 
     def _environment(self, n: int, m: int) -> None:
-        name = f"e{n % 2}"
+        name, size = f"e{n % 2}", m % 4
         spec: JSON = {
-            "pool": {"size": m % 4, "maxSessions": 2 if m // 12 == 2 else None},
+            "pool": {
+                "size": size,
+                "maxSize": size + 3 if n % 6 > 3 else None,
+                "maxSessions": 2 if m // 12 == 2 else None,
+            },
             "setup": f"echo {m // 4 % 3}",
             "lifecycle": {"idleTimeout": "10h"},
         }

@@ -21,6 +21,7 @@ def unmet(world: SimWorld) -> Iterator[str]:
     for name, environment in environments.items():
         if not world.pool_is(environment["spec"]["pool"]["size"], name):
             yield f"the pool of {name} is not as asked"
+        yield from _line(name, environment, sessions)
         claimed = len(world.pods(environment=name, state=names.STATE_CLAIMED))
         if environment.get("status", {}).get("pool", {}).get("claimed") != claimed:
             yield f"the status of {name} counts other than {claimed} claimed pods"
@@ -43,6 +44,27 @@ def unmet(world: SimWorld) -> Iterator[str]:
             # Secret goes with its Environment.
             continue
         yield f"Secret {name} is needed by nobody"
+
+
+def _line(name: str, environment: JSON, sessions: list[JSON]) -> Iterator[str]:
+    """Who waits for a place says which number it has, the oldest first."""
+    waiting = [
+        each
+        for each in sessions
+        if each["spec"]["environmentName"] == name
+        and (each.get("status") or {}).get("reason") == "Queued"
+    ]
+    waiting.sort(key=lambda x: (x["metadata"]["creationTimestamp"], x["metadata"]["name"]))
+    if waiting and environment["spec"]["pool"].get("maxSessions") is None:
+        yield f"sessions of {name} are in line, and nothing keeps them"
+    for position, each in enumerate(waiting, 1):
+        if each["status"].get("queuePosition") != position:
+            yield f"session {each['metadata']['name']} is not shown to be number {position}"
+    for each in sessions:
+        if (each.get("status") or {}).get("reason") != "Queued" and "queuePosition" in (
+            each.get("status") or {}
+        ):
+            yield f"session {each['metadata']['name']} is in no line and shows a number"
 
 
 def _session(world: SimWorld, session: JSON, environments: dict[str, JSON]) -> Iterator[str]:

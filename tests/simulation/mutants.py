@@ -46,7 +46,7 @@ def cache_not_written_through(operator: Operator) -> None:
 
         def from_watch_only(obj: JSON, put: Any = put) -> None:
             caller = sys._getframe(1).f_code.co_filename
-            if caller.endswith(("reflector.py", "controller.py", "cache.py")):
+            if caller.endswith(("witness.py", "controller.py", "cache.py")):
                 put(obj)
 
         store.put = from_watch_only  # type: ignore[method-assign]
@@ -84,7 +84,22 @@ def policies_forgotten(operator: Operator) -> None:
     operator.connection.apply = apply  # type: ignore[method-assign]
 
 
+def places_not_checked_again(operator: Operator) -> None:
+    """A claim trusts that no other operator gives places away."""
+
+    async def trusting(environment: Any, pod: Any) -> None:
+        return None
+
+    operator.controller._sessions._claims._check_place = trusting  # type: ignore[method-assign]
+
+
+def lost_pods_forgotten(operator: Operator) -> None:
+    """A pod that was asked for without an answer is asked for again under another name."""
+    operator.context.flights.lost = lambda *_: None  # type: ignore[method-assign]
+
+
 MUTANTS = (
+    places_not_checked_again,
     claim_without_test,
     status_without_version,
     cache_not_written_through,

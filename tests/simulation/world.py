@@ -96,10 +96,7 @@ class Line(Connection):
             if left <= 0:
                 self._world.invariants.allowance += self._world.most_pods
                 return fault
-        fault_now = self._world.sea.fault()
-        if fault_now is Fault.LOST:
-            self._world.invariants.allowance += 1
-        return fault_now
+        return self._world.sea.fault()
 
     async def gone(self) -> None:
         """What a dead operator waits for."""

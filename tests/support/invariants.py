@@ -87,8 +87,8 @@ class Invariants:
         self._limits: defaultdict[str, list[int | None]] = defaultdict(list)
         """By Environment name, every `maxSessions` that it had."""
         self.allowance = 0
-        """Pods that there may be beyond a pool's size: each lost answer, dead operator and second
-        operator may cost some.
+        """Pods that there may be beyond a pool's size: each dead operator and second operator may
+        cost some. A lost answer costs none.
         """
         self.violations: list[str] = []
         cluster.listeners.append(self.look)

@@ -146,6 +146,8 @@ class SessionInfo:
     """When policy ends the session at the latest."""
     restarts: int = 0
     """How often it got a new sandbox on its workspace; its shells start afresh with each."""
+    queue_position: int = 0
+    """Its number in line while it waits for another session's end; the first is 1."""
 
     @property
     def ended(self) -> bool:
@@ -176,6 +178,7 @@ class SessionInfo:
             created_at=_time(message.created_at, present=message.HasField("created_at")),
             expires_at=_time(message.expires_at, present=message.HasField("expires_at")),
             restarts=message.restarts,
+            queue_position=message.queue_position,
         )
 
 

@@ -43,6 +43,8 @@ class Places:
         admitted = self._admitted.get(key, set()) - {uid}
         having = (self._taken.get(key, set()) | admitted) - {uid}
         line, mine = self._lines.get(key, Line()), _entry(session)
+        if uid in self._taken.get(key, ()):
+            return len(having)
         ahead = line.ahead_of(mine)
         # Those that are admitted have a place already.
         again = sum(

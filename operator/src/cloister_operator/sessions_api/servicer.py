@@ -173,6 +173,8 @@ class SessionsServicer(sessions_pb2_grpc.SessionsServicer):
         word = upper_snake(reason) or "NOT_RUNNING"
         because = f": {message}" if message else ""
         about = {"session": name, "namespace": found.metadata.namespace, "phase": str(phase)}
+        if found.status.queue_position:
+            about["queue_position"] = str(found.status.queue_position)
         # A suspended one that is to run has not been looked at yet.
         coming = phase is Phase.PENDING or (found.spec.state == "Running" and not phase.ended)
         if coming and time_is_over:

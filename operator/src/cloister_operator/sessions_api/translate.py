@@ -130,6 +130,7 @@ def session(found: SessionObject, expires_at: datetime | None) -> sessions_pb2.S
         server_name=status.server_name or "",
         recipe_hash=status.recipe_hash or "",
         restarts=max(0, status.restarts),
+        queue_position=status.queue_position or 0,
     )
     if found.metadata.creation_timestamp:
         created = conditions.parse_time(found.metadata.creation_timestamp)

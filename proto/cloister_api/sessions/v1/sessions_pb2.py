@@ -26,7 +26,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'cloister_api/sessions/v1/sessions.proto\x12\x14\x63loister.sessions.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x84\x03\n\x14\x43reateSessionRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x13\n\x0b\x65nvironment\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12@\n\x03\x65nv\x18\x05 \x03(\x0b\x32\x33.cloister.sessions.v1.CreateSessionRequest.EnvEntry\x12)\n\x05\x66iles\x18\x06 \x03(\x0b\x32\x1a.cloister.sessions.v1.File\x12/\n\x0cidle_timeout\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12/\n\x0cmax_lifetime\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\'\n\x04wait\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x1a*\n\x08\x45nvEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"3\n\x04\x46ile\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0c\n\x04mode\x18\x02 \x01(\r\x12\x0f\n\x07\x63ontent\x18\x03 \x01(\x0c\"\x7f\n\x15\x43reateSessionResponse\x12.\n\x07session\x18\x01 \x01(\x0b\x32\x1d.cloister.sessions.v1.Session\x12\x36\n\x0b\x63redentials\x18\x02 \x01(\x0b\x32!.cloister.sessions.v1.Credentials\"\xe5\x03\n\x07Session\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0b\n\x03uid\x18\x03 \x01(\t\x12\x13\n\x0b\x65nvironment\x18\x04 \x01(\t\x12\x32\n\x05phase\x18\x05 \x01(\x0e\x32#.cloister.sessions.v1.Session.Phase\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12\x0f\n\x07message\x18\x07 \x01(\t\x12\x10\n\x08pod_name\x18\x08 \x01(\t\x12\x10\n\x08\x65ndpoint\x18\t \x01(\t\x12\x13\n\x0bserver_name\x18\n \x01(\t\x12\x13\n\x0brecipe_hash\x18\x0b \x01(\t\x12.\n\ncreated_at\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nexpires_at\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08restarts\x18\x0e \x01(\r\"\x81\x01\n\x05Phase\x12\x15\n\x11PHASE_UNSPECIFIED\x10\x00\x12\x11\n\rPHASE_PENDING\x10\x01\x12\x11\n\rPHASE_RUNNING\x10\x02\x12\x13\n\x0fPHASE_SUSPENDED\x10\x03\x12\x10\n\x0cPHASE_FAILED\x10\x04\x12\x14\n\x10PHASE_TERMINATED\x10\x05\"\x7f\n\x0b\x43redentials\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x01 \x01(\x0c\x12\x17\n\x0fprivate_key_pem\x18\x02 \x01(\x0c\x12\x0e\n\x06\x63\x61_pem\x18\x03 \x01(\x0c\x12.\n\nexpires_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"4\n\x11GetSessionRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"=\n\x13ListSessionsRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x13\n\x0b\x65nvironment\x18\x02 \x01(\t\"G\n\x14ListSessionsResponse\x12/\n\x08sessions\x18\x01 \x03(\x0b\x32\x1d.cloister.sessions.v1.Session\"7\n\x14WatchSessionsRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"\xb2\x01\n\x0cSessionEvent\x12\x30\n\x07session\x18\x01 \x01(\x0b\x32\x1d.cloister.sessions.v1.SessionH\x00\x12\x37\n\x07\x64\x65leted\x18\x02 \x01(\x0b\x32$.cloister.sessions.v1.DeletedSessionH\x00\x12.\n\x06synced\x18\x03 \x01(\x0b\x32\x1c.cloister.sessions.v1.SyncedH\x00\x42\x07\n\x05\x65vent\"1\n\x0e\x44\x65letedSession\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"\x08\n\x06Synced\"/\n\x0cRenewRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"1\n\x0eSuspendRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"Y\n\rResumeRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\'\n\x04wait\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"7\n\x14\x44\x65leteSessionRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"\x17\n\x15\x44\x65leteSessionResponse2\xd5\x05\n\x08Sessions\x12\x61\n\x06\x43reate\x12*.cloister.sessions.v1.CreateSessionRequest\x1a+.cloister.sessions.v1.CreateSessionResponse\x12M\n\x03Get\x12\'.cloister.sessions.v1.GetSessionRequest\x1a\x1d.cloister.sessions.v1.Session\x12]\n\x04List\x12).cloister.sessions.v1.ListSessionsRequest\x1a*.cloister.sessions.v1.ListSessionsResponse\x12Y\n\x05Watch\x12*.cloister.sessions.v1.WatchSessionsRequest\x1a\".cloister.sessions.v1.SessionEvent0\x01\x12N\n\x05Renew\x12\".cloister.sessions.v1.RenewRequest\x1a!.cloister.sessions.v1.Credentials\x12N\n\x07Suspend\x12$.cloister.sessions.v1.SuspendRequest\x1a\x1d.cloister.sessions.v1.Session\x12Z\n\x06Resume\x12#.cloister.sessions.v1.ResumeRequest\x1a+.cloister.sessions.v1.CreateSessionResponse\x12\x61\n\x06\x44\x65lete\x12*.cloister.sessions.v1.DeleteSessionRequest\x1a+.cloister.sessions.v1.DeleteSessionResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'cloister_api/sessions/v1/sessions.proto\x12\x14\x63loister.sessions.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x84\x03\n\x14\x43reateSessionRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x13\n\x0b\x65nvironment\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12@\n\x03\x65nv\x18\x05 \x03(\x0b\x32\x33.cloister.sessions.v1.CreateSessionRequest.EnvEntry\x12)\n\x05\x66iles\x18\x06 \x03(\x0b\x32\x1a.cloister.sessions.v1.File\x12/\n\x0cidle_timeout\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12/\n\x0cmax_lifetime\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\'\n\x04wait\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x1a*\n\x08\x45nvEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"3\n\x04\x46ile\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0c\n\x04mode\x18\x02 \x01(\r\x12\x0f\n\x07\x63ontent\x18\x03 \x01(\x0c\"\x7f\n\x15\x43reateSessionResponse\x12.\n\x07session\x18\x01 \x01(\x0b\x32\x1d.cloister.sessions.v1.Session\x12\x36\n\x0b\x63redentials\x18\x02 \x01(\x0b\x32!.cloister.sessions.v1.Credentials\"\xfd\x03\n\x07Session\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0b\n\x03uid\x18\x03 \x01(\t\x12\x13\n\x0b\x65nvironment\x18\x04 \x01(\t\x12\x32\n\x05phase\x18\x05 \x01(\x0e\x32#.cloister.sessions.v1.Session.Phase\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12\x0f\n\x07message\x18\x07 \x01(\t\x12\x10\n\x08pod_name\x18\x08 \x01(\t\x12\x10\n\x08\x65ndpoint\x18\t \x01(\t\x12\x13\n\x0bserver_name\x18\n \x01(\t\x12\x13\n\x0brecipe_hash\x18\x0b \x01(\t\x12.\n\ncreated_at\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nexpires_at\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08restarts\x18\x0e \x01(\r\x12\x16\n\x0equeue_position\x18\x0f \x01(\r\"\x81\x01\n\x05Phase\x12\x15\n\x11PHASE_UNSPECIFIED\x10\x00\x12\x11\n\rPHASE_PENDING\x10\x01\x12\x11\n\rPHASE_RUNNING\x10\x02\x12\x13\n\x0fPHASE_SUSPENDED\x10\x03\x12\x10\n\x0cPHASE_FAILED\x10\x04\x12\x14\n\x10PHASE_TERMINATED\x10\x05\"\x7f\n\x0b\x43redentials\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x01 \x01(\x0c\x12\x17\n\x0fprivate_key_pem\x18\x02 \x01(\x0c\x12\x0e\n\x06\x63\x61_pem\x18\x03 \x01(\x0c\x12.\n\nexpires_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"4\n\x11GetSessionRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"=\n\x13ListSessionsRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x13\n\x0b\x65nvironment\x18\x02 \x01(\t\"G\n\x14ListSessionsResponse\x12/\n\x08sessions\x18\x01 \x03(\x0b\x32\x1d.cloister.sessions.v1.Session\"7\n\x14WatchSessionsRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"\xb2\x01\n\x0cSessionEvent\x12\x30\n\x07session\x18\x01 \x01(\x0b\x32\x1d.cloister.sessions.v1.SessionH\x00\x12\x37\n\x07\x64\x65leted\x18\x02 \x01(\x0b\x32$.cloister.sessions.v1.DeletedSessionH\x00\x12.\n\x06synced\x18\x03 \x01(\x0b\x32\x1c.cloister.sessions.v1.SyncedH\x00\x42\x07\n\x05\x65vent\"1\n\x0e\x44\x65letedSession\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"\x08\n\x06Synced\"/\n\x0cRenewRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"1\n\x0eSuspendRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"Y\n\rResumeRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\'\n\x04wait\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"7\n\x14\x44\x65leteSessionRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"\x17\n\x15\x44\x65leteSessionResponse2\xd5\x05\n\x08Sessions\x12\x61\n\x06\x43reate\x12*.cloister.sessions.v1.CreateSessionRequest\x1a+.cloister.sessions.v1.CreateSessionResponse\x12M\n\x03Get\x12\'.cloister.sessions.v1.GetSessionRequest\x1a\x1d.cloister.sessions.v1.Session\x12]\n\x04List\x12).cloister.sessions.v1.ListSessionsRequest\x1a*.cloister.sessions.v1.ListSessionsResponse\x12Y\n\x05Watch\x12*.cloister.sessions.v1.WatchSessionsRequest\x1a\".cloister.sessions.v1.SessionEvent0\x01\x12N\n\x05Renew\x12\".cloister.sessions.v1.RenewRequest\x1a!.cloister.sessions.v1.Credentials\x12N\n\x07Suspend\x12$.cloister.sessions.v1.SuspendRequest\x1a\x1d.cloister.sessions.v1.Session\x12Z\n\x06Resume\x12#.cloister.sessions.v1.ResumeRequest\x1a+.cloister.sessions.v1.CreateSessionResponse\x12\x61\n\x06\x44\x65lete\x12*.cloister.sessions.v1.DeleteSessionRequest\x1a+.cloister.sessions.v1.DeleteSessionResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -44,35 +44,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREATESESSIONRESPONSE']._serialized_start=574
   _globals['_CREATESESSIONRESPONSE']._serialized_end=701
   _globals['_SESSION']._serialized_start=704
-  _globals['_SESSION']._serialized_end=1189
-  _globals['_SESSION_PHASE']._serialized_start=1060
-  _globals['_SESSION_PHASE']._serialized_end=1189
-  _globals['_CREDENTIALS']._serialized_start=1191
-  _globals['_CREDENTIALS']._serialized_end=1318
-  _globals['_GETSESSIONREQUEST']._serialized_start=1320
-  _globals['_GETSESSIONREQUEST']._serialized_end=1372
-  _globals['_LISTSESSIONSREQUEST']._serialized_start=1374
-  _globals['_LISTSESSIONSREQUEST']._serialized_end=1435
-  _globals['_LISTSESSIONSRESPONSE']._serialized_start=1437
-  _globals['_LISTSESSIONSRESPONSE']._serialized_end=1508
-  _globals['_WATCHSESSIONSREQUEST']._serialized_start=1510
-  _globals['_WATCHSESSIONSREQUEST']._serialized_end=1565
-  _globals['_SESSIONEVENT']._serialized_start=1568
-  _globals['_SESSIONEVENT']._serialized_end=1746
-  _globals['_DELETEDSESSION']._serialized_start=1748
-  _globals['_DELETEDSESSION']._serialized_end=1797
-  _globals['_SYNCED']._serialized_start=1799
-  _globals['_SYNCED']._serialized_end=1807
-  _globals['_RENEWREQUEST']._serialized_start=1809
-  _globals['_RENEWREQUEST']._serialized_end=1856
-  _globals['_SUSPENDREQUEST']._serialized_start=1858
-  _globals['_SUSPENDREQUEST']._serialized_end=1907
-  _globals['_RESUMEREQUEST']._serialized_start=1909
-  _globals['_RESUMEREQUEST']._serialized_end=1998
-  _globals['_DELETESESSIONREQUEST']._serialized_start=2000
-  _globals['_DELETESESSIONREQUEST']._serialized_end=2055
-  _globals['_DELETESESSIONRESPONSE']._serialized_start=2057
-  _globals['_DELETESESSIONRESPONSE']._serialized_end=2080
-  _globals['_SESSIONS']._serialized_start=2083
-  _globals['_SESSIONS']._serialized_end=2808
+  _globals['_SESSION']._serialized_end=1213
+  _globals['_SESSION_PHASE']._serialized_start=1084
+  _globals['_SESSION_PHASE']._serialized_end=1213
+  _globals['_CREDENTIALS']._serialized_start=1215
+  _globals['_CREDENTIALS']._serialized_end=1342
+  _globals['_GETSESSIONREQUEST']._serialized_start=1344
+  _globals['_GETSESSIONREQUEST']._serialized_end=1396
+  _globals['_LISTSESSIONSREQUEST']._serialized_start=1398
+  _globals['_LISTSESSIONSREQUEST']._serialized_end=1459
+  _globals['_LISTSESSIONSRESPONSE']._serialized_start=1461
+  _globals['_LISTSESSIONSRESPONSE']._serialized_end=1532
+  _globals['_WATCHSESSIONSREQUEST']._serialized_start=1534
+  _globals['_WATCHSESSIONSREQUEST']._serialized_end=1589
+  _globals['_SESSIONEVENT']._serialized_start=1592
+  _globals['_SESSIONEVENT']._serialized_end=1770
+  _globals['_DELETEDSESSION']._serialized_start=1772
+  _globals['_DELETEDSESSION']._serialized_end=1821
+  _globals['_SYNCED']._serialized_start=1823
+  _globals['_SYNCED']._serialized_end=1831
+  _globals['_RENEWREQUEST']._serialized_start=1833
+  _globals['_RENEWREQUEST']._serialized_end=1880
+  _globals['_SUSPENDREQUEST']._serialized_start=1882
+  _globals['_SUSPENDREQUEST']._serialized_end=1931
+  _globals['_RESUMEREQUEST']._serialized_start=1933
+  _globals['_RESUMEREQUEST']._serialized_end=2022
+  _globals['_DELETESESSIONREQUEST']._serialized_start=2024
+  _globals['_DELETESESSIONREQUEST']._serialized_end=2079
+  _globals['_DELETESESSIONRESPONSE']._serialized_start=2081
+  _globals['_DELETESESSIONRESPONSE']._serialized_end=2104
+  _globals['_SESSIONS']._serialized_start=2107
+  _globals['_SESSIONS']._serialized_end=2832
 # @@protoc_insertion_point(module_scope)

@@ -199,6 +199,7 @@ class Session(_message.Message):
     CREATED_AT_FIELD_NUMBER: _builtins.int
     EXPIRES_AT_FIELD_NUMBER: _builtins.int
     RESTARTS_FIELD_NUMBER: _builtins.int
+    QUEUE_POSITION_FIELD_NUMBER: _builtins.int
     namespace: _builtins.str
     name: _builtins.str
     uid: _builtins.str
@@ -216,6 +217,10 @@ class Session(_message.Message):
     """Recipe hash of the Environment as this session runs it."""
     restarts: _builtins.int
     """How often it got a new pod on its workspace. One that grew means fresh shells and processes."""
+    queue_position: _builtins.int
+    """Its number in line while it waits for another session of its Environment to end (reason Queued);
+    the first is 1, and 0 is none. Far back in a long line it is brought up to date now and then.
+    """
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -239,10 +244,11 @@ class Session(_message.Message):
         created_at: _timestamp_pb2.Timestamp | None = ...,
         expires_at: _timestamp_pb2.Timestamp | None = ...,
         restarts: _builtins.int = ...,
+        queue_position: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "expires_at", b"expires_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "endpoint", b"endpoint", "environment", b"environment", "expires_at", b"expires_at", "message", b"message", "name", b"name", "namespace", b"namespace", "phase", b"phase", "pod_name", b"pod_name", "reason", b"reason", "recipe_hash", b"recipe_hash", "restarts", b"restarts", "server_name", b"server_name", "uid", b"uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "endpoint", b"endpoint", "environment", b"environment", "expires_at", b"expires_at", "message", b"message", "name", b"name", "namespace", b"namespace", "phase", b"phase", "pod_name", b"pod_name", "queue_position", b"queue_position", "reason", b"reason", "recipe_hash", b"recipe_hash", "restarts", b"restarts", "server_name", b"server_name", "uid", b"uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

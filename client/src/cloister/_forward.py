@@ -61,6 +61,8 @@ class Forward:
         task = asyncio.create_task(self._bridge(reader, writer))
         self._bridges.add(task)
         task.add_done_callback(self._bridges.discard)
+        # A task that is cancelled before its first step does not come to its own `finally`.
+        task.add_done_callback(lambda _: writer.close())
 
     async def _bridge(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:

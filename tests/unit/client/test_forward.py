@@ -1,9 +1,13 @@
 """Forwarded ports: bytes both ways, ends, and what goes wrong."""
 
+import asyncio
+from typing import Any, cast
+
 import pytest
 
 import cloister
 from cloister import _connection, _sessions_api
+from cloister._forward import Forward
 from support.cluster import wait_for
 from support.fake_kube import FakeKube
 from support.fake_sessions import FakeSessions
@@ -67,3 +71,28 @@ def test_closing_ends_open_connections(outside: cloister.Client, kube: FakeKube)
     assert kube.open_forwards == 2
     outside.close()
     wait_for("the end of both", lambda: True if kube.open_forwards == 0 else None, 10)
+
+
+async def test_who_connects_just_before_the_end_is_hung_up_on() -> None:
+    async def nobody() -> str:
+        raise AssertionError("it is not asked for")
+
+    accepted: list[asyncio.StreamWriter] = []
+
+    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        accepted.append(writer)
+        forward._accept(reader, writer)
+        ending.append(asyncio.create_task(forward.close()))
+        # Before its first step.
+        for each in forward._bridges:
+            each.cancel()
+
+    ending: list[asyncio.Task[None]] = []
+    forward = Forward(cast("Any", None), "ns", nobody, 7443)
+    async with await asyncio.start_server(accept, "127.0.0.1", 0) as server:
+        host, port = server.sockets[0].getsockname()[:2]
+        reader, writer = await asyncio.open_connection(host, port)
+        assert await reader.read() == b""
+        await ending[0]
+        writer.close()
+    assert [each.is_closing() for each in accepted] == [True]

@@ -25,7 +25,7 @@ def main(arguments: list[str]) -> int:
         pytest = [sys.executable, "-m", "pytest", *arguments, "tests/e2e"]
         shared = [*pytest, "-m", "e2e and not disruptive", "-n", PARALLEL, "--dist", "loadscope"]
         alone = [*pytest, "-m", "e2e and disruptive"]
-        faults = [*pytest[:-1], "tests/faults_operator"]
+        faults = [*pytest[:-1], "tests/faults_operator", "-n", "2"]
         codes = [
             subprocess.run(command, cwd=ROOT, env=target.env, check=False).returncode
             for command in (shared, alone, faults)

@@ -1,6 +1,6 @@
 """The operator killed before and after each of its writes."""
 
-import os
+import itertools
 from collections.abc import Iterator
 
 import pytest
@@ -8,15 +8,15 @@ import pytest
 from faults_operator.rig import Rig, Run
 from faults_operator.script import everything
 
+PARTS = 2
+"""Of the enumeration, for two cores."""
 
-def moments() -> Iterator[tuple[int, bool]]:
-    """Number of a write, and whether it is answered; every STRIDE-th of them, all by default."""
-    stride = int(os.environ.get("KILL_STRIDE", "1"))
-    number = 1
-    while True:
+
+def moments(part: int) -> Iterator[tuple[int, bool]]:
+    """Number of a write, and whether it is answered: those of one part, without an end."""
+    for number in itertools.count(1 + part, PARTS):
         yield number, False
         yield number, True
-        number += stride
 
 
 async def killed(rig: Rig, number: int, *, answered: bool) -> tuple[Run, list[str]]:
@@ -32,10 +32,11 @@ async def killed(rig: Rig, number: int, *, answered: bool) -> tuple[Run, list[st
 
 
 @pytest.mark.timeout(1800)
-async def test_killed_before_and_after_each_write(rig: Rig) -> None:
+@pytest.mark.parametrize("part", range(PARTS))
+async def test_killed_before_and_after_each_write(rig: Rig, part: int) -> None:
     """Until a run ends before its operator has made so many writes."""
     wrong = []
-    for number, answered in moments():
+    for number, answered in moments(part):
         run, problems = await killed(rig, number, answered=answered)
         when = "after" if answered else "before"
         if problems:

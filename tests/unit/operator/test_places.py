@@ -72,6 +72,11 @@ class Mirrors:
         assert found is not None
         return self.places.before(found)
 
+    def ahead(self, name: str) -> int:
+        found = self.sessions.get(NAMESPACE, name)
+        assert found is not None
+        return self.places.ahead(found)
+
 
 @pytest.fixture
 def mirrors() -> Mirrors:
@@ -86,6 +91,7 @@ def test_the_oldest_goes_first_and_each_counts_once(mirrors: Mirrors) -> None:
     assert mirrors.places.taken(KEY) == 1
     assert [mirrors.before(each) for each in "abc"] == [1, 0, 2]
     assert mirrors.places.front(KEY, 2)[:1] == ["a"]
+    assert [mirrors.ahead(each) for each in "abc"] == [0, 0, 1]
 
 
 @pytest.mark.parametrize("phase", ["Terminated", "Failed", "Suspended"])

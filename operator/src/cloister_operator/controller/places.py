@@ -40,21 +40,20 @@ class Places:
     def before(self, session: SessionObject) -> int:
         """Sessions that count before this one: they have a place, or have waited for longer."""
         key, uid = session.environment_key, session.metadata.uid
-        admitted = self._admitted.get(key, set()) - {uid}
-        having = (self._taken.get(key, set()) | admitted) - {uid}
-        line, mine = self._lines.get(key, Line()), _entry(session)
-        if uid in self._taken.get(key, ()):
-            return len(having)
-        ahead = line.ahead_of(mine)
-        # Those that are admitted have a place already.
-        again = sum(
-            1
-            for other in admitted
-            if (known := self._sessions.get(other))
-            and _entry(known) < mine
-            and other not in self._taken.get(key, ())
-        )
-        return len(having) + ahead - again
+        having = self._taken.get(key, set()) | self._admitted.get(key, set())
+        return len(having - {uid}) + self.ahead(session)
+
+    def ahead(self, session: SessionObject) -> int:
+        """Sessions that wait for a place as well, and have waited for longer."""
+        key, uid, mine = session.environment_key, session.metadata.uid, _entry(session)
+        taken = self._taken.get(key, set())
+        if uid in taken:
+            return 0
+        # Those that are admitted have a place already, though they are still in line.
+        admitted = self._admitted.get(key, set()) - taken - {uid}
+        known = (self._sessions.get(each) for each in admitted)
+        again = sum(1 for other in known if other and _entry(other) < mine)
+        return self._lines.get(key, Line()).ahead_of(mine) - again
 
     def front(self, key: Key, most: int) -> list[str]:
         """Names of sessions at the front of the line: those for which there is a place, and those

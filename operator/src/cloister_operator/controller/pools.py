@@ -93,9 +93,6 @@ class Pools:
         delays = [(each - context.clock()).total_seconds() for each in self._times(plan, key)]
         if granted < plan.create:
             delays.append(self._refill.wait(key, _seconds()))
-        elif not problems and len(plan.delete) + granted and plan.create:
-            # There may be more than one plan's worth to do.
-            delays.append(0.1)
         return problems, max(0.1, min(delays)) if delays else None
 
     def _times(self, plan: PoolPlan, key: Key) -> list[datetime]:

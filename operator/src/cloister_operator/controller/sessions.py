@@ -113,6 +113,7 @@ class SessionReconciler:
             pod_warm=pod is not None and pod.uid in context.usable,
             pod_failure=context.failures.get(pod.uid) if pod else None,
             others=context.places.before(session),
+            in_line=context.places.ahead(session),
             environment_problem=self._environment_problem(environment),
             volume_problem=volume_problem,
             recipe_gone=await self._recipe_gone(session, environment, pod),

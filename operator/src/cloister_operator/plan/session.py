@@ -72,6 +72,8 @@ class Observed:
     """Why the Environment cannot give sessions: its references, its policy, its network."""
     volume_problem: Failure | None = None
     """Why the pod does not get its workspace, by the events about it."""
+    in_line: int = 0
+    """Of the others, those that wait for a place as well."""
     recipe_gone: bool = False
     """The pod has yet to start, and the Secret with its recipe went with its Environment."""
 
@@ -245,7 +247,9 @@ def _without_pod(session: SessionObject, observed: Observed, now: datetime) -> S
         return SessionPlan(Step.WAIT, reason=problem.reason, message=problem.message)
     most = environment.spec.pool.max_sessions
     if most is not None and observed.others >= most:
-        position = observed.others - most + 1
+        # Those for which there is a place are as good as gone; where more run than may, which a
+        # change of the Environment can bring about, it is still the next one's turn.
+        position = min(observed.others - most, observed.in_line) + 1
         return SessionPlan(
             Step.WAIT,
             reason=conditions.QUEUED,

@@ -269,7 +269,8 @@ def main(arguments: list[str]) -> int:
     was_running = targets.bundled_runs()
     try:
         target = targets.bundled()
-        deploy(target, {"sandbox.workerNamespaces[0]": NAMESPACE})
+        # One operator: its metrics are all of them, and its calls are never forwarded.
+        deploy(target, {"sandbox.workerNamespaces[0]": NAMESPACE, "operator.replicas": "1"})
         try:
             measure(target, counts[0], counts[1] if len(counts) > 1 else COLD)
         finally:

@@ -409,6 +409,8 @@ def main(environ: Mapping[str, str], _: Sequence[str]) -> int:
         deploy(
             target,
             {
+                # What one operator costs, and how long one takes that has nobody beside it.
+                "operator.replicas": "1",
                 "sandbox.workerNamespaces[0]": WORKERS,
                 "sandbox.defaults.cpu": "100m",
                 "sandbox.defaults.memory": "128Mi",

@@ -7,6 +7,12 @@ from collections.abc import Mapping
 import target as targets
 from target import IMAGES, ROOT, SANDBOX_NAMESPACE, SYSTEM_NAMESPACE, Target, TargetError
 
+# The bundled cluster has its RuntimeClass. Its handler refuses pods with a user namespace.
+GVISOR = {
+    "sandbox.allowedRuntimeClasses[0].name": "gvisor",
+    "sandbox.allowedRuntimeClasses[0].userNamespaces": "false",
+}
+
 
 def deploy(target: Target, extra: Mapping[str, str] | None = None) -> None:
     """Install or upgrade the release and wait until the operator is ready.
@@ -24,6 +30,7 @@ def deploy(target: Target, extra: Mapping[str, str] | None = None) -> None:
         "sandbox.image": targets.in_registry(IMAGES["sandbox"]),
         "sandboxNamespaces[0].name": SANDBOX_NAMESPACE,
         "sandboxNamespaces[0].create": "true",
+        **(GVISOR if target.bundled else {}),
         **(extra or {}),
     }
     pairs = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]

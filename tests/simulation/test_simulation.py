@@ -6,7 +6,7 @@ One seed again, with its schedule shrunk if it fails: `pytest tests/simulation -
 import pytest
 
 from simulation import mutants
-from simulation.schedule import ACTIONS, draw
+from simulation.schedule import ACTIONS, Step, draw
 from simulation.simulate import Change, explain, first_failure, run
 
 SEEDS = 2000
@@ -36,6 +36,21 @@ def test_the_schedules_do_everything() -> None:
 def test_a_controller_without_one_safeguard_is_found_out(mutant: Change) -> None:
     found = (seed for seed in range(SEEDS) if run(seed, change=mutant).violations)
     assert next(found, None) is not None
+
+
+TWO_LEADERS = (
+    Step(0.0, "environment", 0, 26),
+    Step(3.0, "second", 0, 0),
+    Step(3.0, "hold_watches", 0, 2),
+    *(Step(0.003, "call", n, 0) for n in range(6)),
+)
+"""Each operator knows only of the sessions that were made through it."""
+
+
+def test_two_leaders_together_let_no_more_sessions_run_than_may() -> None:
+    assert [run(seed, TWO_LEADERS).violations for seed in range(12)] == [()] * 12
+    mutant = mutants.places_not_checked_again
+    assert any(run(seed, TWO_LEADERS, mutant).violations for seed in range(12))
 
 
 def test_a_failure_is_explained_by_its_shortest_schedule() -> None:

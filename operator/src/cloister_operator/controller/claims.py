@@ -182,7 +182,7 @@ class Claims:
         """Tell the exec server whose it is, then write that the session runs; raises ConflictError
         where another operator gave its place away.
         """
-        await self._check_place(environment, pod)
+        await self._check_place(session, environment, pod)
         context, metadata = self._context, session.metadata
         now = context.clock()
         lifetime = limits(session, environment)[1] + CREDENTIALS_MARGIN
@@ -201,10 +201,15 @@ class Claims:
         self._placed.discard(pod.uid)
         self._observe_claim(session, pod)
 
-    async def _check_place(self, environment: EnvironmentObject | None, pod: PodView) -> None:
+    async def _check_place(
+        self, session: SessionObject, environment: EnvironmentObject | None, pod: PodView
+    ) -> None:
         """With two operators at work, both may give the last place away. Each first takes a pod and
         then waits until the watch tells of that: of those that are one too many the last one sees
         all the others, and steps back.
+
+        The status is written first, on the version that was looked at: another operator may be
+        handing over the very same pod, and if it has written that the session runs, it runs.
         """
         context = self._context
         most = environment.spec.pool.max_sessions if environment else None
@@ -212,6 +217,14 @@ class Claims:
             return
         await context.witness.reached(pod.namespace, pod.resource_version)
         if context.places.taken(environment.key) > most:
+            message = (
+                f"pod {pod.name} was given back, as {most} other sessions run; this one gets "
+                "a pod when another ends"
+            )
+            full = SessionPlan(
+                Step.WAIT, reason=conditions.QUEUED, message=message, queue_position=1
+            )
+            await self._statuses.gave_back(session, full, pod)
             await pods.delete(context, pod)
             raise ConflictError(f"Environment {environment.metadata.name} is full by now")
         self._placed.add(pod.uid)

@@ -73,6 +73,17 @@ class SessionStatuses:
         }
         await self._turn(session, changes, [found])
 
+    async def gave_back(self, session: SessionObject, plan: SessionPlan, pod: PodView) -> None:
+        """It waits in line again, and this pod of its is never handed over, by whomever."""
+        changes = {
+            "phase": Phase.PENDING,
+            "reason": plan.reason,
+            "queue_position": plan.queue_position,
+            "pod_uid": pod.uid,
+        }
+        found = Finding(conditions.READY, "False", plan.reason, plan.message)
+        await self._turn(session, changes, [found])
+
     async def declined(self, session: SessionObject, plan: SessionPlan) -> None:
         """It was to be suspended, and cannot be."""
         found = Finding(conditions.SUSPENDED, "False", plan.reason, plan.message)

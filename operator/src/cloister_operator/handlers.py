@@ -4,6 +4,7 @@ kopf runs in a thread with a loop of its own: at its end it cancels what it find
 """
 
 import asyncio
+import contextlib
 import dataclasses
 import itertools
 import logging
@@ -77,7 +78,11 @@ class Watcher:
         self._loop = asyncio.get_running_loop()
         self._observe = observe
         self._ended = ended
-        self._stop = threading.Event()
+        self._stopped = False
+        self._stopping: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
+        """kopf's loop, and what ends kopf there. One that a thread waits for would keep kopf from
+        ending by itself: a loop ends only after its threads.
+        """
         self._thread = threading.Thread(target=self._run, name="kopf", daemon=True)
 
     def start(self) -> None:
@@ -86,22 +91,34 @@ class Watcher:
 
     async def stop(self) -> None:
         """Stop watching, and wait for the thread."""
-        self._stop.set()
+        self._stopped = True
+        if self._stopping:
+            loop, stopping = self._stopping
+            with contextlib.suppress(RuntimeError):
+                # The loop may be over.
+                loop.call_soon_threadsafe(stopping.set)
         await asyncio.to_thread(self._thread.join, 10)
 
     def _run(self) -> None:
         def hand_over(resource: str, kind: str | None, obj: JSON) -> None:
             self._loop.call_soon_threadsafe(self._observe, resource, kind, obj)
 
-        try:
-            kopf.run(
+        async def watch() -> None:
+            stopping = asyncio.Event()
+            self._stopping = asyncio.get_running_loop(), stopping
+            if self._stopped:
+                return
+            await kopf.operator(
                 registry=registry(hand_over),
                 settings=settings(),
                 clusterwide=True,
                 standalone=True,
-                stop_flag=self._stop,
+                stop_flag=stopping,
             )
+
+        try:
+            asyncio.run(watch())
         except Exception:
             log.exception("kopf ended")
-        if not self._stop.is_set():
+        if not self._stopped:
             self._loop.call_soon_threadsafe(self._ended)

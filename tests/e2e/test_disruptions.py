@@ -201,8 +201,8 @@ def test_nothing_is_lost(
             PATIENCE,
         )
         recovered = time.monotonic() - killed
-        load.stop()
         result = command.result(PATIENCE)
+        load.stop()
     assert not load.broken, load.broken
     assert result.text.splitlines()[:LINES] == [f"line {1 + i}" for i in range(LINES)]
     assert result.exit_code == 7

@@ -1,6 +1,7 @@
 """Calls of the operator's Sessions API: where it is, who is calling, and what may be repeated."""
 
 import asyncio
+import random
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
@@ -21,6 +22,8 @@ _CALL_SECONDS = 30.0
 # The session's own calls get ten seconds to finish.
 _SUSPEND_SECONDS = 45.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0
+_NO_EFFECT = frozenset({"RATE_LIMITED", "TOO_MANY_CALLS"})
+"""Reasons of refusals that had no effect, and pass by themselves."""
 
 T = TypeVar("T")
 
@@ -118,14 +121,19 @@ class SessionsApi:
                 refused = True
                 self._kube.forget_token(self._namespace)
                 continue
-            if failed.code is not grpc.StatusCode.UNAVAILABLE:
+            refused_for_now = failed.reason in _NO_EFFECT
+            if failed.code is not grpc.StatusCode.UNAVAILABLE and not refused_for_now:
                 raise failed
+            # The server knows better than we when it is worth while; at random beyond that, so that
+            # callers who were refused together do not come back together.
+            hint = (failed.retry_after or 0.0) * random.uniform(1.0, 1.2)  # noqa: S311
+            pause = max(pause, hint)
             if time.monotonic() + pause > give_up:
                 # The address or the CA may have changed: look them up again next time.
                 await self.close()
                 raise failed
             await asyncio.sleep(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE)
+            pause = min(2 * pause, max(_LONGEST_PAUSE, hint))
 
     async def _connected(self) -> Any:
         async with self._lock:

@@ -3,7 +3,8 @@
 ```
 OperatorError
 ├── TransientError   try again with backoff
-│   ├── RefusedError     the platform forbids it for now: a quota, RBAC, an admission policy
+│   ├── RefusedError     the platform forbids it for now: RBAC, an admission policy
+│   │   └── QuotaError       a quota is used up
 │   ├── ConflictError    somebody else wrote first: read again, plan again
 │   └── LostError        a write's outcome is unknown: repeat it under the same name
 ├── NotFoundError    the object is gone: for deletions that is success
@@ -40,6 +41,16 @@ class RefusedError(TransientError):
     """The API server forbade a write: only the platform's people can mend that, from outside."""
 
     outcome = "refused"
+
+
+class QuotaError(RefusedError):
+    """A quota of the namespace is used up; `quota` is its name."""
+
+    outcome = "quota"
+
+    def __init__(self, message: str, quota: str, retry_after: float | None = None) -> None:
+        super().__init__(message, retry_after)
+        self.quota = quota
 
 
 class LostError(TransientError):

@@ -4,11 +4,14 @@ import contextlib
 import select
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
+from google.protobuf.duration_pb2 import Duration
+from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
 
 import cloister
 from cloister import _connection, _sessions_api, _sync_loop
@@ -178,6 +181,41 @@ def test_refusals_are_not_repeated_and_keep_their_details(
         client.create_session("env", name="Bad")
     assert (error.value.reason, error.value.field) == ("INVALID_FIELD", "name")
     assert dict(error.value.metadata) == {"k": "v"}
+    assert len(sessions.tokens) == 1
+
+
+def refusal(reason: str, seconds: float) -> bytes:
+    """The details of a refusal with a hint when to come again."""
+    status = status_pb2.Status(code=8)
+    for each in (
+        error_details_pb2.ErrorInfo(reason=reason),
+        error_details_pb2.RetryInfo(retry_delay=Duration(nanos=int(seconds * 1e9))),
+    ):
+        status.details.add().Pack(each)
+    raw: bytes = status.SerializeToString()
+    return raw
+
+
+@pytest.mark.parametrize("reason", ["RATE_LIMITED", "TOO_MANY_CALLS"])
+def test_who_called_too_often_waits_as_told(
+    client: cloister.Client, sessions: FakeSessions, reason: str
+) -> None:
+    refused = (grpc.StatusCode.RESOURCE_EXHAUSTED, "too many", refusal(reason, 0.3))
+    sessions.failures = [refused, refused]
+    began = time.monotonic()
+    client.list_sessions()
+    assert time.monotonic() - began >= 0.6
+    assert len(sessions.tokens) == 3
+
+
+def test_a_quota_is_not_waited_for_but_says_when_to_come_again(
+    client: cloister.Client, sessions: FakeSessions
+) -> None:
+    full = (grpc.StatusCode.RESOURCE_EXHAUSTED, "full", refusal("QUOTA_EXCEEDED", 0.5))
+    sessions.failures = [full]
+    with pytest.raises(cloister.ResourceExhaustedError, match="full") as error:
+        client.create_session("env")
+    assert (error.value.reason, error.value.retry_after) == ("QUOTA_EXCEEDED", 0.5)
     assert len(sessions.tokens) == 1
 
 

@@ -23,6 +23,7 @@ from cloister_operator.errors import (
     NotFoundError,
     OperatorError,
     PermanentError,
+    QuotaError,
     RefusedError,
     TransientError,
 )
@@ -367,6 +368,17 @@ async def test_a_broken_watch_is_to_be_repeated(
     server.streams(event("ADDED", POD), broken)
     with pytest.raises(TransientError):
         await watched(api)
+
+
+async def test_a_quota_that_is_used_up_is_told_from_other_refusals(
+    server: Server, api: HttpApi
+) -> None:
+    quota = "exceeded quota: team-a, requested: pods=1, used: pods=9, limited: pods=9"
+    server.answers(403, f'pods "x" is forbidden: {quota}')
+    with pytest.raises(QuotaError) as caught:
+        await write(api)
+    assert caught.value.quota == "team-a"
+    assert str(caught.value) == f"{quota} (a ResourceQuota of the namespace)"
 
 
 async def test_a_watch_that_is_refused_or_cut_off_is_to_be_repeated(

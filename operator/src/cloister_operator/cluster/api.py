@@ -6,6 +6,7 @@ a call. Its configuration and authentication are used as they are.
 """
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Final, Protocol
 
@@ -22,6 +23,7 @@ from ..errors import (
     NotFoundError,
     OperatorError,
     PermanentError,
+    QuotaError,
     RefusedError,
     TransientError,
 )
@@ -35,6 +37,8 @@ _TIMEOUT = aiohttp.ClientTimeout(total=15, connect=3)
 _WATCH_SECONDS = 240
 _WATCH_SILENCE_SECONDS = 90
 _TOO_OLD = 410
+_EXCEEDED = re.compile(r"exceeded quota: ([a-z0-9.-]+), requested: .*", re.DOTALL)
+"""How the API server says that a ResourceQuota is used up; it has no reason of its own for it."""
 _PAGE = 500
 """Objects listed at once: ten thousand pods as one answer would take hundreds of megabytes."""
 _CONNECTIONS = 200
@@ -130,6 +134,8 @@ def error_of(status: int, body: bytes, retry_after: str | None, patch_test: bool
         return error
     if status == 401:
         return TransientError(f"the API server does not know the operator: {message}")
+    if status == 403 and (exceeded := _EXCEEDED.search(message)):
+        return QuotaError(f"{exceeded[0]} (a ResourceQuota of the namespace)", exceeded[1])
     if status == 403:
         return RefusedError(f"the API server refused: {message}")
     return PermanentError(conditions.REJECTED, message or f"the API server answered {status}")

@@ -15,7 +15,14 @@ from ..api.backend import ALREADY_EXISTS, NewFile, NewSession, SessionChange
 from ..api.common import JSON
 from ..api.session import Phase, SessionObject
 from ..cluster.resources import SESSIONS
-from ..errors import ConflictError, LostError, NotFoundError, PermanentError, TransientError
+from ..errors import (
+    ConflictError,
+    LostError,
+    NotFoundError,
+    PermanentError,
+    QuotaError,
+    TransientError,
+)
 from ..plan.session import declined, expires_at
 from .context import Context
 
@@ -71,6 +78,7 @@ class Backend:
         others = (others | set(self._making.get(key, ()))) - {name}
         if others:
             raise _repeated(min(others))
+        self._check_limit(new.namespace, name)
         under_way = self._making.setdefault(key, Counter())
         under_way[name] += 1
         try:
@@ -103,6 +111,24 @@ class Backend:
         except NotFoundError:
             # The write was lost on its way, or the session was deleted since.
             raise TransientError(f"session {name} was not made; repeat the call") from None
+
+    def _check_limit(self, namespace: str, name: str) -> None:
+        """Raise QuotaError when the namespace has as many sessions as the platform allows; one that
+        is there already is not counted again, so that its call may be repeated.
+        """
+        most = self._context.settings.max_sessions_per_namespace
+        if not most or self.get_session(namespace, name):
+            return
+        present = sum(
+            not each.status.phase.ended and each.status.phase is not Phase.SUSPENDED
+            for each in self.list_sessions(namespace, "")
+        )
+        if present >= most:
+            raise QuotaError(
+                f"namespace {namespace} has {present} sessions that run or wait, and the platform "
+                f"allows {most} (sessions.maxPerNamespace in the chart's values); end one first",
+                "sessions.maxPerNamespace",
+            )
 
     async def wait_settled(self, namespace: str, name: str, timeout: float) -> SessionObject | None:
         """See SessionsBackend."""

@@ -84,7 +84,7 @@ class Claims:
             claim = await volumes.of_session(context, session, environment)
             await pods.create(context, environment, recipe, session, claim)
         except RefusedError as error:
-            refused = SessionPlan(Step.WAIT, reason=conditions.PODS_REFUSED, message=str(error))
+            refused = SessionPlan(Step.WAIT, reason=pods.refusal(error), message=str(error))
             await self._statuses.waiting(session, refused)
             raise
         return 0.0

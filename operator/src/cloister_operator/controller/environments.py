@@ -246,7 +246,7 @@ def with_refusals(found: list[Finding], problems: list[OperatorError]) -> list[F
     if refused is None:
         return found
     return [
-        Finding(each.type, "False", conditions.PODS_REFUSED, str(refused))
+        Finding(each.type, "False", pods.refusal(refused), str(refused))
         if each.status == "False" and each.reason == conditions.POOL_FILLING
         else each
         for each in found

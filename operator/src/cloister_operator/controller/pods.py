@@ -5,11 +5,20 @@ import logging
 import secrets
 
 from .. import manifests, names
+from ..api import conditions
 from ..api.environment import EnvironmentObject
 from ..api.pod import PodView, view
 from ..api.session import SessionObject
 from ..cluster.resources import PODS, SECRETS
-from ..errors import ConflictError, LostError, NotFoundError, OperatorError, TransientError
+from ..errors import (
+    ConflictError,
+    LostError,
+    NotFoundError,
+    OperatorError,
+    QuotaError,
+    RefusedError,
+    TransientError,
+)
 from ..recipe import Recipe
 from . import volumes
 from .context import Context
@@ -105,6 +114,11 @@ async def ensure_identity(context: Context, pod: PodView) -> None:
         log.debug("pod %s has its identity", pod.name)
     await volumes.ensure_of_pod(context, pod)
     context.identified.add(pod.uid)
+
+
+def refusal(error: RefusedError) -> str:
+    """The reason of a condition that is False because the API server forbids a pod."""
+    return conditions.QUOTA_EXCEEDED if isinstance(error, QuotaError) else conditions.PODS_REFUSED
 
 
 async def delete(context: Context, pod: PodView) -> None:

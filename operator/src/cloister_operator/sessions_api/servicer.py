@@ -14,9 +14,12 @@ from ..identity import Authority
 from . import translate
 from .auth import CALLER
 from .status import (
+    QUOTA,
+    QUOTA_SECONDS,
     RETRY_SECONDS,
     Busy,
     NotFound,
+    QuotaReached,
     Unfinished,
     WrongState,
     upper_snake,
@@ -177,6 +180,13 @@ class SessionsServicer(sessions_pb2_grpc.SessionsServicer):
             about["queue_position"] = str(found.status.queue_position)
         # A suspended one that is to run has not been looked at yet.
         coming = phase is Phase.PENDING or (found.spec.state == "Running" and not phase.ended)
+        if coming and (quota := QUOTA.search(message)) and reason == conditions.QUOTA_EXCEEDED:
+            return QuotaReached(
+                f"session {name} has to wait{because}; it stays, and may run later",
+                quota[1],
+                QUOTA_SECONDS,
+                **about,
+            )
         if coming and time_is_over:
             return Unfinished(
                 word,

@@ -9,6 +9,7 @@ CallError
 ├── WrongState        FAILED_PRECONDITION
 ├── Unfinished        DEADLINE_EXCEEDED: the session is there, and not running yet
 ├── Busy              RESOURCE_EXHAUSTED, with a hint when to retry
+│   └── QuotaReached      the same, and names the quota
 └── Unavailable       UNAVAILABLE, with a hint when to retry
 """
 
@@ -25,11 +26,15 @@ from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-unty
 
 from ..api import conditions
 from ..api.backend import ALREADY_EXISTS
-from ..errors import NotFoundError, PermanentError, TransientError
+from ..errors import NotFoundError, PermanentError, QuotaError, TransientError
 
 DOMAIN: Final = "sessions.cloister.dev"
 RETRY_SECONDS: Final = 1.0
 """The hint where the other side gave none."""
+QUOTA: Final = re.compile(r"exceeded quota: ([a-z0-9.-]+)")
+"""How a message names the quota."""
+QUOTA_SECONDS: Final = 5.0
+"""The hint where a quota is used up: somebody's session has to end first."""
 _LONGEST = 1024
 _HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 _REQUEST_FIELDS = {
@@ -143,6 +148,18 @@ class Busy(_Retriable):
     code = grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
+class QuotaReached(Busy):
+    """A quota of the platform is used up."""
+
+    def __init__(self, message: str, quota: str, retry_after: float, **metadata: str) -> None:
+        super().__init__("QUOTA_EXCEEDED", message, retry_after, quota=quota, **metadata)
+
+    def details(self) -> list[Message]:
+        failure = error_details_pb2.QuotaFailure()
+        failure.violations.add(subject=self.metadata["quota"], description=self.message)
+        return [*super().details(), failure]
+
+
 class Unavailable(_Retriable):
     """Not now."""
 
@@ -162,6 +179,8 @@ def from_error(error: Exception) -> CallError:
             return _permanent(error)
         case NotFoundError():
             return NotFound("NOT_FOUND", "the session does not exist")
+        case QuotaError():
+            return QuotaReached(str(error), error.quota, error.retry_after or QUOTA_SECONDS)
         case TransientError():
             after = RETRY_SECONDS if error.retry_after is None else max(0.0, error.retry_after)
             return Unavailable(

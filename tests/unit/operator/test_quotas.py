@@ -1,0 +1,93 @@
+"""Quotas: what is refused says which one, and when to come again."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from google.rpc import error_details_pb2  # type: ignore[import-untyped]
+
+from cloister_operator.api.backend import NewSession
+from cloister_operator.controller.backend import Backend
+from cloister_operator.errors import QuotaError
+from cloister_operator.sessions_api.servicer import SessionsServicer
+from cloister_operator.sessions_api.status import QuotaReached, from_error
+from support.fake_api import Connection, FakeCluster
+from support.fake_operator import World
+from support.operator_objects import NAMESPACE
+from support.sessions_parts import made, not_ready
+
+EXCEEDED = "exceeded quota: team-a, requested: pods=1, used: pods=9, limited: pods=9"
+
+
+class Full(Connection):
+    """A namespace whose quota allows no further pod."""
+
+    def __init__(self, cluster: FakeCluster) -> None:
+        super().__init__(cluster)
+        self.full = True
+        self.refused = 0
+
+    async def create(self, resource: Any, namespace: str, body: Any) -> Any:
+        if self.full and resource.plural == "pods":
+            self.refused += 1
+            raise QuotaError(EXCEEDED, "team-a")
+        return await super().create(resource, namespace, body)
+
+
+def test_a_quota_of_kubernetes_is_resource_exhausted_with_its_name() -> None:
+    failed = from_error(QuotaError(EXCEEDED, "team-a"))
+    assert isinstance(failed, QuotaReached)
+    assert (failed.reason, failed.metadata, failed.retry_after) == (
+        "QUOTA_EXCEEDED",
+        {"quota": "team-a"},
+        5.0,
+    )
+    (violations,) = [
+        each.violations
+        for each in failed.details()
+        if isinstance(each, error_details_pb2.QuotaFailure)
+    ]
+    assert [(each.subject, each.description) for each in violations] == [("team-a", EXCEEDED)]
+
+
+@pytest.mark.parametrize("time_is_over", [True, False])
+def test_a_session_that_waits_for_a_quota_says_so(time_is_over: bool) -> None:
+    waiting = made(phase="Pending", conditions=not_ready("QuotaExceeded", EXCEEDED))
+    failed = SessionsServicer._not_running(waiting, time_is_over=time_is_over)
+    assert isinstance(failed, QuotaReached)
+    assert failed.metadata["quota"] == "team-a"
+    assert "it stays, and may run later" in failed.message
+
+
+async def test_a_full_namespace_is_told_and_not_asked_in_a_hot_loop(world: World) -> None:
+    connection = Full(world.cluster)
+    world.apply_environment()
+    world.apply_session()
+    operator = world.start(connection)
+    await operator.until(lambda: world.condition(world.session())[1] == "QuotaExceeded")
+    pool = ("False", "QuotaExceeded")
+    await operator.until(lambda: world.condition(world.environment(), "PoolReady") == pool)
+    assert connection.refused < 20
+    connection.full = False
+    await operator.until(lambda: world.served("s1") and world.pool_is(1))
+
+
+async def test_the_platforms_own_limit(make_world: Callable[..., World]) -> None:
+    world = make_world(max_sessions_per_namespace=2)
+    world.apply_environment()
+    operator = world.start()
+    backend = Backend(operator.context)
+    await operator.until(lambda: world.pool_is(1))
+
+    def new(request: str) -> NewSession:
+        return NewSession(NAMESPACE, "py", "", request, "alice")
+
+    first = await backend.create_session(new("1"))
+    await backend.create_session(new("2"))
+    with pytest.raises(QuotaError, match="allows 2") as caught:
+        await backend.create_session(new("3"))
+    assert caught.value.quota == "sessions.maxPerNamespace"
+    assert (await backend.create_session(new("1"))).metadata.uid == first.metadata.uid
+    await backend.delete_session(*first.key)
+    await operator.until(lambda: backend.get_session(*first.key) is None)
+    assert await backend.create_session(new("3"))

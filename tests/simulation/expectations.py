@@ -5,6 +5,7 @@ from typing import Any
 
 from cloister_operator import names
 from cloister_operator.cluster.resources import ENVIRONMENTS, PODS, SECRETS, SESSIONS
+from cloister_operator.plan.line import worth_telling
 from simulation.world import SimWorld
 from support.operator_objects import NAMESPACE
 
@@ -58,7 +59,7 @@ def _line(name: str, environment: JSON, sessions: list[JSON]) -> Iterator[str]:
     if waiting and environment["spec"]["pool"].get("maxSessions") is None:
         yield f"sessions of {name} are in line, and nothing keeps them"
     for position, each in enumerate(waiting, 1):
-        if each["status"].get("queuePosition") != position:
+        if worth_telling(each["status"].get("queuePosition"), position):
             yield f"session {each['metadata']['name']} is not shown to be number {position}"
     for each in sessions:
         if (each.get("status") or {}).get("reason") != "Queued" and "queuePosition" in (

@@ -11,7 +11,7 @@ import grpc
 
 from cloister_api.exec.v1 import exec_pb2_grpc
 
-from . import memory, signals
+from . import guard, memory, signals
 from .authorize import Authorizer
 from .calls import Calls
 from .config import Config, ConfigError
@@ -44,7 +44,8 @@ log = logging.getLogger(__name__)
 
 
 def harden() -> None:
-    """Close this process to its children: no core dumps, no ptrace, no /proc/<pid>/mem.
+    """Close this process to its children: no core dumps, no ptrace, no /proc/<pid>/mem, no limits
+    set from without.
 
     Raises ConfigError when the kernel refuses: a server that can be read must not hold a key.
     """
@@ -55,6 +56,7 @@ def harden() -> None:
     libc.mallopt(_M_ARENA_MAX, 2)
     # Orphans of tools come to us also where we are not PID 1.
     libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    guard.install()
 
 
 class Server:

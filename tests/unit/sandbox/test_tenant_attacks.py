@@ -5,7 +5,6 @@ The server is PID 1 of a PID namespace, as in a pod, and without any privilege.
 
 import asyncio
 import contextlib
-import os
 import signal
 import socket
 import uuid
@@ -25,12 +24,9 @@ from cloister_sandbox.services import tools as tools_service
 from cloister_sandbox.toolset.patterns import BadPattern, Pattern
 from cloister_sandbox.toolset.results import ToolResult
 from support.jobs import Jobs, read
-from support.sandbox_server import Sandbox, Tools, sandbox
+from support.pods import claimed_pod
+from support.sandbox_server import Sandbox, Tools
 
-LIKE_A_POD = (
-    *("unshare", "--pid", "--fork", "--mount-proc", "--kill-child"),
-    *("setpriv", "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs"),
-)
 MIB = 1024 * 1024
 
 READS_THE_SERVER = """
@@ -63,15 +59,8 @@ print(*sorted(name for name, result in tries.items() if result >= 0))
 
 @pytest.fixture(scope="module")
 def pod(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
-    with sandbox(tmp_path_factory.mktemp("pod"), launcher=LIKE_A_POD) as server:
-        server.wait_for(exec_pb2.RuntimeInfo.STATE_WARM)
-        server.claim()
+    with claimed_pod(tmp_path_factory.mktemp("pod"), signal.SIGTERM) as server:
         yield server
-        above = server.process.pid
-        children = Path(f"/proc/{above}/task/{above}/children").read_text().split()
-        # From outside its namespace, as the kubelet's.
-        os.kill(int(children[0]), signal.SIGTERM)
-        assert server.process.wait(timeout=20) == 0
 
 
 @pytest.fixture

@@ -11,11 +11,10 @@ STOP, which tools cannot send (see guard): nothing stands in its way. Where a to
 queue of signals the kernel forgets who sent it, and tells pid 0, which is then the truth.
 """
 
-import contextlib
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from .guard import STOP
 
@@ -31,9 +30,6 @@ def ends_server(sender: int, code: int, own_pid: int) -> bool:
 
 def block() -> None:
     """Block the signals in this thread and all that it starts; call before there are others."""
-    for number in _ENDING:
-        # While a tool starts, its thread lets them through: they must not end the process then.
-        signal.signal(number, lambda *_: None)
     signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
 
 
@@ -48,13 +44,3 @@ def watch(stop: Callable[[], object]) -> None:
         stop()
 
     threading.Thread(target=wait, name="signals", daemon=True).start()
-
-
-@contextlib.contextmanager
-def unblocked() -> Iterator[None]:
-    """Let the signals through in this thread; a program started meanwhile inherits that."""
-    before = signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -123,7 +123,7 @@ def test_the_kubelet_is_heard_through_a_flood(tmp_path: Path) -> None:
     few = ("prlimit", "--sigpending=200")
     with claimed_pod(tmp_path, STOP, before=few) as server, server.worker() as channel:
         tools = Tools(channel)
-        for name, content in (("floods.py", FLOODS), ("fills.py", FILLS_THE_QUEUE)):
+        for name, content in (("fills.py", FILLS_THE_QUEUE), ("floods.py", FLOODS)):
             tools.call("write", file_path=name, content=content)
             tools.bash(
                 f"mkfifo {name}-on; {sys.executable} {name} >{name}-on 2>&1 & read < {name}-on"

@@ -66,8 +66,9 @@ def test_row_51_the_environment_is_given_and_nothing_else(both: Both) -> None:
     ours = set(both.ours("bash", command=command).text.split())
     # Theirs was given three variables; ours has a few more of its own, and none of the server's.
     assert theirs == {"HOME", "LANG", "PATH", "PWD", "SHLVL", "TERM"}
-    assert ours - theirs == {"CLOISTER_CONTEXT", "LOGNAME", "TMPDIR", "USER"}
-    assert theirs - ours == set()
+    added = {"CLOISTER_CONTEXT", "LC_CTYPE", "LOGNAME", "SHELL", "TMPDIR", "USER"}
+    assert ours - theirs == added
+    assert theirs - ours == {"LANG"}  # LC_CTYPE says as much
     both.says("[] [] dumb", "bash", command='echo "[$PS1] [$PS2] $TERM"')
 
 

@@ -70,6 +70,7 @@ class Transfers(exec_pb2_grpc.FilesServicer):
                 async with contextlib.aclosing(self._lanes.bulk.batches(pieces, _BATCH)) as batches:
                     async for batch in batches:
                         for offset, data, crc in batch:
+                            await self._state.pace.turn()
                             if begun:
                                 held.ClearField("crc32")
                                 yield held
@@ -176,6 +177,7 @@ class Transfers(exec_pb2_grpc.FilesServicer):
         size = 0
         try:
             async for frame in frames:
+                await self._state.pace.turn()
                 if frame.HasField("data"):
                     gathered.append(frame.data)
                     size += len(frame.data)

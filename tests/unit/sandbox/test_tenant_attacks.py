@@ -56,6 +56,16 @@ for name in [*names, "exe", "cwd", "root", "fd/3", "map_files/400000-401000"]:
 print(*sorted(name for name, result in tries.items() if result >= 0))
 """
 
+HOLDS_A_LEASE = """
+import fcntl, signal
+signal.signal(signal.SIGIO, lambda *_: None)
+file = open("leased", "r+b")
+fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+open("held", "w").close()
+while True:
+    signal.pause()
+"""
+
 
 @pytest.fixture(scope="module")
 def pod(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
@@ -153,6 +163,20 @@ def test_a_link_in_place_of_the_outputs_makes_nothing_read_only(pod: Sandbox, to
         assert not wrote.is_error, wrote.content[0].text
     finally:
         tools.bash(f"rm {kept}; mv {kept}-moved {kept}")
+
+
+def test_nobody_waits_for_a_tool_that_holds_a_lease(pod: Sandbox, tools: Tools) -> None:
+    (pod.workspace / "leased").write_text("text")
+    tools.call("write", file_path="lease.py", content=HOLDS_A_LEASE)
+    tools.bash("mkfifo held; python3 lease.py >/dev/null 2>&1 & read < held; :")
+    try:
+        read = tools.call("read", context_id="other", file_path="leased")
+        write = tools.call("write", context_id="other", file_path="leased", content="x")
+        for tool, result in (("read", read), ("write", write)):
+            assert result.content[0].text == f"{tool}: leased: resource temporarily unavailable"
+    finally:
+        tools.bash("kill %1; rm -f leased held")
+    assert pod.process.poll() is None
 
 
 def test_long_searches_hold_up_no_shell(pod: Sandbox, tools: Tools) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import cloister.aio
+from cloister._cancelling import being_cancelled
 from cloister_api.exec.v1 import exec_pb2
 from faults.calls import JOURNALED, Known, Lane, carry_out
 from faults.plans import Plan, plan
@@ -124,7 +125,10 @@ async def _one(each: Plan, lane: Lane, proxy: FaultProxy, known: Known, report: 
     try:
         async with asyncio.timeout(_CALL_SECONDS):
             await carry_out(each, lane, known)
-    except Exception:
+    except (Exception, asyncio.CancelledError):
+        # A call that ends as if it were cancelled, and is not, would end its lane without a word.
+        if being_cancelled():
+            raise
         report.problems.append(f"{each}\n{traceback.format_exc(limit=-6)}")
     finally:
         proxy.arm(())

@@ -6,6 +6,7 @@ session would see.
 
 import asyncio
 import base64
+import importlib
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -15,11 +16,16 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
-from anthropic.lib.tools._beta_session_runner import SessionToolRunner
-from anthropic.lib.tools.agent_toolset import AgentToolContext, beta_agent_toolset_20260401
-
 from cloister_api.exec.v1 import exec_pb2
 from support.sandbox_server import Tools
+
+
+def part(name: str) -> Any:
+    """A module of the reference's, when it is needed.
+
+    Its package has 3,000 of them: seconds in every process that only collects the tests.
+    """
+    return importlib.import_module(f"anthropic.lib.tools.{name}")
 
 
 @dataclass(frozen=True)
@@ -40,14 +46,16 @@ class Reference:
 
     def __init__(self, root: Path, extra: Path, env: dict[str, str]) -> None:
         self.root = root
+        toolset = part("agent_toolset")
+        self._call_tool = part("_beta_session_runner").SessionToolRunner._call_tool
         self._loop = asyncio.Runner()
-        context = AgentToolContext(
+        context = toolset.AgentToolContext(
             workdir=root,
             allowed_roots=[extra],
             read_only_roots=[extra / "uploads"],
             env={**env, "HOME": str(root)},
         )
-        self._tools = {tool.name: tool for tool in beta_agent_toolset_20260401(context)}
+        self._tools = {tool.name: tool for tool in toolset.beta_agent_toolset_20260401(context)}
 
     def call(self, tool: str, **given: Any) -> Answer:
         """Run one tool as the reference runner does."""
@@ -57,7 +65,7 @@ class Reference:
         """Run anything that the reference runner takes for a tool."""
         event: Any = SimpleNamespace(name=tool.name, id="call", type="agent.tool_use")
         runner: Any = None
-        called = SessionToolRunner._call_tool(runner, tool, event, given)
+        called = self._call_tool(runner, tool, event, given)
         result, _ = self._loop.run(called)
         (block,) = result["content"]
         is_error = result["is_error"] is True

@@ -13,6 +13,7 @@ import grpc
 
 from cloister_api.exec.v1 import exec_pb2, exec_pb2_grpc
 
+from ._cancelling import being_cancelled
 from ._channels import open_channel
 from ._errors import (
     CallError,
@@ -93,8 +94,9 @@ class Connection:
         self._link: _Link | None = None
         self._bulk: _Link | None = None
         self._links: set[_Link] = set()
-        self._closed = False
         self._renew_at = _renewal(credentials)
+        self.closed = False
+        """Whether `close` was called."""
         self.known_boot_id = ""
         """Of the server that answered last when it was asked; empty before."""
 
@@ -156,7 +158,7 @@ class Connection:
 
     async def close(self) -> None:
         """Close all connections; running calls fail with CANCELLED."""
-        self._closed = True
+        self.closed = True
         self._link = self._bulk = None
         links, self._links = self._links, set()
         for each in links:
@@ -165,8 +167,8 @@ class Connection:
     async def use(self, *, bulk: bool) -> _Link:
         """A connection, made when there is none; to be given back with `release`."""
         async with self._lock:
-            if self._closed:
-                raise call_error(grpc.StatusCode.CANCELLED, "the session object is closed")
+            if self.closed:
+                raise closed_error()
             if time.monotonic() >= self._renew_at:
                 await self._renew()
             link = self._bulk if bulk else self._link
@@ -184,7 +186,7 @@ class Connection:
         """Whether a call failed because its connection did, and not by the server's own word."""
         if error.code is grpc.StatusCode.UNAVAILABLE:
             return True
-        if error.reason or self._closed:
+        if error.reason or self.closed:
             return False
         # Our own cancellation raises CancelledError: this one came from the other side. A deadline
         # is what we grant a call that answers soon: the server takes none for itself.
@@ -275,6 +277,11 @@ class Connection:
                 self._links.discard(old)
 
 
+def closed_error() -> CallError:
+    """The error for a call on, or during the end of, a session object."""
+    return call_error(grpc.StatusCode.CANCELLED, "the session object is closed")
+
+
 def _renewal(credentials: Credentials) -> float:
     """When to renew, on the monotonic clock: two thirds of what is left of its life."""
     left = (credentials.expires_at - datetime.now(UTC)).total_seconds()
@@ -362,6 +369,10 @@ class Attempt:
         traceback: TracebackType | None,
     ) -> bool:
         try:
+            if isinstance(error, asyncio.CancelledError) and not being_cancelled():
+                if self._connection.closed:
+                    raise closed_error() from None
+                error = Lost("the connection to the exec server broke")
             if not isinstance(error, grpc.aio.AioRpcError | Lost):
                 return False
             if isinstance(error, Lost):

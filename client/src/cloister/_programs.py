@@ -294,7 +294,7 @@ class AsyncProcess(AsyncOutput):
             rest = _frames(self._id, data[done - begin :], done, eof=eof)
             try:
                 return await stub.WriteStdin(rest)
-            except grpc.aio.AioRpcError:
+            except (grpc.aio.AioRpcError, asyncio.CancelledError):
                 # It lasts until the program reads. Keepalive has seen the connection until now.
                 alive()
                 raise

@@ -16,6 +16,7 @@ from google.protobuf.duration_pb2 import Duration
 from cloister_api.exec.v1 import exec_pb2, exec_pb2_grpc
 
 from . import _trees
+from ._cancelling import being_cancelled
 from ._connection import Connection, Lost, watched
 from ._errors import FailedPreconditionError, NotFoundError
 from ._files import Files
@@ -176,7 +177,8 @@ class AsyncSession:
             try:
                 return await _follow(exec_pb2_grpc.ToolsStub(channel).Call(request), alive)
             except asyncio.CancelledError:
-                await _stop(channel, request.request_id)
+                if being_cancelled():
+                    await _stop(channel, request.request_id)
                 raise
 
         return await self._connection.run(attempt, once=True)

@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import io
 import os
+import threading
 import uuid
 import zlib
 from collections.abc import AsyncIterator, Callable
@@ -14,6 +15,7 @@ import grpc
 
 from cloister_api.exec.v1 import exec_pb2, exec_pb2_grpc
 
+from ._cancelling import being_cancelled
 from ._connection import Connection
 from ._errors import CallError, LocalFileError
 from ._threads import finished
@@ -113,6 +115,8 @@ class Sending:
         self._begun = bool(start.upload_id)
         self._foreign = self._begun
         self._crc = self._hashed = 0
+        # The last attempt's read may not have ended when the next one begins.
+        self._reading = threading.Lock()
         self._furthest = -1
         self._excused = False
         self._stopped: Exception | None = None
@@ -175,8 +179,8 @@ class Sending:
                 await self._read(self._hashed, offset - self._hashed)
             call = exec_pb2_grpc.FilesStub(channel).Upload(self._frames(offset, alive))
             return await call
-        except grpc.aio.AioRpcError:
-            if self._stopped is not None:
+        except (grpc.aio.AioRpcError, asyncio.CancelledError):
+            if self._stopped is not None and not being_cancelled():
                 raise self._stopped from None
             # Only keepalive tells that an answer is waited for in vain, and that takes as long as
             # a call is repeated. Without progress it must not happen again and again.
@@ -210,7 +214,11 @@ class Sending:
         yield exec_pb2.UploadFrame(end=end)
 
     async def _read(self, offset: int, length: int) -> bytes:
-        return await finished(lambda: self._read_now(offset, min(length, _READ)))
+        def read() -> bytes:
+            with self._reading:
+                return self._read_now(offset, min(length, _READ))
+
+        return await finished(read)
 
     def _read_now(self, offset: int, length: int) -> bytes:
         data = self._source.read(offset, length)

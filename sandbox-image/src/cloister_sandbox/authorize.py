@@ -16,6 +16,8 @@ OPERATOR = "operator:cloister"
 OPERATOR_ONLY = frozenset(
     f"/cloister.exec.v1.Runtime/{name}" for name in ("Claim", "Probe", "Drain")
 )
+BULK = frozenset(f"/cloister.exec.v1.Files/{name}" for name in ("Download", "Upload"))
+"""Calls that others go before."""
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 _KINDS: dict[tuple[bool, bool], Callable[..., Handler]] = {
@@ -119,7 +121,11 @@ class Authorizer(grpc.GenericRpcHandler):
             or handler.stream_stream
         )
 
+        is_small = method not in BULK
+
         async def checked(request: Any, context: Context) -> Any:
+            if is_small:
+                self._state.pace.called()
             if self._connections.needed:
                 self._connections.look(context.peer())
             if not decide(peer_uris(context.auth_context()), method, self._state.session_uid):

@@ -81,7 +81,10 @@ class Config:
             "HOME": str(self.home),
             "USER": "agent",
             "LOGNAME": "agent",
-            "LANG": "C.UTF-8",
+            # Not LANG: C.UTF-8 differs from C in this category only, and every program that
+            # starts would look for twelve files of the others.
+            "LC_CTYPE": "C.UTF-8",
+            "SHELL": "/bin/bash",
             "TERM": "dumb",
             "TMPDIR": "/tmp",  # noqa: S108 - the pod's own
         }

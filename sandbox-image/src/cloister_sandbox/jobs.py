@@ -5,7 +5,7 @@ are released, at most for a while and within bounds.
 """
 
 import asyncio
-import os
+import contextlib
 import signal
 import time
 from collections.abc import Mapping, Sequence
@@ -15,6 +15,7 @@ from enum import Enum
 from .errors import Busy, IdConflict, NotFound, WrongState
 from .outputs import LIVE, OutputStore, Policy
 from .processes import kill_tree, members, signal_all
+from .rereading import again
 from .wakes import wake
 
 NOBODY = -1
@@ -177,18 +178,10 @@ def oom_kills() -> int:
     """How many processes of this container the kernel ended for want of memory."""
     name = b"oom_kill "
     for path in OOM_COUNTERS:
-        try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            continue
-        try:
-            for line in os.read(fd, 4096).splitlines():
+        with contextlib.suppress(OSError):
+            for line in again(path).splitlines():
                 if line.startswith(name):
                     return int(line[len(name) :])
-        except OSError:
-            continue
-        finally:
-            os.close(fd)
     return 0
 
 

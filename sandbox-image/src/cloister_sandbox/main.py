@@ -2,15 +2,18 @@
 
 import asyncio
 import logging
+import os
 
 from . import signals
-from .config import Config, ConfigError
+from .config import DEFAULT_PATH, Config, ConfigError
 from .server import Server, harden
 
 
 def main() -> int:
     """Serve until the pod ends; returns the exit code."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    # glibc looks for a tool in the PATH of the process that starts it, see spawn.
+    os.environ["PATH"] = DEFAULT_PATH
     try:
         config = Config.from_environment()
         harden()

@@ -12,6 +12,8 @@ import contextlib
 import itertools
 import resource
 
+from . import guard
+
 _BASE = 1 << 60
 _LIMIT = resource.RLIMIT_RSS
 _OWN = resource.getrlimit(_LIMIT)[1]
@@ -31,7 +33,7 @@ class Marks:
         if number is None:
             number = self._numbers[mark] = next(self._next)
         with contextlib.suppress(OSError, ValueError):
-            resource.prlimit(pid, _LIMIT, (_BASE + number, _BASE + number))
+            guard.set_limit(pid, _LIMIT, _BASE + number)
 
     def forget(self, mark: str) -> int:
         """The tree ends; returns the number it had, 0 when it had none."""

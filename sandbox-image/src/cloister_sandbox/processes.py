@@ -9,7 +9,6 @@ import contextlib
 import functools
 import os
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from .marks import Marks, number_of
-from .signals import unblocked
+from .rereading import again
+from .spawn import nothing, spawn, yield_to_server
+from .starts import Starts
 
 T = TypeVar("T")
 MARK = "CLOISTER_CONTEXT"
@@ -25,7 +26,8 @@ MARK = "CLOISTER_CONTEXT"
 it where the kernel gives trees no numbers (see marks)."""
 ENDING_SECONDS = 5.0
 """For so long processes that do not end are signalled again."""
-CHILDREN_ARE_LISTED = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").exists()
+_OWN_CHILDREN = f"/proc/{os.getpid()}/task/{os.getpid()}/children"
+CHILDREN_ARE_LISTED = Path(_OWN_CHILDREN).exists()
 _LISTED = 65_536
 _COUNTED = 1000
 _REAPED = 1000
@@ -54,6 +56,7 @@ class Reaper:
         self._waiting: dict[int, asyncio.Future[Ended]] = {}
         self._unclaimed: dict[int, Ended] = {}
         self._starting = 0
+        self._starts = Starts()
 
     def install(self) -> None:
         """Start reaping on the running event loop."""
@@ -85,15 +88,21 @@ class Reaper:
         cwd: str,
         env: Mapping[str, str],
         stdin: int,
-        stdout: int = subprocess.DEVNULL,
-        stderr: int = subprocess.DEVNULL,
+        stdout: int | None = None,
+        stderr: int | None = None,
         pass_fds: Sequence[int] = (),
     ) -> "tuple[int, asyncio.Future[Ended]]":
         """As `start`, for who wants the output and more than the exit code."""
         self._starting += 1
         try:
-            streams = (stdin, stdout, stderr)
-            pid = await asyncio.to_thread(_spawn, argv, cwd, env, streams, pass_fds)
+            streams = (
+                stdin,
+                nothing() if stdout is None else stdout,
+                nothing() if stderr is None else stderr,
+            )
+            pid = await self._starts.run(
+                functools.partial(_begin, argv, cwd, env, streams, pass_fds)
+            )
             future: asyncio.Future[Ended] = asyncio.get_running_loop().create_future()
             if pid in self._unclaimed:
                 future.set_result(self._unclaimed.pop(pid))
@@ -137,35 +146,22 @@ class Reaper:
         asyncio.get_running_loop().call_soon(self._reap)
 
 
-def _spawn(
+def _begin(
     argv: Sequence[str],
     cwd: str,
     env: Mapping[str, str],
     streams: tuple[int, int, int],
     pass_fds: Sequence[int],
 ) -> int:
-    """Start a program; there is no preexec function: with one, Python would fork this process
-    with its gRPC threads instead of using vfork.
+    """Start a program that is marked, and that the kernel takes before the server when memory
+    runs out; returns its pid.
     """
-    with unblocked():
-        process = subprocess.Popen(
-            argv,
-            cwd=cwd,
-            env=env,
-            stdin=streams[0],
-            stdout=streams[1],
-            stderr=streams[2],
-            pass_fds=pass_fds,
-            start_new_session=True,
-        )
-    process.returncode = 0  # the reaper waits for it, the Popen object must not
+    pid = spawn(argv, cwd, env, streams, pass_fds)
     if MARK in env:
         # At once: the program is still being loaded, and has started nothing.
-        _marks.put(process.pid, env[MARK])
-    with contextlib.suppress(OSError):
-        # When memory runs out, a tool goes before the server.
-        Path(f"/proc/{process.pid}/oom_score_adj").write_text("500")
-    return process.pid
+        _marks.put(pid, env[MARK])
+    yield_to_server(pid)
+    return pid
 
 
 async def in_thread(work: Callable[[], T]) -> T:
@@ -258,7 +254,10 @@ def forget_tree(mark: str) -> None:
 
 def orphans() -> list[int]:
     """The children of this process, as the kernel lists them; quicker than looking at them all."""
-    return children(os.getpid())
+    try:
+        return [int(each) for each in again(_OWN_CHILDREN).split()]
+    except OSError:
+        return []
 
 
 def children(pid: int) -> list[int]:

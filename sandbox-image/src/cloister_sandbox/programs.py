@@ -20,6 +20,7 @@ from .jobs import NOBODY, Ending, Failure, Job, Jobs, Reason, oom_kills, reason_
 from .outputs import Policy
 from .processes import MARK, Ended, Reaper, forget_tree, kill_tree, members
 from .sources import STDERR, STDOUT, TERMINAL, Source
+from .spawn import nothing
 from .state import Activity
 from .stdin import Stdin
 from .wakes import wake
@@ -154,8 +155,7 @@ class Program(Job):
                 theirs.callback(os.close, both[end])
                 return both
 
-            stdin = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-            theirs.callback(os.close, stdin)
+            stdin = nothing()
             if self._order.stdin:
                 stdin, ours = pipe(0)
                 os.set_blocking(ours, False)
@@ -233,11 +233,11 @@ class Program(Job):
         wall = time.monotonic() - self.began
         if self.stopping is not None or signal.SIGKILL in self.sent:
             await kill_tree(leader, self.mark)
+        # After a pause for readers everything that is in the pipes is taken.
+        for source in self._sources:
+            source.read_all()
         held = [source.closed for source in self._sources if source.held]
         if held:
-            # After a pause for readers everything that is in the pipes is taken.
-            for source in self._sources:
-                source.read_all()
             await asyncio.wait(held, timeout=LAST_WORDS)
         survivors = await self._survivors(leader)
         self.end(

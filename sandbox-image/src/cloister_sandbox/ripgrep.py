@@ -7,18 +7,16 @@ import contextlib
 import os
 import selectors
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
-from pathlib import Path
+from typing import BinaryIO
 
-from .signals import unblocked
+from .spawn import nothing, spawn, yield_to_server
 
 _COMPLAINT = 4096
 _LOOK = 0.05
 """Seconds between looks at whether anybody still wants the result."""
 _READ = 65_536
-_BEFORE_SERVER = "500"
 
 
 class NotInstalled(Exception):
@@ -40,25 +38,17 @@ class Search:
         self.complaint = b""
         """The beginning of what it complained about; whole once `output` is read to its end."""
         self._deadline = time.monotonic() + seconds
-        try:
-            with unblocked():
-                self._process = subprocess.Popen(
-                    ["rg", "--no-config", *arguments],
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.PIPE,
-                    cwd=cwd,
-                    env=dict(env),
-                    start_new_session=True,
-                )
-        except OSError:
-            raise NotInstalled from None
-        except ValueError:
-            raise BadArgument from None
-        self._process.returncode = 0  # the reaper waits for it, the Popen object must not
-        with contextlib.suppress(OSError):
-            # When memory runs out, a search goes before the server.
-            Path(f"/proc/{self._process.pid}/oom_score_adj").write_text(_BEFORE_SERVER)
+        with contextlib.ExitStack() as theirs:
+            self._stdout, stdout = _pipe(theirs)
+            self._stderr, stderr = _pipe(theirs)
+            try:
+                streams = (nothing(), stdout, stderr)
+                self._pid = spawn(["rg", "--no-config", *arguments], cwd, env, streams)
+            except OSError:
+                raise NotInstalled from None
+            except ValueError:
+                raise BadArgument from None
+        yield_to_server(self._pid)
 
     @property
     def late(self) -> bool:
@@ -71,10 +61,9 @@ class Search:
         Both pipes are read at once: complaints about thousands of files must not block the search.
         The search is ended when the reader stops.
         """
-        process = self._process
-        with selectors.DefaultSelector() as selector, contextlib.ExitStack() as pipes:
-            for pipe in filter(None, (process.stdout, process.stderr)):
-                selector.register(pipes.enter_context(pipe), selectors.EVENT_READ)
+        with selectors.DefaultSelector() as selector, self._stdout, self._stderr:
+            for pipe in (self._stdout, self._stderr):
+                selector.register(pipe, selectors.EVENT_READ)
             try:
                 while selector.get_map():
                     ready = selector.select(timeout=_LOOK)
@@ -84,7 +73,7 @@ class Search:
                         data = os.read(key.fd, _READ)
                         if not data:
                             selector.unregister(key.fileobj)
-                        elif key.fileobj is process.stdout:
+                        elif key.fileobj is self._stdout:
                             yield data
                         else:
                             self.complaint += data[: _COMPLAINT - len(self.complaint)]
@@ -100,4 +89,11 @@ class Search:
 
     def _kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):
-            os.kill(self._process.pid, signal.SIGKILL)
+            os.kill(self._pid, signal.SIGKILL)
+
+
+def _pipe(theirs: contextlib.ExitStack) -> tuple[BinaryIO, int]:
+    """A pipe, as a file to read from and a descriptor that is closed with `theirs`."""
+    ours, other = os.pipe()
+    theirs.callback(os.close, other)
+    return open(ours, "rb", buffering=0), other  # noqa: PTH123 - a descriptor

@@ -11,7 +11,7 @@ import grpc
 
 from cloister_api.exec.v1 import exec_pb2_grpc
 
-from . import memory, signals
+from . import guard, memory, signals
 from .authorize import Authorizer
 from .calls import Calls
 from .config import Config, ConfigError
@@ -31,8 +31,15 @@ from .state import Activity, Phase, ServerState
 
 MAX_MESSAGE = 32 * 1024 * 1024
 """Bytes; a PDF of the largest size that `read` returns fits."""
-MAX_PENDING = 16_384
+MAX_PENDING = 2048
 """Calls that wait for the event loop to see them."""
+MAX_STREAMS = 1024
+"""Calls of one connection; gRPC's clients let more wait, and what else sends them is refused them.
+Without a bound one that opens and resets them keeps the event loop for seconds."""
+MAX_RPCS = 4096
+"""Calls of all connections, those included that never send their request."""
+MAX_CONNECTIONS = 1024
+"""Tools reach the port, too; 40 KB each."""
 DRAIN_SECONDS = 3.0
 """Below the pod's grace period, so that results still leave before the kubelet's SIGKILL."""
 _LAST_CALLS = 2.0
@@ -44,7 +51,8 @@ log = logging.getLogger(__name__)
 
 
 def harden() -> None:
-    """Close this process to its children: no core dumps, no ptrace, no /proc/<pid>/mem.
+    """Close this process to its children: no core dumps, no ptrace, no /proc/<pid>/mem, no limits
+    set from without.
 
     Raises ConfigError when the kernel refuses: a server that can be read must not hold a key.
     """
@@ -55,6 +63,7 @@ def harden() -> None:
     libc.mallopt(_M_ARENA_MAX, 2)
     # Orphans of tools come to us also where we are not PID 1.
     libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    guard.install()
 
 
 class Server:
@@ -92,10 +101,15 @@ class Server:
                 ("grpc.server_handshake_timeout_ms", 10_000),
                 ("grpc.http2.min_ping_interval_without_data_ms", 5000),
                 ("grpc.so_reuseport", 0),
+                ("grpc.max_concurrent_streams", MAX_STREAMS),
+                # It counts calls that have just ended, and would refuse those of honest clients.
+                ("grpc.http.overload_protection", 0),
+                ("grpc.max_allowed_incoming_connections", MAX_CONNECTIONS),
                 # Our own bounds answer with RESOURCE_EXHAUSTED; gRPC's would cancel some calls.
                 ("grpc.server.max_pending_requests", MAX_PENDING),
                 ("grpc.server.max_pending_requests_hard_limit", 2 * MAX_PENDING),
             ],
+            maximum_concurrent_rpcs=MAX_RPCS,
         )
         guarded: Any = Authorizer(self._state)
         exec_pb2_grpc.add_ToolsServicer_to_server(

@@ -1,4 +1,4 @@
-"""Telling the kubelet's SIGTERM from a tool's.
+"""Telling the kubelet's signal from a tool's.
 
 A tool may signal the server, because they share a user. In a pod the server is PID 1, and a sender
 outside its PID namespace is seen as pid 0: only that one ends the server. A tool can write any pid
@@ -6,20 +6,19 @@ into a signal that it queues (rt_sigqueueinfo), but cannot make it look sent by 
 keeps the codes from 0 up for itself. A Python signal handler does not learn the sender, so the
 signals are blocked and a thread waits for them.
 
-What this cannot do: while a tool's signal waits, the kernel drops the kubelet's of the same number.
-A signal that queues would do no better, because a tool can fill its user's queue. And one that
-comes in the moment in which a tool is started may go to that thread, where nobody learns its
-sender. Then
-the pod ends by SIGKILL after its grace period, without a drain.
+While a tool's SIGTERM waits, the kernel drops the kubelet's. So the image asks the kubelet for
+STOP, which tools cannot send (see guard): nothing stands in its way. Where a tool fills its user's
+queue of signals the kernel forgets who sent it, and tells pid 0, which is then the truth.
 """
 
-import contextlib
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
-_ENDING = (signal.SIGTERM, signal.SIGINT)
+from .guard import STOP
+
+_ENDING = (STOP, signal.SIGTERM, signal.SIGINT)
 _SI_USER = 0
 """The code of a signal that kill(2) sent."""
 
@@ -31,9 +30,6 @@ def ends_server(sender: int, code: int, own_pid: int) -> bool:
 
 def block() -> None:
     """Block the signals in this thread and all that it starts; call before there are others."""
-    for number in _ENDING:
-        # While a tool starts, its thread lets them through: they must not end the process then.
-        signal.signal(number, lambda *_: None)
     signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
 
 
@@ -48,13 +44,3 @@ def watch(stop: Callable[[], object]) -> None:
         stop()
 
     threading.Thread(target=wait, name="signals", daemon=True).start()
-
-
-@contextlib.contextmanager
-def unblocked() -> Iterator[None]:
-    """Let the signals through in this thread; a program started meanwhile inherits that."""
-    before = signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -5,6 +5,8 @@ import uuid
 from dataclasses import dataclass, field
 from enum import Enum
 
+from .pace import Pace
+
 
 class Phase(Enum):
     """The server's life: each phase comes after the one above it; FAILED is an end."""
@@ -26,6 +28,7 @@ class ServerState:
     session_uid: str = ""
     environment: dict[str, str] = field(default_factory=dict)
     """Variables of the tools' processes."""
+    pace: Pace = field(default_factory=Pace)
 
 
 class Activity:

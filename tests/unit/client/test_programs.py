@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import pkgutil
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -227,6 +228,38 @@ async def test_stdin_goes_on_where_a_connection_was_cut(
         assert proxy.happened[Kind.CLOSE] == 1
 
 
+@pytest.mark.parametrize("work", ["write", "close", "upload"])
+async def test_a_call_that_grpc_cancels_by_itself_is_repeated(
+    session: cloister.AsyncSession,
+    server: Sandbox,
+    monkeypatch: pytest.MonkeyPatch,
+    work: str,
+) -> None:
+    process = await session.start(["cat"], stdin=True)
+    ends: list[object] = []
+    name = "grpc.aio._call._StreamRequestMixin._done_writing"
+    real: Any = pkgutil.resolve_name(name)
+
+    async def end(call: Any) -> None:
+        ends.append(call)
+        if len(ends) == 1:
+            raise OSError("the stream broke before its end was sent")
+        await real(call)
+
+    async with asyncio.timeout(20):
+        if work != "write":
+            await process.write(b"all of it")
+        monkeypatch.setattr(name, end)
+        if work == "write":
+            await process.write(b"all of it")
+        elif work == "upload":
+            await session.write_bytes("sent", b"complete")
+            assert (server.workspace / "sent").read_bytes() == b"complete"
+        await process.close_stdin()
+        assert await process.output() == b"all of it"
+    assert len(ends) > 1
+
+
 async def test_another_object_writes_on(session: cloister.AsyncSession) -> None:
     process = await session.start(["cat"], stdin=True)
     await process.write(b"one ")
@@ -350,6 +383,33 @@ async def test_a_cancelled_write_is_gone_on_with(
     content = await process.output()
     assert content.strip(b"x") == b"yz"
     assert len(content) < 1_000_002
+
+
+@pytest.mark.parametrize("work", ["read", "write", "call"])
+async def test_closing_the_session_object_ends_what_waits_with_an_error(
+    session: cloister.AsyncSession, kubeconfig: str, work: str
+) -> None:
+    process = await session.start(["sleep", "600"], stdin=True)
+    async with cloister.AsyncClient(kubeconfig=kubeconfig, direct=True) as client:
+        other = await client.get_session(session.name)
+        same = await other.attach(process.id)
+        waiting: asyncio.Task[object]
+        if work == "read":
+            waiting = asyncio.create_task(_next(same))
+        elif work == "write":
+            waiting = asyncio.create_task(same.write(bytes(1_000_000)))
+        else:
+            waiting = asyncio.create_task(other.bash("sleep 600", context="closed"))
+        links = other._connection._links
+        await until(lambda: any(each.users for each in links), pause=0.01)
+        await other.close()
+        with pytest.raises(cloister.CallCancelledError, match="session object is closed"):
+            await waiting
+    await session.close_context("closed")
+
+
+async def _next(process: AsyncProcess) -> object:
+    return await anext(process)
 
 
 async def test_leaving_the_context_ends_the_whole_tree(

@@ -1,8 +1,6 @@
 """Paths: what leads outside is refused, also when it is changed between the check and the use."""
 
-import ctypes
 import os
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,9 +10,9 @@ from cloister_api.exec.v1 import exec_pb2, exec_pb2_grpc
 from cloister_sandbox.mounts import mounted_files
 from cloister_sandbox.paths import Roots, ToolFailure
 from support.sandbox_server import Sandbox, Tools, sandbox
+from support.swaps import swapping
 
 SECRET = "outside"
-_RENAME_EXCHANGE = 2
 
 
 @pytest.fixture
@@ -58,18 +56,7 @@ def test_a_racing_link_never_shows_what_is_outside(tools: Tools, claimed: Sandbo
     (claimed.workspace / "race").mkdir()
     (claimed.workspace / "race" / "f").write_text("inside")
     (claimed.workspace / "bait").symlink_to(outside)
-    here = os.fsencode(claimed.workspace)
-    libc = ctypes.CDLL(None)
-    stop = threading.Event()
-    swapped: set[int] = set()
-
-    def swap() -> None:
-        while not stop.is_set():
-            swapped.add(libc.renameat2(-1, here + b"/race", -1, here + b"/bait", _RENAME_EXCHANGE))
-
-    swapper = threading.Thread(target=swap)
-    swapper.start()
-    try:
+    with swapping(claimed.workspace / "race", claimed.workspace / "bait"):
         seen = {
             tools.text("read", file_path="race/f")
             for _ in range(300 if "SOAK" in os.environ else 100)
@@ -77,10 +64,6 @@ def test_a_racing_link_never_shows_what_is_outside(tools: Tools, claimed: Sandbo
         for _ in range(100 if "SOAK" in os.environ else 40):
             tools.text("write", file_path="race/g", content="x")
             tools.text("write", file_path="race/deep/g", content="x")
-    finally:
-        stop.set()
-        swapper.join()
-    assert swapped == {0}
     assert SECRET not in seen
     assert "inside" in seen
     assert [each.name for each in outside.iterdir()] == ["f"]

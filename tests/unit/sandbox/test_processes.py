@@ -245,10 +245,10 @@ def test_a_terminal_is_the_programs_own(jobs: Jobs) -> None:
     status = jobs.program("grep", "-E", "^Sig(Blk|Ign)", "/proc/self/status", terminal=TERMINAL)
     ordinary = (1 << 31) - 1
     assert [int(line.split()[1], 16) & ordinary for line in status.text.splitlines()] == [0, 0]
-    fds = jobs.program("ls", "/proc/self/fd", terminal=TERMINAL, env={"LANG": "C"})
+    fds = jobs.program("ls", "/proc/self/fd", terminal=TERMINAL, env={"LC_CTYPE": "C"})
     assert fds.text.split() == ["0", "1", "2", "3"]
-    env = jobs.program("env", terminal=TERMINAL, env={"LANG": "C"}).text.split()
-    assert not any(each.startswith("LC_") for each in env)
+    env = jobs.program("env", terminal=TERMINAL, env={"LC_CTYPE": "C"}).text.split()
+    assert [each for each in env if each.startswith("LC_")] == ["LC_CTYPE=C"]
     plain = jobs.program("sleep", "0", process_id="plain")
     assert plain.exited.code == 0
     with refused(grpc.StatusCode.FAILED_PRECONDITION, reason="NOT_RUNNING"):

@@ -5,7 +5,6 @@ The server is PID 1 of a PID namespace, as in a pod, and without any privilege.
 
 import asyncio
 import contextlib
-import os
 import signal
 import socket
 import uuid
@@ -25,12 +24,9 @@ from cloister_sandbox.services import tools as tools_service
 from cloister_sandbox.toolset.patterns import BadPattern, Pattern
 from cloister_sandbox.toolset.results import ToolResult
 from support.jobs import Jobs, read
-from support.sandbox_server import Sandbox, Tools, sandbox
+from support.pods import claimed_pod
+from support.sandbox_server import Sandbox, Tools
 
-LIKE_A_POD = (
-    *("unshare", "--pid", "--fork", "--mount-proc", "--kill-child"),
-    *("setpriv", "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs"),
-)
 MIB = 1024 * 1024
 
 READS_THE_SERVER = """
@@ -60,18 +56,21 @@ for name in [*names, "exe", "cwd", "root", "fd/3", "map_files/400000-401000"]:
 print(*sorted(name for name, result in tries.items() if result >= 0))
 """
 
+HOLDS_A_LEASE = """
+import fcntl, signal
+signal.signal(signal.SIGIO, lambda *_: None)
+file = open("leased", "r+b")
+fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+open("held", "w").close()
+while True:
+    signal.pause()
+"""
+
 
 @pytest.fixture(scope="module")
 def pod(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
-    with sandbox(tmp_path_factory.mktemp("pod"), launcher=LIKE_A_POD) as server:
-        server.wait_for(exec_pb2.RuntimeInfo.STATE_WARM)
-        server.claim()
+    with claimed_pod(tmp_path_factory.mktemp("pod"), signal.SIGTERM) as server:
         yield server
-        above = server.process.pid
-        children = Path(f"/proc/{above}/task/{above}/children").read_text().split()
-        # From outside its namespace, as the kubelet's.
-        os.kill(int(children[0]), signal.SIGTERM)
-        assert server.process.wait(timeout=20) == 0
 
 
 @pytest.fixture
@@ -164,6 +163,20 @@ def test_a_link_in_place_of_the_outputs_makes_nothing_read_only(pod: Sandbox, to
         assert not wrote.is_error, wrote.content[0].text
     finally:
         tools.bash(f"rm {kept}; mv {kept}-moved {kept}")
+
+
+def test_nobody_waits_for_a_tool_that_holds_a_lease(pod: Sandbox, tools: Tools) -> None:
+    (pod.workspace / "leased").write_text("text")
+    tools.call("write", file_path="lease.py", content=HOLDS_A_LEASE)
+    tools.bash("mkfifo held; python3 lease.py >/dev/null 2>&1 & read < held; :")
+    try:
+        read = tools.call("read", context_id="other", file_path="leased")
+        write = tools.call("write", context_id="other", file_path="leased", content="x")
+        for tool, result in (("read", read), ("write", write)):
+            assert result.content[0].text == f"{tool}: leased: resource temporarily unavailable"
+    finally:
+        tools.bash("kill %1; rm -f leased held")
+    assert pod.process.poll() is None
 
 
 def test_long_searches_hold_up_no_shell(pod: Sandbox, tools: Tools) -> None:

@@ -11,6 +11,7 @@ from cloister_api.exec.v1 import exec_pb2, exec_pb2_grpc
 
 from ..config import Config
 from ..errors import InvalidField, WrongState
+from ..guard import STOP
 from ..jobs import Job, Scope
 from ..programs import Order, Program, Programs
 from ..state import ServerState
@@ -92,6 +93,8 @@ class ProcessesService(exec_pb2_grpc.ProcessesServicer):
         job = self._programs.jobs.get(request.process_id)
         if not 1 <= request.signal <= 64:
             raise InvalidField("signal", "must be a signal's number, 1 to 64")
+        if request.signal == STOP:
+            raise InvalidField("signal", f"{STOP} ends the pod, and no tool may be sent it")
         if request.scope not in _SCOPES:
             raise InvalidField("scope", "is unknown")
         kill_after = seconds("kill_after", request.kill_after)

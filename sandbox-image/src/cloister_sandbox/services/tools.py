@@ -7,6 +7,7 @@ from google.protobuf import struct_pb2
 
 from cloister_api.exec.v1 import exec_pb2, exec_pb2_grpc
 
+from ..answers import LARGE, Answers
 from ..calls import Calls
 from ..contexts import TOOLS, Context, Contexts
 from ..errors import InvalidField
@@ -31,6 +32,7 @@ class ToolsService(exec_pb2_grpc.ToolsServicer):
         self._contexts = contexts
         self._calls = calls
         self._activity = activity
+        self._answers = Answers()
 
     @streaming
     async def Call(self, request: exec_pb2.CallRequest, context: Any) -> AsyncIterator[Any]:  # noqa: ARG002, N802
@@ -54,7 +56,11 @@ class ToolsService(exec_pb2_grpc.ToolsServicer):
         call, replayed = self._calls.start(request.request_id, payload, work)
         while (result := await call.ended(PROGRESS_SECONDS)) is None:
             yield exec_pb2.CallEvent(progress=exec_pb2.Progress(output_bytes=_printed(target)))
-        yield exec_pb2.CallEvent(result=_result(result, replayed))
+        if result.size < LARGE:
+            yield exec_pb2.CallEvent(result=_result(result, replayed))
+            return
+        async with self._answers.room():
+            yield exec_pb2.CallEvent(result=_result(result, replayed))
 
     @unary
     async def Cancel(self, request: exec_pb2.CancelRequest, context: Any) -> Any:  # noqa: ARG002, N802

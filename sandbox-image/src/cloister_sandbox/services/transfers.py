@@ -4,8 +4,8 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import AsyncIterator, Iterator
-from typing import Any
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from typing import Any, TypeVar
 
 from cloister_api.exec.v1 import exec_pb2, exec_pb2_grpc
 
@@ -19,6 +19,7 @@ from ..state import Activity, ServerState
 from ..unpacking import check, unpack
 from .common import MAX_ID, require_claimed, streaming, unary
 
+T = TypeVar("T")
 _BATCH = 8
 """Pieces of a download that are read at once."""
 _GATHERED = 1024 * 1024
@@ -70,6 +71,7 @@ class Transfers(exec_pb2_grpc.FilesServicer):
                 async with contextlib.aclosing(self._lanes.bulk.batches(pieces, _BATCH)) as batches:
                     async for batch in batches:
                         for offset, data, crc in batch:
+                            await self._state.pace.turn()
                             if begun:
                                 held.ClearField("crc32")
                                 yield held
@@ -161,12 +163,10 @@ class Transfers(exec_pb2_grpc.FilesServicer):
             end = await self._write(upload, stream, frames)
         except BaseException as error:
             keep = keep and not isinstance(error, InvalidField)
-            await asyncio.shield(self._let_go(upload, stream, keep=keep))
+            await _to_its_end(self._let_go(upload, stream, keep=keep))
             raise
         # What has arrived whole is carried through also when the caller goes away now.
-        finish = asyncio.ensure_future(self._finish(upload, stream, end))
-        finish.add_done_callback(lambda task: task.cancelled() or task.exception())
-        return await asyncio.shield(finish)
+        return await _to_its_end(self._finish(upload, stream, end))
 
     async def _write(
         self, upload: uploads.Upload, stream: object, frames: AsyncIterator[exec_pb2.UploadFrame]
@@ -176,6 +176,7 @@ class Transfers(exec_pb2_grpc.FilesServicer):
         size = 0
         try:
             async for frame in frames:
+                await self._state.pace.turn()
                 if frame.HasField("data"):
                     gathered.append(frame.data)
                     size += len(frame.data)
@@ -189,7 +190,7 @@ class Transfers(exec_pb2_grpc.FilesServicer):
             raise Corrupt("NO_END", "the upload ended before its end frame")
         finally:
             # Also what arrived before a stream was cut is kept: the next one goes on behind it.
-            await asyncio.shield(self._append(upload, stream, gathered))
+            await _to_its_end(self._append(upload, stream, gathered))
             await _settled(upload)
 
     async def _append(self, upload: uploads.Upload, stream: object, pieces: list[bytes]) -> None:
@@ -276,6 +277,13 @@ def _wrong_offset(offset: int) -> CallError:
     return WrongState(
         "OFFSET_MISMATCH", f"{offset} bytes of this upload have arrived", offset=str(offset)
     )
+
+
+async def _to_its_end(work: Coroutine[Any, Any, T]) -> T:
+    """What the work returns; it goes on, and fails unheard, when the caller goes away."""
+    task = asyncio.ensure_future(work)
+    task.add_done_callback(lambda done: done.cancelled() or done.exception())
+    return await asyncio.shield(task)
 
 
 async def _settled(upload: uploads.Upload) -> None:

@@ -80,8 +80,10 @@ def read_at_once(roots: Roots, given: Mapping[str, Any]) -> ToolResult | None:
         info = os.fstat(found)
         if not stat.S_ISREG(info.st_mode) or info.st_size > _AT_ONCE:
             return None
-        # Only now that it is known to be no FIFO or device is it opened.
-        fd = os.open(f"/proc/self/fd/{found}", os.O_RDONLY | os.O_CLOEXEC)
+        # Only now that it is known to be no FIFO or device is it opened; a tool's lease on it would
+        # make the server wait for 45 s.
+        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+        fd = os.open(f"/proc/self/fd/{found}", flags)
         try:
             buffer = bytearray(info.st_size + 1)
             if os.preadv(fd, [buffer], 0, os.RWF_NOWAIT) != info.st_size:

@@ -6,10 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
-from anthropic.lib.tools import agent_toolset
 
 from cloister_api.exec.v1 import exec_pb2
-from support.reference_toolset import Answer, Both
+from support.reference_toolset import Answer, Both, part
 from support.sandbox_server import refused
 
 REOPENED = (
@@ -66,8 +65,9 @@ def test_row_51_the_environment_is_given_and_nothing_else(both: Both) -> None:
     ours = set(both.ours("bash", command=command).text.split())
     # Theirs was given three variables; ours has a few more of its own, and none of the server's.
     assert theirs == {"HOME", "LANG", "PATH", "PWD", "SHLVL", "TERM"}
-    assert ours - theirs == {"CLOISTER_CONTEXT", "LOGNAME", "TMPDIR", "USER"}
-    assert theirs - ours == set()
+    added = {"CLOISTER_CONTEXT", "LC_CTYPE", "LOGNAME", "SHELL", "TMPDIR", "USER"}
+    assert ours - theirs == added
+    assert theirs - ours == {"LANG"}  # LC_CTYPE says as much
     both.says("[] [] dumb", "bash", command='echo "[$PS1] [$PS2] $TERM"')
 
 
@@ -269,7 +269,7 @@ def test_row_63_the_end_of_long_output_is_kept(both: Both) -> None:
     assert text.removeprefix("[output truncated]\n").endswith(theirs.text.split("\n", 2)[2])
     total = sum(len(f"line {number}\n") for number in range(1, 60_001))
     assert result.truncation.total_bytes == total
-    assert result.truncation.omitted_bytes == total - agent_toolset.BASH_OUTPUT_LIMIT
+    assert result.truncation.omitted_bytes == total - part("agent_toolset").BASH_OUTPUT_LIMIT
     path = result.truncation.spool_path
     assert left_out == (
         f"[the output has {total} bytes; shown are the last 102400; all of it is in {path}]"

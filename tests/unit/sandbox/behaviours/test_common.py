@@ -8,8 +8,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from anthropic.lib.tools import _beta_session_runner as runner
-from anthropic.lib.tools._beta_functions import ToolError, beta_async_tool
 
 from cloister_api.exec.v1 import exec_pb2
 from cloister_sandbox import contexts
@@ -17,6 +15,7 @@ from cloister_sandbox.config import Config
 from cloister_sandbox.contexts import Contexts
 from cloister_sandbox.processes import Reaper
 from cloister_sandbox.state import ServerState
+from support import reference_toolset as reference
 from support.reference_toolset import Answer, Both
 
 
@@ -39,7 +38,7 @@ def failing(error: Exception) -> Any:
         """Fail."""
         raise error
 
-    return beta_async_tool(dance)
+    return reference.part("_beta_functions").beta_async_tool(dance)
 
 
 def test_row_03_what_nobody_foresaw_is_a_sentence(
@@ -47,7 +46,9 @@ def test_row_03_what_nobody_foresaw_is_a_sentence(
 ) -> None:
     secret = RuntimeError("a secret of the server")
     assert "RuntimeError" in both.reference.run(failing(secret), {}).text
-    assert both.reference.run(failing(ToolError("words")), {}) == Answer("words", True)
+    assert both.reference.run(
+        failing(reference.part("_beta_functions").ToolError("words")), {}
+    ) == Answer("words", True)
 
     def broken(*_: object) -> None:
         raise secret
@@ -113,7 +114,7 @@ def test_row_06_what_is_no_character_is_replaced(both: Both) -> None:
 
 def test_row_07_a_call_has_a_budget_of_its_own(both: Both, monkeypatch: pytest.MonkeyPatch) -> None:
     # Theirs is a constant, and what was printed and the shell are lost; ours is in the request.
-    monkeypatch.setattr(runner, "TOOL_TIMEOUT", 0.5)
+    monkeypatch.setattr(reference.part("_beta_session_runner"), "TOOL_TIMEOUT", 0.5)
     command = "echo begun; sleep 60"
     theirs = both.theirs("bash", command=command)
     assert theirs == Answer("tool 'bash' timed out", True)

@@ -1,0 +1,183 @@
+"""What tools may not do to the server although they share its user: a seccomp filter they inherit.
+
+Two things, which the kernel would let them do to any process of their user:
+
+- Send STOP, the signal by which the kubelet ends the pod. So nothing of a tool's can wait in its
+  place, and whoever receives it knows that it came from outside the pod.
+- Set a limit of another process: a server that may open no file, or take no memory, has ended.
+
+The filter looks at nothing but numbers in registers, which no other thread can change meanwhile,
+and names no process: it cannot know which thread ids the server's threads will have. So tools
+cannot do either to each other's processes. The server, which has the filter too, sets limits with a
+word in a register that the call does not use. Tools cannot learn it: the kernel shows filters,
+registers and memory of a process only to who may trace it, and nobody may trace the server.
+
+Calls that are not named here cost next to nothing: the kernel remembers, per number, that they are
+allowed.
+"""
+
+import ctypes
+import errno
+import itertools
+import logging
+import os
+import resource
+import secrets
+import struct
+from dataclasses import dataclass
+
+STOP = 37
+"""SIGRTMIN+3 where glibc and musl count alike, which is what other init programs end at."""
+_SET_NO_NEW_PRIVILEGES = 38
+_SET_MODE_FILTER = 1
+_EVERY_THREAD, _ALLOW_SPECULATION = 1, 4
+_SET_SIGNAL = 10
+"""fcntl's F_SETSIG: the kernel sends the signal then, to whom the descriptor's owner names."""
+_SECRET = secrets.randbits(64) | 1 << 63
+"""Its upper half is not 0, so that no register of 32 bits holds it."""
+_X32 = 0x4000_0000
+"""The first number of the third way of calls that x86-64 kernels may have."""
+_NUMBER, _ARCHITECTURE = 0, 4
+"""Where a filter finds them (linux/seccomp.h)."""
+_LOAD, _EQUAL, _AT_LEAST, _RETURN = 0x20, 0x15, 0x35, 0x06
+_ALLOW, _REFUSE = 0x7FFF_0000, 0x0005_0000
+_libc = ctypes.CDLL(None, use_errno=True)
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Calls:
+    """The numbers of one architecture's calls."""
+
+    architecture: int
+    set_limit: int
+    set_signal: tuple[int, ...]
+    signal_second: tuple[int, ...]
+    """Calls whose second argument is the signal to send."""
+    signal_third: tuple[int, ...]
+
+
+_X86_64 = _Calls(0xC000_003E, 302, (72,), (62, 200, 129, 424), (234, 297))
+_I386 = _Calls(0x4000_0003, 340, (55, 221), (37, 238, 178, 424), (270, 335))
+_AARCH64 = _Calls(0xC000_00B7, 261, (25,), (129, 130, 138, 424), (131, 240))
+_ARM = _Calls(0x4000_0028, 369, (55, 221), (37, 238, 178, 424), (268, 363))
+_MACHINES = {"x86_64": (317, (_X86_64, _I386)), "aarch64": (277, (_AARCH64, _ARM))}
+"""The number of seccomp(2), and the ways in which programs of the machine may call."""
+_MACHINE = _MACHINES.get(os.uname().machine)
+
+
+class _Program:
+    """Instructions of a filter, with jumps to names."""
+
+    def __init__(self) -> None:
+        self._steps: list[tuple[int, int, str, str]] = []
+        self._places: dict[str, int] = {}
+
+    def place(self, name: str) -> None:
+        """What follows can be jumped to."""
+        self._places[name] = len(self._steps)
+
+    def add(self, code: int, value: int, yes: str = "", no: str = "") -> None:
+        """One instruction; without a name it goes on with the next."""
+        self._steps.append((code, value, yes, no))
+
+    def argument(self, number: int, half: int = 0) -> None:
+        """Load half an argument; every architecture here has the lower half first."""
+        self.add(_LOAD, 16 + 8 * number + 4 * half)
+
+    def assembled(self) -> bytes:
+        """As the kernel takes it."""
+        return b"".join(
+            struct.pack(
+                "<HBBI",
+                code,
+                *(self._places[name] - at - 1 if name else 0 for name in (yes, no)),
+                value,
+            )
+            for at, (code, value, yes, no) in enumerate(self._steps)
+        )
+
+
+def program(kinds: tuple[_Calls, ...]) -> bytes:
+    """The filter for a machine whose programs may call in these ways."""
+    built = _Program()
+    built.add(_LOAD, _ARCHITECTURE)
+    for number, kind in enumerate(kinds):
+        built.add(_EQUAL, kind.architecture, f"calls{number}")
+    built.add(_RETURN, _REFUSE | errno.ENOSYS)
+    for number, kind in enumerate(kinds):
+        built.place(f"calls{number}")
+        built.add(_LOAD, _NUMBER)
+        if kind is _X86_64:
+            built.add(_AT_LEAST, _X32, "unknown")
+        rules = (
+            ("fcntl", kind.set_signal),
+            ("second", kind.signal_second),
+            ("third", kind.signal_third),
+            ("limit", (kind.set_limit,)),
+        )
+        for rule, call in itertools.chain.from_iterable(
+            ((rule, call) for call in calls) for rule, calls in rules
+        ):
+            built.add(_EQUAL, call, rule)
+        built.add(_RETURN, _ALLOW)
+    built.place("unknown")
+    built.add(_RETURN, _REFUSE | errno.ENOSYS)
+    built.place("fcntl")
+    built.argument(1)
+    built.add(_EQUAL, _SET_SIGNAL, "third", "allow")
+    built.place("second")
+    built.argument(1)
+    built.add(_EQUAL, STOP, "refuse", "allow")
+    built.place("third")
+    built.argument(2)
+    built.add(_EQUAL, STOP, "refuse", "allow")
+    built.place("limit")
+    built.argument(0)  # 0 is the caller itself
+    built.add(_EQUAL, 0, "allow")
+    built.argument(2)  # no new limits: it only looks
+    built.add(_EQUAL, 0, "", "sets")
+    built.argument(2, 1)
+    built.add(_EQUAL, 0, "allow")
+    built.place("sets")
+    built.argument(5)
+    built.add(_EQUAL, _SECRET & 0xFFFF_FFFF, "", "refuse")
+    built.argument(5, 1)
+    built.add(_EQUAL, _SECRET >> 32, "allow", "refuse")
+    built.place("allow")
+    built.add(_RETURN, _ALLOW)
+    built.place("refuse")
+    built.add(_RETURN, _REFUSE | errno.EPERM)
+    return built.assembled()
+
+
+def install() -> bool:
+    """Put this process, and all that it starts, behind the filter; says whether that succeeded.
+
+    Without it the server serves all the same: what tools can do then harms their own pod alone.
+    """
+    if _MACHINE is not None:
+        call, kinds = _MACHINE
+        instructions = program(kinds)
+        kept = ctypes.create_string_buffer(instructions, len(instructions))
+        whole = struct.pack("@HP", len(instructions) // 8, ctypes.addressof(kept))
+        # Only who cannot gain privileges any more may install a filter.
+        _libc.prctl(_SET_NO_NEW_PRIVILEGES, 1, 0, 0, 0)
+        # gVisor does not know the second flag.
+        for flags in (_EVERY_THREAD | _ALLOW_SPECULATION, _EVERY_THREAD):
+            if _libc.syscall(call, _SET_MODE_FILTER, flags, whole) == 0:
+                return True
+    log.warning("the kernel takes no filter of calls: tools can end this server by limits")
+    return False
+
+
+def set_limit(pid: int, which: int, value: int) -> None:
+    """Set both limits of a process; raises OSError."""
+    if _MACHINE is None:
+        resource.prlimit(pid, which, (value, value))
+        return
+    # Every argument fills a register: of the last one every bit counts.
+    call, at, kind, secret = map(ctypes.c_ulong, (_MACHINE[1][0].set_limit, pid, which, _SECRET))
+    if _libc.syscall(call, at, kind, struct.pack("@QQ", value, value), None, None, secret):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))

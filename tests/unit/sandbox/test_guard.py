@@ -1,0 +1,139 @@
+"""What tools try against a server of their own user: its limits, and the kubelet's signal.
+
+The server is PID 1 of a PID namespace, as in a pod, and without any privilege.
+"""
+
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+
+from cloister_sandbox.guard import STOP
+from support.jobs import Jobs
+from support.pods import claimed_pod
+from support.sandbox_server import Sandbox, Tools, refused
+
+TAKES_LIMITS = """
+import os, resource
+tasks = [int(each) for each in os.listdir("/proc/1/task")]
+assert len(tasks) > 2
+for task in tasks:
+    for which in range(16):
+        try:
+            resource.prlimit(task, which, (0, 0))
+            print(task, which)
+        except PermissionError:
+            resource.prlimit(task, which)
+resource.prlimit(0, resource.RLIMIT_NOFILE, (64, 64))
+print(resource.prlimit(0, resource.RLIMIT_NOFILE))
+"""
+SENDS_STOP = """
+import ctypes, fcntl, os, signal, struct, sys
+STOP = 37
+libc = ctypes.CDLL(None, use_errno=True)
+call = libc.syscall
+info = struct.pack("@iii", STOP, 0, -1).ljust(128, b"\\0")
+tasks = [int(each) for each in os.listdir("/proc/1/task")]
+handle, directory = os.pidfd_open(1), os.open("/proc/1", os.O_RDONLY)
+for task in tasks:
+    tries = {
+        "kill": lambda: libc.kill(task, STOP),
+        "tkill": lambda: call(200, task, STOP),
+        "tgkill": lambda: call(234, 1, task, STOP),
+        "queue": lambda: call(129, task, STOP, info),
+        "tgqueue": lambda: call(297, 1, task, STOP, info),
+        "handle": lambda: call(424, handle, STOP, None, 0),
+        "directory": lambda: call(424, directory, STOP, None, 0),
+        "owner": lambda: libc.fcntl(handle, 10, STOP),
+    }
+    for name, attempt in tries.items():
+        if attempt() != -1 or ctypes.get_errno() != 1:
+            print(name, task)
+print(libc.kill(os.getpid(), 0))
+"""
+FLOODS = """
+import os, signal
+signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 65))
+while True:
+    os.kill(1, signal.SIGTERM)
+    os.kill(1, signal.SIGINT)
+"""
+FILLS_THE_QUEUE = """
+import os, resource, signal, time
+signal.pthread_sigmask(signal.SIG_BLOCK, [50])
+for _ in range(resource.getrlimit(resource.RLIMIT_SIGPENDING)[0] + 10):
+    try:
+        os.kill(os.getpid(), 50)
+    except BlockingIOError:
+        break
+print("full", flush=True)
+time.sleep(600)
+"""
+CALLS_AS_X32 = """
+import ctypes, os
+libc = ctypes.CDLL(None, use_errno=True)
+print(libc.syscall(0x40000000 + 62, 1, 37), ctypes.get_errno())
+"""
+
+
+@pytest.fixture(scope="module")
+def pod(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
+    with claimed_pod(tmp_path_factory.mktemp("pod"), STOP) as server:
+        yield server
+
+
+@pytest.fixture
+def tools(pod: Sandbox) -> Iterator[Tools]:
+    with pod.worker() as channel:
+        yield Tools(channel)
+
+
+def run(tools: Tools, content: str) -> str:
+    """What a Python script says as a tool."""
+    tools.call("write", file_path="script.py", content=content)
+    return tools.bash(f"{sys.executable} script.py")
+
+
+def test_no_tool_sets_a_limit_of_the_server(tools: Tools) -> None:
+    assert run(tools, TAKES_LIMITS) == "(64, 64)"
+    assert tools.bash("(ulimit -n 32; ulimit -n)") == "32"
+
+
+def test_no_tool_sends_what_ends_the_pod(tools: Tools) -> None:
+    assert run(tools, SENDS_STOP) == "0"
+
+
+def test_there_is_no_other_way_to_call(tools: Tools) -> None:
+    assert run(tools, CALLS_AS_X32) == "-1 38"
+
+
+def test_a_client_is_told_that_nobody_is_sent_that_signal(pod: Sandbox) -> None:
+    with pod.worker() as channel:
+        jobs = Jobs(channel)
+        jobs.start("/bin/sleep", "600", process_id="sleeps")
+        with refused(grpc.StatusCode.INVALID_ARGUMENT, "signal", "INVALID_FIELD"):
+            jobs.signal("sleeps", STOP)
+        jobs.signal("sleeps", signal.SIGKILL)
+
+
+def test_the_kubelet_is_heard_through_a_flood(tmp_path: Path) -> None:
+    few = ("prlimit", "--sigpending=200")
+    with claimed_pod(tmp_path, STOP, before=few) as server, server.worker() as channel:
+        tools = Tools(channel)
+        for name, content in (("fills.py", FILLS_THE_QUEUE), ("floods.py", FLOODS)):
+            tools.call("write", file_path=name, content=content)
+            tools.bash(
+                f"mkfifo {name}-on; {sys.executable} {name} >{name}-on 2>&1 & read < {name}-on"
+            )
+        # The kernel has no room left to say who sends a signal.
+        waiting, bound = tools.bash("grep SigQ /proc/1/status").split()[1].split("/")
+        assert int(waiting) >= int(bound) == 200
+
+
+def test_the_image_asks_for_the_signal_that_is_guarded() -> None:
+    recipe = Path(__file__).parents[3] / "sandbox-image" / "Dockerfile"
+    assert f"\nSTOPSIGNAL {STOP}\n" in recipe.read_text()
+    assert STOP == signal.SIGRTMIN + 3

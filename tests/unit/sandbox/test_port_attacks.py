@@ -1,0 +1,98 @@
+"""What who reaches the server's port sends that no client would: bounded, and others are served."""
+
+import contextlib
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cloister_api.exec.v1 import exec_pb2
+from cloister_sandbox.answers import Answers
+from cloister_sandbox.errors import Busy
+from cloister_sandbox.server import MAX_CONNECTIONS, MAX_STREAMS
+from support import raw_http2
+from support.raw_http2 import CANCEL, END_HEADERS, RawConnection, frame, headers
+from support.sandbox_server import Sandbox, Tools, sandbox
+
+MIB = 1024 * 1024
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
+    with sandbox(tmp_path_factory.mktemp("port"), open_files=4096) as started:
+        started.wait_for(exec_pb2.RuntimeInfo.STATE_WARM)
+        started.claim()
+        yield started
+
+
+@pytest.fixture
+def tools(server: Sandbox) -> Iterator[Tools]:
+    with server.worker() as channel:
+        yield Tools(channel)
+
+
+@pytest.fixture
+def raw(server: Sandbox, tmp_path: Path) -> Iterator[RawConnection]:
+    with contextlib.closing(RawConnection(server, tmp_path)) as connection:
+        yield connection
+
+
+@contextlib.contextmanager
+def bounded(server: Sandbox, tools: Tools, growth: int) -> Iterator[None]:
+    """A block in which the server's memory grows by at most so many bytes, and goes on serving."""
+    process = Path(f"/proc/{server.process.pid}")
+    tools.bash("echo warm")
+    (process / "clear_refs").write_text("5")  # the peak is what it has now
+    before = peak(process)
+    yield
+    assert tools.bash("echo on") == "on"
+    assert peak(process) - before < growth
+
+
+def peak(process: Path) -> int:
+    """The most memory a process had, in bytes."""
+    lines = (process / "status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+
+
+def test_calls_that_are_opened_without_end(
+    server: Sandbox, tools: Tools, raw: RawConnection
+) -> None:
+    count = 20_000
+    with bounded(server, tools, 96 * MIB):
+        for number in range(count):
+            opened = frame(raw_http2.HEADERS, END_HEADERS, 1 + 2 * number, headers("Tools/Call"))
+            raw.send(opened)
+        # Some that were let in may have ended meanwhile, and made room.
+        assert raw.answers()[raw_http2.RESET] > count - 2 * MAX_STREAMS
+
+
+def test_calls_that_are_reset_at_once(server: Sandbox, tools: Tools, raw: RawConnection) -> None:
+    with bounded(server, tools, 96 * MIB):
+        for number in range(20_000):
+            stream = 1 + 2 * number
+            opened = frame(raw_http2.HEADERS, END_HEADERS, stream, headers("Tools/Call"))
+            raw.send(opened + frame(raw_http2.RESET, 0, stream, CANCEL))
+        raw.answers()
+
+
+def test_connections_without_end(server: Sandbox, tools: Tools) -> None:
+    with contextlib.ExitStack() as opened, bounded(server, tools, 96 * MIB):
+        for _ in range(MAX_CONNECTIONS + 100):
+            opened.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=30))
+        # Who is connected goes on being served.
+        assert tools.bash("echo on") == "on"
+        files = len(list(Path(f"/proc/{server.process.pid}/fd").iterdir()))
+        assert files < MAX_CONNECTIONS + 100
+
+
+async def test_large_answers_wait_for_each_other() -> None:
+    answers = Answers(at_once=2, seconds=0.01)
+    async with answers.room():
+        async with answers.room():
+            with pytest.raises(Busy):
+                async with answers.room():
+                    raise AssertionError("a third had room")
+        async with answers.room():
+            pass

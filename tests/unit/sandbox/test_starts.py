@@ -1,0 +1,136 @@
+"""Starting programs: where they are found, what they inherit, and that one never delays others."""
+
+import asyncio
+import fcntl
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cloister_sandbox.spawn import nothing, spawn
+from cloister_sandbox.starts import THREADS, Starts
+
+PATH = "/usr/bin:/bin"
+
+
+def output(argv: list[str], cwd: Path, env: dict[str, str]) -> str:
+    """What a program prints."""
+    read, write = os.pipe()
+    try:
+        pid = spawn(argv, str(cwd), env, (nothing(), write, write))
+    finally:
+        os.close(write)
+    with os.fdopen(read) as file:
+        text = file.read()
+    assert os.waitpid(pid, 0)[1] == 0
+    return text
+
+
+def script(path: Path, words: str) -> Path:
+    """A program of one line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{words}\n")
+    path.chmod(0o755)
+    return path
+
+
+def test_a_program_is_looked_for_in_its_own_path(tmp_path: Path) -> None:
+    script(tmp_path / "first" / "tool", "echo first").chmod(0o644)
+    script(tmp_path / "second" / "tool", "echo second")
+    script(tmp_path / "cwd" / "bin" / "tool", "echo third")
+    places = f"{tmp_path}/none:{tmp_path}/first:{tmp_path}/second"
+    assert output(["tool"], tmp_path, {"PATH": places}) == "second\n"
+    assert output(["tool"], tmp_path / "cwd", {"PATH": "bin"}) == "third\n"
+    assert output(["bin/tool"], tmp_path / "cwd", {}) == "third\n"
+    with pytest.raises(PermissionError):
+        spawn(["tool"], str(tmp_path), {"PATH": f"{tmp_path}/first"}, (0, 1, 2))
+    with pytest.raises(FileNotFoundError) as missing:
+        spawn(["tool"], str(tmp_path), {"PATH": PATH}, (0, 1, 2))
+    assert missing.value.filename == "tool"
+    with pytest.raises(FileNotFoundError) as astray:
+        spawn(["true"], str(tmp_path / "none"), {"PATH": PATH}, (0, 1, 2))
+    assert astray.value.filename == str(tmp_path / "none")
+
+
+@pytest.mark.parametrize("field", ["argument", "variable", "directory"])
+def test_no_word_is_cut_at_a_nul_character(field: str, tmp_path: Path) -> None:
+    argv = ["echo", "a\0b" if field == "argument" else "a"]
+    env = {"PATH": PATH, "A": "a\0b" if field == "variable" else "a"}
+    cwd = f"{tmp_path}\0x" if field == "directory" else str(tmp_path)
+    with pytest.raises(ValueError, match="NUL"):
+        spawn(argv, cwd, env, (0, 1, 2))
+
+
+def test_nothing_is_inherited_but_what_is_given(tmp_path: Path) -> None:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGUSR1])
+    try:
+        status = output(["cat", "/proc/self/status"], tmp_path, {"PATH": PATH})
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    masks = {
+        name: int(value, 16)
+        for name, _, value in (line.partition(":\t") for line in status.splitlines())
+        if name in ("SigBlk", "SigIgn")
+    }
+    # The C library keeps two signals above the ordinary ones to itself.
+    assert {name: mask & ((1 << 31) - 1) for name, mask in masks.items()} == {
+        "SigBlk": 0,
+        "SigIgn": 0,
+    }
+    with open(os.devnull) as ours:  # noqa: PTH123
+        os.set_inheritable(ours.fileno(), True)
+        assert output(["ls", "/proc/self/fd"], tmp_path, {"PATH": PATH}).split() == list("0123")
+    assert output(["env"], tmp_path, {"PATH": PATH}) == f"PATH={PATH}\n"
+
+
+async def test_a_program_that_the_kernel_holds_back_delays_no_other(tmp_path: Path) -> None:
+    leased = tmp_path / "leased"
+    shutil.copy("/bin/true", leased)
+
+    def starting(program: str) -> Callable[[], int]:
+        return lambda: spawn([program], str(tmp_path), {"PATH": PATH}, (nothing(),) * 3)
+
+    starts = Starts()
+    async with asyncio.timeout(30):
+        with open(leased, "r+b") as holder:  # noqa: PTH123, ASYNC230 - a descriptor to lease
+            told = threading.Event()
+            before = signal.signal(signal.SIGIO, lambda *_: told.set())
+            fcntl.fcntl(holder, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+            try:
+                held = asyncio.create_task(starts.run(starting(str(leased))))
+                assert await asyncio.to_thread(told.wait, 10)
+                pids = await asyncio.gather(*(starts.run(starting("true")) for _ in range(20)))
+                assert not held.done()
+            finally:
+                fcntl.fcntl(holder, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+                signal.signal(signal.SIGIO, before)
+            # The file is still open for writing, and so cannot run.
+            with pytest.raises(OSError, match="busy"):
+                await held
+    for pid in pids:
+        assert (await asyncio.to_thread(os.waitpid, pid, 0))[1] == 0
+
+
+async def test_every_start_is_answered_however_many_there_are() -> None:
+    starts = Starts()
+
+    def number(which: int) -> Callable[[], int]:
+        return lambda: which
+
+    def fail() -> int:
+        raise FileNotFoundError
+
+    async with asyncio.timeout(30):
+        found = await asyncio.gather(*(starts.run(number(n)) for n in range(2000)))
+        assert found == list(range(2000))
+        with pytest.raises(FileNotFoundError):
+            await starts.run(fail)
+        waiting = asyncio.create_task(starts.run(number(1)))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        assert await starts.run(number(2)) == 2
+    assert sum(each.name == "starts" for each in threading.enumerate()) <= 3 * THREADS

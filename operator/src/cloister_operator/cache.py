@@ -2,7 +2,8 @@
 
 An answer to one of our own writes goes in at once, so that no decision rests on a state older
 than what this process did. A resourceVersion tells which of two states is newer; a deleted
-object's UID is remembered, so that a late event does not bring it back.
+object's UID is remembered, so that a late event does not bring it back; nor does an answer that
+comes after a list in which the object was missing.
 """
 
 import logging
@@ -41,6 +42,8 @@ class Store(Generic[V]):
         self._entries: dict[Key, _Entry[V]] = {}
         self._groups: defaultdict[Hashable, dict[Key, V]] = defaultdict(dict)
         self._gone: OrderedDict[str, None] = OrderedDict()
+        self._listed: dict[str, int] = {}
+        """By namespace (empty: all), the version of the newest list."""
         self._listeners: list[Callable[[V | None, V | None], None]] = []
 
     def listen(self, listener: Callable[[V | None, V | None], None]) -> None:
@@ -72,6 +75,10 @@ class Store(Generic[V]):
         old = self._entries.get(key)
         if uid in self._gone or (old and old.version >= version):
             return
+        listed = max(self._listed.get(each, 0) for each in ("", key[0]))
+        if version <= listed and (old is None or old.uid != uid):
+            # A newer list did not have it: the object is gone, and no watch will tell of that.
+            return
         entry = _Entry(version, uid, self._parse(obj))
         if old and old.uid != uid:
             self._bury(old.uid)
@@ -101,6 +108,7 @@ class Store(Generic[V]):
             mine = not namespace or key[0] == namespace
             if mine and entry.uid not in listed and entry.version <= version:
                 self._drop(key, entry.uid)
+        self._listed[namespace] = max(version, self._listed.get(namespace, 0))
 
     def _bury(self, uid: str) -> None:
         self._gone[uid] = None

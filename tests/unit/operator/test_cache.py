@@ -127,6 +127,28 @@ def test_a_list_replaces_what_it_is_newer_than(spy: Spy) -> None:
     assert list(spy.store) == []
 
 
+def test_an_answer_on_its_way_does_not_bring_back_what_a_list_did_not_have(spy: Spy) -> None:
+    """Made and deleted between two lists: no watch ever tells of it, only the answer of who made
+    it, which came later than the second list.
+    """
+    spy.store.replace([obj("a", 3)], version=3, namespace="ns")
+    spy.store.replace([obj("a", 3)], version=9, namespace="ns")
+    spy.store.put(obj("b", 5))
+    spy.store.put(obj("a", 6, uid="another"))
+    assert spy.store.get("ns", "b") is None
+    assert spy.store.get("ns", "a") == "a@3"
+
+
+def test_a_list_says_nothing_of_what_is_newer_or_elsewhere(spy: Spy) -> None:
+    spy.store.replace([], version=9, namespace="ns")
+    spy.store.put(obj("a", 10))
+    spy.store.put(obj("b", 5, namespace="other"))
+    assert set(spy.store) == {("ns", "a"), ("other", "b")}
+    spy.store.replace([obj("a", 10)], version=12)
+    spy.store.put(obj("c", 11, namespace="third"))
+    assert set(spy.store) == {("ns", "a")}
+
+
 def test_an_unreadable_object_hides_no_other(spy: Spy, caplog: pytest.LogCaptureFixture) -> None:
     spy.store.put(obj("a", 1))
     with caplog.at_level(logging.ERROR):

@@ -18,6 +18,7 @@ log = logging.getLogger(__name__)
 K = TypeVar("K", bound=Hashable)
 FIRST_BACKOFF = 0.02
 LONGEST_BACKOFF = 30.0
+_FEW = 1000
 
 
 class WorkQueue(Generic[K]):
@@ -46,6 +47,8 @@ class WorkQueue(Generic[K]):
         self._failures: dict[K, int] = {}
         self._count = itertools.count()
         self._wake = asyncio.Event()
+        self.runs = False
+        """Whether keys are being handled: who does not lead only gathers them."""
         self.progress = 0
         """Grows with each key handled."""
 
@@ -74,6 +77,10 @@ class WorkQueue(Generic[K]):
             return
         self._due[key] = due
         heapq.heappush(self._later, (due, next(self._count), key))
+        if len(self._later) > _FEW + 2 * len(self._due):
+            # Of keys that were added before their time. What is due in months would stay as long.
+            self._later = [each for each in self._later if self._due.get(each[2]) == each[0]]
+            heapq.heapify(self._later)
         self._wake.set()
 
     async def finish(self, seconds: float) -> None:
@@ -85,6 +92,7 @@ class WorkQueue(Generic[K]):
     async def run(self) -> None:
         """Work until cancelled."""
         loop = asyncio.get_running_loop()
+        self.runs = True
         try:
             while True:
                 while self._later and self._later[0][0] <= loop.time():
@@ -105,6 +113,7 @@ class WorkQueue(Generic[K]):
                     async with asyncio.timeout(pause):
                         await self._wake.wait()
         finally:
+            self.runs = False
             tasks = list(self._running.values())
             for task in tasks:
                 task.cancel()

@@ -11,7 +11,7 @@ from cloister_operator import metrics
 from cloister_operator.api.conditions import timestamp
 from cloister_operator.api.session import Phase, SessionObject, SessionStatus
 from cloister_operator.controller import observe
-from cloister_operator.controller.observe import Gauges
+from cloister_operator.controller.observe import Gauges, Health
 from cloister_operator.controller.usage import Usage
 from cloister_operator.plan import meters
 from cloister_operator.plan.meters import Reading
@@ -65,6 +65,23 @@ async def test_pools_sessions_and_claims_are_told(make_world: Any) -> None:
     assert value("cloister_sessions", phase="Pending", **of("")) == 1
     assert value("cloister_sessions", phase="Pending", **of("never-made")) is None
     await world.close()
+
+
+async def test_only_a_queue_that_runs_can_be_stuck(make_world: Any) -> None:
+    """A process that does not lead gathers keys and handles none: it is well."""
+    world: World = make_world()
+    operator = world.start()
+    queue = operator.context.queue
+    await operator.until(lambda: queue.runs)
+    health = Health(operator.context)
+    assert health.live() is None
+    queue.add(("session", NAMESPACE, "s1"))
+    health._moved -= 2 * observe.STUCK_SECONDS
+    assert "none was handled" in (health.live() or "")
+    await world.close()
+    assert not queue.runs
+    queue.add(("session", NAMESPACE, "s2"))
+    assert health.live() is None
 
 
 async def test_the_series_of_an_environment_go_with_it(

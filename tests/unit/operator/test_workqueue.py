@@ -283,3 +283,19 @@ async def test_a_cancellation_that_comes_together_with_work_ends_the_queue(steps
     done, _ = await asyncio.wait({task}, timeout=10)
     assert done, "the queue goes on"
     assert task.cancelled()
+
+
+async def test_times_that_are_over_do_not_gather(make: Make) -> None:
+    """A key that is due in months and is handled each minute leaves one entry, not one a minute."""
+
+    async def handler(key: str) -> float | None:
+        return None
+
+    queue = WorkQueue(handler)
+    for _ in range(10_000):
+        queue.add_after("a", 1e7)
+        queue.add("a")
+    queue.add_after("b", 1e7)
+    assert len(queue._later) < 2_000
+    assert queue._due.keys() == {"b"}
+    assert [each[2] for each in queue._later].count("b") == 1

@@ -43,10 +43,10 @@ class Health:
         """What start-up still waits for."""
 
     def live(self) -> str | None:
-        """A sentence when keys wait and none is handled."""
+        """A sentence when keys wait and none is handled, though this process leads."""
         now = asyncio.get_running_loop().time()
         queue = self._context.queue
-        if queue.progress != self._progress or not len(queue):
+        if queue.progress != self._progress or not len(queue) or not queue.runs:
             self._progress, self._moved = queue.progress, now
         if now - self._moved > STUCK_SECONDS:
             return f"{len(queue)} keys wait, and none was handled for {STUCK_SECONDS:.0f} s"

@@ -76,6 +76,9 @@ async def _serve_on(api: HttpApi, settings: Settings) -> None:
             await _serve(api, settings)
         except* LeadLost:
             log.warning("the lead was lost; beginning anew")
+            # The mirror of before was frozen: it would never be collected, and stay beside the
+            # next one.
+            gc.unfreeze()
 
 
 async def _serve(api: HttpApi, settings: Settings) -> None:

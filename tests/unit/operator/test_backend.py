@@ -1,7 +1,7 @@
 """Sessions made for the Sessions API: which calls are the same call."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import replace
 from datetime import timedelta
 
@@ -121,6 +121,23 @@ async def test_without_its_environment_there_is_no_session(backend: Backend) -> 
     with pytest.raises(PermanentError) as refused:
         await backend.create_session(replace(CALL, environment="none"))
     assert (refused.value.reason, refused.value.field) == ("EnvironmentNotFound", "environment")
+
+
+async def test_a_watch_is_not_ended_by_what_it_does_not_watch(
+    world: World, backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cloister_operator.controller.backend._WATCH_BUFFER", 3)
+    changes = backend.watch_sessions(NAMESPACE, "mine")
+    assert isinstance(changes, AsyncGenerator)
+    assert (await anext(changes)).synced
+    for n in range(8):
+        await backend.create_session(replace(CALL, request_id=f"other-{n}"))
+    await backend.create_session(replace(CALL, name="mine"))
+    change = await anext(changes)
+    assert change.session
+    assert change.session.metadata.name == "mine"
+    await changes.aclose()
+    assert not backend._watchers
 
 
 # --- suspended sessions --------------------------------------------------------------------------

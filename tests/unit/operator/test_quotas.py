@@ -1,5 +1,6 @@
 """Quotas: what is refused says which one, and when to come again."""
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -91,3 +92,42 @@ async def test_the_platforms_own_limit(make_world: Callable[..., World]) -> None
     await backend.delete_session(*first.key)
     await operator.until(lambda: backend.get_session(*first.key) is None)
     assert await backend.create_session(new("3"))
+
+
+async def test_a_burst_of_calls_gets_no_more_than_the_limit(
+    make_world: Callable[..., World],
+) -> None:
+    world = make_world(max_sessions_per_namespace=2)
+    world.apply_environment()
+    operator = world.start()
+    backend = Backend(operator.context)
+    await operator.until(lambda: world.pool_is(1))
+    calls = [NewSession(NAMESPACE, "py", "", str(n), "alice") for n in range(20)]
+    answers = await asyncio.gather(
+        *(backend.create_session(each) for each in calls), return_exceptions=True
+    )
+    refused = [each for each in answers if isinstance(each, QuotaError)]
+    assert len(refused) == 18
+    assert len([each for each in answers if not isinstance(each, Exception)]) == 2
+    assert not backend._coming
+
+
+async def test_what_is_suspended_has_no_place_and_is_resumed_within_the_limit(
+    make_world: Callable[..., World],
+) -> None:
+    world = make_world(max_sessions_per_namespace=1)
+    world.apply_environment(workspace={"persistent": True}, pool={"size": 0})
+    operator = world.start()
+    backend = Backend(operator.context)
+    await operator.until(lambda: operator.context.environments.get(NAMESPACE, "py"))
+    first = await backend.create_session(NewSession(NAMESPACE, "py", "first", "1", "alice"))
+    await operator.until(lambda: world.served("first"))
+    await backend.set_state(NAMESPACE, "first", "Suspended")
+    assert await backend.wait_settled(NAMESPACE, "first", 30)
+    second = await backend.create_session(NewSession(NAMESPACE, "py", "second", "2", "alice"))
+    with pytest.raises(QuotaError, match="allows 1"):
+        await backend.set_state(*first.key, "Running")
+    await backend.delete_session(*second.key)
+    await operator.until(lambda: backend.get_session(*second.key) is None)
+    assert await backend.set_state(*first.key, "Running")
+    await operator.until(lambda: world.served("first"))

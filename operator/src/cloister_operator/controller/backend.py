@@ -5,7 +5,7 @@ import contextlib
 import hashlib
 import secrets
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from datetime import datetime, timedelta
 from typing import Literal
 
@@ -27,6 +27,8 @@ from ..plan.session import declined, expires_at
 from .context import Context
 
 _WATCH_BUFFER = 1000
+_Watched = tuple[str, str]
+"""Namespace and name; all of the namespace without a name."""
 _HOPELESS = frozenset({conditions.ENVIRONMENT_NOT_FOUND})
 
 
@@ -36,9 +38,11 @@ class Backend:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._settled: dict[tuple[str, str], set[asyncio.Future[None]]] = {}
-        self._watchers: set[asyncio.Queue[SessionChange | None]] = set()
+        self._watchers: dict[_Watched, set[asyncio.Queue[SessionChange | None]]] = {}
         self._making: dict[tuple[str, str, str], Counter[str]] = {}
         """Calls under way by request: names of the sessions that they make."""
+        self._coming: dict[str, Counter[str]] = {}
+        """By namespace, the sessions that calls under way make or resume."""
         context.sessions.listen(self._changed)
 
     def _changed(self, before: SessionObject | None, after: SessionObject | None) -> None:
@@ -50,14 +54,17 @@ class Backend:
                 if not future.done():
                     future.set_result(None)
         change = SessionChange(session=after) if after else SessionChange(deleted=session.key)
-        for queue in list(self._watchers):
-            if queue.full():
-                # Too slow: its stream ends, and the caller starts again from the present state.
-                self._watchers.discard(queue)
-                queue.get_nowait()
-                queue.put_nowait(None)
-            else:
-                queue.put_nowait(change)
+        namespace, name = session.key
+        for watched in ((namespace, ""), (namespace, name)):
+            watchers = self._watchers.get(watched, set())
+            for queue in list(watchers):
+                if queue.full():
+                    # Too slow: its stream ends, and the caller starts again from the present state.
+                    watchers.discard(queue)
+                    queue.get_nowait()
+                    queue.put_nowait(None)
+                else:
+                    queue.put_nowait(change)
 
     async def create_session(self, new: NewSession) -> SessionObject:
         """See SessionsBackend."""
@@ -78,17 +85,17 @@ class Backend:
         others = (others | set(self._making.get(key, ()))) - {name}
         if others:
             raise _repeated(min(others))
-        self._check_limit(new.namespace, name)
-        under_way = self._making.setdefault(key, Counter())
-        under_way[name] += 1
-        try:
-            made = await self._make(new, name, request)
-            context.sessions.put(made)
-        finally:
-            under_way[name] -= 1
-            if not under_way[name]:
-                # All of them have this name.
-                self._making.pop(key, None)
+        with self._within_limit(new.namespace, name):
+            under_way = self._making.setdefault(key, Counter())
+            under_way[name] += 1
+            try:
+                made = await self._make(new, name, request)
+                context.sessions.put(made)
+            finally:
+                under_way[name] -= 1
+                if not under_way[name]:
+                    # All of them have this name.
+                    self._making.pop(key, None)
         session = SessionObject.parse(made)
         context.queue.add(("session", *session.key))
         return context.sessions.get(*session.key) or session
@@ -112,23 +119,36 @@ class Backend:
             # The write was lost on its way, or the session was deleted since.
             raise TransientError(f"session {name} was not made; repeat the call") from None
 
-    def _check_limit(self, namespace: str, name: str) -> None:
-        """Raise QuotaError when the namespace has as many sessions as the platform allows; one that
-        is there already is not counted again, so that its call may be repeated.
+    @contextlib.contextmanager
+    def _within_limit(self, namespace: str, name: str, *, resumed: bool = False) -> Iterator[None]:
+        """While a session is made or resumed it counts, so that a burst of calls gets no more than
+        calls one after the other.
+
+        Raises QuotaError when the namespace has as many sessions as the platform allows. One that
+        is there already is made by a call that is repeated, and refused only when it is to resume.
         """
         most = self._context.settings.max_sessions_per_namespace
-        if not most or self.get_session(namespace, name):
-            return
-        present = sum(
-            not each.status.phase.ended and each.status.phase is not Phase.SUSPENDED
-            for each in self.list_sessions(namespace, "")
-        )
-        if present >= most:
-            raise QuotaError(
-                f"namespace {namespace} has {present} sessions that run or wait, and the platform "
-                f"allows {most} (sessions.maxPerNamespace in the chart's values); end one first",
-                "sessions.maxPerNamespace",
-            )
+        if most and (resumed or self.get_session(namespace, name) is None):
+            found = self._context.sessions.group(("namespace", namespace))
+            others = {each.metadata.name for each in found if _counts(each)}
+            others = (others | {*self._coming.get(namespace, ())}) - {name}
+            if len(others) >= most:
+                raise QuotaError(
+                    f"namespace {namespace} has {len(others)} sessions that run or wait, and the "
+                    f"platform allows {most} (sessions.maxPerNamespace in the chart's values); end "
+                    "or suspend one first",
+                    "sessions.maxPerNamespace",
+                )
+        coming = self._coming.setdefault(namespace, Counter())
+        coming[name] += 1
+        try:
+            yield
+        finally:
+            coming[name] -= 1
+            if not coming[name]:
+                del coming[name]
+            if not coming:
+                del self._coming[namespace]
 
     async def wait_settled(self, namespace: str, name: str, timeout: float) -> SessionObject | None:
         """See SessionsBackend."""
@@ -159,7 +179,9 @@ class Backend:
     async def watch_sessions(self, namespace: str, name: str) -> AsyncIterator[SessionChange]:
         """See SessionsBackend."""
         queue: asyncio.Queue[SessionChange | None] = asyncio.Queue(_WATCH_BUFFER)
-        self._watchers.add(queue)
+        # Of what it watches only: nobody else's sessions fill it.
+        watchers = self._watchers.setdefault((namespace, name), set())
+        watchers.add(queue)
         try:
             for session in self.list_sessions(namespace, ""):
                 if name in ("", session.metadata.name):
@@ -169,11 +191,11 @@ class Backend:
                 change = await queue.get()
                 if change is None:
                     return
-                key = change.session.key if change.session else change.deleted
-                if key and key[0] == namespace and name in ("", key[1]):
-                    yield change
+                yield change
         finally:
-            self._watchers.discard(queue)
+            watchers.discard(queue)
+            if not watchers and self._watchers.get((namespace, name)) is watchers:
+                del self._watchers[namespace, name]
 
     def expires_at(self, session: SessionObject) -> datetime | None:
         """See SessionsBackend."""
@@ -196,17 +218,20 @@ class Backend:
                 f"session {name} would lose its work: its Environment had no "
                 "workspace.persistent when it started; delete it to end it",
             )
-        uid = session.metadata.uid
+        counted: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+        if state == "Running":
+            counted = self._within_limit(namespace, name, resumed=True)
+        with counted:
+            return await self._patch_state(session, state)
+
+    async def _patch_state(self, session: SessionObject, state: str) -> SessionObject | None:
+        namespace, name = session.key
+        operations = [
+            {"op": "test", "path": "/metadata/uid", "value": session.metadata.uid},
+            {"op": "add", "path": "/spec/state", "value": state},
+        ]
         try:
-            answer = await self._context.api.json_patch(
-                SESSIONS,
-                namespace,
-                name,
-                [
-                    {"op": "test", "path": "/metadata/uid", "value": uid},
-                    {"op": "add", "path": "/spec/state", "value": state},
-                ],
-            )
+            answer = await self._context.api.json_patch(SESSIONS, namespace, name, operations)
         except NotFoundError:
             return None
         self._context.sessions.put(answer)
@@ -219,6 +244,12 @@ class Backend:
         except NotFoundError:
             return False
         return True
+
+
+def _counts(session: SessionObject) -> bool:
+    """Whether it has a pod or waits for one."""
+    phase = session.status.phase
+    return not phase.ended and (phase is not Phase.SUSPENDED or session.spec.state == "Running")
 
 
 def _settled(session: SessionObject) -> bool:

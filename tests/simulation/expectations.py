@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from cloister_operator import names
-from cloister_operator.cluster.resources import ENVIRONMENTS, PODS, SECRETS, SESSIONS
+from cloister_operator.cluster.resources import ENVIRONMENTS, PODS, SESSIONS
 from cloister_operator.plan.line import worth_telling
 from simulation.world import SimWorld
 from support.operator_objects import NAMESPACE
@@ -38,12 +38,6 @@ def unmet(world: SimWorld) -> Iterator[str]:
             yield f"pod {name} is of no Environment"
     yield from world.problems()
     for name in sorted(world.leaks()):
-        secret = world.cluster.get(SECRETS, NAMESPACE, name)
-        owners = {each["uid"] for each in secret["metadata"]["ownerReferences"]}
-        if world.deaths and owners & {x["metadata"]["uid"] for x in environments.values()}:
-            # Who made this version of the recipe died before it was written down anywhere: the
-            # Secret goes with its Environment.
-            continue
         yield f"Secret {name} is needed by nobody"
 
 

@@ -174,3 +174,30 @@ async def test_sessions_that_come_and_go_leave_nothing(make_world: MakeWorld) ->
     assert len(world.pods()) == 6
     assert list(world.problems()) == []
     assert world.leaks() == set()
+
+
+@pytest.mark.parametrize("fault", [Fault.KILLED_BEFORE, Fault.KILLED_AFTER])
+@pytest.mark.parametrize("plural", ["environments/status", "secrets"])
+async def test_killed_over_a_recipe_that_is_wanted_no_more(
+    make_world: MakeWorld, plural: str, fault: Fault
+) -> None:
+    """At each write that a new recipe takes; then the Environment changes again."""
+    world = make_world()
+    world.apply_environment(pool={"size": 1})
+    first = world.start()
+    await first.until(lambda: world.pool_is(1))
+    await first.settle()
+    await first.kill()
+    connection = Connection(
+        world.cluster, lambda _, write: fault if write.plural == plural else None
+    )
+    second = world.start(connection)
+    world.cluster.patch_spec(ENVIRONMENTS, NAMESPACE, "py", {"setup": "true"})
+    await connection.killed.wait()
+    await second.kill()
+    world.cluster.patch_spec(ENVIRONMENTS, NAMESPACE, "py", {"setup": "false"})
+    third = world.start()
+    await third.until(lambda: world.pool_is(1) and not world.leaks())
+    await third.settle()
+    status = world.environment()["status"]
+    assert status["recipes"] == [status["recipeHash"]]

@@ -112,6 +112,8 @@ class EnvironmentStatus(Model):
 
     observed_generation: int = 0
     recipe_hash: str | None = None
+    recipes: list[str] = Field(default_factory=list)
+    """Hashes whose Secrets there may be: written before a Secret is made."""
     pool: PoolCounts = Field(default_factory=PoolCounts)
     conditions: list[Condition] = Field(default_factory=list)
 

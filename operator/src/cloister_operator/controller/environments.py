@@ -13,7 +13,7 @@ from ..errors import NotFoundError, OperatorError, PermanentError, RefusedError
 from ..plan.failure import Failure
 from ..plan.verdict import counts, findings
 from ..recipe import Recipe, build, references
-from . import owned, pods
+from . import pods, recipes
 from .context import Context, Resolved
 from .events import Recorder
 from .pools import Pools
@@ -36,7 +36,6 @@ class EnvironmentReconciler:
         self._pools = Pools(context)
         self._policies_applied: dict[str, float] = {}
         self._resolved_at: dict[Key, float] = {}
-        self._recipes: dict[Key, set[str]] = {}
 
     async def reconcile(self, namespace: str, name: str) -> float | None:
         """Move one Environment on; the answer is when to look again, in seconds."""
@@ -60,7 +59,7 @@ class EnvironmentReconciler:
             if isinstance(problem, PermanentError):
                 await self._refuse(environment, problem)
                 raise problem
-        await self._drop_old_recipes(environment, recipe)
+        await recipes.drop_old(context, environment, recipe)
         present = context.pods.group(group)
         found = findings(
             present,
@@ -108,13 +107,7 @@ class EnvironmentReconciler:
         spec = environment.spec
         values = await read(self._context.api, namespace, references(spec.files, spec.env))
         recipe = build(environment, values, self._context.settings)
-        known = self._recipes.setdefault(environment.key, set())
-        body = manifests.recipe_secret(environment, recipe)
-        make = owned.ensure if recipe.hash in known else owned.create
-        await make(self._context.api, namespace, body)
-        known.add(recipe.hash)
-        if environment.status.recipe_hash:
-            known.add(environment.status.recipe_hash)
+        await recipes.make(self._context, environment, recipe)
         self._resolved_at[environment.key] = now
         self._publish(environment, recipe, None)
         return recipe
@@ -160,19 +153,6 @@ class EnvironmentReconciler:
             await self._context.api.apply(NETWORK_POLICIES, namespace, policy)
         self._policies_applied[namespace] = loop.time()
 
-    async def _drop_old_recipes(self, environment: EnvironmentObject, current: Recipe) -> None:
-        """Delete the Secrets of recipes that no pod mounts any more."""
-        known = self._recipes[environment.key]
-        for pod in self._context.pods.group(("environment", *environment.key)):
-            known.add(pod.recipe)
-        for old in sorted(known - {current.hash}):
-            if self._context.pods.group(("recipe", *environment.key, old)):
-                continue
-            namespace, name = environment.key
-            secret = names.recipe_secret(name, old)
-            await owned.remove(self._context.api, namespace, secret, environment.metadata.uid)
-            known.discard(old)
-
     async def _refuse(self, environment: EnvironmentObject, error: PermanentError) -> None:
         """Say what is wrong; the pods of the last good recipe stay as they are."""
         name = environment.metadata.name
@@ -211,7 +191,8 @@ class EnvironmentReconciler:
         )
         if new == status:
             return
-        body = new.model_dump(mode="json", by_alias=True)
+        # Which Secrets there are is noted where they are made, and never out of an old state.
+        body = new.model_dump(mode="json", by_alias=True, exclude={"recipes"})
         namespace, name = environment.key
         answer = await self._context.api.patch_status(ENVIRONMENTS, namespace, name, body)
         self._context.environments.put(answer)
@@ -231,7 +212,6 @@ class EnvironmentReconciler:
         """The Environment is gone: its pool goes; claimed pods are their sessions'."""
         context = self._context
         context.resolved.pop((namespace, name), None)
-        self._recipes.pop((namespace, name), None)
         self._resolved_at.pop((namespace, name), None)
         self._pools.forget((namespace, name))
         for pod in context.pods.group(("environment", namespace, name)):

@@ -105,7 +105,7 @@ async def _make(
 async def adopt(context: Context, session: SessionObject, pod: PodView) -> None:
     """Make the claim of a pod that the session has taken the session's; repeatable."""
     label = f"/metadata/labels/{names.SESSION_LABEL.replace('/', '~1')}"
-    operations = [
+    operations: list[JSON] = [
         {"op": "add", "path": label, "value": session.metadata.uid},
         {
             "op": "replace",

@@ -197,7 +197,7 @@ class ApiProxy:
         connector = aiohttp.TCPConnector(ssl=self._tls, limit=0)
         app = web.Application(client_max_size=16 << 20)
         app.router.add_route("*", "/{path:.*}", self.handle)
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0)
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         async with aiohttp.ClientSession(
             connector=connector, timeout=timeout, trust_env=False
         ) as self._session:

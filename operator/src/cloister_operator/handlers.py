@@ -9,6 +9,7 @@ import dataclasses
 import itertools
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -21,6 +22,13 @@ from .controller import bootstrap
 log = logging.getLogger(__name__)
 
 Observe = Callable[[str, str | None, JSON], None]
+
+_MOST_ENDS = 5
+_LASTED_SECONDS = 60.0
+"""kopf ends when the API server answers its watch with 410, as it does after a restart or a long
+absence, or anything else that kopf does not know. It begins again with lists, and so misses nothing
+but deletions, which the next resync finds. Where it ends again and again, the process starts again.
+"""
 
 
 class _Forever:
@@ -74,7 +82,9 @@ class Watcher:
     """The thread that runs kopf."""
 
     def __init__(self, observe: Observe, ended: Callable[[], None]) -> None:
-        """`observe` and `ended` are called on the loop that is running now."""
+        """`observe` and `ended` are called on the loop that is running now; `ended` when kopf ends
+        again and again.
+        """
         self._loop = asyncio.get_running_loop()
         self._observe = observe
         self._ended = ended
@@ -100,25 +110,31 @@ class Watcher:
         await asyncio.to_thread(self._thread.join, 10)
 
     def _run(self) -> None:
+        ended = 0
+        while not self._stopped and ended < _MOST_ENDS:
+            began = time.monotonic()
+            try:
+                asyncio.run(self._watch())
+            except Exception:
+                log.exception("kopf ended")
+            if time.monotonic() - began > _LASTED_SECONDS:
+                ended = 0
+            ended += 1
+        if not self._stopped:
+            self._loop.call_soon_threadsafe(self._ended)
+
+    async def _watch(self) -> None:
         def hand_over(resource: str, kind: str | None, obj: JSON) -> None:
             self._loop.call_soon_threadsafe(self._observe, resource, kind, obj)
 
-        async def watch() -> None:
-            stopping = asyncio.Event()
-            self._stopping = asyncio.get_running_loop(), stopping
-            if self._stopped:
-                return
-            await kopf.operator(
-                registry=registry(hand_over),
-                settings=settings(),
-                clusterwide=True,
-                standalone=True,
-                stop_flag=stopping,
-            )
-
-        try:
-            asyncio.run(watch())
-        except Exception:
-            log.exception("kopf ended")
-        if not self._stopped:
-            self._loop.call_soon_threadsafe(self._ended)
+        stopping = asyncio.Event()
+        self._stopping = asyncio.get_running_loop(), stopping
+        if self._stopped:
+            return
+        await kopf.operator(
+            registry=registry(hand_over),
+            settings=settings(),
+            clusterwide=True,
+            standalone=True,
+            stop_flag=stopping,
+        )

@@ -37,9 +37,14 @@ class Scene:
         self.task = asyncio.create_task(self.recorder.run())
 
     def record(
-        self, name: str = "s1", reason: str = "NodeLost", text: str = "m", kind: Type = "Warning"
+        self,
+        name: str = "s1",
+        reason: str = "NodeLost",
+        text: str = "m",
+        kind: Type = "Warning",
+        namespace: str = NAMESPACE,
     ) -> None:
-        subject = ObjectMeta(name=name, namespace=NAMESPACE, uid=f"uid-of-{name}")
+        subject = ObjectMeta(name=name, namespace=namespace, uid=f"uid-of-{name}")
         self.recorder.record(names.SESSION_KIND, subject, reason, text, kind)
 
     def events(self) -> list[JSON]:
@@ -140,19 +145,42 @@ async def test_what_went_well_is_shed_and_warnings_are_not() -> None:
     for index in range(300):
         scene.record(f"s{index}", "Claimed", kind="Normal")
         scene.record(f"s{index}", "NodeLost")
-    await scene.posted(300 + int(events.NORMAL_BURST))
+    await scene.posted(300 + int(events.RATES["Normal"].burst))
     kinds = [each["type"] for each in scene.events()]
     assert kinds.count("Warning") == 300
-    assert events.NORMAL_BURST <= kinds.count("Normal") <= 200
+    assert events.RATES["Normal"].burst <= kinds.count("Normal") <= 200
     assert counted("dropped") > dropped
     scene.end()
+
+
+async def test_one_namespaces_flood_takes_nothing_from_what_others_are_told() -> None:
+    scene = Scene()
+    scene.task.cancel()
+    dropped = counted("dropped")
+    for index in range(3000):
+        scene.record(f"s{index}", kind="Normal", namespace="flood")
+        scene.record(f"s{index}", kind="Warning", namespace="flood")
+    scene.record("mine", kind="Normal", namespace="calm")
+    scene.record("mine", kind="Warning", namespace="calm")
+    notes = list(scene.recorder._notes.values())
+    of_flood = [each.type for each in notes if each.subject.namespace == "flood"]
+    assert 100 <= of_flood.count("Normal") <= 200
+    assert 500 <= of_flood.count("Warning") <= 700
+    assert [each.type for each in notes if each.subject.namespace == "calm"] == [
+        "Normal",
+        "Warning",
+    ]
+    assert counted("dropped") >= dropped + 4000
+    for index in range(2 * events.NAMESPACES):
+        scene.record(f"other-{index}", namespace=f"n{index}")
+    assert len(scene.recorder._buckets) == events.NAMESPACES
 
 
 async def test_what_is_remembered_is_bounded() -> None:
     scene = Scene()
     scene.task.cancel()
     for index in range(3 * events.REMEMBERED):
-        scene.record(f"s{index}")
+        scene.record(f"s{index}", namespace=f"n{index}")
     assert len(scene.recorder._notes) <= events.REMEMBERED
     assert len(scene.recorder._due) <= events.REMEMBERED
 

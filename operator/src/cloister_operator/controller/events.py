@@ -31,9 +31,22 @@ REMEMBERED: Final = 2000
 FIRST_PAUSE: Final = 60.0
 LONGEST_PAUSE: Final = 600.0
 """Between two writes of one Event; it doubles from the first to this."""
-NORMAL_PER_SECOND: Final = 10.0
-NORMAL_BURST: Final = 100.0
-"""Events of what went well are shed above this: sessions by the thousand need the API server."""
+NAMESPACES: Final = 1000
+"""Namespaces whose buckets are remembered."""
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Events of one namespace: so many a second, and so many at once after a rest."""
+
+    per_second: float
+    burst: float
+
+
+RATES: Final[dict[Type, Rate]] = {"Normal": Rate(10.0, 100.0), "Warning": Rate(20.0, 500.0)}
+"""What is above is shed: sessions by the thousand need the API server. By namespace, so that no
+tenant's flood takes from what others are told.
+"""
 
 
 @dataclass
@@ -99,8 +112,8 @@ class Recorder:
         self._due: list[tuple[float, int, _Note]] = []
         self._order = itertools.count()
         self._wake = asyncio.Event()
-        self._tokens = NORMAL_BURST
-        self._refilled = 0.0
+        self._buckets: OrderedDict[tuple[str, Type], tuple[float, float]] = OrderedDict()
+        """By namespace and type: tokens, and when there were as many."""
 
     def record(
         self,
@@ -115,7 +128,7 @@ class Recorder:
         key = (subject.uid, reason, type_)
         note = self._notes.get(key)
         if note is None:
-            if type_ == "Normal" and not self._may(seconds):
+            if not self._may(subject.namespace, type_, seconds):
                 metrics.EVENTS.labels("dropped").inc()
                 return
             note = _Note(kind, subject, reason, message[:1000], type_, now, now)
@@ -125,7 +138,11 @@ class Recorder:
             self._notes.move_to_end(key)
             note.count += 1
             note.message, note.last = message[:1000], now
-        if not note.due and len(self._due) < REMEMBERED:
+        if note.due:
+            return
+        if len(self._due) >= REMEMBERED:
+            metrics.EVENTS.labels("dropped").inc()
+        else:
             note.due = True
             heapq.heappush(self._due, (max(seconds, note.not_before), next(self._order), note))
             self._wake.set()
@@ -191,13 +208,15 @@ class Recorder:
             # The API server forgets Events after an hour.
             await self._create(note)
 
-    def _may(self, seconds: float) -> bool:
-        refill = (seconds - self._refilled) * NORMAL_PER_SECOND
-        self._tokens, self._refilled = min(NORMAL_BURST, self._tokens + refill), seconds
-        if self._tokens < 1:
-            return False
-        self._tokens -= 1
-        return True
+    def _may(self, namespace: str, type_: Type, seconds: float) -> bool:
+        rate, key = RATES[type_], (namespace, type_)
+        tokens, since = self._buckets.pop(key, (rate.burst, seconds))
+        tokens = min(rate.burst, tokens + (seconds - since) * rate.per_second)
+        allowed = tokens >= 1
+        self._buckets[key] = tokens - allowed, seconds
+        if len(self._buckets) > NAMESPACES:
+            self._buckets.popitem(last=False)
+        return allowed
 
     def _bound(self) -> None:
         if len(self._notes) > REMEMBERED:

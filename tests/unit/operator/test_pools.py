@@ -1,7 +1,9 @@
 """Pools of a running operator: what is lost, what grows, and who has to wait for whom."""
 
+import copy
 from datetime import timedelta
 
+from cloister_operator import names
 from cloister_operator.cluster.resources import PODS, SESSIONS, Resource
 from cloister_operator.errors import TransientError
 from support.fake_api import Connection, Fault, Write
@@ -112,3 +114,26 @@ async def test_a_long_line_is_served_in_order_with_few_writes(world: World) -> N
         if (each.plural, each.name) == ("sessions/status", "s29")
     ]
     assert len(told) <= 20, "each step of the line was written for the last one"
+
+
+async def test_nothing_is_remembered_of_environments_that_are_not_there(world: World) -> None:
+    """Whoever may make pods may label them at will, and pods outlive their Environment."""
+    world.apply_environment("passing", pool={"size": 1})
+    operator = world.start()
+    await operator.until(lambda: world.pool_is(1, "passing"))
+    demand = operator.controller._environments._pools._demand
+    assert demand.keys() == {(NAMESPACE, "passing")}
+    stray = copy.deepcopy(world.pods()[0])
+    stray["metadata"] |= {"name": "stray", "uid": "stray"}
+    labels = stray["metadata"]["labels"] | {names.ENVIRONMENT_LABEL: "never-made"}
+    for state in ("starting", "warm", "claimed"):
+        version = str(int(stray["metadata"]["resourceVersion"]) + 1)
+        stray["metadata"] |= {
+            "labels": labels | {names.STATE_LABEL: state},
+            "resourceVersion": version,
+        }
+        operator.context.pods.put(copy.deepcopy(stray))
+    assert demand.keys() == {(NAMESPACE, "passing")}
+    operator.context.doubted.add((NAMESPACE, "never-made"))
+    operator.context.pods.remove(stray)
+    await operator.until(lambda: not operator.context.doubted)

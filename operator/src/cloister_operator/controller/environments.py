@@ -86,6 +86,7 @@ class EnvironmentReconciler:
         context, key = self._context, (namespace, name)
         known = context.environments.get(namespace, name)
         if known is None or key not in context.doubted:
+            context.doubted.discard(key)
             return
         try:
             found = await context.api.get(ENVIRONMENTS, namespace, name)

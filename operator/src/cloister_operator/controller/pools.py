@@ -127,17 +127,20 @@ class Pools:
         if after is None:
             return
         key, now = (after.namespace, after.environment), self._context.clock()
+        if self._context.environments.get(*key) is None:
+            # A label may say anything, and pods outlive their Environment: nobody would forget it.
+            return
+        demand = self._demand.setdefault(key, Demand())
         if before is None:
             # Made for a session; one that the first list told of says nothing about now.
-            new = self._context.synced.is_set() and after.state == names.STATE_CLAIMED
-            if new:
-                self._demand.setdefault(key, Demand()).claimed(now)
+            if self._context.synced.is_set() and after.state == names.STATE_CLAIMED:
+                demand.claimed(now)
             return
         was, now_is = before.state, after.state
         if was == names.STATE_STARTING and now_is == names.STATE_WARM:
-            self._demand.setdefault(key, Demand()).warmed(now - after.created)
+            demand.warmed(now - after.created)
         elif was == names.STATE_WARM and now_is == names.STATE_CLAIMED:
-            self._demand.setdefault(key, Demand()).claimed(now)
+            demand.claimed(now)
 
 
 def _is_free(pod: PodView) -> bool:

@@ -216,14 +216,21 @@ class World:
         return "", ""
 
     def pods(self, **labels: str) -> list[JSON]:
-        """Pods that are not being deleted, with these labels (state, session, recipe)."""
-        selector = ",".join(f"{names.GROUP}/{key}={value}" for key, value in labels.items())
-        found = self.cluster.all(PODS, NAMESPACE, selector)
-        return [each for each in found if "deletionTimestamp" not in each["metadata"]]
+        """Pods that are not being deleted, with these labels (state, session, recipe); by name,
+        and not to be changed.
+        """
+        wanted = {f"{names.GROUP}/{key}": value for key, value in labels.items()}.items()
+        found = [
+            each
+            for each in self.cluster.peek_all(PODS, NAMESPACE)
+            if wanted <= each["metadata"]["labels"].items()
+            and "deletionTimestamp" not in each["metadata"]
+        ]
+        return sorted(found, key=lambda each: str(each["metadata"]["name"]))
 
     def secrets(self) -> set[str]:
         """Names of all Secrets."""
-        return {each["metadata"]["name"] for each in self.cluster.all(SECRETS, NAMESPACE)}
+        return {each["metadata"]["name"] for each in self.cluster.peek_all(SECRETS, NAMESPACE)}
 
     def pool_is(self, size: int, environment: str = "py") -> bool:
         """Whether the pool of an Environment is as its status says: this many warm pods."""

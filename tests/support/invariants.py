@@ -26,9 +26,9 @@ _ENDED = ("Failed", "Terminated")
 
 def problems(cluster: FakeCluster, claimed: Mapping[str, str], namespace: str) -> Iterator[str]:
     """What must never be in a state; `claimed`: session UID by pod UID, as exec servers know it."""
-    sessions = {each["metadata"]["uid"] for each in cluster.all(SESSIONS, namespace)}
+    sessions = {each["metadata"]["uid"] for each in cluster.peek_all(SESSIONS, namespace)}
     running: defaultdict[str, list[str]] = defaultdict(list)
-    for each in cluster.all(SESSIONS, namespace):
+    for each in cluster.peek_all(SESSIONS, namespace):
         status = each.get("status") or {}
         if status.get("phase") == "Running":
             running[status["podUID"]].append(each["metadata"]["name"])
@@ -38,7 +38,7 @@ def problems(cluster: FakeCluster, claimed: Mapping[str, str], namespace: str) -
     for pod, shared in running.items():
         if len(shared) > 1:
             yield f"pod {pod} serves {shared}"
-    for each in cluster.all(PODS, namespace):
+    for each in cluster.peek_all(PODS, namespace):
         labels, uid = each["metadata"]["labels"], each["metadata"]["uid"]
         if "deletionTimestamp" in each["metadata"]:
             continue
@@ -51,17 +51,17 @@ def problems(cluster: FakeCluster, claimed: Mapping[str, str], namespace: str) -
 
 def leaks(cluster: FakeCluster, namespace: str) -> set[str]:
     """Names of Secrets that nothing present needs."""
-    present = cluster.all(PODS, namespace)
+    present = cluster.peek_all(PODS, namespace)
     used = {each["metadata"]["name"] for each in present}
     for each in present:
         labels = each["metadata"]["labels"]
         used.add(names.recipe_secret(labels[names.ENVIRONMENT_LABEL], labels[names.RECIPE_LABEL]))
-    for each in cluster.all(ENVIRONMENTS, namespace):
+    for each in cluster.peek_all(ENVIRONMENTS, namespace):
         found = (each.get("status") or {}).get("recipeHash", "")
         used.add(names.recipe_secret(each["metadata"]["name"], found))
-    for each in cluster.all(SESSIONS, namespace):
+    for each in cluster.peek_all(SESSIONS, namespace):
         used.add(names.credentials_secret(each["metadata"]["name"]))
-    return {each["metadata"]["name"] for each in cluster.all(SECRETS, namespace)} - used
+    return {each["metadata"]["name"] for each in cluster.peek_all(SECRETS, namespace)} - used
 
 
 class Invariants:

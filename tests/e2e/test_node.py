@@ -1,6 +1,7 @@
-"""A node that is lost: what only root on the node can bring about."""
+"""A node that is lost, and a server without memory: what only root on the node can bring about."""
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -26,6 +27,10 @@ ROOT = Path(__file__).resolve().parents[2]
 NODE = "node1"
 LOST = "cloister.dev/e2e-lost"
 Make = Callable[..., str]
+MANY_SMALL = """
+for each in $(seq 60); do python3 -c 'import time; a = bytearray(4 << 20); time.sleep(50)' & done
+wait
+"""
 KEPT = {"persistent": True, "size": "64Mi"}
 
 
@@ -40,6 +45,22 @@ def events_of(name: str) -> list[str]:
     return [
         each["reason"] for each in listing("events") if each["involvedObject"].get("name") == name
     ]
+
+
+def server_of(pod_name: str) -> Path:
+    """The /proc folder of a sandbox's exec server, which is the first process of its container."""
+    pod = get("pod", pod_name)
+    assert pod is not None
+    uid = pod["metadata"]["uid"]
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            inside = uid in (folder / "cgroup").read_text().replace("_", "-")
+            first = re.search(r"^NSpid:.*\s1$", (folder / "status").read_text(), re.MULTILINE)
+            if inside and first and b"cloister_sandbox" in (folder / "cmdline").read_bytes():
+                return folder
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    raise AssertionError(f"no exec server of pod {pod_name}")
 
 
 def in_another_pod(name: str, lost: str) -> dict[str, Any]:
@@ -68,6 +89,31 @@ def no_kubelet() -> Iterator[Callable[[], None]]:
         *("rollout", "status", "deployment/cloister-operator", "-n", "cloister-system"),
         "--timeout=3m",
     )
+
+
+@pytest.mark.parametrize("workspace", [{}, KEPT], ids=["ephemeral", "persistent"])
+def test_a_server_without_memory(
+    client: cloister.Client, environments: Make, workspace: dict[str, Any]
+) -> None:
+    env = environments(
+        resources={"memory": "128Mi"}, **({"workspace": workspace} if workspace else {})
+    )
+    with client.create_session(env) as made:
+        made.bash("echo kept > kept.txt")
+        lost = made.pod_name
+        # The kernel chooses tools first; only root on the node can turn that round. Then it chooses
+        # the largest process, and these are all smaller than the server.
+        (server_of(lost) / "oom_score_adj").write_text("1000")
+        with pytest.raises(cloister.CloisterError):
+            made.bash(MANY_SMALL, timeout_ms=60000)
+        if workspace:
+            assert in_another_pod(made.name, lost)["restarts"] == 1
+            assert "OOMKilled" in events_of(made.name)
+            with client.get_session(made.name) as again:
+                assert again.bash("cat kept.txt").text == "kept"
+        else:
+            failed = wait_phase(made.name, "Failed")
+            assert condition(failed, "Ready")["reason"] == "OOMKilled"
 
 
 def test_a_node_that_does_not_answer(

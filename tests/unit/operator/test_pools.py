@@ -137,3 +137,23 @@ async def test_nothing_is_remembered_of_environments_that_are_not_there(world: W
     operator.context.doubted.add((NAMESPACE, "never-made"))
     operator.context.pods.remove(stray)
     await operator.until(lambda: not operator.context.doubted)
+
+
+async def test_an_operator_that_has_yet_to_look_contradicts_nobody(world: World) -> None:
+    """Two that know different things would write the status in turns, as fast as they can."""
+    world.apply_environment(pool={"size": 1, "maxSessions": 1})
+    operator = world.start()
+    world.apply_session("s1")
+    await operator.until(lambda: world.served("s1"))
+    world.apply_session("s2")
+    await operator.until(lambda: world.condition(world.session("s2"))[1] == "Queued")
+    await operator.settle()
+    before = len(world.cluster.writes)
+    # As in a process that leads since now.
+    context = operator.context
+    context.resolved.clear()
+    context.queue.add(("session", NAMESPACE, "s2"))
+    await operator.until(lambda: not len(context.queue) and not context.queue._running)
+    told = [each for each in world.cluster.writes[before:] if each.name == "s2"]
+    assert not told
+    assert world.condition(world.session("s2"))[1] == "Queued"

@@ -170,7 +170,7 @@ class SessionReconciler:
     ) -> float | None:
         context = self._context
         if plan.step is Step.WAIT:
-            return await self._wait(session, plan)
+            return await self._wait(session, environment, plan)
         if plan.step is Step.GET_POD and environment:
             resolved = self._resolved(environment)
             if resolved is None or resolved.recipe is None:
@@ -200,9 +200,14 @@ class SessionReconciler:
             return None
         return 0.0
 
-    async def _wait(self, session: SessionObject, plan: SessionPlan) -> float | None:
+    async def _wait(
+        self, session: SessionObject, environment: EnvironmentObject | None, plan: SessionPlan
+    ) -> float | None:
         if plan.phase is Phase.PENDING and plan.reason:
-            if _is_news(session, plan):
+            # Until it knows the Environment itself, what an operator said before is better: two
+            # that know different things would contradict each other as fast as they can write.
+            knows = environment is None or self._resolved(environment) is not None
+            if _is_news(session, plan) and (knows or session.status.reason is None):
                 await self._statuses.waiting(session, plan)
             if plan.reason == conditions.NETWORK_NOT_ENFORCED:
                 return REFUTED_PROOF_COUNTS_FOR.total_seconds()

@@ -96,6 +96,38 @@ def test_one_lane_never_takes_all_places() -> None:
     assert found[0][1] == "flood"
 
 
+def all_that_may_run(waiting: Lanes[tuple[str, str, int]], already: int = 0) -> Counter[str]:
+    """As the queue takes them: 64 at once. How many of each namespace."""
+    taken: Counter[str] = Counter()
+    while already + taken.total() < 64 and (found := waiting.take(64)) is not None:
+        taken[found[0][0]] += 1
+    return taken
+
+
+def test_no_namespace_takes_the_places_of_others_by_making_lanes() -> None:
+    """A tenant may make Environments by the hundred, or sessions that name some that are not there:
+    what it has then, another tenant still gets more than one place at once.
+    """
+    waiting = lanes()
+    for n in range(500):
+        waiting.add(("flood", f"e{n}", 0), 0.0)
+    flood = all_that_may_run(waiting)
+    for n in range(100):
+        waiting.add(("calm", "py", n), 0.0)
+    assert flood == {"flood": 48}
+    assert all_that_may_run(waiting, already=48) == {"calm": 16}
+
+
+def test_what_is_not_shared_is_not_wasted() -> None:
+    waiting = lanes()
+    for n in range(500):
+        waiting.add(("busy", f"e{n % 10}", n), 0.0)
+    waiting.add(("calm", "py", 0), 0.0)
+    taken = all_that_may_run(waiting)
+    assert taken["calm"] == 1
+    assert taken["busy"] >= 40
+
+
 KEYS = st.lists(
     st.tuples(st.sampled_from("ab"), st.sampled_from("xyz"), st.integers(0, 9)),
     unique=True,
@@ -119,3 +151,5 @@ def test_every_key_comes_once_and_in_the_order_of_its_lane(
     for lane in {key[:2] for key in keys}:
         assert [x for x in came if x[:2] == lane] == [x for x in keys if x[:2] == lane]
     assert len(waiting) == 0
+    for counted in (waiting._running, waiting._present, waiting._spaces, waiting._running_in):
+        assert not counted

@@ -198,8 +198,6 @@ def measure(target: Target, warm_count: int, cold_count: int) -> None:
     status = made["patch", "sessions/status"]
     started = 'cloister_claim_seconds_count{start="warm"}'
     warm_starts = after[started] - before.get(started, 0)
-    if warm_starts != session.count:
-        raise TargetError(f"{session.count - warm_starts:.0f} claims were not warm")
     # A pod is patched twice, when it becomes warm and when it is claimed; the first belongs to
     # the refill, as do the pods and Secrets made.
     in_path = session.count + claim.count - made["create", "pods"].count + status.count
@@ -223,6 +221,7 @@ def measure(target: Target, warm_count: int, cold_count: int) -> None:
         "cold_p99_ms": round(percentile(cold, 0.99)),
         "bare_pod_ms": round(percentile(bare, 0.5)),
         "cold_ratio": round(percentile(cold, 0.5) / percentile(bare, 0.5), 2),
+        "warm_hit_ratio": round(warm_starts / session.count, 3),
         "writes_per_claim": round(in_path / session.count, 2),
         "writes_per_claim_with_refill": round(total / session.count, 2),
         "writes": {f"{verb} {resource}": asdict(each) for (verb, resource), each in made.items()},
@@ -245,6 +244,7 @@ def measure(target: Target, warm_count: int, cold_count: int) -> None:
             ("cold, to the first answer p99", f"{figures['cold_p99_ms']} ms"),
             ("a bare pod of the same image, p50", f"{figures['bare_pod_ms']} ms"),
             ("cold, ratio of the medians", f"{figures['cold_ratio']}"),
+            ("claims that found a warm pod", f"{figures['warm_hit_ratio']:.1%}"),
             ("API writes per claim", f"{figures['writes_per_claim']}"),
             ("with the pool's refill", f"{figures['writes_per_claim_with_refill']}"),
             ("operator, resident", f"{figures['operator_rss_mb']} MB"),

@@ -157,3 +157,18 @@ async def test_an_operator_that_has_yet_to_look_contradicts_nobody(world: World)
     told = [each for each in world.cluster.writes[before:] if each.name == "s2"]
     assert not told
     assert world.condition(world.session("s2"))[1] == "Queued"
+
+
+async def test_a_new_pod_is_no_news_for_the_other_environments(world: World) -> None:
+    world.apply_environment("busy", pool={"size": 1})
+    world.apply_environment("calm", pool={"size": 1})
+    operator = world.start()
+    await operator.until(lambda: world.pool_is(1, "busy") and world.pool_is(1, "calm"))
+    await operator.settle()
+    world.apply_session("s1", "busy")
+    await operator.until(lambda: world.served("s1") and world.pool_is(1, "busy"))
+    await operator.settle()
+    before = len(world.cluster.writes)
+    operator.context.queue.add(("environment", NAMESPACE, "calm"))
+    await operator.settle()
+    assert [each for each in world.cluster.writes[before:] if each.name == "calm"] == []

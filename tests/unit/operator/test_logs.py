@@ -4,12 +4,15 @@ import asyncio
 import io
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from cloister_operator import logs
+from support.fake_api import Connection, Fault, Write
+from support.fake_operator import World
+from support.operator_objects import NAMESPACE
 
 log = logging.getLogger("cloister_operator.tests")
 
@@ -102,3 +105,25 @@ def test_text_is_for_peoples_eyes() -> None:
     record.session = "s1"
     line = logs.TextFormatter().format(record)
     assert line.endswith(f"INFO c: word {logs.CUT} session=s1")
+
+
+async def test_lines_about_a_pod_name_it(
+    stream: io.StringIO, make_world: Callable[..., World]
+) -> None:
+    """The API server is busy when the pod is to be labelled: whoever follows it says so."""
+    world = make_world()
+    busy = iter([Fault.BUSY])
+
+    def fault(_number: int, write: Write) -> Fault | None:
+        return next(busy, None) if (write.verb, write.plural) == ("patch", "pods") else None
+
+    connection = Connection(world.cluster, fault)
+    world.apply_environment(pool={"size": 1})
+    operator = world.start(connection)
+    await operator.until(lambda: world.pool_is(1))
+    (pod,) = world.pods()
+    name = pod["metadata"]["name"]
+    said = [each for each in lines(stream) if name in each["message"]]
+    assert said
+    wanted = {"namespace": NAMESPACE, "environment": "py", "pod": name}
+    assert all(each.items() >= wanted.items() for each in said)

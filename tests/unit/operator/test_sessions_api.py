@@ -11,6 +11,7 @@ from cryptography import x509
 from google.protobuf.duration_pb2 import Duration
 
 from cloister_api.sessions.v1 import sessions_pb2, sessions_pb2_grpc
+from cloister_operator import logs
 from cloister_operator.api.backend import SessionChange
 from cloister_operator.errors import PermanentError, TransientError
 from cloister_operator.identity import Authority
@@ -631,13 +632,20 @@ async def test_an_abandoned_call_gives_its_place_back(api: Api) -> None:
 
 
 async def test_callers_are_logged_and_tokens_are_not(
-    api: Api, caplog: pytest.LogCaptureFixture
+    api: Api, caplog: pytest.LogCaptureFixture, request: pytest.FixtureRequest
 ) -> None:
     caplog.set_level("DEBUG")
+    fields = logs._About()
+    caplog.handler.addFilter(fields)
+    request.addfinalizer(lambda: caplog.handler.removeFilter(fields))
     await api.call("Create", create(name="s1", env={"KEY": "secret-value"}))
     await failure(api.call("Create", create(), token=BOB))
     assert "Create team-a/s1 by alice" in caplog.text
     assert "refused to bob" in caplog.text
+    made = next(each for each in caplog.records if "by alice" in each.getMessage())
+    assert (made.__dict__["namespace"], made.__dict__["session"]) == ("team-a", "s1")
+    refused = next(each for each in caplog.records if "refused to" in each.getMessage())
+    assert refused.__dict__["namespace"] == "team-a"
     for secret in (ALICE, BOB, "secret-value", "PRIVATE KEY"):
         assert secret not in caplog.text
 

@@ -14,6 +14,7 @@ from ..api.pod import PodView, view
 from ..api.session import Phase, SessionObject
 from ..cluster.resources import PODS
 from ..errors import ConflictError, NotFoundError, RefusedError, TransientError
+from ..logs import about
 from ..metrics import CLAIM_CONFLICTS, CLAIM_SECONDS, CLAIMS, OK
 from ..plan.session import SessionPlan, Step, limits
 from ..recipe import Recipe, content_of, references, variables
@@ -191,7 +192,8 @@ class Claims:
             await self._tell(session, pod, payload)
         except ConflictError as error:
             # It cannot be: the label is ours. Whatever it is, this pod serves nobody.
-            log.warning("pod %s refuses session %s: %s", pod.name, metadata.name, error)
+            with about(pod=pod.name):
+                log.warning("pod %s refuses session %s: %s", pod.name, metadata.name, error)
             await pods.delete(context, pod)
             raise
         credentials = None

@@ -182,7 +182,13 @@ class Controller:
             return
         self._context.queue.add(("session", *session.key))
         if self._works and (after is None or after.metadata.deletion_timestamp):
-            self._start(self._sessions.ended(session))
+            # What another key's reconcile is about is not what this is about.
+            with about(
+                namespace=session.metadata.namespace,
+                session=session.metadata.name,
+                environment=session.spec.environment_name,
+            ):
+                self._start(self._sessions.ended(session))
 
     def _place_left(self, key: Key) -> None:
         """Those that wait for a place look again: as many as there are places for."""

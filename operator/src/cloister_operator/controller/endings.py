@@ -11,6 +11,7 @@ from ..api.pod import PodView
 from ..api.session import Phase, SessionObject
 from ..cluster.resources import SESSIONS
 from ..errors import NotFoundError, OperatorError
+from ..logs import about
 from ..plan.meters import Reading
 from ..plan.session import SessionPlan, Step, limits, suspends_when_idle
 from . import pods
@@ -135,14 +136,16 @@ class Endings:
         try:
             return await self._read(session, pod)
         except OperatorError as error:
-            log.info("pod %s does not say what it did: %s", pod.name, error)
+            with about(pod=pod.name):
+                log.info("pod %s does not say what it did: %s", pod.name, error)
             return None
 
     async def _drain(self, session: SessionObject, pod: PodView) -> bool:
         try:
             await self._context.dialer.drain(address(pod), session.metadata.uid, DRAIN)
         except OperatorError as error:
-            log.info("pod %s is not drained: %s", pod.name, error)
+            with about(pod=pod.name):
+                log.info("pod %s is not drained: %s", pod.name, error)
             return False
         return True
 

@@ -10,6 +10,7 @@ from ..api import conditions
 from ..api.pod import PodView
 from ..cluster.resources import PODS
 from ..errors import ConflictError, NotFoundError, PermanentError, TransientError
+from ..logs import about
 from ..plan.failure import Failure, Proof
 from ..sandboxes import PodAddress, SandboxState
 from . import pods
@@ -78,6 +79,17 @@ class Warmer:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _follow(self, pod: PodView, session_uid: str) -> None:
+        with about(
+            namespace=pod.namespace,
+            environment=pod.environment,
+            session=pod.session_name,
+            pod=pod.name,
+        ):
+            await self._bring(pod, session_uid)
+        # The task ends after this: what the queue does next sees it gone.
+        asyncio.get_running_loop().call_soon(self._context.enqueue_pod_owners, pod)
+
+    async def _bring(self, pod: PodView, session_uid: str) -> None:
         context = self._context
         try:
             if pod.ip:
@@ -95,8 +107,6 @@ class Warmer:
             log.info("pod %s is not ours to warm any more: %s", pod.name, error)
         except Exception:
             log.exception("pod %s cannot be followed; the next reconcile goes on", pod.name)
-        # The task ends after this: what the queue does next sees it gone.
-        asyncio.get_running_loop().call_soon(context.enqueue_pod_owners, pod)
 
     async def _until_proven_again(self, pod: PodView) -> None:
         """A pod that another operator has proven, and labelled: one of its namespace is enough to

@@ -13,6 +13,7 @@ from typing import Any, Final, NoReturn, TypeAlias
 import grpc
 
 from ..api.backend import Caller
+from ..logs import about
 from ..metrics import SESSIONS_API_CALLS, SESSIONS_API_SECONDS
 from ..sandboxes import clean
 from . import translate
@@ -31,6 +32,7 @@ RECHECK_SECONDS: Final = 30.0
 _NAMELESS = frozenset({"Create", "List"})
 """Methods whose rights are asked without a session's name."""
 _NAME_OPTIONAL = frozenset({"Create", "List", "Watch"})
+_LONGEST_NAME = 253
 _LOGGED = frozenset({"Create", "Renew", "Suspend", "Resume", "Delete"})
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
@@ -41,7 +43,12 @@ log = logging.getLogger(__name__)
 class _Call:
     """How one call went, for figures and for the log."""
 
-    def __init__(self, method: str) -> None:
+    def __init__(self, method: str, request: Any) -> None:
+        # Nobody has checked them yet.
+        parts = {"session": "name", "environment": "environment", "namespace": "namespace"}
+        self._fields = {
+            field: clean(getattr(request, each, ""), _LONGEST_NAME) for field, each in parts.items()
+        }
         self.caller: Caller | None = None
         self._method = method
         self._counts = True
@@ -53,7 +60,8 @@ class _Call:
         self._code = grpc.StatusCode.OK
         if self._method in _LOGGED:
             name = request.name or getattr(getattr(answer, "session", None), "name", "")
-            log.info("%s %s/%s by %s", self._method, request.namespace, name, self._who())
+            with about(**self._fields | {"session": name}):
+                log.info("%s %s/%s by %s", self._method, request.namespace, name, self._who())
 
     def forwarded(self) -> None:
         """The leader answered it, and counts it."""
@@ -61,14 +69,15 @@ class _Call:
 
     async def fail(self, context: Context, error: Exception, request: Any) -> NoReturn:
         """End the call with the error's status and details."""
-        failed: CallError = from_error(error)
+        with about(**self._fields):
+            failed: CallError = from_error(error)
+            if isinstance(failed, Forbidden):
+                log.warning(
+                    "%s in namespace %s refused to %s", self._method, request.namespace, self._who()
+                )
         self._code = failed.code
         if isinstance(failed, Relayed):
             self.forwarded()
-        if isinstance(failed, Forbidden):
-            log.warning(
-                "%s in namespace %s refused to %s", self._method, request.namespace, self._who()
-            )
         context.set_trailing_metadata((("grpc-status-details-bin", failed.status_details()),))
         await context.abort(failed.code, failed.message)
 
@@ -132,7 +141,7 @@ class Guard(grpc.aio.ServerInterceptor):
 
     def _unary(self, method: str, inner: Any) -> Any:
         async def call(request: Any, context: Context) -> Any:
-            with self._observed(method) as seen:
+            with self._observed(method, request) as seen:
                 try:
                     with self._place(streaming=False):
                         if self._forwarder is not None:
@@ -153,7 +162,7 @@ class Guard(grpc.aio.ServerInterceptor):
 
     def _stream(self, method: str, inner: Any) -> Any:
         async def call(request: Any, context: Context) -> AsyncIterator[Any]:
-            with self._observed(method) as seen:
+            with self._observed(method, request) as seen:
                 try:
                     with self._place(streaming=True):
                         recheck = await self._admit(seen, method, request, context)
@@ -218,8 +227,8 @@ class Guard(grpc.aio.ServerInterceptor):
                 del self._taken[key]
 
     @contextlib.contextmanager
-    def _observed(self, method: str) -> Iterator[_Call]:
-        seen = _Call(method)
+    def _observed(self, method: str, request: Any) -> Iterator[_Call]:
+        seen = _Call(method, request)
         try:
             yield seen
         finally:

@@ -70,9 +70,11 @@ class Admin:
         headers = {"Content-Type": content_type}
         url = self._server + path
         async with self._session.request(method, url, data=data, headers=headers) as response:
-            found: JSON = await response.json()
+            said = await response.text()
             good = response.status < 300 or (missing and response.status == 404)
-            assert good, f"{method} {path}: {found.get('message')}"
+            # Of a kind that is not served yet the answer is no JSON.
+            assert good, f"{method} {path}: {response.status} {said[:500]}"
+            found: JSON = json.loads(said)
             return found
 
 

@@ -12,6 +12,7 @@ from cloister_sandbox.answers import Answers
 from cloister_sandbox.errors import Busy
 from cloister_sandbox.server import MAX_CONNECTIONS, MAX_STREAMS
 from support import raw_http2
+from support.file_calls import eventually
 from support.raw_http2 import CANCEL, END_HEADERS, RawConnection, frame, headers
 from support.sandbox_server import Sandbox, Tools, sandbox
 
@@ -85,6 +86,28 @@ def test_connections_without_end(server: Sandbox, tools: Tools) -> None:
         assert tools.bash("echo on") == "on"
         files = len(list(Path(f"/proc/{server.process.pid}/fd").iterdir()))
         assert files < MAX_CONNECTIONS + 100
+
+
+def test_large_answers_that_nobody_takes(server: Sandbox, tools: Tools) -> None:
+    content = b"%PDF-1.7\n" + b"x" * 8 * MIB
+    (server.workspace / "large.pdf").write_bytes(content)
+
+    def read(request_id: str) -> exec_pb2.CallRequest:
+        request = exec_pb2.CallRequest(request_id=request_id, tool="read")
+        request.input.update({"file_path": "large.pdf"})
+        return request
+
+    with server.worker() as channel, bounded(server, tools, 256 * MIB):
+        stub = Tools(channel).stub
+        calls = [stub.Call(read(f"stalled-{number}"), timeout=60) for number in range(40)]
+        process = Path(f"/proc/{server.process.pid}")
+        eventually(lambda: tools.bash("echo on") == "on" and peak(process) > 100 * MIB)
+        assert tools.bash("echo on") == "on"
+        for each in calls:
+            each.cancel()
+        # Room is there again, and what nobody took is kept.
+        result = tools.call("read", "stalled-0", file_path="large.pdf")
+        assert result.content[0].document.data == content
 
 
 async def test_large_answers_wait_for_each_other() -> None:

@@ -119,3 +119,26 @@ async def test_large_answers_wait_for_each_other() -> None:
                     raise AssertionError("a third had room")
         async with answers.room():
             pass
+
+
+async def test_who_takes_no_large_answer_gives_room_to_who_waits() -> None:
+    answers = Answers(at_once=1, seconds=0.01, send_seconds=0, stalled=1)
+
+    async def refused() -> None:
+        with pytest.raises(Busy):
+            async with answers.room():
+                raise AssertionError("there was room")
+
+    async with answers.room():
+        await refused()
+        async with answers.room():
+            # No more than one is passed over.
+            await refused()
+            await refused()
+        async with answers.room():
+            pass
+    # It has come to its end: another may stall.
+    async with answers.room():
+        await refused()
+        async with answers.room():
+            pass

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator
 
 from .errors import Busy
@@ -10,14 +11,31 @@ LARGE = 1024 * 1024
 """Bytes from which on an answer needs room."""
 AT_ONCE = 4
 WAIT_SECONDS = 30.0
+SEND_SECONDS = 60.0
+MAX_STALLED = 8
 
 
 class Answers:
-    """Lets a few large answers be sent at once, however many readers ask and then stall."""
+    """Lets a few large answers be sent at once, however many readers ask and then stall.
 
-    def __init__(self, at_once: int = AT_ONCE, seconds: float = WAIT_SECONDS) -> None:
+    Readers who take nothing for long lose their room to those who wait, and keep their stream: gRPC
+    cannot end it from here without leaving them to wait for ever. So a few are let be, no more.
+    """
+
+    def __init__(
+        self,
+        at_once: int = AT_ONCE,
+        seconds: float = WAIT_SECONDS,
+        send_seconds: float = SEND_SECONDS,
+        stalled: int = MAX_STALLED,
+    ) -> None:
         self._room = asyncio.Semaphore(at_once)
         self._seconds = seconds
+        self._send_seconds = send_seconds
+        self._most_stalled = stalled
+        self._stalled = 0
+        self._sending: dict[object, float] = {}
+        """Since when each has room, the oldest first."""
 
     @contextlib.asynccontextmanager
     async def room(self) -> AsyncIterator[None]:
@@ -26,8 +44,23 @@ class Answers:
             async with asyncio.timeout(self._seconds):
                 await self._room.acquire()
         except TimeoutError:
+            self._pass_over()
             raise Busy("TOO_MANY_CALLS", "large answers wait for their readers", 1.0) from None
+        answer = object()
+        self._sending[answer] = time.monotonic()
         try:
             yield
         finally:
-            self._room.release()
+            if self._sending.pop(answer, None) is None:
+                self._stalled -= 1
+            else:
+                self._room.release()
+
+    def _pass_over(self) -> None:
+        """Make room where readers have stalled for long."""
+        for answer, since in list(self._sending.items()):
+            long = time.monotonic() - since >= self._send_seconds
+            if long and self._stalled < self._most_stalled:
+                del self._sending[answer]
+                self._stalled += 1
+                self._room.release()

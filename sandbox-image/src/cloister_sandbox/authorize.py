@@ -121,11 +121,7 @@ class Authorizer(grpc.GenericRpcHandler):
             or handler.stream_stream
         )
 
-        is_small = method not in BULK
-
         async def checked(request: Any, context: Context) -> Any:
-            if is_small:
-                self._state.pace.called()
             if self._connections.needed:
                 self._connections.look(context.peer())
             if not decide(peer_uris(context.auth_context()), method, self._state.session_uid):
@@ -137,9 +133,13 @@ class Authorizer(grpc.GenericRpcHandler):
                 await abort(context, _Malformed.error())
             return await inner(request, context)
 
+        async def first(request: Any, context: Context) -> Any:
+            with self._state.pace:
+                return await checked(request, context)
+
         kind = _KINDS[bool(handler.request_streaming), bool(handler.response_streaming)]
         return kind(
-            checked,
+            checked if method in BULK else first,
             request_deserializer=_lenient(handler.request_deserializer),
             response_serializer=handler.response_serializer,
         )

@@ -10,7 +10,9 @@ import asyncio
 import time
 
 QUIET = 0.003
-"""Seconds without a new small call after which transfers go on at full speed."""
+"""Seconds after the end of a small call in which the next one is expected."""
+QUICK = 0.03
+"""Seconds for which a call that goes on counts as small: a command may run for hours."""
 LONGEST = 0.005
 """Seconds that one piece waits at most."""
 
@@ -22,8 +24,12 @@ class Pace:
         self._until = 0.0
         self._queue = asyncio.Lock()
 
-    def called(self) -> None:
-        """A small call has come."""
+    def __enter__(self) -> None:
+        """A small call begins."""
+        self._until = time.monotonic() + QUICK
+
+    def __exit__(self, *_: object) -> None:
+        """It ends."""
         self._until = time.monotonic() + QUIET
 
     async def turn(self) -> None:

@@ -11,13 +11,16 @@ import os
 import secrets
 import stat
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
 from . import beneath
 from .entries import shown
 from .errors import CallError, WrongState
 from .uploads import MAX_SECONDS, PREFIX
+
+Going = Callable[[], None]
+"""Called again and again; raises when the work is to stop."""
 
 MAX_MEMBERS = 1_000_000
 MAX_LEVELS = 256
@@ -27,10 +30,14 @@ _COPY = 1024 * 1024
 
 
 class _Bounded:
-    """What the tar reader needs of a file, with no read larger than a header may be."""
+    """What the tar reader needs of a file, with no read larger than a header may be.
 
-    def __init__(self, fd: int) -> None:
+    What a tool writes behind its end is not read: what is unpacked stays as bounded as what came.
+    """
+
+    def __init__(self, fd: int, size: int) -> None:
         self._fd = fd
+        self._size = size
         self._at = 0
 
     def tell(self) -> int:
@@ -43,35 +50,43 @@ class _Bounded:
     def read(self, size: int) -> bytes:
         if not 0 <= size <= _MAX_HEADER:
             raise tarfile.ReadError("a header is too large")
-        data = os.pread(self._fd, size, self._at)
+        data = os.pread(self._fd, min(size, max(self._size - self._at, 0)), self._at)
         self._at += len(data)
         return data
 
 
-def check(fd: int) -> None:
-    """Raise WrongState for an archive that is damaged or leads out of its directory."""
-    for member in _members(fd):
+def check(fd: int, size: int, going: Going) -> None:
+    """Raise WrongState for an archive that is damaged or leads out of its directory.
+
+    The archive has `size` bytes; what is behind them does not count.
+    """
+    for member in _members(fd, size):
+        going()
         _check(member)
 
 
-def unpack(fd: int, target: int) -> None:
-    """Unpack an archive that was checked into an open directory.
+def unpack(fd: int, size: int, target: int, going: Going, *, skip: int = 0) -> Iterator[None]:
+    """Unpack an archive that was checked into an open directory, behind its first `skip` members.
 
-    Raises what `check` raises; OSError where writing fails, with the member's name as its filename.
+    Yields after each member. Raises what `check` and `going` raise; OSError where writing fails,
+    with the member's name as its filename.
     """
-    for member in _members(fd):
+    for number, member in enumerate(_members(fd, size)):
+        going()
+        if number < skip:
+            continue
         _check(member)
         try:
-            _write(member, fd, target)
+            _write(member, fd, target, going)
         except OSError as error:
             error.filename = member.name
             raise
+        yield
 
 
-def _members(fd: int) -> Iterator[tarfile.TarInfo]:
-    file: BinaryIO = _Bounded(fd)  # type: ignore[assignment]
+def _members(fd: int, size: int) -> Iterator[tarfile.TarInfo]:
+    file: BinaryIO = _Bounded(fd, size)  # type: ignore[assignment]
     count = 0
-    size = os.fstat(fd).st_size
     try:
         with tarfile.TarFile(fileobj=file, mode="r", errors="surrogateescape") as archive:
             while (member := archive.next()) is not None:
@@ -82,7 +97,7 @@ def _members(fd: int) -> Iterator[tarfile.TarInfo]:
                 if member.isreg() and member.offset_data + member.size > size:
                     raise tarfile.ReadError("it ends in the middle of a member")
                 yield member
-    except (tarfile.TarError, ValueError, OverflowError, EOFError) as error:
+    except (tarfile.TarError, ValueError, OverflowError, EOFError, RecursionError) as error:
         raise WrongState("BAD_ARCHIVE", f"this is not a whole tar archive: {error}") from None
 
 
@@ -129,7 +144,7 @@ def _refused(name: str, why: str) -> CallError:
     return WrongState("MEMBER_REFUSED", f"{name}: {why}; nothing was unpacked", member=name)
 
 
-def _write(member: tarfile.TarInfo, source: int, target: int) -> None:
+def _write(member: tarfile.TarInfo, source: int, target: int, going: Going) -> None:
     parts = _parts(member.name)
     if member.isdir():
         os.close(beneath.make_directories(target, parts))
@@ -146,7 +161,7 @@ def _write(member: tarfile.TarInfo, source: int, target: int) -> None:
         elif member.islnk():
             _link(target, _parts(member.linkname), directory, hidden)
         else:
-            _copy(member, source, directory, hidden)
+            _copy(member, source, directory, hidden, going)
         os.rename(hidden, parts[-1], src_dir_fd=directory, dst_dir_fd=directory)
     finally:
         # Also after success: renaming one name of a file to another of the same file does nothing.
@@ -174,12 +189,13 @@ def _link(target: int, parts: list[str], directory: int, name: str) -> None:
         os.close(above)
 
 
-def _copy(member: tarfile.TarInfo, source: int, directory: int, name: str) -> None:
+def _copy(member: tarfile.TarInfo, source: int, directory: int, name: str, going: Going) -> None:
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     fd = os.open(name, flags, 0o600, dir_fd=directory)
     try:
         at, end = member.offset_data, member.offset_data + member.size
         while at < end:
+            going()
             data = os.pread(source, min(_COPY, end - at), at)
             if not data:
                 raise OSError(5, "the archive changed")

@@ -58,6 +58,8 @@ class Upload:
     sealed: bool = False
     """All bytes are there: none may follow."""
     done: exec_pb2.Entry | None = None
+    unpacked: tuple[tuple[int, int], int] = ((0, 0), 0)
+    """The directory, by device and inode, in which so many members of a tree are written."""
 
     def append(self, pieces: Iterable[bytes]) -> None:
         """Write bytes at the end; raises OSError."""
@@ -205,6 +207,7 @@ class Uploads:
         Raises OSError, and what `check` raises.
         """
         info = self.check(upload.start, upload.target)
+        _require_own(upload)
         mode = upload.start.mode or (stat.S_IMODE(info.st_mode) & 0o777 if info else 0o644)
         os.fchmod(upload.fd, mode)
         _set_time(upload, upload.fd)
@@ -220,8 +223,22 @@ class Uploads:
                     raise
                 after = _copy(upload, directory, name, mode)
         if after.st_size != upload.size:
-            raise Corrupt("SIZE_CHANGED", "the file changed while it was written")
+            raise Corrupt("FILE_CHANGED", "the file changed while it was written")
         return entry(upload.target, after)
+
+
+def _require_own(upload: Upload) -> None:
+    """Raise Corrupt when a tool has put something else under the hidden name.
+
+    One that does so a moment later could as well have replaced the target.
+    """
+    own = os.fstat(upload.fd)
+    try:
+        found = os.stat(upload.name, dir_fd=upload.directory, follow_symlinks=False)
+    except FileNotFoundError:
+        found = None
+    if found is None or not os.path.samestat(own, found):
+        raise Corrupt("FILE_CHANGED", "the file was taken away while it was written")
 
 
 def _copy(upload: Upload, directory: int, name: str, mode: int) -> os.stat_result:
@@ -235,7 +252,8 @@ def _copy(upload: Upload, directory: int, name: str, mode: int) -> os.stat_resul
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
         os.ftruncate(fd, 0)
         at = 0
-        while piece := os.pread(upload.fd, _COPY, at):
+        # No further than what came: a tool may append as fast as this reads.
+        while piece := os.pread(upload.fd, min(_COPY, upload.size - at), at):
             view = memoryview(piece)
             while view:
                 written = os.write(fd, view)

@@ -154,6 +154,33 @@ def test_a_full_disk_is_told_and_outlived(tmp_path: Path) -> None:
             assert tools.call("bash", context_id="new", command="echo new").content[0].text == "new"
 
 
+def test_a_disk_without_room_for_names_is_told_and_outlived(tmp_path: Path) -> None:
+    small = "mount -t tmpfs -o nr_inodes=64 tmpfs"
+    enter = f'{small} {tmp_path}/workspace && {small} {tmp_path}/home && exec "$@"'
+    launcher = ("unshare", "--mount", "/bin/sh", "-c", enter, "-")
+    state = {"CLOISTER_STATE_DIR": str(tmp_path / "home" / "state")}
+    with sandbox(tmp_path, launcher=launcher, env=state) as server:
+        server.wait_for(exec_pb2.RuntimeInfo.STATE_WARM)
+        server.claim()
+        with server.worker() as channel:
+            tools, files, jobs = Tools(channel), FileCalls(channel), Jobs(channel)
+            tools.call("write", file_path="kept", content="as it was")
+            fill = "for n in {1..100}; do : >$d/fill$n || break; done 2>/dev/null"
+            tools.bash(f"for d in {tmp_path}/workspace {tmp_path}/home; do {fill}; done")
+            refusal = tools.call("write", file_path="new", content="x")
+            assert "no space left on device" in refusal.content[0].text
+            for tree in (False, True):
+                with refused(grpc.StatusCode.RESOURCE_EXHAUSTED, reason="DISK_FULL"):
+                    files.upload("more/new", b"\0" * 1024, tree=tree)
+            assert tools.call("bash", context_id="new", command="echo new").is_error
+            assert tools.call("read", file_path="kept").content[0].text.endswith("as it was")
+            assert jobs.bash(f"rm {tmp_path}/{{workspace,home}}/fill*; echo on").text == "on\n"
+            assert tools.bash("echo on") == "on"
+            assert tools.call("bash", context_id="new", command="echo new").content[0].text == "new"
+            files.upload("more/new", b"x")
+            assert tools.bash("cat more/new; ls -A") == "xkept\nmore"
+
+
 @pytest.mark.parametrize(
     ("error", "code", "reason"),
     [

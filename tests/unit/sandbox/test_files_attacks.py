@@ -13,7 +13,9 @@ import pytest
 
 from cloister_api.exec.v1 import exec_pb2
 from cloister_sandbox import beneath
-from support.file_calls import FileCalls
+from cloister_sandbox.paths import Roots
+from cloister_sandbox.uploads import Uploads
+from support.file_calls import FileCalls, eventually, frames
 from support.sandbox_server import Sandbox, refused
 from support.swaps import swapping
 
@@ -107,6 +109,75 @@ def listed(files: FileCalls) -> set[bytes]:
 def found(files: FileCalls) -> set[bytes]:
     lines, _ = files.grep(SECRET, path="race/d", include_ignored=True)
     return {each.encode() for each in lines}
+
+
+def test_a_target_that_changes_its_kind_never_leads_outside(
+    files: FileCalls, claimed: Sandbox
+) -> None:
+    outside = claimed.workspace.parent / "kinds-outside"
+    outside.write_text(SECRET)
+    kinds = claimed.workspace / "kinds"
+    (kinds / "directory").mkdir(parents=True)
+    (kinds / "directory" / "kept").touch()
+    (kinds / "link").symlink_to(outside)
+    (kinds / "hard").hardlink_to(outside)
+    os.mkfifo(kinds / "pipe")
+    for name in ("directory", "link", "hard", "pipe"):
+        target = kinds / f"{name}-target"
+        target.write_bytes(b"before")
+        with swapping(target, kinds / name):
+            for number in range(40):
+                try:
+                    files.upload(f"kinds/{target.name}", b"%d" % number)
+                except grpc.RpcError as error:
+                    if error.code() not in REFUSALS:
+                        raise
+        assert outside.read_text() == SECRET
+    assert not list(kinds.rglob(".cloister*"))
+
+
+@pytest.mark.parametrize("kind", ["file", "link", "directory", "nothing"])
+def test_what_takes_an_uploads_hidden_name_does_not_become_the_file(
+    files: FileCalls, claimed: Sandbox, kind: str
+) -> None:
+    place = claimed.workspace / f"hidden-{kind}"
+    place.mkdir()
+    (place / "target").write_bytes(b"before")
+
+    def late() -> Iterator[exec_pb2.UploadFrame]:
+        *sent, end = frames(f"{place.name}/target", b"content")
+        yield from sent
+        eventually(lambda: list(place.glob(".cloister-upload-*")))
+        (hidden,) = place.glob(".cloister-upload-*")
+        hidden.rename(place / "taken")
+        if kind == "file":
+            hidden.write_bytes(b"forgery")
+        elif kind == "link":
+            hidden.symlink_to("/etc/passwd")
+        elif kind == "directory":
+            hidden.mkdir()
+        yield end
+
+    with refused(STATUS.DATA_LOSS, reason="FILE_CHANGED"):
+        files.stub.Upload(late(), timeout=60)
+    assert (place / "target").read_bytes() == b"before"
+    assert files.upload(f"{place.name}/target", b"content").size == 7
+
+
+def test_bytes_that_a_tool_adds_are_not_copied_without_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EXDEV, "no")
+
+    monkeypatch.setattr(os, "rename", refuse)
+    uploads = Uploads(Roots(tmp_path, (), ()))
+    upload = uploads.create(exec_pb2.UploadStart(path="f"), str(tmp_path / "f"))
+    upload.append([b"content"])
+    (tmp_path / upload.name).write_bytes(b"content and more")
+    assert uploads.place(upload).size == 7
+    upload.discard()
+    assert (tmp_path / "f").read_bytes() == b"content"
 
 
 def test_nothing_blocks_on_what_is_no_file(files: FileCalls, claimed: Sandbox) -> None:

@@ -4,6 +4,7 @@ import io
 import os
 import stat
 import tarfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 from cloister_api.exec.v1 import exec_pb2
 from cloister_sandbox import unpacking
 from cloister_sandbox.errors import WrongState
-from support.file_calls import FileCalls
+from support.file_calls import FileCalls, eventually, frames
 from support.sandbox_server import Sandbox, refused
 
 STATUS = grpc.StatusCode
@@ -201,7 +202,46 @@ def test_a_huge_header_is_not_read_into_memory(tmp_path: Path) -> None:
         file.write(info.tobuf(tarfile.GNU_FORMAT))
         file.truncate(1 << 34)
         with pytest.raises(WrongState, match="header is too large"):
-            unpacking.check(file.fileno())
+            unpacking.check(file.fileno(), 1 << 34, lambda: None)
+
+
+def test_headers_that_follow_each_other_without_a_member(files: FileCalls) -> None:
+    info = tarfile.TarInfo("name")
+    info.type, info.size = tarfile.GNUTYPE_LONGNAME, 1
+    with refused(STATUS.FAILED_PRECONDITION, reason="BAD_ARCHIVE"):
+        files.upload("headers", (info.tobuf() + b"x".ljust(512, b"\0")) * 3000, tree=True)
+
+
+def test_a_tree_stops_when_its_caller_leaves_and_goes_on_with_the_next(
+    files: FileCalls, claimed: Sandbox
+) -> None:
+    count = 20_000
+    root, names = claimed.workspace / "left", [f"d{number % 7}/{number}" for number in range(count)]
+    data = archive(*(member(name, name.encode()) for name in names))
+    call = files.stub.Upload.future(frames("left", data, tree=True, upload_id="left"), timeout=60)
+    eventually(lambda: (root / names[100]).exists())
+    call.cancel()
+    # A mark on what was written; a member that is written twice loses it.
+    (root / names[0]).write_text("changed since")
+
+    def written() -> int:
+        return sum(len(each[2]) for each in os.walk(root))
+
+    def stopped() -> bool:
+        before = written()
+        files.stat("left")
+        time.sleep(0.2)
+        return written() == before
+
+    eventually(stopped)
+    assert 100 < written() < count
+    assert files.offset("left") == len(data)
+    for _ in range(2):
+        entry = files.upload("left", data, tree=True, upload_id="left", skip=len(data))
+        assert entry.path == str(root)
+        assert {name for name in names if (root / name).read_text() != name} == {names[0]}
+    assert written() == count
+    assert not list(claimed.workspace.rglob(".cloister*"))
 
 
 def test_a_tree_that_is_no_directory_is_not_downloaded(files: FileCalls, claimed: Sandbox) -> None:

@@ -12,6 +12,7 @@ from cloister_sandbox.answers import Answers
 from cloister_sandbox.errors import Busy
 from cloister_sandbox.server import MAX_CONNECTIONS, MAX_STREAMS
 from support import raw_http2
+from support.file_calls import eventually
 from support.raw_http2 import CANCEL, END_HEADERS, RawConnection, frame, headers
 from support.sandbox_server import Sandbox, Tools, sandbox
 
@@ -87,6 +88,28 @@ def test_connections_without_end(server: Sandbox, tools: Tools) -> None:
         assert files < MAX_CONNECTIONS + 100
 
 
+def test_large_answers_that_nobody_takes(server: Sandbox, tools: Tools) -> None:
+    content = b"%PDF-1.7\n" + b"x" * 8 * MIB
+    (server.workspace / "large.pdf").write_bytes(content)
+
+    def read(request_id: str) -> exec_pb2.CallRequest:
+        request = exec_pb2.CallRequest(request_id=request_id, tool="read")
+        request.input.update({"file_path": "large.pdf"})
+        return request
+
+    with server.worker() as channel, bounded(server, tools, 256 * MIB):
+        stub = Tools(channel).stub
+        calls = [stub.Call(read(f"stalled-{number}"), timeout=60) for number in range(40)]
+        process = Path(f"/proc/{server.process.pid}")
+        eventually(lambda: tools.bash("echo on") == "on" and peak(process) > 100 * MIB)
+        assert tools.bash("echo on") == "on"
+        for each in calls:
+            each.cancel()
+        # Room is there again, and what nobody took is kept.
+        result = tools.call("read", "stalled-0", file_path="large.pdf")
+        assert result.content[0].document.data == content
+
+
 async def test_large_answers_wait_for_each_other() -> None:
     answers = Answers(at_once=2, seconds=0.01)
     async with answers.room():
@@ -94,5 +117,28 @@ async def test_large_answers_wait_for_each_other() -> None:
             with pytest.raises(Busy):
                 async with answers.room():
                     raise AssertionError("a third had room")
+        async with answers.room():
+            pass
+
+
+async def test_who_takes_no_large_answer_gives_room_to_who_waits() -> None:
+    answers = Answers(at_once=1, seconds=0.01, send_seconds=0, stalled=1)
+
+    async def refused() -> None:
+        with pytest.raises(Busy):
+            async with answers.room():
+                raise AssertionError("there was room")
+
+    async with answers.room():
+        await refused()
+        async with answers.room():
+            # No more than one is passed over.
+            await refused()
+            await refused()
+        async with answers.room():
+            pass
+    # It has come to its end: another may stall.
+    async with answers.room():
+        await refused()
         async with answers.room():
             pass

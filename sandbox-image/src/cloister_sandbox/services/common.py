@@ -1,5 +1,6 @@
 """What the services share."""
 
+import asyncio
 import contextlib
 import errno
 import functools
@@ -81,7 +82,11 @@ def streaming(
         try:
             async with contextlib.aclosing(messages):
                 async for each in messages:
-                    await context.write(each)
+                    try:
+                        await context.write(each)
+                    except grpc.aio.InternalError:
+                        # The caller left while this waited for it: nobody hears an error.
+                        raise asyncio.CancelledError from None
         except grpc.aio.AbortError:
             raise
         except Exception as error:

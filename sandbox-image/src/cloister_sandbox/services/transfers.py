@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import threading
 import time
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from typing import Any, TypeVar
@@ -25,6 +26,10 @@ _BATCH = 8
 _GATHERED = 1024 * 1024
 """Bytes of an upload that are written at once."""
 MAX_STREAMS = 64
+
+
+class _Gone(Exception):
+    """Nobody waits any more for work that may take minutes."""
 
 
 class Transfers(exec_pb2_grpc.FilesServicer):
@@ -165,8 +170,13 @@ class Transfers(exec_pb2_grpc.FilesServicer):
             keep = keep and not isinstance(error, InvalidField)
             await _to_its_end(self._let_go(upload, stream, keep=keep))
             raise
-        # What has arrived whole is carried through also when the caller goes away now.
-        return await _to_its_end(self._finish(upload, stream, end))
+        gone = threading.Event()
+        try:
+            # What has arrived whole is carried through also when the caller goes away now; only a
+            # tree stops, where its upload goes on when it comes again.
+            return await _to_its_end(self._finish(upload, stream, end, gone))
+        finally:
+            gone.set()
 
     async def _write(
         self, upload: uploads.Upload, stream: object, frames: AsyncIterator[exec_pb2.UploadFrame]
@@ -204,7 +214,11 @@ class Transfers(exec_pb2_grpc.FilesServicer):
             upload.writing = self._lanes.bulk.submit(lambda: upload.append(pieces))
 
     async def _finish(
-        self, upload: uploads.Upload, stream: object, end: exec_pb2.UploadEnd
+        self,
+        upload: uploads.Upload,
+        stream: object,
+        end: exec_pb2.UploadEnd,
+        gone: threading.Event,
     ) -> exec_pb2.Entry:
         keep = bool(upload.start.upload_id)
         async with upload.lock:
@@ -212,7 +226,7 @@ class Transfers(exec_pb2_grpc.FilesServicer):
                 upload.verify(end)
                 if upload.done is None:
                     upload.sealed = True
-                    upload.done = await self._place(upload)
+                    upload.done = await self._place(upload, gone)
                 return upload.done
             except CallError:
                 keep = False
@@ -223,9 +237,9 @@ class Transfers(exec_pb2_grpc.FilesServicer):
             finally:
                 await self._let_go(upload, stream, keep=keep)
 
-    async def _place(self, upload: uploads.Upload) -> exec_pb2.Entry:
+    async def _place(self, upload: uploads.Upload, gone: threading.Event) -> exec_pb2.Entry:
         if upload.start.tree:
-            return await self._lanes.slow.run(self._unpack, upload)
+            return await self._lanes.slow.run(self._unpack, upload, gone)
         return await self._lanes.bulk.run(self._uploads.place, upload)
 
     async def _let_go(self, upload: uploads.Upload, stream: object, *, keep: bool) -> None:
@@ -241,12 +255,23 @@ class Transfers(exec_pb2_grpc.FilesServicer):
                 await _settled(upload)
             await self._discard(upload)
 
-    def _unpack(self, upload: uploads.Upload) -> exec_pb2.Entry:
+    def _unpack(self, upload: uploads.Upload, gone: threading.Event) -> exec_pb2.Entry:
+        def going() -> None:
+            if gone.is_set():
+                raise _Gone
+
         self._uploads.check(upload.start, upload.target)
-        check(upload.fd)
+        if not upload.unpacked[1]:
+            check(upload.fd, upload.size, going)
         with self._roots.parent(f"{upload.target}/any", create=True) as (directory, _):
+            info = os.fstat(directory)
+            where, written = (info.st_dev, info.st_ino), 0
+            if upload.unpacked[0] == where:
+                written = upload.unpacked[1]
             try:
-                unpack(upload.fd, directory)
+                for _ in unpack(upload.fd, upload.size, directory, going, skip=written):
+                    written += 1
+                    upload.unpacked = where, written
             except OSError as error:
                 raise failed(f"{upload.start.path}/{error.filename}", error) from None
             return entry(upload.target, os.fstat(directory))

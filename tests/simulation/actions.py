@@ -77,7 +77,7 @@ class Actions:
     # --- people ------------------------------------------------------------------------------
 
     def _environment(self, n: int, m: int) -> None:
-        name, size = f"e{n % 2}", m % 4
+        name, size, keeps = f"e{n % 2}", m % 4, n // 12 == 2
         spec: JSON = {
             "pool": {
                 "size": size,
@@ -85,7 +85,8 @@ class Actions:
                 "maxSessions": 2 if m // 12 == 2 else None,
             },
             "setup": f"echo {m // 4 % 3}",
-            "lifecycle": {"idleTimeout": "10h"},
+            "workspace": {"persistent": keeps},
+            "lifecycle": {"idleTimeout": "10h", "onIdle": "Suspend" if keeps else "Terminate"},
         }
         if self._cluster.peek(ENVIRONMENTS, NAMESPACE, name):
             self._cluster.patch_spec(ENVIRONMENTS, NAMESPACE, name, spec)
@@ -115,6 +116,23 @@ class Actions:
     def _remove_session(self, n: int, m: int) -> None:
         if found := self._nth(SESSIONS, n):
             self._cluster.delete(SESSIONS, NAMESPACE, found["metadata"]["name"])
+
+    def _suspend(self, n: int, m: int) -> None:
+        self._set_state(n, "Suspended")
+
+    def _resume(self, n: int, m: int) -> None:
+        self._set_state(n, "Running")
+
+    def _set_state(self, n: int, state: str) -> None:
+        if found := self._nth(SESSIONS, n):
+            name = found["metadata"]["name"]
+            self._cluster.patch_spec(SESSIONS, NAMESPACE, name, {"state": state})
+
+    def _flood(self, n: int, m: int) -> None:
+        """Many sessions of one Environment; in no schedule that is drawn, for what it costs."""
+        for each in range(n):
+            body = session_body(f"flood-{each}", "e0")
+            self._cluster.create(SESSIONS, NAMESPACE, body)
 
     def _rest(self, n: int, m: int) -> None:
         """Nothing runs in a session for an hour."""
@@ -267,7 +285,6 @@ class Actions:
         self._cluster.forget_history()
 
     def _away(self, n: int, m: int) -> None:
-        self._world.invariants.allowance += self._world.most_pods
         for each in self._alive:
             each.line.away = True
             each.line.cut_watches()
@@ -326,6 +343,7 @@ class Actions:
         if len(self._keepers) > 1:
             return
         self._world.invariants.allowance += self._world.most_pods
+        self._world.doubled = True
         keeper = asyncio.create_task(self._keep())
         self._keepers.append(keeper)
         if n % 2:

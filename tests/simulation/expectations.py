@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from cloister_operator import names
-from cloister_operator.cluster.resources import ENVIRONMENTS, PODS, SESSIONS
+from cloister_operator.cluster.resources import ENVIRONMENTS, PODS, SECRETS, SESSIONS, VOLUME_CLAIMS
 from cloister_operator.plan.line import worth_telling
 from simulation.world import SimWorld
 from support.operator_objects import NAMESPACE
@@ -20,11 +20,21 @@ def unmet(world: SimWorld) -> Iterator[str]:
     }
     sessions = world.cluster.peek_all(SESSIONS, NAMESPACE)
     for name, environment in environments.items():
-        if not world.pool_is(environment["spec"]["pool"]["size"], name):
+        size, said = (
+            environment["spec"]["pool"]["size"],
+            environment.get("status", {}).get("pool", {}),
+        )
+        # A pool that has yet to grow, for claims of a moment ago, shrinks only minutes later.
+        if not world.pool_is(size, name) or said.get("wanted") != size:
             yield f"the pool of {name} is not as asked"
+        if (
+            environment.get("status", {}).get("observedGeneration")
+            != (environment["metadata"]["generation"])
+        ):
+            yield f"the last change of {name} was not looked at"
         yield from _line(name, environment, sessions)
         claimed = len(world.pods(environment=name, state=names.STATE_CLAIMED))
-        if environment.get("status", {}).get("pool", {}).get("claimed") != claimed:
+        if said.get("claimed") != claimed:
             yield f"the status of {name} counts other than {claimed} claimed pods"
     for session in sessions:
         yield from _session(world, session, environments)
@@ -38,7 +48,16 @@ def unmet(world: SimWorld) -> Iterator[str]:
             yield f"pod {name} is of no Environment"
     yield from world.problems()
     for name in sorted(world.leaks()):
+        if world.doubled and _owner(world, name) in environments:
+            # Two operators, one of which had yet to hear that the Environment had changed: what it
+            # had sent by then came when the other had tidied up, and goes with the Environment.
+            continue
         yield f"Secret {name} is needed by nobody"
+
+
+def _owner(world: SimWorld, secret: str) -> str:
+    (owner,) = world.cluster.get(SECRETS, NAMESPACE, secret)["metadata"]["ownerReferences"]
+    return str(owner["name"])
 
 
 def _line(name: str, environment: JSON, sessions: list[JSON]) -> Iterator[str]:
@@ -66,7 +85,12 @@ def _session(world: SimWorld, session: JSON, environments: dict[str, JSON]) -> I
     name, uid = session["metadata"]["name"], session["metadata"]["uid"]
     status = session.get("status") or {}
     phase = status.get("phase", "Pending")
+    asked, kept = session["spec"].get("state", "Running"), status.get("workspaceClaim")
+    if kept and phase not in ENDED and world.cluster.peek(VOLUME_CLAIMS, NAMESPACE, kept) is None:
+        yield f"session {name} has lost its workspace"
     if phase == "Running":
+        if kept and asked == "Suspended":
+            yield f"session {name} is to be suspended and runs"
         ended = {x["status"]["phase"] for x in world.pods(session=uid)} - {"Running"}
         if ended or not world.served(name):
             yield f"session {name} runs, but not in one pod of its own"
@@ -76,7 +100,7 @@ def _session(world: SimWorld, session: JSON, environments: dict[str, JSON]) -> I
         return
     if world.pods(session=uid):
         yield f"session {name} is {phase} and has a pod"
-    if phase in ENDED:
+    if phase in ENDED or phase == asked == "Suspended":
         return
     environment = environments.get(session["spec"]["environmentName"])
     if environment is None:

@@ -8,7 +8,10 @@ from typing import Any
 from cloister_operator import names
 from cloister_operator.api.environment import EnvironmentObject
 from cloister_operator.api.pod import PodView
+from cloister_operator.api.session import SessionObject
 from cloister_operator.controller.context import Context
+from cloister_operator.errors import ConflictError, TransientError
+from cloister_operator.sandboxes import ClaimPayload
 from support.fake_operator import Operator
 
 JSON = dict[str, Any]
@@ -96,6 +99,24 @@ def places_not_checked_again(operator: Operator) -> None:
 def lost_pods_forgotten(operator: Operator) -> None:
     """A pod that was asked for without an answer is asked for again under another name."""
     operator.context.flights.lost = lambda *_: None  # type: ignore[method-assign]
+
+
+def volume_conflicts_taken_for_claims(operator: Operator) -> None:
+    """A volume claim that somebody else was writing at the same time means that the pod is
+    another session's.
+    """
+    claims = operator.controller._sessions._claims
+    tell = claims._tell
+
+    async def mistaken(session: SessionObject, pod: PodView, payload: ClaimPayload) -> None:
+        try:
+            await tell(session, pod, payload)
+        except TransientError as error:
+            if isinstance(error.__cause__, ConflictError):
+                raise error.__cause__ from error
+            raise
+
+    claims._tell = mistaken  # type: ignore[method-assign]
 
 
 MUTANTS = (

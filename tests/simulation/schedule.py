@@ -32,6 +32,8 @@ ACTIONS: dict[str, int] = {
     "rush": 5,
     "release": 3,
     "rest": 2,
+    "suspend": 4,
+    "resume": 3,
     # What happens to pods and nodes.
     "fail_pod": 4,
     "delete_pod": 3,
@@ -57,6 +59,13 @@ ACTIONS: dict[str, int] = {
 _PAUSES = (0.0, 0.0, 0.003, 0.01, 0.05, 0.2, 1.0, 3.0, 20.0, 70.0)
 
 
+_SHORT = (2, 3, 3, 4, 4, 6, 8, 12)
+_LONG = (6, 10, 16, 24)
+"""Steps; what a schedule costs grows with them, and what goes wrong mostly needs few."""
+FIRST_LONG = 100_000
+"""Seeds from here on are for those who have time."""
+
+
 def draw(seed: int) -> list[Step]:
     """The schedule of a seed: an Environment, then anything.
 
@@ -68,8 +77,9 @@ def draw(seed: int) -> list[Step]:
     kinds += ["session", "call"]
     weights = [ACTIONS[each] for each in kinds]
     pauses = rng.sample(_PAUSES, 3)
-    steps = [Step(0.0, "environment", 0, rng.randrange(36))]
-    for _ in range(rng.choice((3, 6, 10, 16, 24))):
+    # Every third one keeps workspaces.
+    steps = [Step(0.0, "environment", rng.choice((0, 0, 24)), rng.randrange(36))]
+    for _ in range(rng.choice(_LONG if seed >= FIRST_LONG else _SHORT)):
         (kind,) = rng.choices(kinds, weights)
         steps.append(Step(rng.choice(pauses), kind, rng.randrange(36), rng.randrange(36)))
     return steps

@@ -174,6 +174,8 @@ class SimWorld(World):
         self.an_hour = timedelta(hours=1)
         self.deaths = 0
         """Operators that died."""
+        self.doubled = False
+        """Whether two operators led at once."""
         self.most_pods = 4
         """More than any pool asks for."""
         self.invariants = Invariants(self.cluster, self.sandboxes.claimed, self.sandboxes.probes)

@@ -17,6 +17,7 @@ from cloister_operator.cluster.resources import (
     PODS,
     SECRETS,
     SESSIONS,
+    VOLUME_CLAIMS,
 )
 from support.fake_api import OPERATOR, Change, FakeCluster
 
@@ -127,6 +128,8 @@ class Invariants:
         labels, uid = after["metadata"]["labels"], after["metadata"]["uid"]
         name, session = after["metadata"]["name"], labels.get(names.SESSION_LABEL)
         if session:
+            if not self._pods_of[session]:
+                self._in_turn(change.namespace, labels[names.ENVIRONMENT_LABEL], session)
             self._pods_of[session].add(uid)
         if before is None:
             self._made(change, after)
@@ -145,7 +148,12 @@ class Invariants:
         name, namespace = pod["metadata"]["name"], change.namespace
         if self._cluster.peek(NETWORK_POLICIES, namespace, names.DENY_POLICY) is None:
             self.violated(f"pod {name} was made before {names.DENY_POLICY}")
-        labels = pod["metadata"]["labels"]
+        labels, volume = pod["metadata"]["labels"], _volume(pod)
+        for each in self._cluster.peek_all(PODS, namespace) if volume else ():
+            if _volume(each) == volume and each["metadata"]["uid"] != pod["metadata"]["uid"]:
+                self.violated(
+                    f"volume {volume} has two pods, {each['metadata']['name']} and {name}"
+                )
         if labels[names.STATE_LABEL] == names.STATE_CLAIMED:
             return
         (owner,) = pod["metadata"]["ownerReferences"]
@@ -169,8 +177,9 @@ class Invariants:
         uid = pod["metadata"]["labels"].get(names.SESSION_LABEL)
         for session in self._cluster.peek_all(SESSIONS, change.namespace) if uid else ():
             status = session.get("status") or {}
-            mine = status.get("podUID") in (None, pod["metadata"]["uid"])
-            phase = status.get("phase", "Pending")
+            phase, its = status.get("phase", "Pending"), status.get("podUID")
+            # The status of one that waits names the pod that it has lost or given back.
+            mine = (its == pod["metadata"]["uid"]) is (phase == "Running")
             if session["metadata"]["uid"] == uid and mine and phase in ("Pending", "Running"):
                 name = session["metadata"]["name"]
                 self.violated(
@@ -191,7 +200,8 @@ class Invariants:
         pod = after.get("podUID")
         if was in _ENDED and now != was:
             self.violated(f"session {name} was {was} and is {now}")
-        if was == "Running" and now == "Pending":
+        lost = after.get("failedAt") not in (None, before.get("failedAt"))
+        if was == "Running" and now == "Pending" and not (lost and after.get("workspaceClaim")):
             self.violated(f"session {name} ran and is Pending")
         if was == now == "Running" and before.get("podUID") != pod:
             self.violated(f"session {name} went from one pod to another")
@@ -208,16 +218,24 @@ class Invariants:
         wrong = meter_problem(before, after)
         if wrong:
             self.violated(f"session {name}: {wrong}")
-        if now == "Failed" != was and not self._pods_of[uid] & self._harmed:
+        if (lost or now == "Failed" != was) and not self._pods_of[uid] & self._harmed:
             reason = after.get("reason")
             self.violated(f"session {name} failed ({reason}), and nothing happened to its pod")
 
     def _started(self, session: JSON) -> None:
-        """One more session runs: no more than may, however many operators let them."""
+        """One more session runs: no more than may, however many operators let them, and in a
+        workspace that stays when its pod goes.
+        """
         namespace, environment = (
             session["metadata"]["namespace"],
             session["spec"]["environmentName"],
         )
+        kept = session["status"].get("workspaceClaim")
+        volume = self._cluster.peek(VOLUME_CLAIMS, namespace, kept) if kept else None
+        owners = (volume or {}).get("metadata", {}).get("ownerReferences", [])
+        if kept and [each["uid"] for each in owners] != [session["metadata"]["uid"]]:
+            name = session["metadata"]["name"]
+            self.violated(f"session {name} runs, and its workspace {kept} is not its own")
         limits = self._limits[environment]
         if not limits or None in limits:
             return
@@ -231,6 +249,34 @@ class Invariants:
         most = max(each for each in limits if each is not None)
         if len(running) > most:
             self.violated(f"{', '.join(running)} run, and {most} may")
+
+    def _in_turn(self, namespace: str, environment: str, uid: str) -> None:
+        """A session gets its first pod: not while those that have waited for longer have no place.
+
+        Who lost a pod keeps its place. Only of an operator that is alone from the start: another
+        one cannot know who waits.
+        """
+        limits = self._limits[environment]
+        if self.allowance or not limits or None in limits:
+            return
+        everybody = self._cluster.peek_all(SESSIONS, namespace)
+        mine = next((each for each in everybody if each["metadata"]["uid"] == uid), None)
+        if mine is None:
+            return
+        others = [
+            each
+            for each in everybody
+            if each["spec"]["environmentName"] == environment and each is not mine
+        ]
+        running = [each for each in others if (each.get("status") or {}).get("phase") == "Running"]
+        older = [
+            each["metadata"]["name"]
+            for each in others
+            if _waits(each) and _made_at(each) < _made_at(mine)
+        ]
+        if older and len(running) + len(older) >= max(each for each in limits if each is not None):
+            name = mine["metadata"]["name"]
+            self.violated(f"session {name} got a pod before {', '.join(older)}, in line for longer")
 
     def _is_alive(self, namespace: str, name: str) -> bool:
         pod = self._cluster.peek(PODS, namespace, name)
@@ -258,6 +304,26 @@ def meter_problem(before: JSON, after: JSON) -> str | None:
     least = parse_time(ends[0]) - parse_time(since)
     if not timedelta() <= timedelta(milliseconds=added + 1) - least <= timedelta(seconds=1.001):
         return f"a run from {since} to {ends[0]} was counted as {added} ms"
+    return None
+
+
+def _waits(session: JSON) -> bool:
+    """Whether it stands in line for a place, and was told so."""
+    asked = session["spec"].get("state", "Running")
+    return asked == "Running" and (session.get("status") or {}).get("reason") == "Queued"
+
+
+def _made_at(session: JSON) -> str:
+    """To the second: of those made in one, the first may have its place when the others come."""
+    return str(session["metadata"]["creationTimestamp"])
+
+
+def _volume(pod: JSON) -> str | None:
+    """The name of the claim that a pod mounts."""
+    for each in pod["spec"].get("volumes", ()):
+        if "persistentVolumeClaim" in each:
+            found: str = each["persistentVolumeClaim"]["claimName"]
+            return found
     return None
 
 

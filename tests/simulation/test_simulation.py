@@ -65,6 +65,21 @@ def test_rare_misfortunes_harm_nobody(mutant: Change, steps: tuple[Step, ...]) -
     assert any(run(seed, steps, mutant).violations for seed in range(12))
 
 
+SAME_NAME = (
+    Step(0.0, "environment", 24, 23),
+    Step(0.05, "session", 4, 12),
+    Step(0.0, "suspend", 0, 0),
+    Step(0.05, "resume", 0, 0),
+)
+
+
+def test_a_pod_gets_an_identity_of_its_own_under_the_name_of_one_before() -> None:
+    """A session suspended before it ran has its next pod under the same name, whose Secret the
+    garbage collector may be about to take.
+    """
+    assert [run(seed, SAME_NAME).violations for seed in range(30)] == [()] * 30
+
+
 TWO_LEADERS = (
     Step(0.0, "environment", 0, 26),
     Step(3.0, "second", 0, 0),

@@ -9,7 +9,7 @@ from ..api import conditions
 from ..api.environment import EnvironmentObject
 from ..api.pod import PodView, view
 from ..api.session import SessionObject
-from ..cluster.resources import PODS, SECRETS
+from ..cluster.resources import PODS
 from ..errors import (
     ConflictError,
     LostError,
@@ -20,7 +20,7 @@ from ..errors import (
     TransientError,
 )
 from ..recipe import Recipe
-from . import volumes
+from . import owned, volumes
 from .context import Context
 
 log = logging.getLogger(__name__)
@@ -108,10 +108,8 @@ async def ensure_identity(context: Context, pod: PodView) -> None:
         identity.private_key_pem,
         identity.ca_pem,
     )
-    try:
-        await context.api.create(SECRETS, pod.namespace, body)
-    except ConflictError:
-        log.debug("pod %s has its identity", pod.name)
+    # One of an earlier pod of this name is about to be collected: it serves this one not at all.
+    await owned.create(context.api, pod.namespace, body)
     await volumes.ensure_of_pod(context, pod)
     context.identified.add(pod.uid)
 

@@ -44,7 +44,7 @@ types: $(STAMP) ## mypy --strict
 .PHONY: unit
 unit: $(STAMP) ## unit, contract and chart tests
 	@$(DEVCLUSTER) build --only helm --only promtool
-	HELM=$$($(DEVCLUSTER) bin helm) $(VENV)/bin/pytest -n 6 --dist loadfile -m 'not e2e' tests
+	HELM=$$($(DEVCLUSTER) bin helm) $(VENV)/bin/pytest -n 4 --dist loadfile -m 'not e2e' tests
 
 .PHONY: format
 format: $(STAMP) ## rewrite the code in the project's format
@@ -53,7 +53,7 @@ format: $(STAMP) ## rewrite the code in the project's format
 
 .PHONY: golden
 golden: $(STAMP) ## rewrite the golden files; read the diff before you commit it
-	HELM=$$($(DEVCLUSTER) bin helm) $(VENV)/bin/pytest -n 6 --dist loadfile -m 'not e2e' tests --update-golden
+	HELM=$$($(DEVCLUSTER) bin helm) $(VENV)/bin/pytest -n 4 --dist loadfile -m 'not e2e' tests --update-golden
 
 # How long `make soak` runs, and its first seed; CALL=n makes one call of that seed's run again.
 SECONDS ?= 3600

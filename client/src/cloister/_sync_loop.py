@@ -6,6 +6,7 @@ with a single loop.
 
 import asyncio
 import atexit
+import contextlib
 import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
@@ -47,10 +48,21 @@ class _Loop:
             raise
 
     def _stop(self) -> None:
+        ending = asyncio.run_coroutine_threadsafe(_end_all(), self._loop)
+        with contextlib.suppress(TimeoutError):
+            ending.result(_INTERRUPT_SECONDS)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(_INTERRUPT_SECONDS)
         if not self._thread.is_alive():
             self._loop.close()
+
+
+async def _end_all() -> None:
+    """End what still runs, as asyncio.run does: a task that is destroyed complains on stderr."""
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for each in others:
+        each.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
 
 
 _lock = threading.Lock()

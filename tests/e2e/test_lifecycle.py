@@ -21,6 +21,7 @@ from support.cluster import (
     wait_for,
     wait_gone,
     wait_phase,
+    wait_reason,
 )
 
 OURS = "app.kubernetes.io/managed-by=cloister"
@@ -151,8 +152,8 @@ def test_a_wrong_change_leaves_what_runs_running(
             env, files=[{"path": "/etc/x", "secretKeyRef": {"name": "absent", "key": "x"}}]
         )
         apply(wrong)
-        found = wait_condition("environment", env, "Ready", "False")
-        assert condition(found, "Ready")["reason"] == "ReferenceNotFound"
+        found = wait_reason("environment", env, "Ready", ("ReferenceNotFound",))
+        assert found["status"] == "False"
         assert running.bash("echo fine").text == "fine"
         warm = f"cloister.dev/environment={env},cloister.dev/state=warm"
         assert wait_for("the pool of the last good recipe", lambda: listing("pods", warm) or None)

@@ -96,6 +96,7 @@ def test_an_evicted_pod(client: cloister.Client, environments: Make) -> None:
         kubectl("create", "--raw", path, "-f", "-", stdin=eviction)
         failed = wait_phase(made.name, "Failed")
         assert condition(failed, "Ready")["reason"] == "Evicted"
+        wait_gone("pod", made.pod_name)
         with pytest.raises(cloister.CloisterError):
             made.bash("true")
 

@@ -34,6 +34,10 @@ def condition(kind: str, reason: str, message: str = "", status: str = "True") -
     return {"conditions": [found]}
 
 
+def by_kubelet(message: str) -> JSON:
+    return condition("DisruptionTarget", "TerminationByKubelet", message)
+
+
 @pytest.mark.parametrize(
     ("status", "reason"),
     [
@@ -55,6 +59,14 @@ def condition(kind: str, reason: str, message: str = "", status: str = "True") -
         ({"phase": "Failed", "reason": "NodeLost"}, "NodeLost"),
         (ended() | condition("DisruptionTarget", "DeletionByPodGC"), "NodeLost"),
         (ended() | condition("DisruptionTarget", "PreemptionByScheduler"), "Evicted"),
+        *(
+            (ended(code=0) | {"phase": "Succeeded"} | by_kubelet(message), reason)
+            for message, reason in (
+                ('Usage of EmptyDir volume "workspace" exceeds the limit "1Gi". ', "DiskFull"),
+                ("The node was low on resource: memory. ", "Evicted"),
+                ("Pod was terminated in response to imminent node shutdown.", "NodeLost"),
+            )
+        ),
         # What Kubernetes adds one day says nothing that we know.
         (ended() | condition("DisruptionTarget", "SomethingNew"), "PodEnded"),
     ],

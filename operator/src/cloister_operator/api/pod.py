@@ -31,7 +31,10 @@ _DISRUPTIONS = {
         "the pod had to make room for one of a higher priority",
     ),
 }
-"""Reasons of the condition DisruptionTarget; the kubelet's own evictions say more elsewhere."""
+"""Reasons of the condition DisruptionTarget."""
+_BY_KUBELET = "TerminationByKubelet"
+"""The reason of the kubelet's own, of which the message says more. The condition stays when the exec
+server ends in order, with code 0; then the kubelet forgets the status's reason, Evicted."""
 _VOLUME_PROBLEMS = ("persistentvolumeclaim", "PersistentVolume", "binding volumes", "volume node")
 """How the scheduler words that a volume keeps a pod off the nodes."""
 
@@ -114,8 +117,18 @@ def _claim(spec: JSON) -> str:
 def _disruption(status: JSON) -> Trouble | None:
     for each in status.get("conditions") or []:
         if each.get("type") == "DisruptionTarget" and each.get("status") == "True":
+            if each.get("reason") == _BY_KUBELET:
+                return _by_kubelet(each.get("message", ""))
             return _DISRUPTIONS.get(each.get("reason", ""))
     return None
+
+
+def _by_kubelet(message: str) -> Trouble:
+    if any(each in message for each in _OWN_DISK):
+        return conditions.DISK_FULL, f"the pod wrote more to its disk than it may: {message}"
+    if "node shutdown" in message:
+        return conditions.NODE_LOST, f"the pod's node was shut down: {message}"
+    return conditions.EVICTED, f"the pod was evicted: {message}"
 
 
 def _end(status: JSON) -> Trouble | None:
@@ -123,9 +136,7 @@ def _end(status: JSON) -> Trouble | None:
         return None
     message = status.get("message", "")
     if status.get("reason") == "Evicted":
-        if any(each in message for each in _OWN_DISK):
-            return conditions.DISK_FULL, f"the pod wrote more to its disk than it may: {message}"
-        return conditions.EVICTED, f"the pod was evicted: {message}"
+        return _by_kubelet(message)
     if status.get("reason") in _NODE_SHUTDOWN:
         return conditions.NODE_LOST, f"the pod's node was shut down: {message}"
     if status.get("reason") == "NodeLost":

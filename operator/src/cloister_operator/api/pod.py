@@ -33,7 +33,7 @@ _DISRUPTIONS = {
 }
 """Reasons of the condition DisruptionTarget."""
 _BY_KUBELET = "TerminationByKubelet"
-"""The reason of the kubelet's own, of which the message says more. The condition stays when the exec
+"""The kubelet's own reason, of which the message says more. The condition stays when the exec
 server ends in order, with code 0; then the kubelet forgets the status's reason, Evicted."""
 _VOLUME_PROBLEMS = ("persistentvolumeclaim", "PersistentVolume", "binding volumes", "volume node")
 """How the scheduler words that a volume keeps a pod off the nodes."""

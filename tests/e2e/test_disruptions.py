@@ -25,6 +25,8 @@ LINES = 300
 COMMAND = f"for i in $(seq {LINES}); do echo line $i; sleep 0.1; done; exit 7"
 """Takes longer than any outage here."""
 PATIENCE = 180.0
+MOST = 6
+"""Sessions of the load: more than begin before the kill, and no more than the node has room for."""
 
 
 def devcluster(*args: str) -> None:
@@ -61,7 +63,7 @@ def kill(component: str) -> None:
 
 
 class Load:
-    """Sessions created and ended all the time, each with a request id of its own."""
+    """Sessions created one after the other, each with a request id of its own."""
 
     def __init__(self, client: cloister.Client, environment: str) -> None:
         self._client = client
@@ -77,7 +79,7 @@ class Load:
         self.broken: list[str] = []
 
     def _run(self) -> None:
-        while not self._stop.is_set():
+        while not self._stop.is_set() and len(self.names) < MOST:
             began, request_id = time.monotonic(), uuid.uuid4().hex
             try:
                 self.names[request_id] = self.create(request_id)
@@ -88,7 +90,7 @@ class Load:
             self._stop.wait(1.0)
 
     def create(self, request_id: str) -> str:
-        """Create a session, leave it, and end it: each as often as it takes."""
+        """Create a session, and ask for it once more: each as often as it takes."""
         made = self._again(
             lambda: self._client.create_session(
                 self._environment, request_id=request_id, wait=PATIENCE

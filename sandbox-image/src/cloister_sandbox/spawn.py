@@ -10,7 +10,6 @@ import ctypes
 import errno
 import functools
 import os
-import signal
 from collections.abc import Mapping, Sequence
 
 _SETSIGDEF, _SETSIGMASK, _SETSID = 0x04, 0x08, 0x80
@@ -24,13 +23,12 @@ _DENIED = (errno.EACCES, errno.EPERM)
 
 
 def _attributes() -> ctypes.Array[ctypes.c_char]:
-    """A session of its own, no signal blocked, and none ignored that Python ignores."""
+    """A session of its own, no signal blocked, and none ignored, whoever started this server."""
     attributes = ctypes.create_string_buffer(_ATTRIBUTES_BYTES)
     signals = ctypes.create_string_buffer(_SIGNALS_BYTES)
     _quick.posix_spawnattr_init(attributes)
     _quick.posix_spawnattr_setsigmask(attributes, signals)
-    for number in (signal.SIGPIPE, signal.SIGXFSZ):
-        _quick.sigaddset(signals, number)
+    _quick.sigfillset(signals)
     _quick.posix_spawnattr_setsigdefault(attributes, signals)
     flags = ctypes.c_short(_SETSIGDEF | _SETSIGMASK | _SETSID)
     _quick.posix_spawnattr_setflags(attributes, flags)

@@ -111,6 +111,10 @@ deploy: $(STAMP) ## install or upgrade Cloister on the cluster with helm
 e2e: $(STAMP) ## only the end-to-end tests (ARGS='-k name' narrows them down)
 	$(PY) scripts/e2e.py -- $(ARGS)
 
+.PHONY: outages
+outages: $(STAMP) ## kill the operator, kubelet, containerd, API server and etcd of the bundled cluster under load
+	$(PY) scripts/e2e.py -- --outages $(ARGS)
+
 # --- measurements --------------------------------------------------------------------------------
 
 .PHONY: bench-exec

@@ -2,7 +2,8 @@
 
 The cluster is started if it is down, and then stopped again afterwards; one that was running is
 left running. Tests that disturb the whole installation run after the others, alone; then those of
-the operator under faults, which bring an API server of their own.
+the operator under faults, which bring an API server of their own. With --outages instead: parts of
+the cluster are killed under load.
 """
 
 import subprocess
@@ -18,17 +19,21 @@ PARALLEL = "4"
 def main(arguments: list[str]) -> int:
     if arguments and arguments[0] == "--":
         arguments = arguments[1:]
+    outages = arguments[:1] == ["--outages"]
+    if outages:
+        arguments = arguments[1:]
     was_running = targets.bundled_runs()
     try:
         target = targets.bundled()
         deploy(target)
         pytest = [sys.executable, "-m", "pytest", *arguments, "tests/e2e"]
         shared = [*pytest, "-m", "e2e and not disruptive", "-n", PARALLEL, "--dist", "loadscope"]
-        alone = [*pytest, "-m", "e2e and disruptive"]
+        alone = [*pytest, "-m", "e2e and disruptive and not outage"]
+        parts = [*pytest, "-m", "e2e and outage", "-s"]
         faults = [*pytest[:-1], "tests/faults_operator", "-n", "2"]
         codes = [
             subprocess.run(command, cwd=ROOT, env=target.env, check=False).returncode
-            for command in (shared, alone, faults)
+            for command in ((parts,) if outages else (shared, alone, faults))
         ]
     except TargetError as error:
         print(f"e2e: {error}", file=sys.stderr)

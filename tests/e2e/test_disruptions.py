@@ -18,7 +18,7 @@ from cloister_devcluster.components import Config
 from cloister_devcluster.places import here
 from support.cluster import JSON, SANDBOXES, get, kubectl, listing, wait_for
 
-pytestmark = [pytest.mark.disruptive, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.outage, pytest.mark.disruptive, pytest.mark.timeout(600)]
 ROOT = Path(__file__).resolve().parents[2]
 POOL = 2
 LINES = 300
@@ -69,14 +69,14 @@ class Load:
         self._client = client
         self._environment = environment
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
         self.names: dict[str, str] = {}
         """Of sessions, by request id."""
         self.answered: list[float] = []
         """When, by the monotonic clock, a call was answered that began so."""
         self.refused: Counter[str] = Counter()
         self.broken: list[str] = []
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
 
     def _run(self) -> None:
         while not self._stop.is_set() and len(self.names) < MOST:

@@ -8,9 +8,16 @@ from . import signals
 from .config import DEFAULT_PATH, Config, ConfigError
 from .server import Server, harden
 
+TOLD_TO_END = 143
+"""As a shell calls an end by SIGTERM. Not 0: the kubelet forgets why it evicted a pod that `Succeeded`."""
+
 
 def main() -> int:
-    """Serve until the pod ends; returns the exit code."""
+    """Serve until the pod ends.
+
+    Returns:
+        The exit code: 143 after a drain, 1 for settings it cannot run with.
+    """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     # glibc looks for a tool in the PATH of the process that starts it, see spawn.
     os.environ["PATH"] = DEFAULT_PATH
@@ -26,4 +33,4 @@ def main() -> int:
     except ConfigError as error:
         logging.error("exec server: %s", error)  # noqa: LOG015, TRY400 - the sentence is all there is
         return 1
-    return 0
+    return TOLD_TO_END

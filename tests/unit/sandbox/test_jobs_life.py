@@ -132,7 +132,7 @@ def test_sigterm_ends_programs(tmp_path: Path) -> None:
         assert program.output() == b"up\n"
         jobs.open("s")
         server.process.send_signal(signal.SIGTERM)
-        assert server.process.wait(timeout=20) == 0
+        assert server.process.wait(timeout=20) == TOLD_TO_END
 
 
 def test_nothing_leaks(tmp_path: Path) -> None:

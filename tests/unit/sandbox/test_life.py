@@ -98,7 +98,7 @@ def test_sigterm_drains_and_exits_cleanly(tmp_path: Path) -> None:
     with running(tmp_path) as (server, tools):
         tools.bash("sleep 4721 & setsid sleep 4721 & disown -a")
         server.process.send_signal(signal.SIGTERM)
-        assert server.process.wait(timeout=20) == 0
+        assert server.process.wait(timeout=20) == TOLD_TO_END
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,7 @@ def test_sigterm_lets_work_finish_and_ends_the_rest(tmp_path: Path) -> None:
             (server.workspace / "begun").read_bytes()
             server.process.send_signal(signal.SIGTERM)
             assert call.result().content[0].text == "finished"
-        assert server.process.wait(timeout=20) == 0
+        assert server.process.wait(timeout=20) == TOLD_TO_END
 
 
 def test_the_wall_clock_may_jump(monkeypatch: pytest.MonkeyPatch) -> None:

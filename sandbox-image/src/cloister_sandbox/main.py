@@ -9,7 +9,7 @@ from .config import DEFAULT_PATH, Config, ConfigError
 from .server import Server, harden
 
 TOLD_TO_END = 143
-"""As a shell calls an end by SIGTERM. Not 0: the kubelet forgets why it evicted a pod that `Succeeded`."""
+"""As a shell calls an end by SIGTERM. After 0 the kubelet forgets why it evicted the pod."""
 
 
 def main() -> int:

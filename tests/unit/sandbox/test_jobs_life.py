@@ -10,6 +10,7 @@ import grpc
 import pytest
 
 from cloister_api.exec.v1 import exec_pb2, exec_pb2_grpc
+from cloister_sandbox.main import TOLD_TO_END
 from support.jobs import Jobs, Seen, read
 from support.sandbox_server import SESSION_NAME, Sandbox, refused, sandbox
 

@@ -11,6 +11,7 @@ import grpc
 import pytest
 
 from cloister_api.exec.v1 import exec_pb2, exec_pb2_grpc
+from cloister_sandbox.main import TOLD_TO_END
 from cloister_sandbox.signals import ends_server
 from support.sandbox_server import SESSION_NAME, Sandbox, Tools, refused, sandbox
 

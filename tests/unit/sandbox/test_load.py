@@ -12,6 +12,7 @@ import grpc
 import pytest
 
 from cloister_api.exec.v1 import exec_pb2, exec_pb2_grpc
+from cloister_sandbox.main import TOLD_TO_END
 from cloister_sandbox.state import Activity
 from support.sandbox_server import Sandbox, Tools, sandbox
 

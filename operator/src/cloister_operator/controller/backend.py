@@ -78,7 +78,7 @@ class Backend:
         # A call without a request id is never repeated.
         request = _digest(new.caller, new.request_id or secrets.token_hex(16))
         # Not of the payload: another one under the same request id has to meet the first.
-        name = new.name or f"{new.environment}-{request[:8]}"
+        name = new.name or f"{new.environment}-{request[:12]}"
         key = ("request", new.namespace, request)
         # With another name or Environment it would not meet the first by its name.
         others = {each.metadata.name for each in context.sessions.group(key)}

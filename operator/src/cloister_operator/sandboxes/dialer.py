@@ -23,7 +23,9 @@ from .links import MAX_LINKS, MAX_REQUEST, Links, PodAddress, accepts
 CALL_SECONDS = 5.0
 CONNECT_SECONDS = 0.25
 """One attempt: while a pod's network is being set up, a lost SYN would cost a second."""
-FIRST_PAUSE, LONGEST_PAUSE = 0.02, 0.25
+FIRST_PAUSE, LONGEST_PAUSE = 0.015, 0.25
+GROWTH = 1.15
+"""Of the pauses: a pod is found within a seventh of the time that it took to answer."""
 PROBE_SECONDS = 1.0
 """For each connection that a pod tries."""
 _Answer = TypeVar("_Answer")
@@ -92,7 +94,7 @@ class Sandboxes:
             else:
                 problem = f"its port {pod.port} does not answer"
             await asyncio.sleep(min(pause, max(0.0, deadline - loop.time())))
-            pause = min(pause * 1.5, LONGEST_PAUSE)
+            pause = min(pause * GROWTH, LONGEST_PAUSE)
         raise TransientError(f"pod {pod.name} was not ready in time: {problem}")
 
     async def probe(self, pod: PodAddress, targets: Sequence[str]) -> list[str]:

@@ -18,11 +18,14 @@ from ..api.backend import Caller, Reviewer
 from ..errors import OperatorError
 from .status import Forbidden, Unauthenticated, Unavailable
 
-TOKEN_SECONDS: Final = 10.0
+TOKEN_SECONDS: Final = 60.0
 """How long a valid token is not asked about again, and so the longest that a revoked one works."""
-ACCESS_SECONDS: Final = 5.0
+ACCESS_SECONDS: Final = 30.0
+"""The same of a right. The kubelet remembers tokens for two minutes and rights for five."""
 REFUSAL_SECONDS: Final = 2.0
 """Refusals are remembered for less: a right just granted should work at once."""
+REFRESH_AFTER_SECONDS: Final = 0.2
+"""What is asked again beside a call that has its answer waits until that call is likely over."""
 MAX_TOKEN: Final = 16 * 1024
 MAX_ENTRIES: Final = 4096
 
@@ -76,6 +79,8 @@ class _Remembered(Generic[_Question, _Value]):
         self._clock = clock
         self._answers: OrderedDict[_Question, _Answer[_Value]] = OrderedDict()
         self._asking: dict[_Question, asyncio.Task[_Value]] = {}
+        self._due: set[_Question] = set()
+        """Questions that will be asked again in a moment."""
 
     async def get(
         self,
@@ -86,14 +91,26 @@ class _Remembered(Generic[_Question, _Value]):
         """The remembered answer, or a new one; failures are not remembered."""
         known, now = self._answers.get(question), self._clock()
         if known is not None and now < known.until:
-            if now > known.refresh_at and question not in self._asking:
-                self._start(question, ask, lifetime)
+            if now > known.refresh_at and question not in self._due:
+                self._due.add(question)
+                loop = asyncio.get_running_loop()
+                loop.call_later(REFRESH_AFTER_SECONDS, self._refresh, question, ask, lifetime)
             return known.value
         task = self._asking.get(question)
         if task is None:
             task = self._start(question, ask, lifetime)
         # A caller that goes away must not fail the others that wait for the same answer.
         return await asyncio.shield(task)
+
+    def _refresh(
+        self,
+        question: _Question,
+        ask: Callable[[], Awaitable[_Value]],
+        lifetime: Callable[[_Value], float],
+    ) -> None:
+        self._due.discard(question)
+        if question not in self._asking:
+            self._start(question, ask, lifetime)
 
     def _start(
         self,

@@ -14,15 +14,18 @@ from support.fault_proxy import Fault, Kind, Way
 
 SEED = int(os.environ.get("FAULT_SEED", "1"))
 CALLS = 1000
+SOON = 150
+"""Of the calls, those that are made in `make check`; all of them in `make long`."""
 
 
+@pytest.mark.parametrize("calls", [SOON, pytest.param(CALLS, marks=pytest.mark.long)])
 def test_a_thousand_calls_over_a_network_that_breaks(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calls: int
 ) -> None:
     impatient(monkeypatch.setattr)
     # FAULT_CALL=7 makes one call of the thousand again, by itself.
     only = os.environ.get("FAULT_CALL")
-    numbers = [int(only)] if only else range(CALLS)
+    numbers = [int(only)] if only else range(calls)
     with world(tmp_path) as place:
         report = asyncio.run(run(place, planned(SEED, numbers, scale=0.1)))
     print(report)

@@ -13,9 +13,17 @@ from support.fake_operator import Operator
 
 SEEDS = 1000
 PIECE = 50
+SOON = 150
+"""Of the schedules, those that run in `make check`; the others in `make long`."""
 
 
-@pytest.mark.parametrize("first", range(0, SEEDS, PIECE))
+@pytest.mark.parametrize(
+    "first",
+    [
+        pytest.param(first, marks=() if first < SOON else pytest.mark.long)
+        for first in range(0, SEEDS, PIECE)
+    ],
+)
 def test_schedules_converge_and_break_no_invariant(first: int, chosen_seed: int | None) -> None:
     seeds = range(first, first + PIECE) if chosen_seed is None else [chosen_seed]
     failure = first_failure(seeds)

@@ -35,6 +35,7 @@ def files(claimed: Sandbox) -> Iterator[FileCalls]:
         yield FileCalls(channel)
 
 
+@pytest.mark.long
 def test_a_directory_swapped_for_a_link_never_leads_outside(
     files: FileCalls, claimed: Sandbox
 ) -> None:

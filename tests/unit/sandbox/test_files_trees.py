@@ -212,6 +212,7 @@ def test_headers_that_follow_each_other_without_a_member(files: FileCalls) -> No
         files.upload("headers", (info.tobuf() + b"x".ljust(512, b"\0")) * 3000, tree=True)
 
 
+@pytest.mark.long
 def test_a_tree_stops_when_its_caller_leaves_and_goes_on_with_the_next(
     files: FileCalls, claimed: Sandbox
 ) -> None:

@@ -136,6 +136,7 @@ def test_sigterm_ends_programs(tmp_path: Path) -> None:
         assert server.process.wait(timeout=20) == TOLD_TO_END
 
 
+@pytest.mark.long
 def test_nothing_leaks(tmp_path: Path) -> None:
     # Each round opens descriptors of every kind; forty rounds would exhaust the bound.
     with running(tmp_path, open_files=64) as (_, jobs):
@@ -157,6 +158,7 @@ def test_nothing_leaks(tmp_path: Path) -> None:
     assert list((tmp_path / "state").iterdir()) == []
 
 
+@pytest.mark.long
 def test_what_is_kept_and_what_runs_is_bounded(tmp_path: Path) -> None:
     with running(tmp_path) as (_, jobs):
         jobs.program("true", process_id="oldest")

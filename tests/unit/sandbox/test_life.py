@@ -139,6 +139,7 @@ def test_the_shell_survives_the_loss_of_its_files(claimed: Sandbox, tools: Tools
     tools.call("bash", restart=True)
 
 
+@pytest.mark.long
 def test_nothing_leaks_into_the_next_call(tmp_path: Path) -> None:
     # Each round opens and abandons descriptors of every kind; forty rounds would exhaust the bound.
     with running(tmp_path, open_files=64) as (server, tools):

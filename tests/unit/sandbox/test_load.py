@@ -66,6 +66,7 @@ def test_a_character_is_never_cut_in_two(tools: Tools) -> None:
     assert tools.bash(r"printf '\xc3'; sleep 0.05; printf '\xa4'; printf 'x\xf0\x9f'") == "äx\ufffd"
 
 
+@pytest.mark.long
 def test_thousands_of_calls_at_once_are_bounded(tmp_path: Path) -> None:
     with sandbox(tmp_path) as server:
         server.wait_for(exec_pb2.RuntimeInfo.STATE_WARM)

@@ -112,6 +112,7 @@ def test_who_never_finishes_a_handshake_is_cut_off(pod: Sandbox, tools: Tools) -
                 assert each.recv(1) == b""
 
 
+@pytest.mark.long
 def test_changes_without_end_hold_up_no_other_call(pod: Sandbox, tools: Tools) -> None:
     write = (
         "import os, time\n"

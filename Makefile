@@ -119,7 +119,7 @@ e2e: $(STAMP) ## only the end-to-end tests (ARGS='-k name' narrows them down)
 	$(PY) scripts/e2e.py -- $(ARGS)
 
 .PHONY: outages
-outages: $(STAMP) ## kill the operator, kubelet, containerd, API server and etcd of the bundled cluster under load
+outages: $(STAMP) ## kill the kubelet, containerd, API server and etcd of the bundled cluster under load
 	$(PY) scripts/e2e.py -- --outages $(ARGS)
 
 # --- measurements --------------------------------------------------------------------------------

@@ -1,4 +1,6 @@
-"""Parts of the cluster killed under load: nothing is lost, and how long it takes to go on."""
+"""Parts of the cluster killed or replaced under load: nothing is lost, and how long it takes to go
+on.
+"""
 
 import os
 import subprocess
@@ -16,9 +18,9 @@ import pytest
 import cloister
 from cloister_devcluster.components import Config
 from cloister_devcluster.places import here
-from support.cluster import JSON, SANDBOXES, get, kubectl, listing, wait_for
+from support.cluster import JSON, SANDBOXES, SYSTEM, get, kubectl, listing, wait_for
 
-pytestmark = [pytest.mark.outage, pytest.mark.disruptive, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.disruptive, pytest.mark.timeout(600)]
 ROOT = Path(__file__).resolve().parents[2]
 POOL = 2
 LINES = 300
@@ -51,7 +53,16 @@ def _operators() -> list[int]:
 
 
 def kill(component: str) -> None:
-    """SIGKILL; what no container runtime starts again is started again by us."""
+    """SIGKILL; what no container runtime starts again is started again by us.
+
+    `upgrade` is gentle: the Deployment replaces its operators one after the other.
+    """
+    if component == "upgrade":
+        kubectl("rollout", "restart", "deployment/cloister-operator", "-n", SYSTEM)
+        kubectl(
+            *("rollout", "status", "deployment/cloister-operator", "-n", SYSTEM), "--timeout=3m"
+        )
+        return
     if component == "operator":
         pids = _operators()
         assert pids, "no operator runs"
@@ -178,7 +189,17 @@ def _containers(pod: JSON) -> list[str]:
     return [each["containerID"] for each in pod["status"]["containerStatuses"]]
 
 
-@pytest.mark.parametrize("component", ["operator", "kubelet", "containerd", "apiserver", "etcd"])
+@pytest.mark.parametrize(
+    "component",
+    [
+        "operator",
+        "upgrade",
+        *(
+            pytest.param(each, marks=pytest.mark.outage)
+            for each in ("kubelet", "containerd", "apiserver", "etcd")
+        ),
+    ],
+)
 def test_nothing_is_lost(
     component: str,
     client: cloister.Client,

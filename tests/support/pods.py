@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from cloister_api.exec.v1 import exec_pb2
+from cloister_sandbox.main import TOLD_TO_END
 from support.sandbox_server import Sandbox, sandbox
 
 LIKE_A_POD = (
@@ -34,7 +35,7 @@ def claimed_pod(directory: Path, end: int, *, before: Sequence[str] = ()) -> Ite
             server.claim()
             yield server
             signal_from_outside(server, end)
-            assert server.process.wait(timeout=20) == 0
+            assert server.process.wait(timeout=20) == TOLD_TO_END
         finally:
             # Who started the namespace would leave what runs in it.
             with contextlib.suppress(OSError, IndexError):

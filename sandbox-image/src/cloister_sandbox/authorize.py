@@ -137,7 +137,9 @@ class Authorizer(grpc.GenericRpcHandler):
             with self._state.pace:
                 return await checked(request, context)
 
-        kind = _KINDS[bool(handler.request_streaming), bool(handler.response_streaming)]
+        # One that concludes writes to its context too, and returns the last message.
+        streams = handler.response_streaming and not getattr(inner, "concludes", False)
+        kind = _KINDS[bool(handler.request_streaming), bool(streams)]
         return kind(
             checked if method in BULK else first,
             request_deserializer=_lenient(handler.request_deserializer),

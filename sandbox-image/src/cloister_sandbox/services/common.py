@@ -95,6 +95,44 @@ def streaming(
     return guarded
 
 
+def concluding(
+    *conclusions: str,
+) -> Callable[[Callable[[Any, Any, Any], AsyncIterator[Any]]], Callable[[Any, Any, Any], Any]]:
+    """The same for a stream of events whose last one is known by its kind, one of `conclusions`.
+
+    That one is the handler's answer, which gRPC sends together with the status: a write, and a turn
+    of the event loop, less for each call.
+    """
+
+    def decorate(
+        method: Callable[[Any, Any, Any], AsyncIterator[Any]],
+    ) -> Callable[[Any, Any, Any], Any]:
+        @functools.wraps(method)
+        async def guarded(self: Any, request: Any, context: Any) -> Any:
+            events: Any = method(self, request, context)
+            try:
+                async with contextlib.aclosing(events):
+                    async for each in events:
+                        if each.WhichOneof("event") in conclusions:
+                            return each
+                        try:
+                            # gRPC serializes the answer alone where it expects nothing else.
+                            await context.write(each.SerializeToString())
+                        except grpc.aio.InternalError:
+                            # The caller left while this waited for it: nobody hears an error.
+                            raise asyncio.CancelledError from None
+                raise RuntimeError("a stream without its last event")
+            except grpc.aio.AbortError:
+                raise
+            except Exception as error:
+                return await abort(context, _failure(method.__name__, error))
+
+        guarded.concludes = True  # type: ignore[attr-defined]
+        return guarded
+
+    return decorate
+
+
 def require_claimed(state: ServerState) -> None:
     """Raise Unavailable unless a session owns the pod."""
     if state.phase is Phase.DRAINING:

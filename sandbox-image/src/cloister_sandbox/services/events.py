@@ -42,6 +42,10 @@ def require_reader(job: Job, offset: int) -> None:
         raise Busy("TOO_MANY_READERS", f"{MAX_READERS} readers are attached", retry_after=1.0)
 
 
+CONCLUSIONS = ("exited", "failed", "detached")
+"""The kinds of event of which one, and nothing after it, ends what `follow` tells."""
+
+
 async def follow(
     job: Job,
     *,

@@ -16,8 +16,8 @@ from ..jobs import Job, Scope
 from ..programs import Order, Program, Programs
 from ..state import ServerState
 from ..terminal import MAX_SIDE
-from .common import MAX_ID, require_claimed, require_length, streaming, unary
-from .events import exec_failure, exit_info, follow, policy, require_reader, seconds
+from .common import MAX_ID, concluding, require_claimed, require_length, unary
+from .events import CONCLUSIONS, exec_failure, exit_info, follow, policy, require_reader, seconds
 from .starting import directory, variables
 
 MAX_WAIT = 60.0
@@ -39,7 +39,7 @@ class ProcessesService(exec_pb2_grpc.ProcessesServicer):
         self._state = state
         self._programs = programs
 
-    @streaming
+    @concluding(*CONCLUSIONS)
     async def Start(self, request: exec_pb2.StartRequest, context: Any) -> AsyncIterator[Any]:  # noqa: ARG002, N802
         require_claimed(self._state)
         require_length("process_id", request.process_id, MAX_ID)
@@ -59,7 +59,7 @@ class ProcessesService(exec_pb2_grpc.ProcessesServicer):
         async for event in follow(job, replayed=replayed):
             yield event
 
-    @streaming
+    @concluding(*CONCLUSIONS)
     async def Attach(self, request: exec_pb2.AttachRequest, context: Any) -> AsyncIterator[Any]:  # noqa: ARG002, N802
         job = self._programs.jobs.get(request.process_id)
         require_reader(job, request.offset)

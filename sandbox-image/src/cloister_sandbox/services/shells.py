@@ -12,8 +12,8 @@ from ..errors import InvalidField
 from ..jobs import Job
 from ..shells import Shells, Slot
 from ..state import ServerState
-from .common import MAX_ID, require_claimed, require_length, sendable, streaming, unary
-from .events import follow, policy, require_reader, seconds
+from .common import MAX_ID, concluding, require_claimed, require_length, sendable, unary
+from .events import CONCLUSIONS, follow, policy, require_reader, seconds
 from .starting import directory, variables
 
 _DETACH = {
@@ -41,7 +41,7 @@ class ShellsService(exec_pb2_grpc.ShellsServicer):
         env = variables(self._state.environment, request.env)
         return _shell(await self._shells.open(request.shell_id, cwd, env, _digest(request)))
 
-    @streaming
+    @concluding(*CONCLUSIONS)
     async def Run(self, request: exec_pb2.RunRequest, context: Any) -> AsyncIterator[Any]:  # noqa: ARG002, N802
         require_claimed(self._state)
         require_length("command_id", request.command_id, MAX_ID)

@@ -1,5 +1,7 @@
 """cloister.exec.v1.Tools."""
 
+import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -14,7 +16,7 @@ from ..errors import InvalidField
 from ..shell import Cancel
 from ..state import Activity, ServerState
 from ..toolset.results import NO_OUTPUT, ToolResult
-from .common import MAX_ID, require_claimed, require_length, sendable, streaming, unary
+from .common import MAX_ID, concluding, require_claimed, require_length, sendable, unary
 from .events import duration, seconds
 
 PROGRESS_SECONDS = 5.0
@@ -34,8 +36,8 @@ class ToolsService(exec_pb2_grpc.ToolsServicer):
         self._activity = activity
         self._answers = Answers()
 
-    @streaming
-    async def Call(self, request: exec_pb2.CallRequest, context: Any) -> AsyncIterator[Any]:  # noqa: ARG002, N802
+    @concluding("result")
+    async def Call(self, request: exec_pb2.CallRequest, context: Any) -> AsyncIterator[Any]:  # noqa: N802
         require_claimed(self._state)
         require_length("request_id", request.request_id, MAX_ID)
         if len(request.context_id) > MAX_ID:
@@ -62,13 +64,18 @@ class ToolsService(exec_pb2_grpc.ToolsServicer):
         if request.tool == "read":
             # Those who wait keep no file that was read: together they would fill the memory.
             del call, result
-        async with self._answers.room():
+        async with contextlib.AsyncExitStack() as room:
+            await room.enter_async_context(self._answers.room())
             if request.tool == "read":
                 # What was forgotten meanwhile is read again; nobody has seen it.
                 call, _ = self._calls.start(request.request_id, payload, work)
                 while (result := await call.ended(PROGRESS_SECONDS)) is None:
                     pass
-            yield exec_pb2.CallEvent(result=_result(result, replayed))
+            event = exec_pb2.CallEvent(result=_result(result, replayed))
+            # It is left when the caller has the answer, or is gone: this ends before.
+            left = room.pop_all()
+            context.add_done_callback(lambda _: asyncio.ensure_future(left.aclose()))
+            yield event
 
     @unary
     async def Cancel(self, request: exec_pb2.CancelRequest, context: Any) -> Any:  # noqa: ARG002, N802

@@ -1,0 +1,1 @@
+"""The `cloister.exec` API, by version."""

@@ -1,1 +1,1 @@
-"""The `cloister.exec` API, by version."""
+"""The `cloister.egress` API, by version."""

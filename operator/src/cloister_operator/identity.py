@@ -118,6 +118,11 @@ class Authority:
         uri = x509.UniformResourceIdentifier(names.OPERATOR_URI)
         return self._issue(uri.value, [uri], now, OPERATOR_LIFETIME, server=False)
 
+    def egress_gateway_server(self, now: datetime) -> Identity:
+        """What egress gateways show to the operator."""
+        dns = x509.DNSName(names.EGRESS_GATEWAY)
+        return self._issue(dns.value, [dns], now, OPERATOR_LIFETIME, server=True)
+
     def sessions_api_server(
         self, now: datetime, dns_names: Sequence[str], ip_addresses: Sequence[str]
     ) -> Identity:

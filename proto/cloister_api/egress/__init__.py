@@ -1,1 +1,1 @@
-"""The `cloister.egress` API, by version."""
+"""The `cloister.sessions` API, by version."""

@@ -1,1 +1,1 @@
-"""The `cloister.sessions` API, by version."""
+"""The `cloister.egress` API, by version."""

@@ -1,1 +1,1 @@
-"""Version 1 of the `cloister.sessions` API."""
+"""Version 1 of the `cloister.egress` API."""

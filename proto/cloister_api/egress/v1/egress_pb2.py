@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#cloister_api/egress/v1/egress.proto\x12\x12\x63loister.egress.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa0\x01\n\x0c\x41pplyRequest\x12\x0c\n\x04term\x18\x01 \x01(\x03\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12,\n\x08policies\x18\x03 \x03(\x0b\x32\x1a.cloister.egress.v1.Policy\x12+\n\x07sources\x18\x04 \x03(\x0b\x32\x1a.cloister.egress.v1.Source\x12\x15\n\rdenied_ranges\x18\x05 \x03(\t\"#\n\x06Policy\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05hosts\x18\x02 \x03(\t\"=\n\x06Source\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x11\n\tpolicy_id\x18\x02 \x01(\t\x12\x0f\n\x07pod_uid\x18\x03 \x01(\t\"/\n\rApplyResponse\x12\x0c\n\x04term\x18\x01 \x01(\x03\x12\x10\n\x08revision\x18\x02 \x01(\x03\"\r\n\x0bInfoRequest\"a\n\x0bGatewayInfo\x12\x0c\n\x04term\x18\x01 \x01(\x03\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12\x0f\n\x07\x62oot_id\x18\x03 \x01(\t\x12\x0f\n\x07sources\x18\x04 \x01(\x05\x12\x10\n\x08policies\x18\x05 \x01(\x05\"2\n\x10\x44\x65\x63isionsRequest\x12\x0f\n\x07\x62oot_id\x18\x01 \x01(\t\x12\r\n\x05\x61\x66ter\x18\x02 \x01(\x03\"\x95\x02\n\x08\x44\x65\x63ision\x12\x0e\n\x06\x63ursor\x18\x01 \x01(\x03\x12\x0f\n\x07\x62oot_id\x18\x02 \x01(\t\x12\x0f\n\x07pod_uid\x18\x03 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x04 \x01(\t\x12\x0c\n\x04host\x18\x05 \x01(\t\x12\x0c\n\x04port\x18\x06 \x01(\x05\x12\x0f\n\x07\x61llowed\x18\x07 \x01(\x08\x12\x0e\n\x06reason\x18\x08 \x01(\t\x12\r\n\x05\x63ount\x18\t \x01(\x03\x12.\n\nfirst_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tlast_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x62ytes\x18\x0c \x01(\x03\x12\x0c\n\x04lost\x18\r \x01(\x03\x32\xfa\x01\n\rEgressGateway\x12L\n\x05\x41pply\x12 .cloister.egress.v1.ApplyRequest\x1a!.cloister.egress.v1.ApplyResponse\x12H\n\x04Info\x12\x1f.cloister.egress.v1.InfoRequest\x1a\x1f.cloister.egress.v1.GatewayInfo\x12Q\n\tDecisions\x12$.cloister.egress.v1.DecisionsRequest\x1a\x1c.cloister.egress.v1.Decision0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#cloister_api/egress/v1/egress.proto\x12\x12\x63loister.egress.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa0\x01\n\x0c\x41pplyRequest\x12\x0c\n\x04term\x18\x01 \x01(\x03\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12,\n\x08policies\x18\x03 \x03(\x0b\x32\x1a.cloister.egress.v1.Policy\x12+\n\x07sources\x18\x04 \x03(\x0b\x32\x1a.cloister.egress.v1.Source\x12\x15\n\rdenied_ranges\x18\x05 \x03(\t\"#\n\x06Policy\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05hosts\x18\x02 \x03(\t\"=\n\x06Source\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x11\n\tpolicy_id\x18\x02 \x01(\t\x12\x0f\n\x07pod_uid\x18\x03 \x01(\t\"@\n\rApplyResponse\x12\x0c\n\x04term\x18\x01 \x01(\x03\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12\x0f\n\x07\x62oot_id\x18\x03 \x01(\t\"\r\n\x0bInfoRequest\"b\n\x0cInfoResponse\x12\x0c\n\x04term\x18\x01 \x01(\x03\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12\x0f\n\x07\x62oot_id\x18\x03 \x01(\t\x12\x0f\n\x07sources\x18\x04 \x01(\r\x12\x10\n\x08policies\x18\x05 \x01(\r\"3\n\x10\x44\x65\x63isionsRequest\x12\x0e\n\x06\x63ursor\x18\x01 \x01(\x04\x12\x0f\n\x07\x62oot_id\x18\x02 \x01(\t\"s\n\x11\x44\x65\x63isionsResponse\x12\x0e\n\x06\x63ursor\x18\x01 \x01(\x04\x12\x0f\n\x07\x62oot_id\x18\x02 \x01(\t\x12/\n\tdecisions\x18\x03 \x03(\x0b\x32\x1c.cloister.egress.v1.Decision\x12\x0c\n\x04lost\x18\x04 \x01(\x04\"\xf9\x01\n\x08\x44\x65\x63ision\x12\x0f\n\x07pod_uid\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x0c\n\x04host\x18\x03 \x01(\t\x12\x0c\n\x04port\x18\x04 \x01(\r\x12\x0f\n\x07\x61llowed\x18\x05 \x01(\x08\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12\r\n\x05\x63ount\x18\x07 \x01(\x04\x12)\n\x05\x66irst\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12(\n\x04last\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nbytes_sent\x18\n \x01(\x04\x12\x16\n\x0e\x62ytes_received\x18\x0b \x01(\x04\x32\x84\x02\n\rEgressGateway\x12L\n\x05\x41pply\x12 .cloister.egress.v1.ApplyRequest\x1a!.cloister.egress.v1.ApplyResponse\x12I\n\x04Info\x12\x1f.cloister.egress.v1.InfoRequest\x1a .cloister.egress.v1.InfoResponse\x12Z\n\tDecisions\x12$.cloister.egress.v1.DecisionsRequest\x1a%.cloister.egress.v1.DecisionsResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,15 +39,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SOURCE']._serialized_start=292
   _globals['_SOURCE']._serialized_end=353
   _globals['_APPLYRESPONSE']._serialized_start=355
-  _globals['_APPLYRESPONSE']._serialized_end=402
-  _globals['_INFOREQUEST']._serialized_start=404
-  _globals['_INFOREQUEST']._serialized_end=417
-  _globals['_GATEWAYINFO']._serialized_start=419
-  _globals['_GATEWAYINFO']._serialized_end=516
-  _globals['_DECISIONSREQUEST']._serialized_start=518
-  _globals['_DECISIONSREQUEST']._serialized_end=568
-  _globals['_DECISION']._serialized_start=571
-  _globals['_DECISION']._serialized_end=848
-  _globals['_EGRESSGATEWAY']._serialized_start=851
-  _globals['_EGRESSGATEWAY']._serialized_end=1101
+  _globals['_APPLYRESPONSE']._serialized_end=419
+  _globals['_INFOREQUEST']._serialized_start=421
+  _globals['_INFOREQUEST']._serialized_end=434
+  _globals['_INFORESPONSE']._serialized_start=436
+  _globals['_INFORESPONSE']._serialized_end=534
+  _globals['_DECISIONSREQUEST']._serialized_start=536
+  _globals['_DECISIONSREQUEST']._serialized_end=587
+  _globals['_DECISIONSRESPONSE']._serialized_start=589
+  _globals['_DECISIONSRESPONSE']._serialized_end=704
+  _globals['_DECISION']._serialized_start=707
+  _globals['_DECISION']._serialized_end=956
+  _globals['_EGRESSGATEWAY']._serialized_start=959
+  _globals['_EGRESSGATEWAY']._serialized_end=1219
 # @@protoc_insertion_point(module_scope)

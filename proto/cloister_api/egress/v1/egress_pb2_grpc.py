@@ -42,12 +42,12 @@ class EgressGatewayStub:
         self.Info = channel.unary_unary(
                 '/cloister.egress.v1.EgressGateway/Info',
                 request_serializer=cloister__api_dot_egress_dot_v1_dot_egress__pb2.InfoRequest.SerializeToString,
-                response_deserializer=cloister__api_dot_egress_dot_v1_dot_egress__pb2.GatewayInfo.FromString,
+                response_deserializer=cloister__api_dot_egress_dot_v1_dot_egress__pb2.InfoResponse.FromString,
                 _registered_method=True)
         self.Decisions = channel.unary_stream(
                 '/cloister.egress.v1.EgressGateway/Decisions',
                 request_serializer=cloister__api_dot_egress_dot_v1_dot_egress__pb2.DecisionsRequest.SerializeToString,
-                response_deserializer=cloister__api_dot_egress_dot_v1_dot_egress__pb2.Decision.FromString,
+                response_deserializer=cloister__api_dot_egress_dot_v1_dot_egress__pb2.DecisionsResponse.FromString,
                 _registered_method=True)
 
 
@@ -55,27 +55,33 @@ class EgressGatewayServicer:
     """Missing associated documentation comment in .proto file."""
 
     def Apply(self, request, context):
-        """Replace everything the gateway knows by this state. Call it whenever the state has changed, and
-        when Info shows another (term, revision) than was acknowledged. The answer comes when the state
-        holds: new connections are decided by it, and connections of sources that lost something are
-        cut. A (term, revision) older than the one held is refused with FAILED_PRECONDITION, and so is
-        another state under the one held; the same state again is acknowledged again. UNAVAILABLE: the
-        state holds for new connections, but old ones may not have been cut; call again.
+        """Replace the whole state: what is not in it is not allowed. Use it for every change, and again
+        whenever the agent has started anew (boot_id): it is not ready until it has had one, and goes by
+        what it last held meanwhile; a pod that has never had one denies everything.
+        It is answered once each new connection is decided by this state, and those connections are cut
+        whose source is gone, is another pod now, or may reach less than before.
+        A state that is older than the one held, by term and then by revision, fails with
+        FAILED_PRECONDITION, and so does another state under the same two; the same once more is answered
+        as before. A wrong host or address fails with INVALID_ARGUMENT, whose message begins with the
+        field, such as `policies[0].hosts[2]`. Neither changes anything. UNAVAILABLE: new connections are
+        decided by this state, but what was to be cut may not be; call again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Info(self, request, context):
-        """What the gateway holds. Call it after connecting, to learn whether an Apply is needed.
+        """What the gateway holds. Use it to find out whether it started anew, and what is newer than
+        what one is about to push.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Decisions(self, request, context):
-        """Follow what was decided. One stream suffices; it begins after the cursor and never ends by
-        itself. Call it again with the last cursor seen after a lost stream.
+        """Follow what was decided: the first message at once, then about one a second when something was.
+        Decisions come summed up by source, host, port and verdict, never one by one. Use it with the
+        cursor of the last message to go on where that ended.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -92,12 +98,12 @@ def add_EgressGatewayServicer_to_server(servicer, server):
             'Info': grpc.unary_unary_rpc_method_handler(
                     servicer.Info,
                     request_deserializer=cloister__api_dot_egress_dot_v1_dot_egress__pb2.InfoRequest.FromString,
-                    response_serializer=cloister__api_dot_egress_dot_v1_dot_egress__pb2.GatewayInfo.SerializeToString,
+                    response_serializer=cloister__api_dot_egress_dot_v1_dot_egress__pb2.InfoResponse.SerializeToString,
             ),
             'Decisions': grpc.unary_stream_rpc_method_handler(
                     servicer.Decisions,
                     request_deserializer=cloister__api_dot_egress_dot_v1_dot_egress__pb2.DecisionsRequest.FromString,
-                    response_serializer=cloister__api_dot_egress_dot_v1_dot_egress__pb2.Decision.SerializeToString,
+                    response_serializer=cloister__api_dot_egress_dot_v1_dot_egress__pb2.DecisionsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -153,7 +159,7 @@ class EgressGateway:
             target,
             '/cloister.egress.v1.EgressGateway/Info',
             cloister__api_dot_egress_dot_v1_dot_egress__pb2.InfoRequest.SerializeToString,
-            cloister__api_dot_egress_dot_v1_dot_egress__pb2.GatewayInfo.FromString,
+            cloister__api_dot_egress_dot_v1_dot_egress__pb2.InfoResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -180,7 +186,7 @@ class EgressGateway:
             target,
             '/cloister.egress.v1.EgressGateway/Decisions',
             cloister__api_dot_egress_dot_v1_dot_egress__pb2.DecisionsRequest.SerializeToString,
-            cloister__api_dot_egress_dot_v1_dot_egress__pb2.Decision.FromString,
+            cloister__api_dot_egress_dot_v1_dot_egress__pb2.DecisionsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1447,6 +1447,11 @@ class RuntimeStub:
                 request_serializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.DrainRequest.SerializeToString,
                 response_deserializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.DrainResponse.FromString,
                 _registered_method=True)
+        self.Trust = channel.unary_unary(
+                '/cloister.exec.v1.Runtime/Trust',
+                request_serializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.TrustRequest.SerializeToString,
+                response_deserializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.TrustResponse.FromString,
+                _registered_method=True)
 
 
 class RuntimeServicer:
@@ -1492,6 +1497,14 @@ class RuntimeServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Trust(self, request, context):
+        """Replace the CAs whose certificates callers may show. The operator calls it while its CA is
+        rotated; connections stay, and the same again changes nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RuntimeServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -1519,6 +1532,11 @@ def add_RuntimeServicer_to_server(servicer, server):
                     servicer.Drain,
                     request_deserializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.DrainRequest.FromString,
                     response_serializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.DrainResponse.SerializeToString,
+            ),
+            'Trust': grpc.unary_unary_rpc_method_handler(
+                    servicer.Trust,
+                    request_deserializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.TrustRequest.FromString,
+                    response_serializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.TrustResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1657,6 +1675,33 @@ class Runtime:
             '/cloister.exec.v1.Runtime/Drain',
             cloister__api_dot_exec_dot_v1_dot_exec__pb2.DrainRequest.SerializeToString,
             cloister__api_dot_exec_dot_v1_dot_exec__pb2.DrainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Trust(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cloister.exec.v1.Runtime/Trust',
+            cloister__api_dot_exec_dot_v1_dot_exec__pb2.TrustRequest.SerializeToString,
+            cloister__api_dot_exec_dot_v1_dot_exec__pb2.TrustResponse.FromString,
             options,
             channel_credentials,
             insecure,

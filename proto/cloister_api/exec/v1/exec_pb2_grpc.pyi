@@ -555,6 +555,10 @@ class RuntimeStub:
     """Refuse new calls and let running ones finish, for at most the grace period.
     The operator calls it before it ends a session.
     """
+    Trust: _grpc.UnaryUnaryMultiCallable[_exec_pb2.TrustRequest, _exec_pb2.TrustResponse]
+    """Replace the CAs whose certificates callers may show. The operator calls it while its CA is
+    rotated; connections stay, and the same again changes nothing.
+    """
 
 @_typing.type_check_only
 class RuntimeAsyncStub(RuntimeStub):
@@ -578,6 +582,10 @@ class RuntimeAsyncStub(RuntimeStub):
     Drain: _aio.UnaryUnaryMultiCallable[_exec_pb2.DrainRequest, _exec_pb2.DrainResponse]  # type: ignore[assignment]
     """Refuse new calls and let running ones finish, for at most the grace period.
     The operator calls it before it ends a session.
+    """
+    Trust: _aio.UnaryUnaryMultiCallable[_exec_pb2.TrustRequest, _exec_pb2.TrustResponse]  # type: ignore[assignment]
+    """Replace the CAs whose certificates callers may show. The operator calls it while its CA is
+    rotated; connections stay, and the same again changes nothing.
     """
 
 class RuntimeServicer(metaclass=_abc_1.ABCMeta):
@@ -629,6 +637,16 @@ class RuntimeServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_exec_pb2.DrainResponse, _abc.Awaitable[_exec_pb2.DrainResponse]]:
         """Refuse new calls and let running ones finish, for at most the grace period.
         The operator calls it before it ends a session.
+        """
+
+    @_abc_1.abstractmethod
+    def Trust(
+        self,
+        request: _exec_pb2.TrustRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_exec_pb2.TrustResponse, _abc.Awaitable[_exec_pb2.TrustResponse]]:
+        """Replace the CAs whose certificates callers may show. The operator calls it while its CA is
+        rotated; connections stay, and the same again changes nothing.
         """
 
 def add_RuntimeServicer_to_server(servicer: RuntimeServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

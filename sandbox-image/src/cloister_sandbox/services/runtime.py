@@ -1,6 +1,7 @@
 """cloister.exec.v1.Runtime."""
 
 import asyncio
+import base64
 import contextlib
 import ipaddress
 import logging
@@ -24,6 +25,11 @@ from .files import CAPABILITIES as FILES
 CAPABILITIES = ("tools", "shells", "processes", "terminal", *FILES)
 MAX_TARGETS = 16
 MAX_PROBE_SECONDS = 5.0
+MAX_BUNDLE = 64 * 1024
+"""Bytes of CAs."""
+_CERTIFICATE = re.compile(
+    rb"-----BEGIN CERTIFICATE-----([A-Za-z0-9+/=\s]+)-----END CERTIFICATE-----"
+)
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _STATES = {
     Phase.PREPARING: exec_pb2.RuntimeInfo.STATE_PREPARING,
@@ -122,6 +128,16 @@ class RuntimeService(exec_pb2_grpc.RuntimeServicer):
         await self._drain(request.grace.ToTimedelta() / timedelta(seconds=1))
         return exec_pb2.DrainResponse()
 
+    @unary
+    async def Trust(self, request: exec_pb2.TrustRequest, context: Any) -> Any:  # noqa: ARG002, N802
+        _check_bundle(request.ca_pem)
+        # Not while a claim replaces the certificate: each would offer gRPC a state of before.
+        async with self._claiming:
+            if not self._identity.trusts(request.ca_pem):
+                await hand_over(self._config.listen, lambda: self._identity.trust(request.ca_pem))
+                log.info("other CAs are trusted from now on")
+        return exec_pb2.TrustResponse()
+
 
 def _check_claim(request: exec_pb2.ClaimRequest) -> None:
     for name in ("certificate_pem", "private_key_pem"):
@@ -139,6 +155,22 @@ def _check_claim(request: exec_pb2.ClaimRequest) -> None:
             )
         if each.mode > 0o777:
             raise InvalidField(f"files[{index}].mode", "must be permission bits, at most 0777")
+
+
+def _check_bundle(ca_pem: bytes) -> None:
+    """gRPC says nothing about what it cannot read; it would only let nobody in."""
+    if len(ca_pem) > MAX_BUNDLE:
+        raise InvalidField("ca_pem", f"at most {MAX_BUNDLE} bytes")
+    blocks = _CERTIFICATE.findall(ca_pem)
+    if not blocks or _CERTIFICATE.sub(b"", ca_pem).strip():
+        raise InvalidField("ca_pem", "must be certificates in PEM, and nothing else")
+    for each in blocks:
+        try:
+            content = base64.b64decode(b"".join(each.split()), validate=True)
+        except ValueError:
+            content = b""
+        if not content.startswith(b"\x30\x82"):
+            raise InvalidField("ca_pem", "must be certificates in PEM, and nothing else")
 
 
 def _target(index: int, given: str) -> tuple[str, int]:

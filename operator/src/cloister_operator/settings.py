@@ -79,6 +79,10 @@ class Settings(BaseModel):
     """Seconds between two proofs that the network is closed."""
     proof_skip: tuple[str, ...] = ()
     """Kinds of targets that are left out of it: node, where a cluster lets pods reach their own."""
+    ca_overlap_seconds: float = Field(default=7200, gt=0)
+    """How long a new CA is trusted before it signs."""
+    egress_gateway: bool = False
+    """Whether egress gateways are installed beside the operator."""
     ended_session_ttl_seconds: float = Field(default=3600, ge=0)
     log_level: str = "INFO"
     log_format: Literal["json", "text"] = "json"

@@ -73,6 +73,8 @@ class FakeSandboxes:
         """UIDs of sessions whose pods were drained."""
         self.busy: set[str] = set()
         """UIDs of sessions in which a tool runs."""
+        self.trusted: dict[str, bytes] = {}
+        """By pod UID, the CAs that it was told to trust."""
         self.asked: list[str] = []
         """UIDs of sessions whose pods were asked for their activity."""
         self.probes: defaultdict[str, int] = defaultdict(int)
@@ -142,6 +144,12 @@ class FakeSandboxes:
         self._check(pod, session_uid)
         self.drained.append(session_uid)
         self.busy.discard(session_uid)
+
+    async def trust(self, pod: PodAddress, session_uid: str, ca_pem: bytes) -> None:
+        await asyncio.sleep(0)
+        if not self._up(pod) or not self.answering.is_set():
+            raise TransientError(f"pod {pod.name} does not answer")
+        self.trusted[pod.uid] = ca_pem
 
     def connected(self, pod_uid: str) -> bool:
         """Whether the operator has called it: of many pods some are, some are not."""

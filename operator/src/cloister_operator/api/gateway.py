@@ -30,6 +30,11 @@ class GatewayPod:
     restarts: int
     """Of its agent."""
 
+    @property
+    def key(self) -> tuple[str, str]:
+        """Namespace and name."""
+        return self.namespace, self.name
+
 
 def gateway_view(raw: JSON) -> GatewayPod:
     """Read a pod as the API server has it."""

@@ -21,6 +21,7 @@ from ..sandboxes import Activity, ClaimPayload, PodAddress, SandboxInfo
 from ..settings import Settings
 from ..workqueue import WorkQueue
 from .flights import Flights
+from .gateways import GATEWAY_PODS, Gateways
 from .places import Places
 from .usage import Usage
 from .witness import Witness
@@ -68,6 +69,8 @@ def _pod_groups(pod: PodView) -> Iterable[tuple[str, ...]]:
     yield ("environment", pod.namespace, pod.environment)
     yield ("recipe", pod.namespace, pod.environment, pod.recipe)
     yield ("state", pod.namespace, pod.environment, pod.recipe, pod.state)
+    if pod.network == names.NETWORK_GATEWAY:
+        yield GATEWAY_PODS
     if pod.session_uid:
         # A label says little: no pod of another namespace can be the session's.
         yield ("session", pod.namespace, pod.session_uid)
@@ -97,6 +100,7 @@ class Context:
     usage: Usage = field(init=False)
     places: Places = field(init=False)
     witness: Witness = field(init=False)
+    egress: Gateways = field(init=False)
     environments: Store[EnvironmentObject] = field(
         default_factory=lambda: Store(EnvironmentObject.parse, lambda _: ())
     )
@@ -127,6 +131,7 @@ class Context:
     def __post_init__(self) -> None:
         self.places = Places(self.pods, self.sessions)
         self.witness = Witness(self.pods)
+        self.egress = Gateways(self.pods, self.clock)
         self.usage = Usage(self.clock)
         self.sessions.listen(self.usage.changed)
 

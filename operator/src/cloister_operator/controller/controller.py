@@ -70,6 +70,10 @@ class Controller:
             )
             for namespace in context.settings.sandbox_namespaces
         ]
+        if context.settings.egress_gateway:
+            component = f"{names.COMPONENT_LABEL}={names.EGRESS_COMPONENT}"
+            where, sink = context.settings.namespace, context.egress.mirror
+            reflectors.append(Reflector(context.api, PODS, where, component, sink))
         async with asyncio.TaskGroup() as group:
             for reflector in reflectors:
                 group.create_task(reflector.run())

@@ -152,6 +152,12 @@ class Held:
             return True
         return pod_uid in self.doubtful_uids
 
+    def holds_only(self, pod_uids: Collection[str]) -> bool:
+        """Whether nobody else than these pods may have a right there."""
+        if self.acknowledged is None:
+            return False
+        return (self.acknowledged.pod_uids | self.doubtful_uids) <= set(pod_uids)
+
 
 def first_known(gateway: GatewayPod, began: datetime) -> Held:
     """What is known of a gateway that this operator sees for the first time, having led since

@@ -549,6 +549,11 @@ class RuntimeStub:
     """Try to open TCP connections from inside the pod. The operator proves with it, before any agent
     code runs, that the network policy is enforced; refused with FAILED_PRECONDITION once claimed.
     """
+    PackageSources: _grpc.UnaryUnaryMultiCallable[_exec_pb2.PackageSourcesRequest, _exec_pb2.PackageSourcesResponse]
+    """Where the image's package managers get their packages, as their own configuration says. The
+    operator asks it of a pod in which neither a setup script nor an agent's code has run; refused
+    with FAILED_PRECONDITION once claimed.
+    """
     Activity: _grpc.UnaryUnaryMultiCallable[_exec_pb2.ActivityRequest, _exec_pb2.ActivityResponse]
     """What happens in the pod: the operator's idle detection reads it. A running command is activity."""
     Drain: _grpc.UnaryUnaryMultiCallable[_exec_pb2.DrainRequest, _exec_pb2.DrainResponse]
@@ -576,6 +581,11 @@ class RuntimeAsyncStub(RuntimeStub):
     Probe: _aio.UnaryUnaryMultiCallable[_exec_pb2.ProbeRequest, _exec_pb2.ProbeResponse]  # type: ignore[assignment]
     """Try to open TCP connections from inside the pod. The operator proves with it, before any agent
     code runs, that the network policy is enforced; refused with FAILED_PRECONDITION once claimed.
+    """
+    PackageSources: _aio.UnaryUnaryMultiCallable[_exec_pb2.PackageSourcesRequest, _exec_pb2.PackageSourcesResponse]  # type: ignore[assignment]
+    """Where the image's package managers get their packages, as their own configuration says. The
+    operator asks it of a pod in which neither a setup script nor an agent's code has run; refused
+    with FAILED_PRECONDITION once claimed.
     """
     Activity: _aio.UnaryUnaryMultiCallable[_exec_pb2.ActivityRequest, _exec_pb2.ActivityResponse]  # type: ignore[assignment]
     """What happens in the pod: the operator's idle detection reads it. A running command is activity."""
@@ -619,6 +629,17 @@ class RuntimeServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_exec_pb2.ProbeResponse, _abc.Awaitable[_exec_pb2.ProbeResponse]]:
         """Try to open TCP connections from inside the pod. The operator proves with it, before any agent
         code runs, that the network policy is enforced; refused with FAILED_PRECONDITION once claimed.
+        """
+
+    @_abc_1.abstractmethod
+    def PackageSources(
+        self,
+        request: _exec_pb2.PackageSourcesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_exec_pb2.PackageSourcesResponse, _abc.Awaitable[_exec_pb2.PackageSourcesResponse]]:
+        """Where the image's package managers get their packages, as their own configuration says. The
+        operator asks it of a pod in which neither a setup script nor an agent's code has run; refused
+        with FAILED_PRECONDITION once claimed.
         """
 
     @_abc_1.abstractmethod

@@ -8,7 +8,7 @@ import logging
 import re
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from cloister_api.exec.v1 import exec_pb2, exec_pb2_grpc
@@ -18,6 +18,7 @@ from ..errors import InvalidField, Unavailable, WrongState
 from ..handover import hand_over
 from ..identity import KeyPair, ServerIdentity
 from ..recipe import place
+from ..shell import ShellError
 from ..state import Activity, Phase, ServerState
 from .common import require_length, unary
 from .files import CAPABILITIES as FILES
@@ -51,12 +52,16 @@ class RuntimeService(exec_pb2_grpc.RuntimeServicer):
         identity: ServerIdentity,
         activity: Activity,
         drain: Callable[[float], Awaitable[None]],
+        ask: Callable[[], Awaitable[list[tuple[str, str]]]],
     ) -> None:
         self._config = config
         self._state = state
         self._identity = identity
         self._activity = activity
         self._drain = drain
+        self._ask = ask
+        self._asking = asyncio.Lock()
+        self._sources: list[tuple[str, str]] | None = None
         self._claiming = asyncio.Lock()
 
     @unary
@@ -69,6 +74,7 @@ class RuntimeService(exec_pb2_grpc.RuntimeServicer):
             state=_STATES[self._state.phase],
             problem=self._state.problem,
             session_uid=self._state.session_uid,
+            uid_map=_uid_map(),
         )
 
     @unary
@@ -117,6 +123,28 @@ class RuntimeService(exec_pb2_grpc.RuntimeServicer):
         return exec_pb2.ProbeResponse(reachable=reachable)
 
     @unary
+    async def PackageSources(  # noqa: N802
+        self,
+        request: exec_pb2.PackageSourcesRequest,  # noqa: ARG002
+        context: Any,  # noqa: ARG002
+    ) -> Any:
+        if self._state.session_uid:
+            raise WrongState("CLAIMED", "package managers are asked before the claim only")
+        if self._state.phase is not Phase.WARM:
+            raise Unavailable("NOT_WARM", f"this pod is {self._state.phase.value}")
+        async with self._asking:
+            if self._sources is None:
+                try:
+                    self._sources = await self._ask()
+                except ShellError as error:
+                    raise Unavailable("NO_SHELL", f"no shell can be started: {error}") from None
+        return exec_pb2.PackageSourcesResponse(
+            sources=[
+                exec_pb2.PackageSource(manager=manager, url=url) for manager, url in self._sources
+            ]
+        )
+
+    @unary
     async def Activity(self, request: exec_pb2.ActivityRequest, context: Any) -> Any:  # noqa: ARG002, N802
         response = exec_pb2.ActivityResponse(running_calls=self._activity.running)
         response.idle_for.FromTimedelta(timedelta(seconds=self._activity.idle_for))
@@ -137,6 +165,15 @@ class RuntimeService(exec_pb2_grpc.RuntimeServicer):
                 await hand_over(self._config.listen, lambda: self._identity.trust(request.ca_pem))
                 log.info("other CAs are trusted from now on")
         return exec_pb2.TrustResponse()
+
+
+def _uid_map() -> str:
+    """As the kernel has it; bounded, for its length is the runtime's choice."""
+    try:
+        with Path("/proc/self/uid_map").open() as file:
+            return file.read(1024).strip()
+    except OSError:
+        return ""
 
 
 def _check_claim(request: exec_pb2.ClaimRequest) -> None:

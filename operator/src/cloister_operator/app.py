@@ -14,6 +14,7 @@ from . import __version__, names
 from .cluster.api import HttpApi
 from .cluster.fence import Fenced
 from .cluster.reviewer import ClusterReviewer
+from .controller import authority as certificates
 from .controller import bootstrap
 from .controller.backend import Backend
 from .controller.context import Context
@@ -24,7 +25,7 @@ from .controller.observe import Health, keep_gauges
 from .errors import OperatorError
 from .handlers import Watcher
 from .http import HttpServer
-from .metrics import BUILD, CA_EXPIRES, LEADER
+from .metrics import BUILD, LEADER
 from .sandboxes import Sandboxes
 from .sessions_api.limits import of_settings
 from .sessions_api.server import SessionsServer
@@ -83,11 +84,12 @@ async def _serve_on(api: HttpApi, settings: Settings) -> None:
 
 async def _serve(api: HttpApi, settings: Settings) -> None:
     """All parts, in the order in which they need each other; ends only by an exception."""
-    authority = await _until(
-        "the certificate authority", lambda: bootstrap.authority(api, settings, now())
+    generations = await _until(
+        "the certificate authority", lambda: certificates.read_or_make(api, settings, now())
     )
+    authority = generations.authority()
+    certificates.observe(generations)
     BUILD.labels(__version__).set(1)
-    CA_EXPIRES.set(authority.not_after.timestamp())
     dialer = Sandboxes(authority)
     own = bootstrap.joined(settings.pod_ip, names.SESSIONS_PORT)
     election = Election(api, settings.namespace, _identity(settings), own, now)
@@ -114,20 +116,23 @@ async def _serve(api: HttpApi, settings: Settings) -> None:
             leadership=election,
         )
 
+        async def publish() -> None:
+            await bootstrap.publish(context.api, settings, authority.ca_pem, address, __version__)
+
         async def term() -> None:
-            body = authority.ca_pem, address, __version__
-            await _until(
-                "the clients' configuration",
-                lambda: bootstrap.publish(context.api, settings, *body),
-            )
+            # Published for clients as well, if a leader before this one did not come to it.
+            await _until("the certificate authority", rotation.look)
             await controller.relist()
             LEADER.set(1)
             try:
-                async with asyncio.TaskGroup() as both:
-                    both.create_task(controller.work(), name="controller")
-                    both.create_task(keep_gauges(context), name="gauges")
+                async with asyncio.TaskGroup() as parts:
+                    parts.create_task(controller.work(), name="controller")
+                    parts.create_task(rotation.lead(), name="rotation")
+                    parts.create_task(keep_gauges(context), name="gauges")
             finally:
                 LEADER.set(0)
+
+        rotation = certificates.Rotation(context, publish)
 
         async def stand() -> None:
             await election.run(term)
@@ -136,6 +141,7 @@ async def _serve(api: HttpApi, settings: Settings) -> None:
 
         async with asyncio.TaskGroup() as group:
             mirror = group.create_task(controller.mirror(), name="mirror")
+            following = group.create_task(rotation.follow(), name="the CA")
             await context.synced.wait()
             # As after the imports: thousands of pods stay as they are for long.
             gc.collect()
@@ -159,6 +165,7 @@ async def _serve(api: HttpApi, settings: Settings) -> None:
                 await asyncio.wait({standing})
                 await sessions.stop(GRACE_SECONDS)
                 await watcher.stop()
+                following.cancel()
                 mirror.cancel()
     finally:
         await http.stop()

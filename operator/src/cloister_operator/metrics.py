@@ -42,6 +42,17 @@ CA_EXPIRES = Gauge(
     "When the CA's certificate ends, in seconds since 1970.",
     registry=REGISTRY,
 )
+CA_GENERATIONS = Gauge(
+    "cloister_ca_generations",
+    "CAs that are trusted beside the one that signs: upcoming and former ones.",
+    ["generation"],
+    registry=REGISTRY,
+)
+CA_UNTOLD = Gauge(
+    "cloister_ca_untold_pods",
+    "Sandboxes that the leader has yet to tell which CAs to trust.",
+    registry=REGISTRY,
+)
 LOOP_LAG_SECONDS = Histogram(
     "cloister_event_loop_lag_seconds",
     "How late the event loop ran a timer: time in which nothing else could run either.",

@@ -60,12 +60,16 @@ EGRESS_COMPONENT: Final = "egress-gateway"
 """The component that labels the pods of egress gateways."""
 
 CA_SECRET: Final = "cloister-ca"  # noqa: S105 - the name of a Secret
+ROTATE_CA: Final = f"{GROUP}/rotate-ca"
+"""The platform's annotation of that Secret: another value than before asks for a new CA."""
 CLIENT_CONFIG: Final = "cloister-client-config"
 LEASE: Final = "cloister-operator"
 LEADER_ADDRESS: Final = f"{GROUP}/sessions-address"
 """Annotation of the Lease: host:port of the leader's Sessions API."""
 DENY_POLICY: Final = "cloister-default-deny"
 EXEC_POLICY: Final = "cloister-exec-ingress"
+EGRESS_GATEWAY_POLICY: Final = "cloister-egress-gateway"
+EGRESS_UNRESTRICTED_POLICY: Final = "cloister-egress-unrestricted"
 SESSIONS_SERVER_NAME: Final = "sessions.cloister.dev"
 OPERATOR_URI: Final = "operator:cloister"
 

@@ -79,6 +79,10 @@ class Settings(BaseModel):
     """Seconds between two proofs that the network is closed."""
     proof_skip: tuple[str, ...] = ()
     """Kinds of targets that are left out of it: node, where a cluster lets pods reach their own."""
+    admission_policies: bool = False
+    """Whether the chart installed policies that guard the sandbox namespaces."""
+    admission_required: bool = False
+    """Whether no session is given in a namespace where they have no effect."""
     ca_overlap_seconds: float = Field(default=7200, gt=0)
     """How long a new CA is trusted before it signs."""
     egress_gateway: bool = False

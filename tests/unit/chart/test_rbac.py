@@ -35,7 +35,7 @@ OPERATOR_SANDBOXES: Rights = {
     *(("", "events", "", verb) for verb in ("create", "list", "patch")),
 }
 OPERATOR_RELEASE: Rights = {
-    ("", "secrets", "cloister-ca", "get"),
+    *(("", "secrets", "cloister-ca", verb) for verb in ("get", "patch")),
     ("", "secrets", "", "create"),
     *(("", "configmaps", "cloister-client-config", verb) for verb in ("create", "patch")),
     ("", "services", "cloister", "get"),

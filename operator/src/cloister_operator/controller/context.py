@@ -23,6 +23,7 @@ from ..workqueue import WorkQueue
 from .flights import Flights
 from .gateways import GATEWAY_PODS, Gateways
 from .places import Places
+from .ranges import Ranges
 from .usage import Usage
 from .witness import Witness
 
@@ -44,6 +45,8 @@ class Dialer(Protocol):
     async def activity(self, pod: PodAddress, session_uid: str) -> Activity: ...
 
     async def drain(self, pod: PodAddress, session_uid: str, grace: timedelta) -> None: ...
+
+    async def trust(self, pod: PodAddress, session_uid: str, ca_pem: bytes) -> None: ...
 
     def connected(self, pod_uid: str) -> bool: ...
 
@@ -101,6 +104,8 @@ class Context:
     places: Places = field(init=False)
     witness: Witness = field(init=False)
     egress: Gateways = field(init=False)
+    ranges: Ranges = field(init=False)
+    """The cluster's own addresses."""
     environments: Store[EnvironmentObject] = field(
         default_factory=lambda: Store(EnvironmentObject.parse, lambda _: ())
     )
@@ -133,6 +138,7 @@ class Context:
         self.witness = Witness(self.pods)
         self.egress = Gateways(self.pods, self.clock)
         self.usage = Usage(self.clock)
+        self.ranges = Ranges(self.api, self.settings)
         self.sessions.listen(self.usage.changed)
 
     def series(self, namespace: str, environment: str) -> Key:

@@ -166,6 +166,25 @@ class Sandboxes:
             lambda stub: stub.Drain(request, timeout=seconds),
         )
 
+    async def trust(self, pod: PodAddress, session_uid: str, ca_pem: bytes) -> None:
+        """Let the exec server accept callers that these CAs certify, and no others.
+
+        `session_uid`: whose the pod is, or is about to be; empty for nobody's.
+        """
+        request = exec_pb2.TrustRequest(ca_pem=ca_pem)
+
+        async def call(stub: "exec_pb2_grpc.RuntimeAsyncStub") -> exec_pb2.TrustResponse:
+            return await stub.Trust(request, timeout=CALL_SECONDS)
+
+        try:
+            name = session_uid and names.session_server_name(session_uid)
+            await self._call(pod, name or names.pod_server_name(pod.uid), call)
+        except Unreachable:
+            if not session_uid:
+                raise
+            # The label comes before the claim of the exec server.
+            await self._call(pod, names.pod_server_name(pod.uid), call)
+
     def connected(self, pod_uid: str) -> bool:
         """Whether a call to the pod would find its channel open."""
         return pod_uid in self._links

@@ -49,6 +49,7 @@ async def test_an_environment_gets_policies_then_its_recipe_then_its_pool(world:
     assert writes[:first_pod] == [
         Write("apply", "networkpolicies", "cloister-default-deny"),
         Write("apply", "networkpolicies", "cloister-exec-ingress"),
+        Write("apply", "networkpolicies", "cloister-egress-gateway"),
         Write("patch", "environments/status", "py"),
         Write("create", "secrets", f"py-{recipe}"),
     ]

@@ -48,6 +48,7 @@ class Controller:
         context.sessions.listen(self._session_changed)
         context.pods.listen(self._pod_changed)
         context.places.listen(self._place_left)
+        context.ranges.listen(self._ranges_changed)
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
@@ -75,6 +76,7 @@ class Controller:
             where, sink = context.settings.namespace, context.egress.mirror
             reflectors.append(Reflector(context.api, PODS, where, component, sink))
         async with asyncio.TaskGroup() as group:
+            group.create_task(context.ranges.run())
             for reflector in reflectors:
                 group.create_task(reflector.run())
             for reflector in reflectors:
@@ -202,6 +204,12 @@ class Controller:
             return
         for name in self._context.places.front(key, most):
             self._context.queue.add(("session", key[0], name))
+
+    def _ranges_changed(self) -> None:
+        """Policies name the cluster's addresses: every namespace's are written again."""
+        if self._works:
+            for key in list(self._context.environments):
+                self._context.queue.add(("environment", *key))
 
     def _lane(self, key: WorkKey) -> Lane:
         """Sessions stand in the lane of their Environment, so that no flood of them keeps those of

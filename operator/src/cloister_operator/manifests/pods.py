@@ -5,13 +5,16 @@ from dataclasses import dataclass
 
 from .. import names
 from ..api.common import JSON
-from ..api.environment import EnvironmentObject
+from ..api.environment import EnvironmentObject, Isolation
 from ..api.pod import PodView
 from ..api.session import SessionObject
 from ..recipe import Recipe
 from ..settings import Settings
 
 AGENT_UID = 1000
+ROOT_UID = 0
+ROOT_CAPABILITIES = ("CHOWN", "DAC_OVERRIDE", "FOWNER", "SETGID", "SETUID")
+"""What installing Debian packages takes, and no more: none reaches outside the user namespace."""
 _WORKSPACE = {"workspace": "/workspace"}
 _OF_THE_SESSION = {"uploads": "/mnt/session/uploads", "outputs": "/mnt/session/outputs"}
 _OF_THE_POD = {"tmp": "/tmp", "home": "/home/agent"}  # noqa: S108 - the pod's own
@@ -32,13 +35,16 @@ class SandboxPod:
 
 
 def sandbox_pod(pod: SandboxPod, settings: Settings) -> JSON:
-    """The pod, with the strict profile: it passes Pod Security `restricted`."""
+    """The pod: with the profile `strict` it passes Pod Security `restricted`, with `rootish`
+    `baseline`.
+    """
     environment, spec = pod.environment, pod.environment.spec
     labels = _copied_labels(pod, settings) | {
         names.MANAGED_BY_LABEL: names.MANAGED_BY,
         names.ENVIRONMENT_LABEL: environment.metadata.name,
         names.RECIPE_LABEL: pod.recipe.hash,
         names.STATE_LABEL: names.STATE_CLAIMED if pod.session else names.STATE_STARTING,
+        names.NETWORK_LABEL: pod.recipe.reach.network,
     }
     owner = environment.owner_reference()
     if pod.session:
@@ -60,25 +66,53 @@ def sandbox_pod(pod: SandboxPod, settings: Settings) -> JSON:
             "enableServiceLinks": False,
             "hostname": "sandbox",
             "hostUsers": not settings.user_namespaces(spec.isolation.runtime_class_name),
-            # No DNS: a sandbox reaches nothing, and a resolver would be a way out.
             "dnsPolicy": "None",
-            "dnsConfig": {"nameservers": ["127.0.0.1"]},
-            "securityContext": {
-                "runAsNonRoot": True,
-                "runAsUser": AGENT_UID,
-                "runAsGroup": AGENT_UID,
-                "fsGroup": AGENT_UID,
-                "fsGroupChangePolicy": "OnRootMismatch",
-                "seccompProfile": {"type": "RuntimeDefault"},
-            },
+            "dnsConfig": _resolver(pod, settings),
+            "securityContext": _user(spec.isolation),
             "containers": [_container(pod, settings)],
             "volumes": _volumes(pod, settings),
         },
     }
+    if pod.recipe.reach.hosts:
+        hosts = ",".join(pod.recipe.reach.hosts)
+        manifest["metadata"]["annotations"] = {names.EGRESS_HOSTS: hosts}
     _schedule(manifest["spec"], pod)
     if spec.isolation.runtime_class_name:
         manifest["spec"]["runtimeClassName"] = spec.isolation.runtime_class_name
     return manifest
+
+
+def _resolver(pod: SandboxPod, settings: Settings) -> JSON:
+    if pod.recipe.reach.network == names.NETWORK_UNRESTRICTED:
+        # Not the cluster's: it would tell the names of all Services.
+        return {
+            "nameservers": list(settings.egress_nameservers),
+            "searches": [],
+            "options": [{"name": "ndots", "value": "1"}],
+        }
+    # None: a resolver would be a way out, and the egress gateways resolve names themselves.
+    return {"nameservers": ["127.0.0.1"]}
+
+
+def _user(isolation: Isolation) -> JSON:
+    uid = ROOT_UID if isolation.profile == "rootish" else AGENT_UID
+    return {
+        **({} if uid == ROOT_UID else {"runAsNonRoot": True}),
+        "runAsUser": uid,
+        "runAsGroup": uid,
+        "fsGroup": uid,
+        "fsGroupChangePolicy": "OnRootMismatch",
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+
+
+def _privileges(isolation: Isolation) -> JSON:
+    rootish = isolation.profile == "rootish"
+    return {
+        "allowPrivilegeEscalation": False,
+        "capabilities": {"drop": ["ALL"], **({"add": list(ROOT_CAPABILITIES)} if rootish else {})},
+        "readOnlyRootFilesystem": not rootish,
+    }
 
 
 def _copied_labels(pod: SandboxPod, settings: Settings) -> dict[str, str]:
@@ -118,11 +152,7 @@ def _container(pod: SandboxPod, settings: Settings) -> JSON:
         "env": _environment(pod),
         "ports": [{"name": "exec", "containerPort": names.EXEC_PORT}],
         "resources": {"requests": requests, "limits": limits},
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "capabilities": {"drop": ["ALL"]},
-            "readOnlyRootFilesystem": True,
-        },
+        "securityContext": _privileges(pod.environment.spec.isolation),
         "volumeMounts": mounts,
     }
 

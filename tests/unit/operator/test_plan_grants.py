@@ -73,6 +73,7 @@ def test_pods_with_the_same_hosts_share_a_policy() -> None:
         {"network": "anything"},
         {"ip": ""},
         {"ip": "not an address"},
+        {"ip": "127.0.0.1"},
         {"deleting": True},
         {"end": ("OOMKilled", "it used too much")},
     ],
@@ -95,7 +96,20 @@ def test_an_address_that_two_pods_have_gives_neither_of_them_a_right(
 
 
 @pytest.mark.parametrize(
-    "wrong", ["a b", "*.", "*", "https://a.example", "a.example:443", "ä.example", "A.example", "-"]
+    "wrong",
+    [
+        "a b",
+        "*.",
+        "*",
+        "https://a.example",
+        "a.example:443",
+        "ä.example",
+        "A.example",
+        "-",
+        "a",
+        "a.1",
+        "a_b.example",
+    ],
 )
 def test_an_annotation_that_names_no_host_gives_nothing(wrong: str) -> None:
     """Gateways refuse a whole state for one wrong name: nobody may hold the others up by it."""

@@ -178,7 +178,7 @@ class Gateways:
             raise TransientError("another operator tells the egress gateways what to let through")
         present = self._current()[0].pod_uids
         for gateway, known in self._living_known():
-            if self._is_silent(known) and not known.held.holds_only(present):
+            if known.failing_since is not None and not known.held.holds_only(present):
                 raise TransientError(
                     f"egress gateway {gateway.name} does not answer, and may know pods of before"
                 )
@@ -230,10 +230,11 @@ class Gateways:
     async def _delete_one_overdue(self, api: Api) -> None:
         """One at a time: what keeps them silent may be this operator."""
         now = self._clock()
-        for gateway in self.mirror.all():
+        living = [each for each in self.mirror.all() if grants.lives(each, now)]
+        if any(each.gone_at is not None for each in living):
+            return
+        for gateway in living:
             known = self._known.get(gateway.uid)
-            if gateway.gone_at is not None:
-                return
             if known and grants.overdue(gateway, known.silent_since, now):
                 log.warning("egress gateway %s stays silent, and is deleted", gateway.name)
                 try:

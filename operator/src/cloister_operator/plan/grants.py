@@ -31,8 +31,9 @@ GONE_MARGIN = timedelta(seconds=30)
 """After the end that the API server gave a pod: its kubelet's clock may be behind, and killing
 takes a moment."""
 MAX_HOSTS = 1024
-_LABEL = "[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9])?"
-_HOST = re.compile(rf"(?:\*\.)?{_LABEL}(?:\.{_LABEL})*")
+_LABEL = "[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
+_HOST = re.compile(rf"(?:\*\.)?(?=.{{1,253}}$)(?:{_LABEL}\.)+[a-z](?:[a-z0-9-]{{0,61}}[a-z0-9])?")
+"""What gateways take for a host."""
 
 
 @dataclass(frozen=True)
@@ -104,9 +105,7 @@ def policy_of(pod: PodView) -> tuple[str, ...]:
     can write a pod's annotations, and gateways refuse a state of which they do not know a part.
     """
     hosts = tuple(sorted(set(pod.hosts)))
-    sound = len(hosts) <= MAX_HOSTS and all(
-        len(each) <= 255 and _HOST.fullmatch(each) for each in hosts
-    )
+    sound = len(hosts) <= MAX_HOSTS and all(_HOST.fullmatch(each) for each in hosts)
     return hosts if sound else ()
 
 
@@ -211,6 +210,8 @@ def _identity(hosts: tuple[str, ...]) -> str:
 
 def _address(text: str) -> str | None:
     try:
-        return str(ipaddress.ip_address(text))
+        found = ipaddress.ip_address(text)
     except ValueError:
         return None
+    no_pods = found.is_loopback or found.is_unspecified or found.is_multicast
+    return None if no_pods else str(found)

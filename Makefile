@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 # bundled: the cluster of devcluster/; current: the current kube context.
 CLUSTER ?= bundled
 DEVCLUSTER := PYTHONPATH=devcluster/src python3 -m cloister_devcluster
-CODE := operator/src sandbox-image/src client/src devcluster/src scripts bench
+CODE := operator/src sandbox-image/src egress-gateway/src client/src devcluster/src scripts bench
 export PYTHONDONTWRITEBYTECODE := 1
 
 .PHONY: help
@@ -44,6 +44,7 @@ types: $(STAMP) ## mypy --strict
 .PHONY: unit
 unit: $(STAMP) ## unit, contract and chart tests
 	@$(DEVCLUSTER) build --only helm --only promtool
+	@$(DEVCLUSTER) unpack egress-gateway >/dev/null
 	HELM=$$($(DEVCLUSTER) bin helm) $(VENV)/bin/pytest -n 4 --dist loadfile -m 'not e2e' tests
 
 .PHONY: format
@@ -80,7 +81,7 @@ generate: $(STAMP) ## regenerate the gRPC stubs and the chart's README
 
 .PHONY: lock
 lock: $(STAMP) ## recompile requirements/*.txt from pyproject.toml
-	for group in sandbox operator client dev; do \
+	for group in sandbox operator gateway client dev; do \
 	  $(VENV)/bin/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	    --no-emit-find-links --no-header --no-annotate --group $$group -o requirements/$$group.txt; \
 	done
@@ -120,6 +121,11 @@ outages: $(STAMP) ## kill the operator, kubelet, containerd, API server and etcd
 .PHONY: bench-exec
 bench-exec: $(STAMP) ## the exec server next to its floors, on loopback and in pods; writes bench/results/exec.json
 	$(PY) bench/bench_exec.py
+
+.PHONY: bench-egress
+bench-egress: $(STAMP) ## the egress gateway next to a direct way, on loopback; writes bench/results/egress.json
+	@$(DEVCLUSTER) unpack egress-gateway >/dev/null
+	$(PY) bench/bench_egress.py
 
 .PHONY: bench-claims
 bench-claims: $(STAMP) ## claims on the bundled cluster; writes bench/results/claims.json

@@ -42,6 +42,8 @@ def parser() -> argparse.ArgumentParser:
     build_images.add_argument(
         "--full", action="store_true", help="also sandbox-full, with more languages"
     )
+    unpack = commands.add_parser("unpack", help="unpack an image's Debian, for tests; print where")
+    unpack.add_argument("image", metavar="NAME")
     load = commands.add_parser("load", help="import image archives into the cluster")
     load.add_argument("archives", nargs="+", type=Path, metavar="FILE")
     commands.add_parser("kubeconfig", help="print the path of the kubeconfig")
@@ -75,6 +77,9 @@ def run(arguments: argparse.Namespace) -> int:
             debian.ensure()
             config = lifecycle.running(places) if lifecycle.is_there(places) else None
             images.bundled(config, full=arguments.full)
+        case "unpack":
+            debian.ensure()
+            print(images.unpack(arguments.image))
         case "load":
             config = lifecycle.running(places)
             for archive in arguments.archives:

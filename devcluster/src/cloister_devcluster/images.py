@@ -57,10 +57,16 @@ _BASE, _FULL = "sandbox-image/packages.base.txt", "sandbox-image/packages.full.t
 _SANDBOX = ("sandbox-image/src/cloister_sandbox", _API)
 _OPERATOR = ("operator/src/cloister_operator", _API)
 _EXTRA = (_BASE, _FULL, "sandbox-image/install-packages")
+_GATEWAY = ("egress-gateway/src/cloister_gateway", _API)
 IMAGES = (
     Image("operator", "operator/Dockerfile", "operator", "operator", _OPERATOR),
     Image("client", "operator/Dockerfile", "client", "client", ("client/src/cloister", _API)),
     Image("sandbox", "sandbox-image/Dockerfile", "base", "sandbox", _SANDBOX, (_BASE,), _EXTRA),
+    Image(
+        *("egress-gateway", "egress-gateway/Dockerfile", "gateway", "gateway", _GATEWAY),
+        packages=("egress-gateway/packages.txt",),
+        extra=("egress-gateway/packages.txt", "egress-gateway/errors/ERR_CLOISTER"),
+    ),
 )
 FULL = Image(
     "sandbox-full", "sandbox-image/Dockerfile", "full", "sandbox", _SANDBOX, (_BASE, _FULL), _EXTRA
@@ -87,6 +93,15 @@ def bundled(config: Config | None, full: bool = False) -> None:
                 _import(image, config)
     if config is None:
         say("the cluster is not running: the images wait for the next `images`")
+
+
+def unpack(name: str) -> Path:
+    """The Debian of an image as a folder; raises ClusterError for a name that no image has."""
+    for image in IMAGES:
+        if image.name == name:
+            with _lock():
+                return inputs.unpack(image.debian())
+    raise ClusterError(f"there is no image {name}")
 
 
 def with_engine(engine: str, full: bool = False) -> None:

@@ -13,7 +13,7 @@ from cloister_operator.api.gateway import GatewayPod
 from cloister_operator.api.pod import PodView, view
 from cloister_operator.cache import Store
 from cloister_operator.cluster.api import Api
-from cloister_operator.controller.gateways import GATEWAY_PODS, Gateways, Term
+from cloister_operator.controller.gateways import GATEWAY_PODS, Gateways, Lead
 from cloister_operator.identity import Authority
 from cloister_operator.sandboxes.gateways import Decided, EgressGateways
 from support.certificates import Pair
@@ -176,12 +176,12 @@ class Pusher:
         self.deletions = Deletions()
         self.leads = True
         api = cast("Api", self.deletions)
-        self._term = Term(term, lambda: self.leads, self.client, api)
+        self._lead = Lead(term, lambda: self.leads, self.client, api)
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> "Pusher":
         """Push."""
-        self._task = asyncio.create_task(self.egress.run(self._term, self.told))
+        self._task = asyncio.create_task(self.egress.run(self._lead, self.told))
         return self
 
     async def kill(self) -> None:

@@ -19,6 +19,12 @@ app.kubernetes.io/name: cloister
 app.kubernetes.io/component: operator
 {{- end -}}
 
+{{- /* Labels that select the egress gateways' pods; they cannot change in the life of the Deployment. */ -}}
+{{- define "cloister.gatewayLabels" -}}
+app.kubernetes.io/name: cloister
+app.kubernetes.io/component: egress-gateway
+{{- end -}}
+
 {{- /* An image reference from {repository, tag, digest}; the digest wins. Takes (dict "image" "root"). */ -}}
 {{- define "cloister.image" -}}
 {{- if .image.digest -}}

@@ -19,14 +19,18 @@ from .controller import bootstrap
 from .controller.backend import Backend
 from .controller.context import Context
 from .controller.controller import Controller
+from .controller.decisions import Decisions
 from .controller.election import Election
 from .controller.events import Recorder
+from .controller.gateway_objects import GatewayObjects
+from .controller.gateways import Lead
 from .controller.observe import Health, keep_gauges
 from .errors import OperatorError
 from .handlers import Watcher
 from .http import HttpServer
 from .metrics import BUILD, LEADER
 from .sandboxes import Sandboxes
+from .sandboxes.gateways import EgressGateways
 from .sessions_api.limits import of_settings
 from .sessions_api.server import SessionsServer
 from .settings import Settings
@@ -94,6 +98,7 @@ async def _serve(api: HttpApi, settings: Settings) -> None:
     own = bootstrap.joined(settings.pod_ip, names.SESSIONS_PORT)
     election = Election(api, settings.namespace, _identity(settings), own, now)
     context = Context(Fenced(api, election.leads), dialer, authority, settings, now)
+    gateways = EgressGateways(authority)
     recorder = Recorder(context.api, socket.gethostname(), now)
     controller = Controller(context, recorder)
     health = Health(context)
@@ -129,6 +134,12 @@ async def _serve(api: HttpApi, settings: Settings) -> None:
                     parts.create_task(controller.work(), name="controller")
                     parts.create_task(rotation.lead(), name="rotation")
                     parts.create_task(keep_gauges(context), name="gauges")
+                    if settings.egress_gateway:
+                        lead = Lead(election.term, election.leads, gateways, context.api)
+                        parts.create_task(
+                            context.egress.run(lead, Decisions(context, recorder)), name="egress"
+                        )
+                        parts.create_task(GatewayObjects(context).run(), name="gateways' objects")
             finally:
                 LEADER.set(0)
 
@@ -170,6 +181,7 @@ async def _serve(api: HttpApi, settings: Settings) -> None:
     finally:
         await http.stop()
         await dialer.aclose()
+        await gateways.aclose()
 
 
 def _identity(settings: Settings) -> str:

@@ -56,6 +56,8 @@ EGRESS_AGENT_PORT: Final = 7444
 """Of egress gateways, for the operator."""
 EGRESS_GATEWAY: Final = "cloister-egress-gateway"
 """The Service and Secret of the egress gateways, and the name that their certificate proves."""
+EGRESS_GATEWAY_INTERNET: Final = f"{EGRESS_GATEWAY}-internet"
+"""The NetworkPolicy of the egress gateways' own way out."""
 EGRESS_COMPONENT: Final = "egress-gateway"
 """The component that labels the pods of egress gateways."""
 

@@ -52,6 +52,12 @@ OPERATOR_SANDBOXES: Rights = {
 OPERATOR_RELEASE: Rights = {
     *(("", "secrets", "cloister-ca", verb) for verb in ("get", "patch")),
     ("", "secrets", "", "create"),
+    *(("", "secrets", "cloister-egress-gateway", verb) for verb in ("get", "patch")),
+    *(("", "pods", "", verb) for verb in ("list", "watch", "delete")),
+    *(
+        ("networking.k8s.io", "networkpolicies", "cloister-egress-gateway-internet", verb)
+        for verb in ("create", "patch")
+    ),
     *(("", "configmaps", "cloister-client-config", verb) for verb in ("create", "patch")),
     *(("", "services", name, "get") for name in ("cloister", "cloister-egress-gateway")),
     ("coordination.k8s.io", "leases", "", "create"),

@@ -65,6 +65,9 @@ NOT_PROVEN: Final = "NotProven"
 NETWORK_NOT_ENFORCED: Final = "NetworkNotEnforced"
 """A sandbox reached what it must not reach: no pod becomes warm, no session is given."""
 
+EGRESS_DENIED: Final = "EgressDenied"
+"""Of an Event: an egress gateway let a connection of a sandbox not pass."""
+
 # Of Sessions.
 CLAIMED: Final = "Claimed"
 """A pod is the session's and answers."""

@@ -11,7 +11,7 @@ from typing import Literal
 
 from .. import names
 from ..api import conditions
-from ..api.backend import ALREADY_EXISTS, NewFile, NewSession, SessionChange
+from ..api.backend import ALREADY_EXISTS, EgressRecord, NewFile, NewSession, SessionChange
 from ..api.common import JSON
 from ..api.session import Phase, SessionObject
 from ..cluster.resources import SESSIONS
@@ -236,6 +236,10 @@ class Backend:
             return None
         self._context.sessions.put(answer)
         return self.get_session(namespace, name)
+
+    def egress(self, session: SessionObject) -> list[EgressRecord]:
+        """See SessionsBackend."""
+        return self._context.recent.of(session.status.pod_uid or "")
 
     async def delete_session(self, namespace: str, name: str) -> bool:
         """See SessionsBackend."""

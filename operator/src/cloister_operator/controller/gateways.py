@@ -68,10 +68,10 @@ class Listener(Protocol):
 
 
 @dataclass(frozen=True)
-class Term:
+class Lead:
     """The time in which this process leads."""
 
-    number: int
+    term: int
     """Greater than that of every leader before."""
     leads: Callable[[], bool]
     """Whether it still does, at this very moment."""
@@ -183,9 +183,13 @@ class Gateways:
                     f"egress gateway {gateway.name} does not answer, and may know pods of before"
                 )
 
+    def pods(self) -> list[PodView]:
+        """Those that need gateways."""
+        return self._pods.group(GATEWAY_PODS)
+
     # --- while leading ---------------------------------------------------------------------------
 
-    async def run(self, term: Term, listener: Listener) -> None:
+    async def run(self, lead: Lead, listener: Listener) -> None:
         """Push until cancelled; not to be called again in this object's life."""
         self._began = self._clock()
         self._known.clear()
@@ -193,8 +197,8 @@ class Gateways:
             async with asyncio.TaskGroup() as group:
                 while True:
                     moved = self._moved
-                    self._look(group, term, listener)
-                    await self._delete_one_overdue(term.api)
+                    self._look(group, lead, listener)
+                    await self._delete_one_overdue(lead.api)
                     with contextlib.suppress(TimeoutError):
                         async with asyncio.timeout(LOOK):
                             await moved.wait()
@@ -204,7 +208,7 @@ class Gateways:
         finally:
             EGRESS_GATEWAYS.clear()
 
-    def _look(self, group: asyncio.TaskGroup, term: Term, listener: Listener) -> None:
+    def _look(self, group: asyncio.TaskGroup, lead: Lead, listener: Listener) -> None:
         """Follow those that live, and forget those that are gone."""
         now = self._clock()
         for gateway in self.mirror.all():
@@ -217,14 +221,14 @@ class Gateways:
             if not known.tasks and gateway.ip:
                 log.info("follows egress gateway %s", gateway.name)
                 known.tasks = [
-                    group.create_task(self._push(gateway.key, gateway.uid, known, term)),
-                    group.create_task(self._follow(gateway.key, gateway.uid, term, listener)),
+                    group.create_task(self._push(gateway.key, gateway.uid, known, lead)),
+                    group.create_task(self._follow(gateway.key, gateway.uid, lead, listener)),
                 ]
         living = {each.uid for each in self.mirror.all() if grants.lives(each, now)}
         for uid in self._known.keys() - living:
             for task in self._known.pop(uid).tasks:
                 task.cancel()
-            term.client.forget(uid)
+            lead.client.forget(uid)
         self._count()
 
     async def _delete_one_overdue(self, api: Api) -> None:
@@ -243,25 +247,25 @@ class Gateways:
                     log.warning("egress gateway %s is not deleted: %s", gateway.name, error)
                 return
 
-    async def _push(self, key: tuple[str, str], uid: str, known: _Known, term: Term) -> None:
+    async def _push(self, key: tuple[str, str], uid: str, known: _Known, lead: Lead) -> None:
         """Keep one gateway's state; ends when it is gone."""
         loop = asyncio.get_running_loop()
         pause = _FIRST_PAUSE
         while (gateway := self.mirror.get(*key)) is not None and gateway.uid == uid:
             changed = self._changed
             state, revision = self._current()
-            if self._ranges is None or self._deposed or not term.leads():
+            if self._ranges is None or self._deposed or not lead.leads():
                 await changed.wait()
                 continue
             began = loop.time()
             try:
                 if known.revision != revision:
-                    await self._apply(gateway, known, term, state, revision)
+                    await self._apply(gateway, known, lead, state, revision)
                 else:
-                    self._compare(known, await term.client.info(gateway), term, revision)
+                    self._compare(known, await lead.client.info(gateway), lead, revision)
             except Exception as error:
                 # Nothing may end what keeps a gateway right.
-                await self._after_failure(gateway, known, term, error, began)
+                await self._after_failure(gateway, known, lead, error, began)
                 await asyncio.sleep(pause)
                 pause = min(_LONGEST_PAUSE, 2 * pause)
                 continue
@@ -276,13 +280,13 @@ class Gateways:
                         await self._changed.wait()
 
     async def _apply(
-        self, gateway: GatewayPod, known: _Known, term: Term, state: State, revision: int
+        self, gateway: GatewayPod, known: _Known, lead: Lead, state: State, revision: int
     ) -> None:
         known.held = known.held.sending(state)
         outcome = "lost"
         try:
             with EGRESS_PUSH_SECONDS.time():
-                answer = await term.client.apply(gateway, state, term.number, revision)
+                answer = await lead.client.apply(gateway, state, lead.term, revision)
             outcome = OK
         except OperatorError as error:
             outcome = "stale" if isinstance(error, StaleError) else error.outcome
@@ -292,21 +296,21 @@ class Gateways:
         known.held = known.held.acknowledging(state)
         known.boot_id, known.revision = answer.boot_id, revision
 
-    def _compare(self, known: _Known, found: GatewayInfo, term: Term, revision: int) -> None:
+    def _compare(self, known: _Known, found: GatewayInfo, lead: Lead, revision: int) -> None:
         """One that started anew wants to be told again, though it may have kept what it held."""
-        wanted = term.number, revision, known.boot_id
+        wanted = lead.term, revision, known.boot_id
         if (found.term, found.revision, found.boot_id) != wanted:
             known.revision = 0
 
     async def _after_failure(
-        self, gateway: GatewayPod, known: _Known, term: Term, error: Exception, began: float
+        self, gateway: GatewayPod, known: _Known, lead: Lead, error: Exception, began: float
     ) -> None:
         """Find out what it means."""
         known.revision = 0
         if isinstance(error, StaleError):
             log.info("%s", error)
             with contextlib.suppress(OperatorError):
-                self._refused(gateway, await term.client.info(gateway), term)
+                self._refused(gateway, await lead.client.info(gateway), lead)
         elif known.failing_since is None:
             known.failing_since = began
             temporary = isinstance(error, TransientError)
@@ -314,21 +318,21 @@ class Gateways:
             log.log(logging.INFO if temporary else logging.ERROR, "%s", error, exc_info=strange)
         self._move()
 
-    def _refused(self, gateway: GatewayPod, found: GatewayInfo, term: Term) -> None:
+    def _refused(self, gateway: GatewayPod, found: GatewayInfo, lead: Lead) -> None:
         """Either another operator leads by now, or this one did before, in the same term."""
-        if found.term > term.number:
+        if found.term > lead.term:
             log.error("egress gateway %s follows another operator: pushing no more", gateway.name)
             self._deposed = True
-        elif found.term == term.number:
+        elif found.term == lead.term:
             self._revision = max(self._revision, found.revision + 1)
             self._change()
 
-    async def _follow(self, key: tuple[str, str], uid: str, term: Term, listener: Listener) -> None:
+    async def _follow(self, key: tuple[str, str], uid: str, lead: Lead, listener: Listener) -> None:
         """Read what one gateway decides; ends when it is gone."""
         boot_id, cursor = "", 0
         while (gateway := self.mirror.get(*key)) is not None and gateway.uid == uid:
             try:
-                async for each in term.client.decisions(gateway, boot_id, cursor):
+                async for each in lead.client.decisions(gateway, boot_id, cursor):
                     history = not boot_id and gateway.created <= self._began
                     boot_id, cursor = each.boot_id, each.cursor
                     listener.decided(gateway, each, history=history)

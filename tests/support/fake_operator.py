@@ -59,6 +59,10 @@ class FakeSandboxes:
         """What the setup script says when it fails."""
         self.reachable: list[str] = []
         """What sandboxes reach in spite of the policies."""
+        self.uid_map = "0 100000 65536"
+        """Which users outside a pod those inside are, as the kernel says it."""
+        self.package_sources_said: list[tuple[str, list[str]]] = []
+        """Where the package managers of every image get their packages."""
         self.refusing: set[str] = set()
         """UIDs of pods that refuse every claim."""
         self.claimed: dict[str, str] = {}
@@ -111,7 +115,7 @@ class FakeSandboxes:
                 raise SandboxFailed("SetupFailed", self.setup_problem)
             owner = self.claimed.get(pod.uid, "")
             state = SandboxState.CLAIMED if owner else SandboxState.WARM
-            return SandboxInfo(state, "0", 1, "boot", owner, "")
+            return SandboxInfo(state, "0", 1, "boot", owner, "", self.uid_map)
         raise TransientError(f"pod {pod.name} is not warm")
 
     async def probe(self, pod: PodAddress, targets: list[str]) -> list[str]:
@@ -119,6 +123,11 @@ class FakeSandboxes:
         self._check(pod)
         self.probes[pod.uid] += 1
         return [each for each in targets if each in self.reachable]
+
+    async def package_sources(self, pod: PodAddress) -> list[tuple[str, list[str]]]:
+        await asyncio.sleep(0)
+        self._check(pod)
+        return self.package_sources_said
 
     async def claim(self, pod: PodAddress, claim: ClaimPayload) -> None:
         await asyncio.sleep(0)

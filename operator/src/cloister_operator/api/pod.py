@@ -70,6 +70,8 @@ class PodView:
     """What NetworkPolicies allow it: `none`, `gateway` or `unrestricted`."""
     hosts: tuple[str, ...] = ()
     """What it may reach through the egress gateways."""
+    own_users: bool = False
+    """Whether it asked for a user namespace of its own."""
 
     @property
     def key(self) -> tuple[str, str]:
@@ -109,6 +111,7 @@ def view(raw: JSON) -> PodView:
         node=(raw.get("spec") or {}).get("nodeName") or "",
         network=labels.get(names.NETWORK_LABEL, names.NETWORK_NONE),
         hosts=_hosts(metadata),
+        own_users=(raw.get("spec") or {}).get("hostUsers") is False,
     )
 
 

@@ -336,7 +336,11 @@ def _trimmed(resource: Resource, item: JSON) -> JSON:
         spec = item["spec"]
         volumes = spec.get("volumes") or []
         kept = [each for each in volumes if "persistentVolumeClaim" in each]
-        item["spec"] = {"nodeName": spec.get("nodeName"), "volumes": kept}
+        item["spec"] = {
+            "nodeName": spec.get("nodeName"),
+            "hostUsers": spec.get("hostUsers"),
+            "volumes": kept,
+        }
     return item
 
 

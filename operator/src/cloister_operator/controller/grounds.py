@@ -55,6 +55,7 @@ class Grounds:
         if now >= asked + RECHECKED_AFTER_SECONDS:
             address = await bootstrap.gateway_address(self._context.api, self._context.settings)
             self._gateway = now, address
+            self._context.gateway = address
         return address
 
     async def _check_namespace(self, namespace: str, profile: str) -> None:

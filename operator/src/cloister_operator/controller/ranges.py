@@ -1,4 +1,7 @@
-"""Follows the cluster's own addresses: nodes, pods, Services, API servers, load balancers."""
+"""Follows the cluster's own addresses: nodes, pods, Services, API servers, load balancers.
+
+And with them what listens there, for sandboxes to try.
+"""
 
 import asyncio
 import logging
@@ -18,7 +21,8 @@ from ..cluster.resources import (
     Resource,
 )
 from ..errors import NotFoundError, OperatorError
-from ..plan import ranges
+from ..plan import proving, ranges
+from ..plan.proving import Landmark
 from ..plan.ranges import Network
 from ..settings import Settings
 
@@ -39,6 +43,7 @@ class _Source:
 
     resource: Resource
     read: Callable[[JSON], frozenset[Network]]
+    listens: Callable[[JSON], frozenset[Landmark]] = lambda _: frozenset()
     namespace: str = ""
     selector: str = ""
     optional: bool = False
@@ -46,18 +51,22 @@ class _Source:
 
 
 _SOURCES = (
-    _Source(NODES, ranges.of_node),
+    _Source(NODES, ranges.of_node, proving.of_node),
     # Older clusters have none: every Service's own address is known all the same.
     _Source(SERVICE_CIDRS, ranges.of_service_cidr, optional=True),
-    _Source(SERVICES, ranges.of_service),
+    _Source(SERVICES, ranges.of_service, proving.of_service),
     _Source(
         ENDPOINT_SLICES,
         ranges.of_endpoint_slice,
+        proving.of_endpoint_slice,
         namespace="default",
         selector="kubernetes.io/service-name=kubernetes",
     ),
     _Source(INGRESSES, ranges.of_ingress, optional=True),
 )
+
+
+_Found = tuple[frozenset[Network], frozenset[Landmark]]
 
 
 class _Sink:
@@ -67,11 +76,11 @@ class _Sink:
         self._source = source
         self._changed = changed
         self.synced = False
-        self.found: dict[Key, frozenset[Network]] = {}
+        self.found: dict[Key, _Found] = {}
 
     def replace(self, objects: Iterable[JSON], version: int, namespace: str = "") -> None:  # noqa: ARG002
         """See Sink."""
-        found = {_key(each): self._source.read(each) for each in objects}
+        found = {_key(each): self._read(each) for each in objects}
         news = not self.synced or found != self.found
         self.synced, self.found = True, found
         if news:
@@ -79,7 +88,7 @@ class _Sink:
 
     def put(self, obj: JSON) -> None:
         """See Sink."""
-        key, found = _key(obj), self._source.read(obj)
+        key, found = _key(obj), self._read(obj)
         if self.found.get(key) != found:
             self.found[key] = found
             self._changed()
@@ -88,6 +97,9 @@ class _Sink:
         """See Sink."""
         if self.found.pop(_key(obj), None):
             self._changed()
+
+    def _read(self, obj: JSON) -> _Found:
+        return self._source.read(obj), self._source.listens(obj)
 
 
 class Ranges:
@@ -104,6 +116,7 @@ class Ranges:
         self._listeners: list[Callable[[], None]] = []
         self._due: asyncio.TimerHandle | None = None
         self.current: tuple[str, ...] | None = None
+        self.landmarks: tuple[Landmark, ...] = ()
 
     def listen(self, listener: Callable[[], None]) -> None:
         """Call back whenever `current` has changed."""
@@ -146,10 +159,12 @@ class Ranges:
 
     def _publish(self) -> None:
         self._due = None
-        every = set(self._own)
+        every, listening = set(self._own), set[Landmark]()
         for sink in self._sinks.values():
-            for found in sink.found.values():
+            for found, listens in sink.found.values():
                 every |= found
+                listening |= listens
+        self.landmarks = tuple(sorted(listening))
         current = ranges.collapsed(every)
         if current == self.current:
             return

@@ -26,6 +26,8 @@ CONNECT_SECONDS = 0.25
 FIRST_PAUSE, LONGEST_PAUSE = 0.02, 0.25
 PROBE_SECONDS = 1.0
 """For each connection that a pod tries."""
+ASK_SECONDS = 75.0
+"""For package managers to say where they get their packages: some take seconds to start."""
 _Answer = TypeVar("_Answer")
 
 
@@ -110,6 +112,18 @@ class Sandboxes:
                 pod.name, "it says that it reached what it was not asked to reach"
             )
         return [each for each in targets if each in reached]
+
+    async def package_sources(self, pod: PodAddress) -> list[tuple[str, list[str]]]:
+        """Where the unclaimed pod's package managers get their packages: URLs by manager, in the
+        pod's own words.
+        """
+        request = exec_pb2.PackageSourcesRequest()
+        answer = await self._call(
+            pod,
+            names.pod_server_name(pod.uid),
+            lambda stub: stub.PackageSources(request, timeout=ASK_SECONDS),
+        )
+        return answers.package_sources(pod.name, answer)
 
     async def claim(self, pod: PodAddress, claim: ClaimPayload) -> None:
         """Give the pod to a session; claiming it again for the same session changes nothing.

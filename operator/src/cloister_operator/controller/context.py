@@ -26,6 +26,7 @@ from .flights import Flights
 from .gateways import GATEWAY_PODS, Gateways
 from .places import Places
 from .ranges import Ranges
+from .recent import Recent
 from .usage import Usage
 from .witness import Witness
 
@@ -108,6 +109,8 @@ class Context:
     places: Places = field(init=False)
     witness: Witness = field(init=False)
     egress: Gateways = field(init=False)
+    recent: Recent = field(default_factory=Recent)
+    """What egress gateways decided lately."""
     ranges: Ranges = field(init=False)
     """The cluster's own addresses."""
     environments: Store[EnvironmentObject] = field(
@@ -149,6 +152,7 @@ class Context:
         self.egress = Gateways(self.pods, self.clock)
         self.usage = Usage(self.clock)
         self.ranges = Ranges(self.api, self.settings)
+        self.ranges.listen(lambda: self.egress.deny(self.ranges.current or ()))
         self.sessions.listen(self.usage.changed)
 
     def site(self) -> Site:

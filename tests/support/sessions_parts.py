@@ -67,6 +67,7 @@ class FakeBackend:
         self.expires: datetime | None = datetime.now(UTC) + timedelta(hours=5)
         self.changes: asyncio.Queue[SessionChange | None] = asyncio.Queue()
         self.watchers = 0
+        self.address: tuple[str, int] | None = None
         self.entered: asyncio.Queue[str] = asyncio.Queue()
         self.left: asyncio.Queue[str] = asyncio.Queue()
         self.hold: asyncio.Event | None = None
@@ -92,6 +93,9 @@ class FakeBackend:
         if self.raises:
             raise self.raises
         return self.sessions.get(name) if namespace == NS else None
+
+    def exec_address(self, session: SessionObject) -> tuple[str, int] | None:
+        return self.address
 
     def list_sessions(self, namespace: str, environment: str) -> list[SessionObject]:
         return [

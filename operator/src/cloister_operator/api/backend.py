@@ -95,6 +95,10 @@ class SessionsBackend(Protocol):
         """The Session, or None."""
         ...
 
+    def exec_address(self, session: SessionObject) -> tuple[str, int] | None:
+        """Where its exec server listens, by what Kubernetes says of its pod; None for nowhere."""
+        ...
+
     def list_sessions(self, namespace: str, environment: str) -> list[SessionObject]:
         """Sessions of a namespace, of one Environment unless that is empty, by name."""
         ...

@@ -170,6 +170,14 @@ class Backend:
         """See SessionsBackend."""
         return self._context.sessions.get(namespace, name)
 
+    def exec_address(self, session: SessionObject) -> tuple[str, int] | None:
+        """See SessionsBackend."""
+        namespace, uid = session.metadata.namespace, session.metadata.uid
+        for pod in self._context.pods.group(("session", namespace, uid)):
+            if pod.alive and pod.ip and pod.uid == session.status.pod_uid:
+                return pod.ip, names.EXEC_PORT
+        return None
+
     def list_sessions(self, namespace: str, environment: str) -> list[SessionObject]:
         """See SessionsBackend."""
         group = ("environment", namespace, environment) if environment else ("namespace", namespace)

@@ -74,6 +74,11 @@ class SessionsStub:
                 request_serializer=cloister__api_dot_sessions_dot_v1_dot_sessions__pb2.DeleteSessionRequest.SerializeToString,
                 response_deserializer=cloister__api_dot_sessions_dot_v1_dot_sessions__pb2.DeleteSessionResponse.FromString,
                 _registered_method=True)
+        self.Relay = channel.stream_stream(
+                '/cloister.sessions.v1.Sessions/Relay',
+                request_serializer=cloister__api_dot_sessions_dot_v1_dot_sessions__pb2.RelayRequest.SerializeToString,
+                response_deserializer=cloister__api_dot_sessions_dot_v1_dot_sessions__pb2.RelayResponse.FromString,
+                _registered_method=True)
 
 
 class SessionsServicer:
@@ -143,6 +148,16 @@ class SessionsServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Relay(self, request_iterator, context):
+        """Carry the bytes of one connection to a session's exec server. Use it from where pods cannot be
+        reached, outside the cluster: what passes is TLS between the caller and the exec server, which
+        the operator cannot read. The first request names the session; the first answer, without data,
+        says that the connection stands. Either side's end ends both.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_SessionsServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -185,6 +200,11 @@ def add_SessionsServicer_to_server(servicer, server):
                     servicer.Delete,
                     request_deserializer=cloister__api_dot_sessions_dot_v1_dot_sessions__pb2.DeleteSessionRequest.FromString,
                     response_serializer=cloister__api_dot_sessions_dot_v1_dot_sessions__pb2.DeleteSessionResponse.SerializeToString,
+            ),
+            'Relay': grpc.stream_stream_rpc_method_handler(
+                    servicer.Relay,
+                    request_deserializer=cloister__api_dot_sessions_dot_v1_dot_sessions__pb2.RelayRequest.FromString,
+                    response_serializer=cloister__api_dot_sessions_dot_v1_dot_sessions__pb2.RelayResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -403,6 +423,33 @@ class Sessions:
             '/cloister.sessions.v1.Sessions/Delete',
             cloister__api_dot_sessions_dot_v1_dot_sessions__pb2.DeleteSessionRequest.SerializeToString,
             cloister__api_dot_sessions_dot_v1_dot_sessions__pb2.DeleteSessionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Relay(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/cloister.sessions.v1.Sessions/Relay',
+            cloister__api_dot_sessions_dot_v1_dot_sessions__pb2.RelayRequest.SerializeToString,
+            cloister__api_dot_sessions_dot_v1_dot_sessions__pb2.RelayResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -118,6 +118,14 @@ class SessionsServicer(sessions_pb2_grpc.SessionsServicer):
             raise _no_such(request.namespace, request.name)
         return await self._when_running(found, patience)
 
+    async def GetEgress(  # noqa: N802
+        self,
+        request: sessions_pb2.GetEgressRequest,
+        context: Any,  # noqa: ARG002
+    ) -> sessions_pb2.GetEgressResponse:
+        found = self._found(request.namespace, request.name)
+        return translate.egress(self._backend.egress(found))
+
     async def Delete(  # noqa: N802
         self,
         request: sessions_pb2.DeleteSessionRequest,

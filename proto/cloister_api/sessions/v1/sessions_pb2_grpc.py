@@ -69,6 +69,11 @@ class SessionsStub:
                 request_serializer=cloister__api_dot_sessions_dot_v1_dot_sessions__pb2.ResumeRequest.SerializeToString,
                 response_deserializer=cloister__api_dot_sessions_dot_v1_dot_sessions__pb2.CreateSessionResponse.FromString,
                 _registered_method=True)
+        self.GetEgress = channel.unary_unary(
+                '/cloister.sessions.v1.Sessions/GetEgress',
+                request_serializer=cloister__api_dot_sessions_dot_v1_dot_sessions__pb2.GetEgressRequest.SerializeToString,
+                response_deserializer=cloister__api_dot_sessions_dot_v1_dot_sessions__pb2.GetEgressResponse.FromString,
+                _registered_method=True)
         self.Delete = channel.unary_unary(
                 '/cloister.sessions.v1.Sessions/Delete',
                 request_serializer=cloister__api_dot_sessions_dot_v1_dot_sessions__pb2.DeleteSessionRequest.SerializeToString,
@@ -140,6 +145,15 @@ class SessionsServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetEgress(self, request, context):
+        """What a session tried to reach through the egress gateways, allowed and denied, summed up by host.
+        Use it to find out why a request of its fails. Empty where its Environment allows no hosts, and
+        of a pod of before; after a change of the operator it may begin anew.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Delete(self, request, context):
         """End a session: its pod, its certificate and its files are gone. Use it when work is done;
         deleting a session that does not exist fails with NOT_FOUND.
@@ -195,6 +209,11 @@ def add_SessionsServicer_to_server(servicer, server):
                     servicer.Resume,
                     request_deserializer=cloister__api_dot_sessions_dot_v1_dot_sessions__pb2.ResumeRequest.FromString,
                     response_serializer=cloister__api_dot_sessions_dot_v1_dot_sessions__pb2.CreateSessionResponse.SerializeToString,
+            ),
+            'GetEgress': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetEgress,
+                    request_deserializer=cloister__api_dot_sessions_dot_v1_dot_sessions__pb2.GetEgressRequest.FromString,
+                    response_serializer=cloister__api_dot_sessions_dot_v1_dot_sessions__pb2.GetEgressResponse.SerializeToString,
             ),
             'Delete': grpc.unary_unary_rpc_method_handler(
                     servicer.Delete,
@@ -396,6 +415,33 @@ class Sessions:
             '/cloister.sessions.v1.Sessions/Resume',
             cloister__api_dot_sessions_dot_v1_dot_sessions__pb2.ResumeRequest.SerializeToString,
             cloister__api_dot_sessions_dot_v1_dot_sessions__pb2.CreateSessionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetEgress(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cloister.sessions.v1.Sessions/GetEgress',
+            cloister__api_dot_sessions_dot_v1_dot_sessions__pb2.GetEgressRequest.SerializeToString,
+            cloister__api_dot_sessions_dot_v1_dot_sessions__pb2.GetEgressResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -66,6 +66,11 @@ class SessionsStub:
     """Give a suspended session a new pod on its workspace, and wait until it can be used. Shells and
     processes start afresh. Resuming a session that runs answers with it as it is.
     """
+    GetEgress: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.GetEgressRequest, _sessions_pb2.GetEgressResponse]
+    """What a session tried to reach through the egress gateways, allowed and denied, summed up by host.
+    Use it to find out why a request of its fails. Empty where its Environment allows no hosts, and
+    of a pod of before; after a change of the operator it may begin anew.
+    """
     Delete: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.DeleteSessionRequest, _sessions_pb2.DeleteSessionResponse]
     """End a session: its pod, its certificate and its files are gone. Use it when work is done;
     deleting a session that does not exist fails with NOT_FOUND.
@@ -105,6 +110,11 @@ class SessionsAsyncStub(SessionsStub):
     Resume: _aio.UnaryUnaryMultiCallable[_sessions_pb2.ResumeRequest, _sessions_pb2.CreateSessionResponse]  # type: ignore[assignment]
     """Give a suspended session a new pod on its workspace, and wait until it can be used. Shells and
     processes start afresh. Resuming a session that runs answers with it as it is.
+    """
+    GetEgress: _aio.UnaryUnaryMultiCallable[_sessions_pb2.GetEgressRequest, _sessions_pb2.GetEgressResponse]  # type: ignore[assignment]
+    """What a session tried to reach through the egress gateways, allowed and denied, summed up by host.
+    Use it to find out why a request of its fails. Empty where its Environment allows no hosts, and
+    of a pod of before; after a change of the operator it may begin anew.
     """
     Delete: _aio.UnaryUnaryMultiCallable[_sessions_pb2.DeleteSessionRequest, _sessions_pb2.DeleteSessionResponse]  # type: ignore[assignment]
     """End a session: its pod, its certificate and its files are gone. Use it when work is done;
@@ -184,6 +194,17 @@ class SessionsServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_sessions_pb2.CreateSessionResponse, _abc.Awaitable[_sessions_pb2.CreateSessionResponse]]:
         """Give a suspended session a new pod on its workspace, and wait until it can be used. Shells and
         processes start afresh. Resuming a session that runs answers with it as it is.
+        """
+
+    @_abc_1.abstractmethod
+    def GetEgress(
+        self,
+        request: _sessions_pb2.GetEgressRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_sessions_pb2.GetEgressResponse, _abc.Awaitable[_sessions_pb2.GetEgressResponse]]:
+        """What a session tried to reach through the egress gateways, allowed and denied, summed up by host.
+        Use it to find out why a request of its fails. Empty where its Environment allows no hosts, and
+        of a pod of before; after a change of the operator it may begin anew.
         """
 
     @_abc_1.abstractmethod

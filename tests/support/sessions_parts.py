@@ -11,7 +11,7 @@ import pytest
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
 
 from cloister_api.sessions.v1 import sessions_pb2
-from cloister_operator.api.backend import Caller, NewSession, SessionChange
+from cloister_operator.api.backend import Caller, EgressRecord, NewSession, SessionChange
 from cloister_operator.api.session import SessionObject
 from cloister_operator.errors import TransientError
 from cloister_operator.identity import Authority
@@ -61,6 +61,7 @@ class FakeBackend:
         self.sessions: dict[str, SessionObject] = {}
         self.asked: list[NewSession] = []
         self.states: list[tuple[str, str]] = []
+        self.reached: dict[str, list[EgressRecord]] = {}
         self.settles: SessionObject | None = made()
         self.never_settles = False
         self.raises: Exception | None = None
@@ -121,6 +122,9 @@ class FakeBackend:
             raise self.raises
         self.states.append((name, state))
         return self.get_session(namespace, name)
+
+    def egress(self, session: SessionObject) -> list[EgressRecord]:
+        return self.reached.get(session.metadata.name, [])
 
     async def delete_session(self, namespace: str, name: str) -> bool:
         return self.sessions.pop(name, None) is not None

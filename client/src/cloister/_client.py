@@ -233,7 +233,6 @@ class AsyncClient:
     ) -> AsyncSession:
         kube, api = await self._connected()
         connection = Connection(
-            kube,
             api,
             info,
             Credentials.from_proto(credentials),

@@ -25,7 +25,7 @@ from .status import Busy, CallError, Forbidden, WrongState, from_error
 SERVICE: Final = "/cloister.sessions.v1.Sessions/"
 MAX_CALLS: Final = 256
 MAX_WATCHES: Final = 256
-MAX_RELAYS: Final = 128
+MAX_RELAYS: Final = 256
 ONE_CALLERS_SHARE: Final = 0.75
 """Of the places, what one caller may have: no tenant keeps all others out."""
 RECHECK_SECONDS: Final = 30.0

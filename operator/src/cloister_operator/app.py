@@ -111,6 +111,7 @@ async def _serve(api: HttpApi, settings: Settings) -> None:
             "the positive control of the network probe",
             lambda: bootstrap.check_targets(context.probe_targets),
         )
+        context.reaches = bootstrap.reaches
         log.info("sandboxes must not reach %s", ", ".join(context.probe_targets))
         sessions = SessionsServer(
             Backend(context),

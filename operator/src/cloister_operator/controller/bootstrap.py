@@ -55,6 +55,18 @@ def probe_targets(settings: Settings) -> list[str]:
     return [api_server(), joined(settings.pod_ip, names.HTTP_PORT)]
 
 
+async def reaches(target: str) -> bool:
+    """Whether this process can open a TCP connection to host:port."""
+    host, _, port = target.rpartition(":")
+    try:
+        async with asyncio.timeout(CONTROL_SECONDS):
+            _, writer = await asyncio.open_connection(host.strip("[]"), int(port))
+    except OSError:
+        return False
+    writer.close()
+    return True
+
+
 async def check_targets(targets: list[str]) -> None:
     """The positive control: what nobody can reach proves nothing.
 

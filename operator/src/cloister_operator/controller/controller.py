@@ -22,6 +22,7 @@ from ..workqueue import WorkQueue
 from .context import Context, WorkKey
 from .environments import EnvironmentReconciler
 from .events import Recorder
+from .prover import Prover
 from .sessions import SessionReconciler
 from .warmer import Warmer
 
@@ -40,6 +41,7 @@ class Controller:
         self._context = context
         self._recorder = recorder
         self._warmer = Warmer(context)
+        self._prover = Prover(context)
         self._environments = EnvironmentReconciler(context, self._warmer, recorder)
         self._sessions = SessionReconciler(context, self._warmer, recorder)
         self._works = False
@@ -97,6 +99,7 @@ class Controller:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._recorder.run())
                 group.create_task(self._context.queue.run())
+                group.create_task(self._prover.run())
         finally:
             self._works = False
             await self._warmer.close()

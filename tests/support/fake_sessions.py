@@ -43,6 +43,8 @@ class FakeSessions(sessions_pb2_grpc.SessionsServicer):
     relayed: list[str] = field(default_factory=list)
     """Sessions to which relays were opened."""
     open_relays: int = 0
+    relay_port: int = 0
+    """Where relays lead; 0 is the exec server."""
     reachable: bool = True
     """Whether relays get through to the exec server."""
 
@@ -139,7 +141,7 @@ class FakeSessions(sessions_pb2_grpc.SessionsServicer):
         self.relayed.append(f"{first.namespace}/{first.name}")
         if not self.reachable:
             context.abort(grpc.StatusCode.UNAVAILABLE, "the session's sandbox does not answer")
-        with socket.create_connection(("127.0.0.1", self.sandbox.port)) as far:
+        with socket.create_connection(("127.0.0.1", self.relay_port or self.sandbox.port)) as far:
             context.add_callback(lambda: _end(far))
             up = threading.Thread(target=_send, args=(requests, far))
             up.start()

@@ -42,6 +42,8 @@ def front(settings: Settings) -> NoReturn:
 def names(settings: Settings) -> NoReturn:
     """Become the first squid; LaunchError."""
     program = places.OWN / "log-bytes"
+    # One of the container before this one may not be written to.
+    program.unlink(missing_ok=True)
     program.write_text(render.log_program())
     program.chmod(0o500)
     _squid(places.OWN / "squid.conf", render.names(settings))

@@ -104,3 +104,12 @@ authorizer.group('cloister.dev').resource('sandboxnamespaces').namespace(request
 {{- define "cloister.celControllers" -}}
 request.userInfo.username == 'system:kube-controller-manager' || 'system:serviceaccounts:kube-system' in request.userInfo.groups
 {{- end -}}
+
+{{- /* Mirrors of package managers, as name=URL. */ -}}
+{{- define "cloister.mirrors" -}}
+{{- $found := list -}}
+{{- range $name, $url := .Values.egress.packageManagers.mirrors -}}
+  {{- $found = append $found (printf "%s=%s" $name $url) -}}
+{{- end -}}
+{{- join "," $found -}}
+{{- end -}}

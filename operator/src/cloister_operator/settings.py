@@ -63,8 +63,6 @@ class Settings(BaseModel):
     """Profiles that Environments may name."""
     max_processes: int = Field(default=4096, ge=0)
     """Processes and threads of a sandbox, where they can be counted for it alone; 0 is no limit."""
-    egress_gateway_address: str = ""
-    """host:port of the egress gateways; empty is the address of their Service."""
     egress_extra_ranges: tuple[str, ...] = ()
     """Address ranges beside the cluster's own that sandboxes and gateways must not reach."""
     egress_unrestricted: bool = True

@@ -30,7 +30,7 @@ def rendered(*options: str) -> tuple[dict[str, Any], dict[str, Any]]:
 def test_every_policy_denies_and_fails_closed_in_every_sandbox_namespace() -> None:
     for options, namespaces in (
         ((), ["cloister-sandboxes"]),
-        (ALL, ["agents-sandboxes", "research"]),
+        (ALL, ["agents-sandboxes", "research", "builders"]),
     ):
         policies, bindings = rendered(*options)
         assert set(policies) == set(bindings) == POLICIES

@@ -119,7 +119,9 @@ def test_workers_rights() -> None:
     expected = {("cloister-sandboxes", "cloister-worker"): WORKER}
     assert granted(render(), "cloister-worker") == expected
     bound = granted(render("-f", str(ALL_VALUES)), "worker")
-    assert bound == {(each, "cloister-worker"): WORKER for each in ("agents-sandboxes", "research")}
+    assert bound == {
+        (each, "cloister-worker"): WORKER for each in ("agents-sandboxes", "research", "builders")
+    }
     assert granted(render("--set", "rbac.workers=false"), "cloister-worker") == {}
 
 

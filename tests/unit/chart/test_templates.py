@@ -152,7 +152,7 @@ def test_the_operator_takes_its_settings(options: tuple[str, ...]) -> None:
     assert set(environ) == {f"CLOISTER_{each.upper()}" for each in settings.Settings.model_fields}
     taken = settings.load(environ)
     if options == SNAPSHOTS["all-values"]:
-        assert taken.sandbox_namespaces == ("agents-sandboxes", "research")
+        assert taken.sandbox_namespaces == ("agents-sandboxes", "research", "builders")
         assert taken.sandbox_user_namespaces is False
         assert taken.ended_session_ttl_seconds == 2_592_000
         assert taken.worker_namespaces == ("agents",)

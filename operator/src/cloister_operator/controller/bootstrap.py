@@ -25,8 +25,8 @@ async def address(api: Api, settings: Settings) -> str:
 
 async def gateway_address(api: Api, settings: Settings) -> str:
     """host:port at which sandboxes reach the egress gateways; empty where there are none."""
-    if settings.egress_gateway_address:
-        return settings.egress_gateway_address
+    if not settings.egress_gateway:
+        return ""
     try:
         service = await api.get(SERVICES, settings.namespace, names.EGRESS_GATEWAY)
     except NotFoundError:

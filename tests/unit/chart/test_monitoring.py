@@ -256,6 +256,28 @@ CASES = [
         None,
     ),
     Case(
+        "CloisterEgressGatewaysMissing",
+        {
+            'cloister_egress_gateways{state="ready"}': "2x30 0x30",
+            'cloister_egress_gateways{state="behind"}': "0x60",
+            'cloister_egress_gateways{state="starting"}': "2x60",
+        },
+    ),
+    Case(
+        "CloisterEgressGatewaysMissing",
+        {
+            'cloister_egress_gateways{state="ready"}': "1x60",
+            'cloister_egress_gateways{state="starting"}': "1x60",
+        },
+        None,
+    ),
+    Case("CloisterEgressGatewayBehind", {'cloister_egress_gateways{state="behind"}': "1x60"}),
+    Case(
+        "CloisterEgressGatewayBehind",
+        {'cloister_egress_gateways{state="behind"}': "0x50 1x1 0x9"},
+        None,
+    ),
+    Case(
         "CloisterEnvironmentNotReady",
         {f'cloister_environment_condition{{condition="Ready",{OF}}}': "0x60"},
         {"condition": "Ready", **MINE},

@@ -99,12 +99,7 @@ ENVIRONMENTS: list[tuple[str, Spec, str, str]] = [
         "spec.workspace.storageClassName",
         "name of a StorageClass",
     ),
-    (
-        "rootish",
-        {"isolation": {"profile": "rootish"}},
-        "spec.isolation.profile",
-        UNSUPPORTED,
-    ),
+    ("profile", {"isolation": {"profile": "root"}}, "spec.isolation.profile", "supported val"),
     (
         "suspend without a workspace that is kept",
         {"lifecycle": {"onIdle": "Suspend"}},

@@ -22,7 +22,8 @@ HTTP_PORT = 8081
 DNS_PORT = 53
 """squid asks no other."""
 LOOPBACK = "127.0.0.1"
-PROGRAM = ("/opt/gateway/bin/python", "-I", "-m")
-"""How a module of this package is run in the image."""
+PROGRAM = ("/usr/bin/env", "/opt/gateway/bin/python", "-I", "-m")
+"""How a module of this package is run in the image. squid starts programs under a name in brackets,
+and Python finds its packages by the name that it is started under: `env` gives it its own again."""
 ERRORS = Path("/opt/gateway/errors")
 """Our error page."""

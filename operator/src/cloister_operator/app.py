@@ -16,6 +16,7 @@ from .cluster.fence import Fenced
 from .cluster.reviewer import ClusterReviewer
 from .controller import authority as certificates
 from .controller import bootstrap
+from .controller.admission import SelfTest
 from .controller.backend import Backend
 from .controller.context import Context
 from .controller.controller import Controller
@@ -129,11 +130,16 @@ async def _serve(api: HttpApi, settings: Settings) -> None:
             # Published for clients as well, if a leader before this one did not come to it.
             await _until("the certificate authority", rotation.look)
             await controller.relist()
+            if settings.admission_policies:
+                # Before anything is decided: nobody is to be told that they are unknown.
+                await self_test.look()
             LEADER.set(1)
             try:
                 async with asyncio.TaskGroup() as parts:
                     parts.create_task(controller.work(), name="controller")
                     parts.create_task(rotation.lead(), name="rotation")
+                    if settings.admission_policies:
+                        parts.create_task(self_test.run(), name="admission")
                     parts.create_task(keep_gauges(context), name="gauges")
                     if settings.egress_gateway:
                         lead = Lead(election.term, election.leads, gateways, context.api)
@@ -145,6 +151,7 @@ async def _serve(api: HttpApi, settings: Settings) -> None:
                 LEADER.set(0)
 
         rotation = certificates.Rotation(context, publish)
+        self_test = SelfTest(context)
 
         async def stand() -> None:
             await election.run(term)

@@ -53,6 +53,12 @@ CA_UNTOLD = Gauge(
     "Sandboxes that the leader has yet to tell which CAs to trust.",
     registry=REGISTRY,
 )
+ADMISSION_ENFORCED = Gauge(
+    "cloister_admission_enforced",
+    "1 where the admission policies of a sandbox namespace have an effect, 0 where they have none.",
+    ["namespace"],
+    registry=REGISTRY,
+)
 LOOP_LAG_SECONDS = Histogram(
     "cloister_event_loop_lag_seconds",
     "How late the event loop ran a timer: time in which nothing else could run either.",

@@ -320,6 +320,16 @@ CASES = [
         None,
     ),
     Case(
+        "CloisterAdmissionNotEnforced",
+        {'cloister_admission_enforced{namespace="ns"}': "0x60"},
+        {"namespace": "ns"},
+    ),
+    Case(
+        "CloisterAdmissionNotEnforced",
+        {'cloister_admission_enforced{namespace="ns"}': "1x60"},
+        None,
+    ),
+    Case(
         "CloisterSessionsFail",
         {
             'cloister_failures_total{kind="session",reason="NodeLost"}': "0+1x60",

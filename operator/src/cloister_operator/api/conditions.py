@@ -12,6 +12,7 @@ from .common import Condition
 READY: Final = "Ready"
 POOL_READY: Final = "PoolReady"
 NETWORK_ENFORCED: Final = "NetworkEnforced"
+ADMISSION_ENFORCED: Final = "AdmissionEnforced"
 SUSPENDED: Final = "Suspended"
 """Of Sessions, and the reason of one that its user suspended."""
 
@@ -67,6 +68,12 @@ NETWORK_NOT_ENFORCED: Final = "NetworkNotEnforced"
 
 EGRESS_DENIED: Final = "EgressDenied"
 """Of an Event: an egress gateway let a connection of a sandbox not pass."""
+ADMISSION_PROVEN: Final = "AdmissionProven"
+"""The operator tried to weaken the namespace and was refused."""
+ADMISSION_NOT_TRIED: Final = "AdmissionNotTried"
+"""It has not tried yet, or its attempts showed nothing."""
+ADMISSION_NOT_ENFORCED: Final = "AdmissionNotEnforced"
+"""It was not refused: whoever may make pods there may make any."""
 
 # Of Sessions.
 CLAIMED: Final = "Claimed"

@@ -79,6 +79,12 @@ class Api(Protocol):
         """Server-side apply, as owner of all its fields."""
         ...
 
+    async def try_apply(self, resource: Resource, namespace: str, body: JSON) -> None:
+        """Ask whether `apply` would be admitted, and change nothing; raises RefusedError or
+        PermanentError with the API server's words when it would not.
+        """
+        ...
+
     async def json_patch(
         self, resource: Resource, namespace: str, name: str, operations: Sequence[JSON]
     ) -> JSON:
@@ -284,6 +290,11 @@ class HttpApi:
         query = {"fieldManager": names.FIELD_MANAGER, "force": "true"}
         with api_write("apply", resource.plural):
             return await self._call("PATCH", path, query, body, APPLY_PATCH)
+
+    async def try_apply(self, resource: Resource, namespace: str, body: JSON) -> None:
+        path = resource.path(namespace, body["metadata"]["name"])
+        query = {"fieldManager": names.FIELD_MANAGER, "force": "true", "dryRun": "All"}
+        await self._call("PATCH", path, query, body, APPLY_PATCH)
 
     async def json_patch(
         self, resource: Resource, namespace: str, name: str, operations: Sequence[JSON]

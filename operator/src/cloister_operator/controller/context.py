@@ -15,6 +15,7 @@ from ..cluster.api import Api
 from ..identity import Authority
 from ..metrics import FAILURES
 from ..plan import proving
+from ..plan.admission import Verdict
 from ..plan.candidates import choose
 from ..plan.failure import Failure, Proof
 from ..plan.proving import Site
@@ -145,6 +146,9 @@ class Context:
     """host:port of other things that no sandbox may reach, and that the operator reached itself."""
     reaches: Callable[[str], Awaitable[bool]] | None = None
     """Whether this process reaches host:port; None where it is not to try."""
+
+    admission: dict[str, Verdict] = field(default_factory=dict)
+    """By namespace, whether the admission policies have an effect."""
 
     def __post_init__(self) -> None:
         self.places = Places(self.pods, self.sessions)

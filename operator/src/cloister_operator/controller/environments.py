@@ -10,7 +10,9 @@ from ..api.conditions import Finding
 from ..api.environment import EnvironmentObject, PoolCounts
 from ..cache import Key
 from ..cluster.resources import ENVIRONMENTS
-from ..errors import NotFoundError, OperatorError, PermanentError, RefusedError
+from ..errors import NotFoundError, OperatorError, PermanentError, RefusedError, TransientError
+from ..plan.admission import finding as admission_finding
+from ..plan.admission import hindrance
 from ..plan.failure import Failure
 from ..plan.verdict import counts, findings
 from ..recipe import Around, Recipe, build, references
@@ -113,6 +115,7 @@ class EnvironmentReconciler:
     async def _resolve(self, environment: EnvironmentObject, asks: bool) -> Recipe:
         """The recipe; with `asks` that of the pod which is asked for its package managers."""
         namespace, now = environment.metadata.namespace, asyncio.get_running_loop().time()
+        self._check_admission(namespace)
         before = self._context.resolved.get(environment.key)
         fresh = now < self._resolved_at.get(environment.key, -1e9) + RECHECKED_AFTER_SECONDS
         known = before.recipe if before and before.of(environment) else None
@@ -134,6 +137,22 @@ class EnvironmentReconciler:
         else:
             self._publish(environment, recipe, None)
         return recipe
+
+    def _check_admission(self, namespace: str) -> None:
+        context = self._context
+        verdict = context.admission.get(namespace)
+        why = hindrance(verdict, context.settings.admission_required)
+        if why is not None:
+            if verdict is None:
+                # Known within moments of the start: no reason to tell anybody.
+                raise TransientError(why.message)
+            raise PermanentError(why.reason, why.message)
+
+    def _guarded(self, namespace: str) -> list[Finding]:
+        context = self._context
+        if not context.settings.admission_policies:
+            return []
+        return [admission_finding(context.admission.get(namespace))]
 
     def _publish(
         self, environment: EnvironmentObject, recipe: Recipe | None, problem: Failure | None
@@ -170,6 +189,7 @@ class EnvironmentReconciler:
         recipe: Recipe | None,
     ) -> None:
         status, metadata = environment.status, environment.metadata
+        found = [*found, *self._guarded(metadata.namespace)]
         updated = conditions.update(
             status.conditions, found, metadata.generation, self._context.clock()
         )

@@ -13,7 +13,8 @@ WILDCARD = "*."
 
 def canonical(text: str) -> str | None:
     """The name in lower case without the root's dot; None for what is no name of a host."""
-    name = text.lower().removesuffix(".")
+    # Lower case makes ASCII of some letters that are none.
+    name = text.lower().removesuffix(".") if text.isascii() else ""
     return name if len(name) <= _MAX and _NAME.fullmatch(name) else None
 
 

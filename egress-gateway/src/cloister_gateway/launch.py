@@ -5,6 +5,7 @@ import resource
 import shutil
 import socket
 import subprocess
+import time
 from pathlib import Path
 from typing import NoReturn
 
@@ -13,6 +14,8 @@ from .settings import Settings
 
 SQUID, HAPROXY, OPENSSL = "/usr/sbin/squid", "/usr/sbin/haproxy", "/usr/bin/openssl"
 
+START_SECONDS = 60.0
+_PAUSE = 0.05
 TEMPLATES = Path("/usr/share/squid/errors/templates")
 
 
@@ -46,6 +49,8 @@ def names(settings: Settings) -> NoReturn:
     program.unlink(missing_ok=True)
     program.write_text(render.log_program())
     program.chmod(0o500)
+    # squid tries its parent once as it starts, and lets the first request fail where that failed.
+    _wait_for(places.SNI_PORT)
     _squid(places.OWN / "squid.conf", render.names(settings))
 
 
@@ -76,6 +81,18 @@ def _check(*command: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise LaunchError(f"{command[0]} refuses: {(done.stdout + done.stderr)[-2000:]}")
+
+
+def _wait_for(port: int) -> None:
+    """Wait until the port of another container listens; LaunchError after a minute."""
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        try:
+            socket.create_connection((places.LOOPBACK, port), timeout=1.0).close()
+            return
+        except OSError:
+            time.sleep(_PAUSE)
+    raise LaunchError(f"nothing listens on port {port} after {START_SECONDS:.0f} s")
 
 
 def _ipv6() -> bool:

@@ -101,7 +101,7 @@ deny_info ERR_CLOISTER admitted
 # TLS goes through the second stage, which looks at the name in it; plain HTTP is checked here,
 # where squid writes the Host header after the URL.
 cache_peer {places.LOOPBACK} parent {places.SNI_PORT} 0 no-query no-digest no-netdb-exchange \
-connect-timeout=5 name=sni
+connect-timeout=5 connect-fail-limit=1000000 name=sni
 cache_peer_access sni allow CONNECT
 cache_peer_access sni deny all
 never_direct allow CONNECT

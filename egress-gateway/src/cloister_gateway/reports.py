@@ -132,6 +132,11 @@ class Reporter:
             self._disconnect()
             self._due = now + RETRY_SECONDS
 
+    def close(self) -> None:
+        """Hang up; what was not told is lost."""
+        self._unsent = b""
+        self._disconnect()
+
     def _take(self) -> bool:
         """Make the next line of what waits; False when nothing does."""
         pending = self._pending

@@ -111,7 +111,10 @@ def test_landmarks_of_objects() -> None:
     }
     assert proving.of_service(DNS) == {Landmark("dns", "10.96.0.10:53")}
     assert proving.of_endpoint_slice(SLICE) == {Landmark("api", "192.168.1.1:6443")}
-    assert proving.of_service({"metadata": {}, "spec": {"clusterIP": "None"}}) == frozenset()
+    headless = DNS | {"spec": DNS["spec"] | {"clusterIP": "None"}}
+    assert proving.of_service(headless) == frozenset()
+    tenants = DNS | {"metadata": {"name": "dns", "namespace": "team-a"}}
+    assert proving.of_service(tenants) == frozenset()
     assert proving.of_node({"metadata": {"name": "n"}, "status": {}}) == frozenset()
 
 

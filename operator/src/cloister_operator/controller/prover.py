@@ -21,6 +21,7 @@ GRACE_SECONDS = 10.0
 PAUSE_SECONDS = 1.0
 SETTLES_SECONDS = 5.0
 """After a change of the cluster's addresses: policies are written first."""
+NETWORKS = (names.NETWORK_NONE, names.NETWORK_GATEWAY, names.NETWORK_UNRESTRICTED)
 _TRIED = 3
 """Pods of each kind: one may be claimed, or end, while it is asked."""
 
@@ -63,7 +64,8 @@ class Prover:
         reaches = context.reaches
         if reaches is None:
             return
-        tried = sorted({each.address for each in proving.landmarks(context.site())})
+        site = context.site()
+        tried = sorted({each for kind in NETWORKS for each in proving.targets(site, kind)})
         found = await asyncio.gather(*(reaches(each) for each in tried))
         context.alive = frozenset(each for each, good in zip(tried, found, strict=True) if good)
 

@@ -28,6 +28,8 @@ API, DNS, GATEWAY, INTERNET, NODE, SANDBOX, METADATA_SERVICE = (
     "sandbox",
     "metadata",
 )
+_SYSTEM = ("kube-system", "openshift-dns")
+"""Namespaces of the cluster's DNS: whoever may make a Service elsewhere must not name a target."""
 _CALLED = {
     API: "API servers",
     DNS: "the cluster's DNS",
@@ -64,7 +66,9 @@ def of_node(node: JSON) -> frozenset[Landmark]:
 
 
 def of_service(service: JSON) -> frozenset[Landmark]:
-    """A DNS server, if it is one: what listens on its port."""
+    """The cluster's DNS server, if it is one: what of the system listens on its port."""
+    if (service.get("metadata") or {}).get("namespace") not in _SYSTEM:
+        return frozenset()
     spec = service.get("spec") or {}
     ports = {(each.get("protocol", "TCP"), each.get("port")) for each in spec.get("ports") or []}
     made = _joined(spec.get("clusterIP"), 53)

@@ -67,7 +67,6 @@ def of_service(service: JSON) -> frozenset[Network]:
                 spec.get("clusterIP"),
                 *(spec.get("clusterIPs") or []),
                 *(spec.get("externalIPs") or []),
-                spec.get("loadBalancerIP"),
                 *_balanced(service),
             ]
         )

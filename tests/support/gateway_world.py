@@ -49,7 +49,9 @@ class Internet:
 
     PORTS = (22, 80, 443, 8443)
 
-    def __init__(self, space: Netns, authority: TestAuthority, folder: Path) -> None:
+    def __init__(
+        self, space: Netns, authority: TestAuthority, folder: Path, ports: Sequence[int]
+    ) -> None:
         self.space = space
         self.queries: list[str] = []
         self.names: dict[str, Answers] = {}
@@ -64,7 +66,7 @@ class Internet:
         self._thread = threading.Thread(target=self.loop.run_forever)
         self._thread.start()
         self._servers: list[Any] = []
-        for port in self.PORTS:
+        for port in ports:
             made = space.call(lambda port=port: _listener(port))  # type: ignore[misc]
             self._servers.append(self.do(self._serve(made, port)))
         self._names = space.call(_name_server)
@@ -393,13 +395,17 @@ class World:
 
 
 @contextlib.contextmanager
-def world(folder: Path, settings: dict[str, str] | None = None) -> Iterator[World]:
-    """A world with a gateway that has started and knows nobody yet."""
+def world(
+    folder: Path,
+    settings: dict[str, str] | None = None,
+    ports: Sequence[int] = Internet.PORTS,
+) -> Iterator[World]:
+    """A world with a gateway that has started and knows nobody yet; servers are on `ports`."""
     with contextlib.ExitStack() as stack:
         sandboxes, gateway, outside = (stack.enter_context(Netns()) for _ in range(3))
         _cable(sandboxes, gateway, outside)
         authority = TestAuthority()
-        internet = Internet(outside, authority, folder)
+        internet = Internet(outside, authority, folder, ports)
         stack.callback(internet.close)
         pod = Pod(gateway, folder / "pod", f"nameserver {NAME_SERVER}\n", settings)
         stack.callback(pod.stop)

@@ -24,6 +24,8 @@ _CALL_SECONDS = 30.0
 # The session's own calls get ten seconds to finish.
 _SUSPEND_SECONDS = 45.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0
+_UNKNOWN_CA = "CERTIFICATE_VERIFY_FAILED"
+"""How gRPC says that nobody it trusts certified the other side."""
 _NO_EFFECT = frozenset({"RATE_LIMITED", "TOO_MANY_CALLS"})
 """Reasons of refusals that had no effect, and pass by themselves."""
 
@@ -149,6 +151,9 @@ class SessionsApi:
             # callers who were refused together do not come back together.
             hint = (failed.retry_after or 0.0) * random.uniform(1.0, 1.2)  # noqa: S311
             pause = max(pause, hint)
+            if _UNKNOWN_CA in str(failed):
+                # Another CA signs by now: look up which.
+                await self.close()
             if time.monotonic() + pause > give_up:
                 # The address or the CA may have changed: look them up again next time.
                 await self.close()

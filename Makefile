@@ -104,6 +104,11 @@ cluster-status: ## what of the bundled cluster is running, and where its kubecon
 images: ## build the images, and load them into the bundled cluster when it runs (ENGINE=docker: for docker)
 	$(DEVCLUSTER) images $(if $(ENGINE),--engine $(ENGINE))
 
+.PHONY: sbom
+sbom: $(STAMP) ## write what each image contains as CycloneDX JSON, to build/sbom
+	$(DEVCLUSTER) images
+	$(PY) scripts/sbom.py
+
 .PHONY: deploy
 deploy: $(STAMP) ## install or upgrade Cloister on the cluster with helm
 	$(PY) scripts/deploy.py --cluster $(CLUSTER)

@@ -104,6 +104,26 @@ def unpack(name: str) -> Path:
     raise ClusterError(f"there is no image {name}")
 
 
+@contextmanager
+def mounted(name: str) -> Iterator[tuple[Path, str]]:
+    """The root of an image that was built, for as long as the context lasts, and its digest.
+
+    Raises ClusterError for a name that no image has, and for one that is not built.
+    """
+    image = next((each for each in (*IMAGES, FULL) if each.name == name), None)
+    if image is None:
+        raise ClusterError(f"there is no image {name}")
+    with _lock():
+        found = oci.manifest(_layout(), _reference(image))
+        if found is None:
+            raise ClusterError(f"{image.tag} is not built: run `make images`")
+        container = _run("from", "--pull-never", image.tag).strip()
+        try:
+            yield Path(_run("mount", container).strip()), found["digest"]
+        finally:
+            _run("rm", container)
+
+
 def with_engine(engine: str, full: bool = False) -> None:
     """Build with docker or podman, on its public base image; raises ClusterError."""
     with tempfile.TemporaryDirectory() as scratch:

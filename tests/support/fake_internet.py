@@ -8,6 +8,7 @@ process that made it, and its link and routes with it. Each cluster may have one
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from cloister_devcluster import node
+from support import probe
 from support.fake_internet_names import NODE, NODE6, WORLD, WORLD6
 
 PROGRAM = Path(__file__).with_name("fake_internet_world.py")
@@ -76,6 +78,8 @@ class FakeInternet:
 
     def probe(self, attempts: list[JSON]) -> list[JSON]:
         """Run attempts from the node, as `probe.py` does in a pod."""
+        if node_of("self") == node_of(self.holder):
+            return probe.attempted(attempts)
         done = subprocess.run(
             ["nsenter", f"--target={self.holder}", "--net", "--", sys.executable, str(PROBE)],
             input=json.dumps(attempts),
@@ -111,6 +115,11 @@ class FakeInternet:
                     yield Event(told.pop("kind"), told)
 
 
+def node_of(pid: int | str) -> str:
+    """Which network namespace a process is in."""
+    return os.readlink(f"/proc/{pid}/ns/net")  # noqa: PTH115 - it names no path
+
+
 def _sentinel(event: Event) -> bool:
     return event.kind == "packet" and (event.dst, event.port) == (WORLD, SENTINEL)
 
@@ -131,6 +140,7 @@ def fake_internet(holder: int, folder: Path) -> Iterator[FakeInternet]:
         try:
             _await(process, folder / "namespace")
             _link(holder, process.pid)
+            folder.joinpath("linked").touch()
             _await(process, folder / "ready")
             yield FakeInternet(holder, folder)
         finally:
@@ -157,18 +167,22 @@ def _link(holder: int, world: int) -> None:
     outside(f"address add {WORLD}/30 dev eth0")
     outside(f"-6 address add {WORLD6}/126 dev eth0 nodad")
     outside("link set eth0 up")
+    outside(f"route add default via {NODE}")
     # More exact than the node's default route, and less than those to the cluster.
-    inside(f"route add 0.0.0.0/1 via {WORLD}")
-    inside(f"route add 128.0.0.0/1 via {WORLD}")
+    # The node goes on to call itself what it did: connections to Services outlive this link.
+    itself = json.loads(inside("-json -4 address show eth0"))[0]["addr_info"][0]["local"]
+    inside(f"route add 0.0.0.0/1 via {WORLD} src {itself}")
+    inside(f"route add 128.0.0.0/1 via {WORLD} src {itself}")
     inside(f"-6 route add default via {WORLD6} dev {LINK}")
 
 
-def _inside(pid: int) -> Callable[[str], None]:
+def _inside(pid: int) -> Callable[[str], str]:
     """`ip` in the network namespace of a process."""
 
-    def run(words: str) -> None:
+    def run(words: str) -> str:
         command = ["nsenter", f"--target={pid}", "--net", "--", "ip", *words.split()]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"ip {words}: {done.stderr}"
+        return done.stdout
 
     return run

@@ -12,6 +12,7 @@ import ctypes
 import http.server
 import ipaddress
 import json
+import os
 import signal
 import socket
 import socketserver
@@ -21,6 +22,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -290,9 +292,16 @@ def packet_of(data: bytes) -> dict[str, Any] | None:
     return told
 
 
+def _ended(what: threading.ExceptHookArgs) -> None:
+    """End with any of the servers: a world that does not hear would let every attack pass."""
+    traceback.print_exception(what.exc_value)
+    os._exit(1)
+
+
 def main(folder: Path) -> None:
     """Serve until the end of who started us."""
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    threading.excepthook = _ended
     world = World(folder)
     for words in (
         "link set lo up",
@@ -304,7 +313,7 @@ def main(folder: Path) -> None:
         subprocess.run(["ip", *words.split()], check=True)
     subprocess.run(["nft", "-f", "-"], input=RULES, text=True, check=True)
     (folder / "namespace").touch()
-    while LINK not in {name for _, name in socket.if_nameindex()}:
+    while not (folder / "linked").exists():
         time.sleep(0.02)
     Front.world = world
     jobs = [

@@ -322,8 +322,8 @@ def attempt(what: dict[str, Any]) -> dict[str, Any]:
     return {"reached": reached, "said": said[:SHOWN]}
 
 
-def main() -> None:
-    attempts = json.load(sys.stdin)
+def attempted(attempts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """All attempts at once."""
     results: list[dict[str, Any]] = [{}] * len(attempts)
 
     def run(index: int) -> None:
@@ -334,8 +334,8 @@ def main() -> None:
         each.start()
     for each in threads:
         each.join()
-    json.dump(results, sys.stdout)
+    return results
 
 
 if __name__ == "__main__":
-    main()
+    json.dump(attempted(json.load(sys.stdin)), sys.stdout)

@@ -133,14 +133,22 @@ async def test_no_pod_serves_before_every_gateway_knows_it(guarded: Guarded) -> 
             assert found == (pod["metadata"]["uid"], HOSTS)
 
 
-async def test_without_gateways_that_are_ready_nothing_serves(guarded: Guarded) -> None:
+async def test_without_gateways_that_are_ready_nothing_serves(
+    guarded: Guarded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "TELL_SECONDS", 0.1)
     operator = guarded.lead()
     guarded.open_environment(pool={"size": 1})
     await operator.until(lambda: guarded.pods(state="starting"))
-    await operator.until(lambda: guarded.sandboxes.probes)
+    guarded.apply_session()
+    told = ("False", "EgressNotGranted")
+    await operator.until(lambda: guarded.condition(guarded.environment(), "PoolReady") == told)
+    await operator.until(lambda: guarded.condition(guarded.session()) == told)
     assert not guarded.warm()
     await guarded.gateway("g1")
     await operator.until(guarded.warm)
+    await operator.until(lambda: guarded.served("s1"))
+    await operator.until(lambda: guarded.pool_is(1))
 
 
 async def test_pods_without_hosts_wait_for_no_gateway(guarded: Guarded) -> None:

@@ -66,6 +66,8 @@ NOT_PROVEN: Final = "NotProven"
 NETWORK_NOT_ENFORCED: Final = "NetworkNotEnforced"
 """A sandbox reached what it must not reach: no pod becomes warm, no session is given."""
 
+EGRESS_NOT_GRANTED: Final = "EgressNotGranted"
+"""A pod waits until every egress gateway knows it."""
 EGRESS_DENIED: Final = "EgressDenied"
 """Of an Event: an egress gateway let a connection of a sandbox not pass."""
 ADMISSION_PROVEN: Final = "AdmissionProven"

@@ -82,6 +82,7 @@ class EnvironmentReconciler:
             context.clock(),
             self._pools.trials(environment.key),
         )
+        found = held_up(found, context.egress.problem(present))
         await self._write_status(
             environment,
             asking(with_refusals(found, problems), recipe)
@@ -242,6 +243,18 @@ def asking(found: list[Finding], recipe: Recipe) -> list[Finding]:
     message = f"{ASKING}: {recipe.image}"
     ready = Finding(conditions.READY, "False", conditions.READING_PACKAGE_HOSTS, message)
     return [ready if each.type == conditions.READY else each for each in found]
+
+
+def held_up(found: list[Finding], problem: Failure | None) -> list[Finding]:
+    """What keeps pods that are ready from being warm is said where the pool is not full."""
+    if problem is None:
+        return found
+    return [
+        Finding(each.type, "False", problem.reason, problem.message)
+        if each.status == "False" and each.reason == conditions.POOL_FILLING
+        else each
+        for each in found
+    ]
 
 
 def with_refusals(found: list[Finding], problems: list[OperatorError]) -> list[Finding]:

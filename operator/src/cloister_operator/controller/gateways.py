@@ -14,6 +14,7 @@ from datetime import datetime
 from typing import Final, Protocol
 
 from .. import names
+from ..api import conditions
 from ..api.gateway import GatewayPod, gateway_view
 from ..api.pod import PodView
 from ..cache import Store
@@ -22,6 +23,7 @@ from ..cluster.resources import PODS
 from ..errors import OperatorError, TransientError
 from ..metrics import EGRESS_GATEWAYS, EGRESS_PUSH_SECONDS, EGRESS_PUSHES, EGRESS_UNREVOKED, OK
 from ..plan import grants
+from ..plan.failure import Failure
 from ..plan.grants import Held, State
 from ..sandboxes.gateways import Decided, GatewayInfo, StaleError
 
@@ -35,8 +37,8 @@ LOOK: Final = 5.0
 """Seconds between two looks at what changes by the time alone."""
 REVOKE_SECONDS: Final = 10.0
 """How long a pod's deletion waits for gateways."""
-TELL_SECONDS: Final = 30.0
-"""Between two lines about a pod that waits for gateways."""
+TELL_SECONDS: Final = 10.0
+"""After this a pod that waits for gateways is told of, and again."""
 FEED_PAUSE: Final = 1.0
 GATEWAY_PODS: Final = ("network", names.NETWORK_GATEWAY)
 """The group of pods that need gateways, in their mirror."""
@@ -104,6 +106,8 @@ class Gateways:
         self._known: dict[str, _Known] = {}
         self._withheld: set[str] = set()
         """UIDs of pods that are about to be deleted; they stay here until they are gone."""
+        self._waiting: set[str] = set()
+        """UIDs of pods that have waited for gateways for long."""
         self._ranges: tuple[str, ...] | None = None
         """None until they are known: nothing is pushed before."""
         self._state = State()
@@ -134,15 +138,28 @@ class Gateways:
             not self._deposed and grants.granted(pod, self._living())
         )
 
-    async def until_granted(self, pod: PodView) -> None:
-        """Return when the pod is granted; says now and then why that takes long."""
-        while not self.granted(pod):
-            try:
-                async with asyncio.timeout(TELL_SECONDS):
-                    while not self.granted(pod):
-                        await self._moved.wait()
-            except TimeoutError:
-                log.warning("pod %s waits for the egress gateways: %s", pod.name, self._waits())
+    async def until_granted(self, pod: PodView, tell: Callable[[], None] = lambda: None) -> None:
+        """Return when the pod is granted; calls `tell` now and then when that takes long."""
+        try:
+            while not self.granted(pod):
+                try:
+                    async with asyncio.timeout(TELL_SECONDS):
+                        while not self.granted(pod):
+                            await self._moved.wait()
+                except TimeoutError:
+                    self._waiting.add(pod.uid)
+                    log.warning("pod %s waits for the egress gateways: %s", pod.name, self._waits())
+                    tell()
+        finally:
+            self._waiting.discard(pod.uid)
+
+    def problem(self, pods: Iterable[PodView]) -> Failure | None:
+        """Why one of these pods waits for gateways, if one has for long."""
+        held_up = next((each for each in pods if each.uid in self._waiting), None)
+        if held_up is None:
+            return None
+        message = f"pod {held_up.name} waits until the egress gateways know it: {self._waits()}"
+        return Failure(conditions.EGRESS_NOT_GRANTED, message)
 
     async def revoke(self, pod: PodView) -> None:
         """Take the pod's right away everywhere, before it is deleted.

@@ -106,7 +106,7 @@ class SessionReconciler:
         # The pod of before, which is on its way out, is nobody's to warm.
         if pod and session.status.phase is Phase.PENDING and pod.uid != session.status.pod_uid:
             self._warmer.ensure(pod, session.metadata.uid)
-            volume_problem = await volumes.problem(context, pod)
+            volume_problem = await volumes.problem(context, pod) or context.egress.problem([pod])
         return Observed(
             environment=environment,
             pod=pod,

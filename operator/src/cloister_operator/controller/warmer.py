@@ -98,7 +98,7 @@ class Warmer:
                     await self._until_proven_again(pod)
                 else:
                     await self._until_usable(pod, session_uid)
-                await context.egress.until_granted(pod)
+                await self._until_granted(pod)
                 context.usable.add(pod.uid)
                 context.failures.pop(pod.uid, None)
             else:
@@ -135,8 +135,13 @@ class Warmer:
                     message = f"pod {pod.name} does not get ready: {error}"
                     raise PermanentError(conditions.POD_FAILED, message) from None
         if pod.state == names.STATE_STARTING:
-            await self._context.egress.until_granted(pod)
+            await self._until_granted(pod)
             await self._repeat(pod, lambda: self._label(pod))
+
+    async def _until_granted(self, pod: PodView) -> None:
+        """Return once all egress gateways know the pod, if it needs them."""
+        context = self._context
+        await context.egress.until_granted(pod, lambda: context.enqueue_pod_owners(pod))
 
     async def _prove(self, pod: PodView, where: PodAddress) -> None:
         """Return once the pod has tried to reach the cluster and could not; raises TransientError

@@ -17,7 +17,7 @@ from .health import Health
 from .identity import Identity
 from .reports import MAX_LINE
 from .resolver import Lookup, Resolver, Upstream
-from .service import Feed, Holder, Service, read_reports
+from .service import Feed, HaproxyLog, Holder, Service, read_reports
 from .store import Store
 
 MAX_MESSAGE = 32 * 1024 * 1024
@@ -54,6 +54,9 @@ class Agent:
             loop.add_signal_handler(number, stopping.set)
         await self._resolver.start()
         reports = await self._listen()
+        log_end, _ = await loop.create_datagram_endpoint(
+            lambda: HaproxyLog(self._feed), local_addr=(places.LOOPBACK, places.LOG_PORT)
+        )
         server = grpc.aio.server(
             options=[
                 ("grpc.max_receive_message_length", MAX_MESSAGE),
@@ -83,6 +86,7 @@ class Agent:
         with contextlib.suppress(asyncio.CancelledError):
             await server.stop(grace=1.0)
         reports.close()
+        log_end.close()
         self._resolver.close()
         await self._health.stop()
 

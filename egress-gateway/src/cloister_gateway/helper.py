@@ -1,10 +1,9 @@
-"""The programs that squid asks, and its log's other end. Standard library only: they start fast.
+"""The programs that squid asks. Standard library only: they start fast.
 
-    python -m cloister_gateway.helper decide|sni|bytes
+    python -m cloister_gateway.helper decide|sni
 
 `decide`: may this source reach this host? By the state file, looked at for every question, so that
 an answer is never older than the state. `sni`: is the TLS name the one that was asked for?
-`bytes`: squid's log of what ended.
 """
 
 import os
@@ -17,7 +16,7 @@ from urllib.parse import unquote
 
 from . import places
 from .hosts import canonical
-from .reports import Key, Reporter, Sum
+from .reports import Client, Key, Reporter, Sum
 from .state import Decider, Reason, State, Verdict
 
 _READ = 65536
@@ -64,14 +63,15 @@ class Deciding:
     reported; `private` when it leads nowhere public, which is only reported; `admit` at the end.
     """
 
-    def __init__(self, rules: Rules, report: Callable[[Verdict], None]) -> None:
+    def __init__(self, rules: Rules, report: Callable[[Verdict, int], None]) -> None:
         self._rules = rules
         self._report = report
 
     def __call__(self, words: list[str]) -> str:
         if len(words) != 6:
             return "BH"
-        address, _, method, host, port, step = words
+        address, client, method, host, port, step = words
+        client_port = int(client) if client.isascii() and client.isdigit() else 0
         verdict = self._rules.current().decide(address, method, host, port)
         if step == "private":
             if verdict.allowed:
@@ -82,19 +82,19 @@ class Deciding:
                     verdict.host,
                     verdict.port,
                 )
-            self._report(verdict)
+            self._report(verdict, client_port)
             return f'OK message="{_sentence(verdict)}"'
         if step == "admit" or not verdict.allowed:
-            self._report(verdict)
+            self._report(verdict, client_port)
         if verdict.allowed:
-            return f"OK tag={verdict.pod_uid}"
+            return "OK"
         return f'ERR message="{_sentence(verdict)}"'
 
 
 class Sni:
     """Answers `address port sni host port word`: whether the TLS name is the host."""
 
-    def __init__(self, rules: Rules, report: Callable[[Verdict], None]) -> None:
+    def __init__(self, rules: Rules, report: Callable[[Verdict, int], None]) -> None:
         self._rules = rules
         self._report = report
 
@@ -107,7 +107,7 @@ class Sni:
             return "OK"
         known = self._rules.current().decide(address, "CONNECT", host, port)
         self._report(
-            Verdict(Reason.NAME_MISMATCH, known.address, known.pod_uid, known.host, known.port)
+            Verdict(Reason.NAME_MISMATCH, known.address, known.pod_uid, known.host, known.port), 0
         )
         return "ERR"
 
@@ -120,21 +120,6 @@ def reply(line: bytes, answer: Callable[[list[str]], str]) -> bytes:
     """The answer to one line `channel word word ...`, words percent-encoded."""
     channel, _, rest = line.decode("ascii", "replace").strip().partition(" ")
     return f"{channel} {answer([unquote(each) for each in rest.split()])}\n".encode()
-
-
-def bytes_of(line: bytes) -> tuple[Key, Sum] | None:
-    """What a line of squid's log tells: `Laddress tag host port status sent received time`."""
-    words = [unquote(each) for each in line.decode("ascii", "replace").split()]
-    if len(words) != 8 or not words[0].startswith("L"):
-        return None
-    address, tag, host, port, status, sent, received, when = words
-    if tag == "-" or "DENIED" in status:
-        return None
-    try:
-        key = Key(address[1:], tag, canonical(host) or "", int(port), Reason.ALLOWED.value)
-        return key, Sum(float(when), float(when), 0, int(sent), int(received))
-    except ValueError:
-        return None
 
 
 def serve(handle: Callable[[bytes], bytes], reporter: Reporter) -> None:
@@ -162,20 +147,16 @@ def main() -> int:
     reporter = Reporter(folder / places.REPORTS_SOCKET, time.monotonic)
     rules = Rules(folder / places.STATE_FILE)
 
-    def report(verdict: Verdict) -> None:
+    def report(verdict: Verdict, client_port: int) -> None:
         # The pod's own health checks come from here, and are nobody's decisions.
         if verdict.address and verdict.address != places.LOOPBACK:
             key = Key(
                 verdict.address, verdict.pod_uid, verdict.host, verdict.port, verdict.reason.value
             )
             now = time.time()
-            reporter.add(key, Sum(now, now, 1))
-
-    def log(line: bytes) -> bytes:
-        told = bytes_of(line)
-        if told is not None:
-            reporter.add(*told)
-        return b""
+            reporter.pending.add(key, Sum(now, now, 1))
+            if verdict.allowed:
+                reporter.pending.open(Client(verdict.address, client_port), key)
 
     if kind == "decide":
         deciding = Deciding(rules, report)
@@ -183,10 +164,8 @@ def main() -> int:
     elif kind == "sni":
         sni = Sni(rules, report)
         serve(lambda line: reply(line, sni), reporter)
-    elif kind == "bytes":
-        serve(log, reporter)
     else:
-        print(f"helper: decide, sni or bytes, not {kind!r}", file=sys.stderr)
+        print(f"helper: decide or sni, not {kind!r}", file=sys.stderr)
         return 2
     return 0
 

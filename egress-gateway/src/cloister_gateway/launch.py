@@ -44,11 +44,6 @@ def front(settings: Settings) -> NoReturn:
 
 def names(settings: Settings) -> NoReturn:
     """Become the first squid; LaunchError."""
-    program = places.OWN / "log-bytes"
-    # One of the container before this one may not be written to.
-    program.unlink(missing_ok=True)
-    program.write_text(render.log_program())
-    program.chmod(0o500)
     # squid tries its parent once as it starts, and lets the first request fail where that failed.
     _wait_for(places.SNI_PORT)
     _squid(places.OWN / "squid.conf", render.names(settings))

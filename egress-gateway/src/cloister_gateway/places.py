@@ -19,6 +19,8 @@ NAMES_PORT = 3129
 SNI_PORT = 3141
 GRPC_PORT = 7444
 HTTP_PORT = 8081
+LOG_PORT = 5140
+"""haproxy tells the agent there which connection has ended."""
 DNS_PORT = 53
 """squid asks no other."""
 LOOPBACK = "127.0.0.1"

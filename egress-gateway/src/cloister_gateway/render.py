@@ -48,6 +48,10 @@ defaults
 
 frontend sandboxes
     {listen}
+    # The agent hears of each connection's end: whose it was, and its bytes in both directions.
+    no log
+    log {places.LOOPBACK}:{places.LOG_PORT} len 256 format raw local0
+    log-format "%ci %cp %U %B"
     stick-table type ipv6 size 128k expire 30s store conn_cur,conn_rate(10s)
     tcp-request connection track-sc0 src
     tcp-request connection reject if {{ sc0_conn_cur gt {settings.max_connections_per_source} }}
@@ -62,7 +66,6 @@ backend names
 def names(settings: Settings, layout: Layout = Layout()) -> str:
     """squid.conf of the first stage: the name decides, before anybody resolves it."""
     decide = " ".join((*layout.program, "cloister_gateway.helper", "decide"))
-    log = layout.own / "log-bytes"
     return f"""\
 {_common(settings, layout, "names.cloister.dev")}
 http_port {places.LOOPBACK}:{places.NAMES_PORT} require-proxy-header
@@ -117,9 +120,7 @@ reply_header_access X-Cache deny all
 reply_header_access X-Cache-Lookup deny all
 http_upgrade_request_protocols OTHER deny all
 
-logformat bytes %>a %et %>rd %>rP %Ss %>st %<st %ts
-logfile_daemon {log}
-access_log daemon:{layout.own / "none"} logformat=bytes
+access_log none
 """
 
 
@@ -158,11 +159,6 @@ ssl_bump terminate all
 forwarded_for delete
 access_log none
 """
-
-
-def log_program(layout: Layout = Layout()) -> str:
-    """The script that squid starts for its log: it takes a path and no arguments."""
-    return f"#!/bin/sh\nexec {' '.join(layout.program)} cloister_gateway.helper bytes\n"
 
 
 def _common(settings: Settings, layout: Layout, hostname: str) -> str:

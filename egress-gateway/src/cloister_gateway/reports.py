@@ -4,15 +4,15 @@ A helper never waits for the agent. What it cannot tell is kept within a bound, 
 agent is there again; what is over the bound is counted as lost.
 """
 
-import contextlib
 import json
 import socket
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 MAX_PENDING = 4096
-"""Keys that wait to be told."""
+"""Sums that wait to be told, and connections that do."""
 FLUSH_SECONDS = 0.1
 RETRY_SECONDS = 0.5
 _PART = 512
@@ -51,11 +51,20 @@ class Sum:
         self.received += other.received
 
 
+class Client(NamedTuple):
+    """The sandbox's end of a connection."""
+
+    address: str
+    port: int
+
+
 @dataclass
-class Pending:
-    """Sums that wait to be told, at most MAX_PENDING."""
+class Report:
+    """What waits to be told, or was told at once, within bounds."""
 
     sums: dict[Key, Sum] = field(default_factory=dict)
+    opened: dict[Client, Key] = field(default_factory=dict)
+    """Connections that were admitted: haproxy alone knows their bytes, and it knows no host."""
     lost: int = 0
 
     def add(self, key: Key, each: Sum) -> None:
@@ -68,30 +77,54 @@ class Pending:
         else:
             self.lost += each.count
 
+    def open(self, client: Client, key: Key) -> None:
+        """Tell which host a connection is for; beyond the bound its bytes are told of nobody."""
+        if len(self.opened) < MAX_PENDING:
+            self.opened[client] = key
 
-def encode(sums: Mapping[Key, Sum], lost: int) -> bytes:
+    def __bool__(self) -> bool:
+        return bool(self.sums or self.opened or self.lost)
+
+    def take(self) -> "Report":
+        """A part of it that one line holds, which is then no longer in it."""
+        sums = {key: self.sums.pop(key) for key in list(self.sums)[:_PART]}
+        opened = {key: self.opened.pop(key) for key in list(self.opened)[:_PART]}
+        lost, self.lost = self.lost, 0
+        return Report(sums, opened, lost)
+
+
+def encode(report: Report) -> bytes:
     """One line for the agent."""
-    rows = [
-        [
-            *(key.address, key.pod_uid, key.host, key.port, key.reason),
-            *(each.first, each.last, each.count, each.sent, each.received),
-        ]
-        for key, each in sums.items()
-    ]
-    return json.dumps({"sums": rows, "lost": lost}).encode() + b"\n"
+    return (
+        json.dumps(
+            {
+                "sums": [[*astuple(key), *astuple(each)] for key, each in report.sums.items()],
+                "opened": [[*client, *astuple(key)] for client, key in report.opened.items()],
+                "lost": report.lost,
+            }
+        ).encode()
+        + b"\n"
+    )
 
 
-def decode(line: bytes) -> tuple[dict[Key, Sum], int]:
+def decode(line: bytes) -> Report:
     """What `encode` wrote; ValueError for anything else."""
     try:
         data = json.loads(line)
-        sums = {}
-        for address, uid, host, port, reason, first, last, count, sent, received in data["sums"]:
-            key = Key(str(address), str(uid), str(host), int(port), str(reason))
-            sums[key] = Sum(float(first), float(last), int(count), int(sent), int(received))
-        return sums, int(data["lost"])
+        report = Report(lost=int(data["lost"]))
+        for *key, first, last, count, sent, received in data["sums"]:
+            report.sums[_key(*key)] = Sum(
+                float(first), float(last), int(count), int(sent), int(received)
+            )
+        for address, port, *key in data["opened"]:
+            report.opened[Client(str(address), int(port))] = _key(*key)
+        return report
     except (KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"not a report: {type(error).__name__}") from None
+
+
+def _key(address: object, pod_uid: object, host: object, port: int, reason: object) -> Key:
+    return Key(str(address), str(pod_uid), str(host), int(port), str(reason))
 
 
 class Reporter:
@@ -100,18 +133,15 @@ class Reporter:
     def __init__(self, path: Path, clock: Callable[[], float]) -> None:
         self._path = path
         self._clock = clock
-        self._pending = Pending()
+        self.pending = Report()
         self._socket: socket.socket | None = None
-        self._unsent = b""
+        self._line = b""
+        self._sent = 0
         self._due = 0.0
-
-    def add(self, key: Key, each: Sum) -> None:
-        """Tell this at the next occasion."""
-        self._pending.add(key, each)
 
     def wait(self) -> float | None:
         """Seconds until `flush` has work to do; None while there is none."""
-        if not (self._pending.sums or self._pending.lost or self._unsent):
+        if not (self.pending or self._line):
             return None
         return max(0.0, self._due - self._clock())
 
@@ -123,29 +153,24 @@ class Reporter:
         self._due = now + FLUSH_SECONDS
         try:
             connection = self._socket or self._connect()
-            while self._unsent or self._take():
-                sent = connection.send(self._unsent)
-                self._unsent = self._unsent[sent:]
+            while self._line or self.pending:
+                if not self._line:
+                    self._line, self._sent = encode(self.pending.take()), 0
+                self._sent += connection.send(self._line[self._sent :])
+                if self._sent == len(self._line):
+                    self._line = b""
         except BlockingIOError:
             pass
         except OSError:
-            self._disconnect()
+            self.close()
             self._due = now + RETRY_SECONDS
 
     def close(self) -> None:
-        """Hang up; what was not told is lost."""
-        self._unsent = b""
-        self._disconnect()
-
-    def _take(self) -> bool:
-        """Make the next line of what waits; False when nothing does."""
-        pending = self._pending
-        if not pending.sums and not pending.lost:
-            return False
-        keys = list(pending.sums)[:_PART]
-        self._unsent = encode({key: pending.sums.pop(key) for key in keys}, pending.lost)
-        pending.lost = 0
-        return True
+        """Hang up. A line that the agent did not have whole is told again."""
+        self._sent = 0
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
 
     def _connect(self) -> socket.socket:
         made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -157,17 +182,3 @@ class Reporter:
             raise
         self._socket = made
         return made
-
-    def _disconnect(self) -> None:
-        """Forget the connection; of a line that was cut in the middle the agent heard nothing."""
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
-        if self._unsent:
-            # The beginning of the line may be gone: it is made whole again, or counted.
-            with contextlib.suppress(ValueError):
-                sums, lost = decode(self._unsent)
-                self._unsent = b""
-                self._pending.lost += lost
-                for key, each in sums.items():
-                    self._pending.add(key, each)

@@ -3,8 +3,9 @@
 import asyncio
 import contextlib
 import logging
+import time
 import uuid
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable
 from typing import Any, NoReturn
 
 import grpc
@@ -12,11 +13,12 @@ import grpc
 from cloister_api.egress.v1 import egress_pb2, egress_pb2_grpc
 
 from . import metrics
+from .connections import Connections, ended
 from .front import Front, FrontUnreachable
 from .hosts import Hosts
 from .ledger import Ledger, Page
 from .ranges import Ranges
-from .reports import Key, Sum, decode
+from .reports import Key, Report, Sum, decode
 from .requests import InvalidField, to_state
 from .state import Reason, State, losers
 from .store import Store
@@ -87,25 +89,39 @@ class Feed:
 
     def __init__(self) -> None:
         self.ledger = Ledger()
+        self._connections = Connections()
         self._turned = asyncio.Event()
 
-    def take(self, sums: Mapping[Key, Sum], lost: int) -> None:
+    def take(self, report: Report) -> None:
         """Take a helper's report."""
-        for key, each in sums.items():
+        now = time.time()
+        self._add(report.sums.items())
+        self._add(self._connections.began(report.opened, now))
+        if report.lost:
+            self.ledger.lose(report.lost)
+            metrics.LOST.inc(report.lost)
+
+    def ended(self, line: bytes) -> None:
+        """Take a line of haproxy's log."""
+        each = ended(line)
+        told = self._connections.over(each, time.time()) if each is not None else None
+        if told is not None:
+            self._add([told])
+
+    def _add(self, sums: Iterable[tuple[Key, Sum]]) -> None:
+        for key, each in sums:
             self.ledger.add(key, each)
             verdict = "allowed" if key.reason == Reason.ALLOWED else "denied"
             reason = key.reason if key.reason in set(Reason) else "Other"
             metrics.DECISIONS.labels(verdict, reason).inc(each.count)
             metrics.BYTES.labels("sent").inc(each.sent)
             metrics.BYTES.labels("received").inc(each.received)
-        if lost:
-            self.ledger.lose(lost)
-            metrics.LOST.inc(lost)
 
     async def run(self) -> None:
         """Turn the page once a second."""
         while True:
             await asyncio.sleep(1.0)
+            self._connections.forget(time.time())
             if self.ledger.turn():
                 self._turned.set()
                 self._turned = asyncio.Event()
@@ -225,6 +241,18 @@ async def _abort(context: Context, code: grpc.StatusCode, message: str) -> NoRet
     raise AssertionError("abort returned")
 
 
+class HaproxyLog(asyncio.DatagramProtocol):
+    """Hears what haproxy logs."""
+
+    def __init__(self, feed: Feed) -> None:
+        self._feed = feed
+
+    def datagram_received(self, data: bytes, addr: Any) -> None:
+        """A line."""
+        del addr
+        self._feed.ended(data)
+
+
 async def read_reports(
     feed: Feed, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
 ) -> None:
@@ -232,7 +260,7 @@ async def read_reports(
     with contextlib.closing(writer):
         while line := await _line(reader):
             try:
-                feed.take(*decode(line))
+                feed.take(decode(line))
             except ValueError:
                 log.warning("a helper's report cannot be read")
                 return

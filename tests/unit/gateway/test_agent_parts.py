@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 
 from cloister_api.egress.v1 import egress_pb2
 from cloister_gateway import front, helper, ledger, reports
+from cloister_gateway.connections import MEETING_SECONDS, Connections, Ended, ended
 from cloister_gateway.front import Front, FrontUnreachable
-from cloister_gateway.helper import Deciding, Rules, bytes_of, reply
+from cloister_gateway.helper import Deciding, Rules, reply
 from cloister_gateway.identity import Identity, IdentityError
 from cloister_gateway.ledger import Ledger
 from cloister_gateway.ranges import Address, Ranges
-from cloister_gateway.reports import Key, Reporter, Sum
+from cloister_gateway.reports import Client, Key, Reporter, Sum
 from cloister_gateway.requests import InvalidField, to_state
 from cloister_gateway.resolver import Resolver
 from cloister_gateway.state import Reason, Source, Verdict
@@ -150,6 +151,11 @@ def test_what_is_beyond_the_bounds_is_counted(monkeypatch: pytest.MonkeyPatch) -
     assert book.after(3)[1] == 11
 
 
+def test_a_report_survives_its_line() -> None:
+    report = reports.Report({key(): Sum(1, 2, 3, 4, 5)}, {Client("10.0.0.1", 1): key()}, 7)
+    assert reports.decode(reports.encode(report)) == report
+
+
 @given(st.binary())
 def test_garbage_is_no_report(line: bytes) -> None:
     with pytest.raises(ValueError, match=r".*"):
@@ -161,7 +167,7 @@ def test_a_helper_keeps_what_it_cannot_tell_and_counts_what_it_cannot_keep(tmp_p
     reporter = Reporter(tmp_path / "socket", lambda: now)
     assert reporter.wait() is None
     for number in range(reports.MAX_PENDING + 5):
-        reporter.add(key(f"h{number}.test"), Sum(1, 1, 1))
+        reporter.pending.add(key(f"h{number}.test"), Sum(1, 1, 1))
     reporter.flush()
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(tmp_path / "socket"))
@@ -184,9 +190,9 @@ def test_a_helper_keeps_what_it_cannot_tell_and_counts_what_it_cannot_keep(tmp_p
         accepted.close()
     reporter.close()
     for line in stream.splitlines():
-        sums, more = reports.decode(line)
-        told.update(sums)
-        lost += more
+        report = reports.decode(line)
+        told.update(report.sums)
+        lost += report.lost
     assert len(told) == reports.MAX_PENDING
     assert lost == 5
     assert reporter.wait() is None
@@ -198,10 +204,10 @@ def test_a_helper_keeps_what_it_cannot_tell_and_counts_what_it_cannot_keep(tmp_p
 def test_lines_of_squid(tmp_path: Path) -> None:
     told: list[Verdict] = []
     (tmp_path / "state.json").write_bytes(to_state(request()).encode())
-    answer = Deciding(Rules(tmp_path / "state.json"), told.append)
-    assert reply(b"7 10.0.0.1 999 CONNECT ok.test 443 named", answer) == b"7 OK tag=u\n"
+    answer = Deciding(Rules(tmp_path / "state.json"), lambda verdict, _: told.append(verdict))
+    assert reply(b"7 10.0.0.1 999 CONNECT ok.test 443 named", answer) == b"7 OK\n"
     assert told == []
-    assert reply(b"8 10.0.0.1 999 CONNECT ok.test 443 admit", answer) == b"8 OK tag=u\n"
+    assert reply(b"8 10.0.0.1 999 CONNECT ok.test 443 admit", answer) == b"8 OK\n"
     assert [each.reason for each in told] == [Reason.ALLOWED]
     denied = reply(b"9 10.0.0.1 999 GET evil.test 80 named", answer)
     assert denied.startswith(b'9 ERR message="evil.test is not allowed.')
@@ -212,18 +218,31 @@ def test_lines_of_squid(tmp_path: Path) -> None:
 
 @given(st.binary(max_size=200))
 def test_no_line_of_a_hostile_request_is_an_ok(line: bytes) -> None:
-    answer = Deciding(Rules(Path("/nonexistent")), lambda _: None)
+    answer = Deciding(Rules(Path("/nonexistent")), lambda _, __: None)
     said = reply(line.replace(b"\n", b"").replace(b"private", b""), answer)
     assert said.count(b"\n") == 1
     assert b" OK" not in said.partition(b" ")[1] + said.partition(b" ")[2][:3]
 
 
-def test_lines_of_the_log() -> None:
-    line = b"L10.0.0.1 u ok.test 443 TCP_TUNNEL 51 1000 1795280979"
-    assert bytes_of(line) == (key("ok.test"), Sum(1795280979, 1795280979, 0, 51, 1000))
-    for wrong in (b"R", b"", b"L", line.replace(b"51", b"x"), line.replace(b" u ", b" - ")):
-        assert bytes_of(wrong) is None
-    assert bytes_of(line.replace(b"TCP_TUNNEL", b"TCP_DENIED")) is None
+def test_bytes_are_told_of_the_host_that_a_connection_was_for() -> None:
+    table = Connections()
+    first, second = Client("10.0.0.1", 4000), Client("10.0.0.1", 4001)
+    assert table.began({first: key("a.test")}, 1.0) == []
+    assert table.over(Ended(first, 10, 20), 2.0) == (key("a.test"), Sum(2, 2, 0, 10, 20))
+    # The end may be heard of first.
+    assert table.over(Ended(second, 1, 2), 3.0) is None
+    assert table.began({second: key("b.test")}, 4.0) == [(key("b.test"), Sum(4, 4, 0, 1, 2))]
+    # What nobody admitted is forgotten, and never another connection's under the same port.
+    assert table.over(Ended(first, 5, 5), 5.0) is None
+    table.forget(5.0 + MEETING_SECONDS)
+    assert table.began({first: key("c.test")}, 20.0) == []
+
+
+def test_lines_of_haproxy() -> None:
+    assert ended(b"10.0.0.1 4000 51 1000") == Ended(Client("10.0.0.1", 4000), 51, 1000)
+    assert ended(b"::ffff:10.0.0.1 4000 51 1000\n") == Ended(Client("10.0.0.1", 4000), 51, 1000)
+    for wrong in (b"", b"x", b"10.0.0.1 4000 51", b"10.0.0.1 4000 51 -", b"\xff 1 2 3"):
+        assert ended(wrong) is None
 
 
 def test_every_reason_that_denies_has_a_sentence() -> None:

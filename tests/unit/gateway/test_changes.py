@@ -347,7 +347,8 @@ class Feed:
             egress_pb2.DecisionsRequest(cursor=cursor, boot_id=boot)
         )
         self.counts: dict[tuple[str, str, int, str], int] = {}
-        self.bytes: dict[str, int] = {}
+        self.sent: dict[str, int] = {}
+        self.received: dict[str, int] = {}
         self.lost = 0
         self.cursor = 0
         first = next(self._stream)
@@ -371,7 +372,8 @@ class Feed:
                 continue
             key = (each.pod_uid, each.host, each.port, each.reason)
             self.counts[key] = self.counts.get(key, 0) + each.count
-            self.bytes[each.host] = self.bytes.get(each.host, 0) + each.bytes_received
+            self.sent[each.host] = self.sent.get(each.host, 0) + each.bytes_sent
+            self.received[each.host] = self.received.get(each.host, 0) + each.bytes_received
             assert each.allowed == (each.reason == "Allowed")
             assert abs(each.first.seconds - time.time()) < 600
 
@@ -387,6 +389,10 @@ def test_what_was_decided_is_told_exactly(here: World) -> None:
     here.internet.names["private.wild.test"] = ["10.0.0.1"]
     for _ in range(7):
         here.client.fetch(one, "ok.test")
+    with here.client.open(one, "ok.test") as upload, upload.makefile("rb") as answers:
+        for _ in range(100):
+            upload.sendall(b"x" * 1000 + b"\n")
+            assert answers.readline().startswith(b"echo x")
     for _ in range(5):
         here.client.status(one, "evil.test:443")
     for _ in range(3):
@@ -400,7 +406,7 @@ def test_what_was_decided_is_told_exactly(here: World) -> None:
         here.client.fetch(two, "ok.test", "evil.test")
     uid, other = pod_uid(one), pod_uid(two)
     expected = {
-        (uid, "ok.test", 443, "Allowed"): 7,
+        (uid, "ok.test", 443, "Allowed"): 8,
         (uid, "evil.test", 443, "HostNotAllowed"): 5,
         (other, "evil.test", 80, "HostNotAllowed"): 3,
         (other, "ok.test", 80, "Allowed"): 3,
@@ -414,7 +420,8 @@ def test_what_was_decided_is_told_exactly(here: World) -> None:
     try:
         until(lambda: sum(feed.counts.values()) >= sum(expected.values()), "all decisions")
         assert {key: count for key, count in feed.counts.items() if count} == expected
-        until(lambda: feed.bytes.get("ok.test", 0) > 300_000, "the bytes")
+        until(lambda: feed.received.get("ok.test", 0) > 400_000, "the bytes that came")
+        until(lambda: feed.sent.get("ok.test", 0) > 100_000, "the bytes that went")
         # From a cursor on, nothing is told twice.
         again = Feed(here, one, two, stranger, cursor=feed.cursor, boot=feed.boot)
         again.close()

@@ -14,7 +14,6 @@ CONFIGURATIONS = {
     "haproxy.cfg": render.front(Settings(), render.Layout(has_ipv6=True)),
     "names.conf": render.names(Settings()),
     "sni.conf": render.sni(Settings()),
-    "log-bytes": render.log_program(),
 }
 
 
@@ -32,7 +31,7 @@ def test_all_paths_are_absolute(name: str) -> None:
     for line in CONFIGURATIONS[name].splitlines():
         for word in line.split():
             if "/" in word and not line.startswith(("#", "acl")):
-                assert word.rpartition("=")[2].removeprefix("daemon:").startswith("/"), line
+                assert word.rpartition("=")[2].startswith("/"), line
 
 
 def test_names_are_decided_before_anything_is_looked_up() -> None:
@@ -70,8 +69,6 @@ def test_the_programs_take_them_without_a_word(
     own = tmp_path / "own"
     own.mkdir()
     (own / name).write_text(CONFIGURATIONS[name])
-    (own / "log-bytes").write_text(CONFIGURATIONS["log-bytes"])
-    (own / "log-bytes").chmod(0o755)
     key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", "/CN=x")
     subprocess.run(
         ["openssl", "req", "-x509", *key, "-keyout", own / "key", "-out", own / "certificate"],

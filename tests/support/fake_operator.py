@@ -59,6 +59,10 @@ class FakeSandboxes:
         """What the setup script says when it fails."""
         self.reachable: list[str] = []
         """What sandboxes reach in spite of the policies."""
+        self.gateway = "10.96.0.7:3128"
+        """What those with the network `gateway` reach by the policies."""
+        self.way_closed = False
+        """Whether the policy engine has yet to open their way."""
         self.uid_map = "0 100000 65536"
         """Which users outside a pod those inside are, as the kernel says it."""
         self.package_sources_said: list[tuple[str, list[str]]] = []
@@ -122,7 +126,13 @@ class FakeSandboxes:
         await asyncio.sleep(0)
         self._check(pod)
         self.probes[pod.uid] += 1
+        if self.gateway in targets and self._needs_gateway(pod) and not self.way_closed:
+            return [self.gateway, *(each for each in targets if each in self.reachable)]
         return [each for each in targets if each in self.reachable]
+
+    def _needs_gateway(self, pod: PodAddress) -> bool:
+        found = self._cluster.get(PODS, NAMESPACE, pod.name)
+        return bool(found["metadata"]["labels"].get(names.NETWORK_LABEL) == names.NETWORK_GATEWAY)
 
     async def package_sources(self, pod: PodAddress) -> list[tuple[str, list[str]]]:
         await asyncio.sleep(0)

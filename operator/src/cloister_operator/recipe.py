@@ -206,7 +206,8 @@ def build(
     spec, around = environment.spec, around or Around()
     check_policy(spec, settings)
     allowed = reach(spec.networking, around.packages.hosts, settings.cluster_domain)
-    if allowed.network == names.NETWORK_GATEWAY and not around.gateway:
+    managers = allowed.network == names.NETWORK_NONE and spec.networking.allow_package_managers
+    if (allowed.network == names.NETWORK_GATEWAY or managers) and not around.gateway:
         raise PermanentError(
             conditions.EGRESS_GATEWAY_MISSING,
             "hosts are allowed, and there is no egress gateway to reach them through; the platform "

@@ -1,11 +1,13 @@
 """From what an Environment allows to policies, recipes and pods, as the cluster changes."""
 
+import asyncio
 import base64
 import json
 from typing import Any
 
 import pytest
 
+from cloister_operator.api.pod import view
 from cloister_operator.cluster.resources import (
     ENVIRONMENTS,
     NAMESPACES,
@@ -16,7 +18,9 @@ from cloister_operator.cluster.resources import (
     SERVICES,
 )
 from cloister_operator.controller import ranges
-from cloister_operator.errors import NotFoundError, RefusedError
+from cloister_operator.controller.context import address
+from cloister_operator.controller.warmer import STARTUP_LIMIT
+from cloister_operator.errors import NotFoundError, PermanentError, RefusedError
 from cloister_operator.plan.packages import read
 from support.fake_api import Connection
 from support.fake_operator import World
@@ -74,6 +78,37 @@ async def test_hosts_without_a_gateway_are_a_condition_until_there_is_one(
         "a.example.com,b.example.com"
     )
     assert env_of(world, pod)["https_proxy"] == "http://10.96.0.7:3128"
+
+
+async def test_a_pod_waits_until_its_way_to_the_gateways_is_open(make_world: Any) -> None:
+    world = make_world(egress_gateway=True)
+    with_gateway(world)
+    world.apply_environment(networking=HOSTS)
+    world.apply_environment("closed")
+    operator = world.start()
+    await operator.until(lambda: world.pool_is(1, "closed"))
+    await operator.until(lambda: world.pods(network="gateway"))
+    (needs,) = (view(each) for each in world.pods(network="gateway"))
+    (other,) = (view(each) for each in world.pods(network="none"))
+    warmer = operator.controller._warmer
+    world.sandboxes.way_closed = True
+    waits = asyncio.create_task(warmer._until_through(needs, address(needs)))
+    probes = world.sandboxes.probes[needs.uid]
+    await operator.until(lambda: world.sandboxes.probes[needs.uid] > probes + 1)
+    assert not waits.done()
+    world.sandboxes.way_closed = False
+    await waits
+    # Who needs none is asked nothing.
+    probes = world.sandboxes.probes[other.uid]
+    await warmer._until_through(other, address(other))
+    assert world.sandboxes.probes[other.uid] == probes
+
+    world.sandboxes.way_closed = True
+    world.clock.now += STARTUP_LIMIT * 2
+    with pytest.raises(
+        PermanentError, match=r"does not reach the egress gateways at 10.96.0.7:3128"
+    ):
+        await warmer._until_through(needs, address(needs))
 
 
 async def test_a_change_of_hosts_reaches_new_pods_only(make_world: Any) -> None:

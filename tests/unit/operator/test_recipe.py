@@ -315,6 +315,8 @@ def test_hosts_need_a_gateway() -> None:
     hosts = {"networking": {"allowedHosts": ["api.example.com"]}}
     error = refusal(around=Around(), **hosts)
     assert (error.reason, error.field) == ("EgressGatewayMissing", "spec.networking")
+    managers = {"networking": {"allowPackageManagers": True}}
+    assert refusal(around=Around(), **managers).reason == "EgressGatewayMissing"
     for spec in ({}, {"networking": {"type": "unrestricted"}}):
         assert made(around=Around(), **spec)
 

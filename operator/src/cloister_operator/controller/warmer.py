@@ -134,14 +134,36 @@ class Warmer:
                 if self._context.clock() > pod.created + STARTUP_LIMIT:
                     message = f"pod {pod.name} does not get ready: {error}"
                     raise PermanentError(conditions.POD_FAILED, message) from None
-        if pod.state == names.STATE_STARTING:
+        if info.state is SandboxState.WARM:
             await self._until_granted(pod)
+            await self._until_through(pod, where)
+        if pod.state == names.STATE_STARTING:
             await self._repeat(pod, lambda: self._label(pod))
 
     async def _until_granted(self, pod: PodView) -> None:
         """Return once all egress gateways know the pod, if it needs them."""
         context = self._context
         await context.egress.until_granted(pod, lambda: context.enqueue_pod_owners(pod))
+
+    async def _until_through(self, pod: PodView, where: PodAddress) -> None:
+        """Return once the pod reaches the egress gateways, if it needs them: policy engines open a
+        new pod's way only after a moment, and a session's first request must pass.
+        """
+        context, pause = self._context, _FIRST_PAUSE
+        gateway = context.gateway
+        while pod.network == names.NETWORK_GATEWAY and gateway:
+            try:
+                if await context.dialer.probe(where, [gateway]):
+                    return
+                problem = f"it does not reach the egress gateways at {gateway}"
+            except TransientError as error:
+                problem = str(error)
+            if context.clock() > pod.created + STARTUP_LIMIT:
+                message = f"pod {pod.name} does not get ready: {problem}"
+                raise PermanentError(conditions.POD_FAILED, message)
+            log.info("pod %s: again in %.2f s: %s", pod.name, pause, problem)
+            await asyncio.sleep(pause)
+            pause = min(_LONGEST_PAUSE, pause * 1.5)
 
     async def _prove(self, pod: PodView, where: PodAddress) -> None:
         """Return once the pod has tried to reach the cluster and could not; raises TransientError

@@ -57,12 +57,17 @@ def row(name: str, *attempts: JSON, **rest: Any) -> Attack:
     return Attack(name, lambda _: attempts, **rest)
 
 
-def in_pod(session: cloister.Session, attempts: Sequence[JSON]) -> list[JSON]:
-    """Run attempts in a session's pod."""
+def in_pod(session: cloister.Session, attempts: Sequence[JSON], *how: float) -> list[JSON]:
+    """Run attempts in a session's pod; `how`: for so many seconds, by so many threads each."""
     name = f"/tmp/attempts-{next(_serial)}.json"
     told = [{key: value for key, value in each.items() if key != ANSWERED} for each in attempts]
     session.write(name, json.dumps(told))
-    result = session.bash(f"python3 {IN_POD} < {shlex.quote(name)}", timeout_ms=120_000)
+    result = session.bash(
+        f"python3 {IN_POD} {' '.join(map(str, how))} < {shlex.quote(name)}",
+        timeout_ms=120_000,
+        # What goes on for long leaves the shell to others.
+        context="storm" if how else "",
+    )
     assert not result.is_error, result.text
     found: list[JSON] = json.loads(result.text)
     return found

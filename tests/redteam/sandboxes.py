@@ -59,14 +59,15 @@ class Sandboxes:
             self._made[kind.name] = self.session(kind, self.environment(kind))
         return self._made[kind.name]
 
-    def environment(self, kind: Kind, **more: Any) -> str:
-        """Make an Environment that is Ready, and goes at the end."""
+    def environment(self, kind: Kind, *, ready: bool = True, **more: Any) -> str:
+        """Make an Environment, which goes at the end; with `ready`, wait until it is Ready."""
         name = f"r-{secrets.token_hex(4)}"
         manifest = environment(name, **{"pool": {"size": 1}, **kind.spec, **more})
         manifest["metadata"]["namespace"] = kind.namespace
         apply(manifest)
         self._held.callback(_delete, name, kind.namespace)
-        wait_ready(name, kind.namespace)
+        if ready:
+            wait_ready(name, kind.namespace)
         return name
 
     def session(self, kind: Kind, environment: str) -> cloister.Session:

@@ -1,9 +1,12 @@
 """What tries to get out: it runs in sandboxes, on the node, and in ordinary pods.
 
-python3 probe.py < ATTEMPTS, both JSON lists: of attempts, and of what came of them, in their order
-and at once. The standard library alone, since a sandbox has nothing else. An attempt names its
-`kind`, which is a function here, and its parameters. Its result has `reached` (an answer came from
-where none should) and `said` (what was heard, or why nothing was).
+python3 probe.py [SECONDS [THREADS]] < ATTEMPTS
+
+Attempts come as a JSON list, and what came of them goes as one, in the same order. They are made at
+once; with SECONDS again and again for so long, with THREADS each by so many. The standard library
+alone, since a sandbox has nothing else. An attempt names its `kind`, which is a function here, and
+its parameters. Its result has `reached` (an answer came from where none should) and `said` (what
+was heard, or why nothing was).
 """
 
 import base64
@@ -15,6 +18,7 @@ import ssl
 import struct
 import sys
 import threading
+import time
 import urllib.parse
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -142,6 +146,15 @@ def query(server: str, name: str, port: int = 53, over: str = "udp") -> Result:
         held.sendto(packet, address)
         held.recvfrom(512)
         return True, "answered"
+
+
+def held(
+    host: str = "", port: int = 0, proxy: str = "", send: str = "G", wait: float = 8
+) -> Result:
+    """A connection that is kept and says next to nothing."""
+    with _proxied(proxy, wait) if not host else _connected(host, port, "", wait) as made:
+        made.sendall(_bytes(send))
+        return bool(made.recv(100)), "heard"
 
 
 def tls(
@@ -337,5 +350,37 @@ def attempted(attempts: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return results
 
 
+def hammered(attempts: list[dict[str, Any]], seconds: float) -> list[dict[str, Any]]:
+    """All attempts again and again, each in its own pace; `reached` if it was a single time."""
+    end = time.monotonic() + seconds
+    results: list[dict[str, Any]] = [{"reached": False, "times": 0, "good": 0} for _ in attempts]
+
+    def run(index: int) -> None:
+        mine = results[index]
+        while time.monotonic() < end:
+            found = attempt(dict(attempts[index]))
+            mine["times"] += 1
+            mine["good"] += found["reached"]
+            if found["reached"] or not mine["reached"]:
+                mine.update(found)
+            # A refusal comes at once: without a pause it is a flood.
+            time.sleep(0.02)
+
+    threads = [threading.Thread(target=run, args=(index,)) for index in range(len(attempts))]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    return results
+
+
+def flooded(attempts: list[dict[str, Any]], seconds: float, size: float) -> list[dict[str, Any]]:
+    """Each attempt from many threads, as fast as they can; the connections they keep are many."""
+    found = hammered([each for each in attempts for _ in range(int(size))], seconds)
+    return [{"reached": False, "said": "flooded", "times": sum(each["times"] for each in found)}]
+
+
 if __name__ == "__main__":
-    json.dump(attempted(json.load(sys.stdin)), sys.stdout)
+    given = [float(each) for each in sys.argv[1:]]
+    run = (attempted, hammered, flooded)[len(given)]
+    json.dump(run(json.load(sys.stdin), *given), sys.stdout)

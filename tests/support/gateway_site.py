@@ -13,7 +13,8 @@ from cloister_operator.api.gateway import GatewayPod
 from cloister_operator.api.pod import PodView, view
 from cloister_operator.cache import Store
 from cloister_operator.cluster.api import Api
-from cloister_operator.controller.gateways import GATEWAY_PODS, Gateways, Lead
+from cloister_operator.controller.gateway_link import Lead
+from cloister_operator.controller.gateways import GATEWAY_PODS, Gateways
 from cloister_operator.identity import Authority
 from cloister_operator.sandboxes.gateways import Decided, EgressGateways
 from support.certificates import Pair

@@ -23,8 +23,8 @@ from .controller.controller import Controller
 from .controller.decisions import Decisions
 from .controller.election import Election
 from .controller.events import Recorder
+from .controller.gateway_link import Lead
 from .controller.gateway_objects import GatewayObjects
-from .controller.gateways import Lead
 from .controller.observe import Health, keep_gauges
 from .errors import OperatorError
 from .handlers import Watcher

@@ -11,7 +11,7 @@ from cloister_operator import names
 from cloister_operator.cluster.resources import ENVIRONMENTS, NAMESPACES, PODS, SERVICES, SESSIONS
 from cloister_operator.controller import gateways as module
 from cloister_operator.controller.decisions import Decisions
-from cloister_operator.controller.gateways import Lead
+from cloister_operator.controller.gateway_link import Lead
 from cloister_operator.identity import Authority
 from cloister_operator.sandboxes.gateways import EgressGateways
 from support.certificates import Pair
@@ -117,8 +117,9 @@ async def guarded(world_authority: Authority) -> AsyncIterator[Guarded]:
 
 async def test_no_pod_serves_before_every_gateway_knows_it(guarded: Guarded) -> None:
     one, two = await guarded.gateway("g1"), await guarded.gateway("g2")
-    two.answers.clear()
     operator = guarded.lead()
+    await operator.until(lambda: one.ready and two.ready)
+    two.answers.clear()
     guarded.open_environment(pool={"size": 2})
     guarded.apply_session()
     await operator.until(lambda: len(one.held.sources) >= 2)

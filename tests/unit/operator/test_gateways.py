@@ -9,6 +9,7 @@ import pytest
 from cloister_api.egress.v1 import egress_pb2
 from cloister_operator.api.gateway import gateway_view
 from cloister_operator.api.pod import PodView
+from cloister_operator.controller import gateway_link
 from cloister_operator.controller import gateways as module
 from cloister_operator.errors import PermanentError, TransientError
 from cloister_operator.identity import Authority
@@ -36,9 +37,9 @@ async def site(world_authority: Authority) -> AsyncIterator[Site]:
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """What takes seconds because gateways get time for it takes less."""
     monkeypatch.setattr(module, "REVOKE_SECONDS", 0.2)
-    monkeypatch.setattr(module, "HEARTBEAT", 0.02)
+    monkeypatch.setattr(gateway_link, "HEARTBEAT", 0.02)
     monkeypatch.setattr(module, "LOOK", 0.02)
-    monkeypatch.setattr(module, "FEED_PAUSE", 0.02)
+    monkeypatch.setattr(gateway_link, "FEED_PAUSE", 0.02)
     monkeypatch.setattr("cloister_operator.sandboxes.gateways.APPLY_SECONDS", 0.2)
     monkeypatch.setattr("cloister_operator.sandboxes.gateways.INFO_SECONDS", 0.2)
 
@@ -118,13 +119,28 @@ async def test_one_that_starts_anew_is_told_again(site: Site) -> None:
     assert gateway.cut == []
 
 
+async def test_a_new_pod_waits_until_those_that_are_gone_are_forgotten(site: Site) -> None:
+    """Also those that others deleted: their address may be the new one's."""
+    gateway = await site.gateway("g1")
+    operator = site.operator().start()
+    await granted(operator, site.pod("p1", "10.244.0.5"))
+    await operator.egress.until_clean()
+    site.gone("p1")
+    await operator.egress.until_clean()
+    assert knows(gateway, "10.244.0.5")
+    # Pods that come meanwhile keep nobody waiting.
+    gateway.answers.clear()
+    site.pod("p2", "10.244.0.6")
+    await operator.egress.until_clean()
+
+
 async def test_its_kubelet_tells_of_it_sooner(site: Site) -> None:
     gateway = await site.gateway("g1")
     operator = site.operator().start()
     await granted(operator, site.pod("p1", "10.244.0.5"))
     gateway.restart()
     site.see("g1", ready=False, restarts=1)
-    async with asyncio.timeout(module.HEARTBEAT - 1):
+    async with asyncio.timeout(gateway_link.HEARTBEAT - 1):
         await until(lambda: gateway.ready)
 
 
@@ -186,15 +202,14 @@ async def test_an_address_is_nobody_elses_while_a_gateway_may_know_it(site: Site
     site.see("g2", ready=False, deletionTimestamp="2026-05-01T12:00:30Z")
     assert not operator.egress.granted(new)
     assert hangs.reaches(new.ip) == (old.uid, frozenset({"secret.example"}))
-    await until(lambda: operator.egress._known["uid-of-g2"].failing_since is not None)
-    with pytest.raises(TransientError, match="g2 does not answer"):
-        operator.egress.check_new()
+    with pytest.raises(TransientError, match="do not answer: g2"):
+        await operator.egress.until_clean()
     # Another address is not concerned.
     other = site.pod("other", "10.244.0.9")
     await granted(operator, other)
     operator.now = NOW + timedelta(seconds=30) + GONE_MARGIN + SECOND
     await granted(operator, new)
-    operator.egress.check_new()
+    await operator.egress.until_clean()
 
 
 @pytest.mark.usefixtures("impatient")
@@ -262,8 +277,6 @@ async def test_a_former_leader_is_refused_and_stops(site: Site) -> None:
     await until(lambda: former.egress._deposed)
     assert gateway.held.version[0] == 5
     assert not former.egress.granted(pod)
-    with pytest.raises(TransientError, match="another operator"):
-        former.egress.check_new()
     pushes = len(gateway.pushes)
     site.pod("p3", "10.244.0.7")
     await until(lambda: knows(gateway, "10.244.0.7", "uid-of-p3"))

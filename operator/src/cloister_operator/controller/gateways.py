@@ -8,10 +8,9 @@ mirror of pods, so that the next leader pushes the same.
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
 from datetime import datetime
-from typing import Final, Protocol
+from typing import Final
 
 from .. import names
 from ..api import conditions
@@ -21,79 +20,23 @@ from ..cache import Store
 from ..cluster.api import Api
 from ..cluster.resources import PODS
 from ..errors import OperatorError, TransientError
-from ..metrics import EGRESS_GATEWAYS, EGRESS_PUSH_SECONDS, EGRESS_PUSHES, EGRESS_UNREVOKED, OK
+from ..metrics import EGRESS_GATEWAYS, EGRESS_UNREVOKED
 from ..plan import grants
 from ..plan.failure import Failure
 from ..plan.grants import Held, State
-from ..sandboxes.gateways import Decided, GatewayInfo, StaleError
+from ..sandboxes.gateways import GatewayInfo
+from .gateway_link import Known, Lead, Link, Listener
 
 log = logging.getLogger(__name__)
 
-HEARTBEAT: Final = 5.0
-"""Seconds between two looks at a gateway that holds the newest state."""
-GATHER: Final = 0.02
-"""Seconds between two states for one gateway, at least: what comes meanwhile goes with the next."""
 LOOK: Final = 5.0
 """Seconds between two looks at what changes by the time alone."""
 REVOKE_SECONDS: Final = 10.0
 """How long a pod's deletion waits for gateways."""
 TELL_SECONDS: Final = 10.0
 """After this a pod that waits for gateways is told of, and again."""
-FEED_PAUSE: Final = 1.0
 GATEWAY_PODS: Final = ("network", names.NETWORK_GATEWAY)
 """The group of pods that need gateways, in their mirror."""
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0
-
-
-class Client(Protocol):
-    """Calls to gateways; see sandboxes.gateways.EgressGateways."""
-
-    async def apply(
-        self, gateway: GatewayPod, state: State, term: int, revision: int
-    ) -> GatewayInfo: ...
-
-    async def info(self, gateway: GatewayPod) -> GatewayInfo: ...
-
-    def decisions(
-        self, gateway: GatewayPod, boot_id: str, cursor: int
-    ) -> AsyncIterator[Decided]: ...
-
-    def forget(self, pod_uid: str) -> None: ...
-
-
-class Listener(Protocol):
-    """Who is told what gateways decided."""
-
-    def decided(self, gateway: GatewayPod, decided: Decided, *, history: bool) -> None:
-        """`history`: it may have been told to an earlier leader."""
-        ...
-
-
-@dataclass(frozen=True)
-class Lead:
-    """The time in which this process leads."""
-
-    term: int
-    """Greater than that of every leader before."""
-    leads: Callable[[], bool]
-    """Whether it still does, at this very moment."""
-    client: Client
-    api: Api
-
-
-@dataclass
-class _Known:
-    """One gateway, as far as this process knows it."""
-
-    held: Held
-    silent_since: datetime
-    """When it answered last, or was first seen."""
-    failing_since: float | None = None
-    """When the first call failed after the last that did not; the loop's clock."""
-    boot_id: str = ""
-    revision: int = 0
-    """Acknowledged; 0 before the first, and after it started anew."""
-    tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
 
 class Gateways:
@@ -103,7 +46,7 @@ class Gateways:
         self._pods = pods
         self._clock = clock
         self.mirror: Store[GatewayPod] = Store(gateway_view, lambda _: ())
-        self._known: dict[str, _Known] = {}
+        self._known: dict[str, Known] = {}
         self._withheld: set[str] = set()
         """UIDs of pods that are about to be deleted; they stay here until they are gone."""
         self._waiting: set[str] = set()
@@ -114,11 +57,11 @@ class Gateways:
         self._revision = 0
         self._stale = True
         """Whether the state has to be made anew."""
-        self._changed = asyncio.Event()
-        """Replaced each time that it is set: a link has something to do."""
+        self.changed = asyncio.Event()
+        """See Desk."""
         self._moved = asyncio.Event()
         """Likewise: who waits for gateways looks again."""
-        self._began = clock()
+        self.began = clock()
         self._deposed = False
         pods.listen(self._pod_changed)
         self.mirror.listen(self._gateway_changed)
@@ -185,20 +128,33 @@ class Gateways:
             self._withheld.discard(pod.uid)
             self._change()
 
-    def check_new(self) -> None:
-        """Raise TransientError when no pod must be made that needs gateways.
+    async def until_clean(self) -> None:
+        """Return when no gateway may know a pod that is gone by now.
 
-        A pod's own setup runs before it is granted anything. While a gateway that does not answer
-        may know a pod that is gone, none is made that could get its address.
+        A pod's own setup runs before it is granted anything: none is made that could get an address
+        which a gateway still takes for another's. Raises TransientError when that takes too long.
         """
-        if self._deposed:
-            raise TransientError("another operator tells the egress gateways what to let through")
         present = self._current()[0].pod_uids
-        for gateway, known in self._living_known():
-            if known.failing_since is not None and not known.held.holds_only(present):
-                raise TransientError(
-                    f"egress gateway {gateway.name} does not answer, and may know pods of before"
-                )
+        gone = frozenset().union(*(held.pod_uids for _, held in self._living())) - present
+        try:
+            async with asyncio.timeout(REVOKE_SECONDS):
+                while names_ := self._not_clean(gone):
+                    if self._deposed or all(self._is_silent(each) for each in names_.values()):
+                        break
+                    await self._moved.wait()
+        except TimeoutError:
+            pass
+        if names_:
+            raise TransientError(
+                f"egress gateways may know pods that are gone, and do not answer: {self._waits()}"
+            )
+
+    def _not_clean(self, gone: frozenset[str]) -> dict[str, Known]:
+        return {
+            gateway.name: known
+            for gateway, known in self._living_known()
+            if known.held.acknowledged is None or known.held.pod_uids & gone
+        }
 
     def pods(self) -> list[PodView]:
         """Those that need gateways."""
@@ -208,7 +164,7 @@ class Gateways:
 
     async def run(self, lead: Lead, listener: Listener) -> None:
         """Push until cancelled; not to be called again in this object's life."""
-        self._began = self._clock()
+        self.began = self._clock()
         self._known.clear()
         try:
             async with asyncio.TaskGroup() as group:
@@ -233,14 +189,12 @@ class Gateways:
                 continue
             known = self._known.get(gateway.uid)
             if known is None:
-                held = grants.first_known(gateway, self._began)
-                known = self._known[gateway.uid] = _Known(held, now)
+                held = grants.first_known(gateway, self.began)
+                known = self._known[gateway.uid] = Known(held, now)
             if not known.tasks and gateway.ip:
                 log.info("follows egress gateway %s", gateway.name)
-                known.tasks = [
-                    group.create_task(self._push(gateway.key, gateway.uid, known, lead)),
-                    group.create_task(self._follow(gateway.key, gateway.uid, lead, listener)),
-                ]
+                link = Link(self, gateway, known, lead, listener)
+                known.tasks = [group.create_task(link.push()), group.create_task(link.follow())]
         living = {each.uid for each in self.mirror.all() if grants.lives(each, now)}
         for uid in self._known.keys() - living:
             for task in self._known.pop(uid).tasks:
@@ -264,100 +218,33 @@ class Gateways:
                     log.warning("egress gateway %s is not deleted: %s", gateway.name, error)
                 return
 
-    async def _push(self, key: tuple[str, str], uid: str, known: _Known, lead: Lead) -> None:
-        """Keep one gateway's state; ends when it is gone."""
-        loop = asyncio.get_running_loop()
-        pause = _FIRST_PAUSE
-        while (gateway := self.mirror.get(*key)) is not None and gateway.uid == uid:
-            changed = self._changed
-            state, revision = self._current()
-            if self._ranges is None or self._deposed or not lead.leads():
-                await changed.wait()
-                continue
-            began = loop.time()
-            try:
-                if known.revision != revision:
-                    await self._apply(gateway, known, lead, state, revision)
-                else:
-                    self._compare(known, await lead.client.info(gateway), lead, revision)
-            except Exception as error:
-                # Nothing may end what keeps a gateway right.
-                await self._after_failure(gateway, known, lead, error, began)
-                await asyncio.sleep(pause)
-                pause = min(_LONGEST_PAUSE, 2 * pause)
-                continue
-            known.failing_since, known.silent_since = None, self._clock()
-            pause = _FIRST_PAUSE
-            self._move()
-            # A gateway is told what changes for a third of the time at most.
-            await asyncio.sleep(max(GATHER, 2 * (loop.time() - began)))
-            if known.revision == self._current()[1]:
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(HEARTBEAT):
-                        await self._changed.wait()
+    # --- what links go by: see Desk --------------------------------------------------------------
 
-    async def _apply(
-        self, gateway: GatewayPod, known: _Known, lead: Lead, state: State, revision: int
-    ) -> None:
-        known.held = known.held.sending(state)
-        outcome = "lost"
-        try:
-            with EGRESS_PUSH_SECONDS.time():
-                answer = await lead.client.apply(gateway, state, lead.term, revision)
-            outcome = OK
-        except OperatorError as error:
-            outcome = "stale" if isinstance(error, StaleError) else error.outcome
-            raise
-        finally:
-            EGRESS_PUSHES.labels(outcome).inc()
-        known.held = known.held.acknowledging(state)
-        known.boot_id, known.revision = answer.boot_id, revision
+    def find(self, key: tuple[str, str], uid: str) -> GatewayPod | None:
+        """The gateway as it is now, if it is that one."""
+        found = self.mirror.get(*key)
+        return found if found and found.uid == uid else None
 
-    def _compare(self, known: _Known, found: GatewayInfo, lead: Lead, revision: int) -> None:
-        """One that started anew wants to be told again, though it may have kept what it held."""
-        wanted = lead.term, revision, known.boot_id
-        if (found.term, found.revision, found.boot_id) != wanted:
-            known.revision = 0
+    def current(self) -> tuple[State, int] | None:
+        """The state as it is to be, and its number; None while nothing must be pushed."""
+        return None if self._ranges is None or self._deposed else self._current()
 
-    async def _after_failure(
-        self, gateway: GatewayPod, known: _Known, lead: Lead, error: Exception, began: float
-    ) -> None:
-        """Find out what it means."""
-        known.revision = 0
-        if isinstance(error, StaleError):
-            log.info("%s", error)
-            with contextlib.suppress(OperatorError):
-                self._refused(gateway, await lead.client.info(gateway), lead)
-        elif known.failing_since is None:
-            known.failing_since = began
-            temporary = isinstance(error, TransientError)
-            strange = None if isinstance(error, OperatorError) else error
-            log.log(logging.INFO if temporary else logging.ERROR, "%s", error, exc_info=strange)
-        self._move()
-
-    def _refused(self, gateway: GatewayPod, found: GatewayInfo, lead: Lead) -> None:
+    def refused(self, gateway: GatewayPod, held: GatewayInfo, term: int) -> None:
         """Either another operator leads by now, or this one did before, in the same term."""
-        if found.term > lead.term:
+        if held.term > term:
             log.error("egress gateway %s follows another operator: pushing no more", gateway.name)
             self._deposed = True
-        elif found.term == lead.term:
-            self._revision = max(self._revision, found.revision + 1)
+        elif held.term == term:
+            self._revision = max(self._revision, held.revision + 1)
             self._change()
 
-    async def _follow(self, key: tuple[str, str], uid: str, lead: Lead, listener: Listener) -> None:
-        """Read what one gateway decides; ends when it is gone."""
-        boot_id, cursor = "", 0
-        while (gateway := self.mirror.get(*key)) is not None and gateway.uid == uid:
-            try:
-                async for each in lead.client.decisions(gateway, boot_id, cursor):
-                    history = not boot_id and gateway.created <= self._began
-                    boot_id, cursor = each.boot_id, each.cursor
-                    listener.decided(gateway, each, history=history)
-            except OperatorError as error:
-                log.debug("%s", error)
-            except Exception:
-                log.exception("what egress gateway %s decided cannot be read", gateway.name)
-            await asyncio.sleep(FEED_PAUSE)
+    def moved(self) -> None:
+        """What is known of a gateway has changed."""
+        self._move()
+
+    def now(self) -> datetime:
+        """The present time."""
+        return self._clock()
 
     # --- what is known ---------------------------------------------------------------------------
 
@@ -372,12 +259,12 @@ class Gateways:
                 self._revision += 1
         return self._state, self._revision
 
-    def _living_known(self) -> Iterable[tuple[GatewayPod, _Known]]:
+    def _living_known(self) -> Iterable[tuple[GatewayPod, Known]]:
         now = self._clock()
         for gateway in self.mirror.all():
             if grants.lives(gateway, now):
-                held = grants.first_known(gateway, self._began)
-                yield gateway, self._known.get(gateway.uid) or _Known(held, now)
+                held = grants.first_known(gateway, self.began)
+                yield gateway, self._known.get(gateway.uid) or Known(held, now)
 
     def _living(self) -> Iterable[tuple[GatewayPod, Held]]:
         return ((gateway, known.held) for gateway, known in self._living_known())
@@ -391,7 +278,7 @@ class Gateways:
         )
 
     @staticmethod
-    def _is_silent(known: _Known) -> bool:
+    def _is_silent(known: Known) -> bool:
         since = known.failing_since
         return since is not None and asyncio.get_running_loop().time() - since >= REVOKE_SECONDS
 
@@ -434,7 +321,7 @@ class Gateways:
 
     def _change(self) -> None:
         self._stale = True
-        changed, self._changed = self._changed, asyncio.Event()
+        changed, self.changed = self.changed, asyncio.Event()
         changed.set()
 
     def _move(self) -> None:

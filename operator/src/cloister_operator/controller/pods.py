@@ -71,7 +71,7 @@ async def create(
     body = manifests.sandbox_pod(pod, context.settings)
     namespace = environment.metadata.namespace
     if body["metadata"]["labels"].get(names.NETWORK_LABEL) == names.NETWORK_GATEWAY:
-        context.egress.check_new()
+        await context.egress.until_clean()
     try:
         made = await context.api.create(PODS, namespace, body)
     except (ConflictError, LostError) as error:

@@ -147,15 +147,13 @@ class Held:
 
     def may_hold(self, pod_uid: str) -> bool:
         """Whether the pod may have a right there, under whatever address."""
-        if self.acknowledged is None or pod_uid in self.acknowledged.pod_uids:
-            return True
-        return pod_uid in self.doubtful_uids
+        return self.acknowledged is None or pod_uid in self.pod_uids
 
-    def holds_only(self, pod_uids: Collection[str]) -> bool:
-        """Whether nobody else than these pods may have a right there."""
-        if self.acknowledged is None:
-            return False
-        return (self.acknowledged.pod_uids | self.doubtful_uids) <= set(pod_uids)
+    @property
+    def pod_uids(self) -> frozenset[str]:
+        """Of all pods that may have a right there, as far as is known."""
+        known = self.acknowledged.pod_uids if self.acknowledged else frozenset()
+        return known | self.doubtful_uids
 
 
 def first_known(gateway: GatewayPod, began: datetime) -> Held:

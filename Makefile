@@ -121,6 +121,10 @@ e2e: $(STAMP) ## only the end-to-end tests (ARGS='-k name' narrows them down)
 outages: $(STAMP) ## kill the operator, kubelet, containerd, API server and etcd of the bundled cluster under load
 	$(PY) scripts/e2e.py -- --outages $(ARGS)
 
+.PHONY: redteam
+redteam: $(STAMP) ## attack Cloister from inside its sandboxes, before a fake internet (ARGS='-k name' narrows it down)
+	$(PY) scripts/redteam.py -- $(ARGS)
+
 # --- measurements --------------------------------------------------------------------------------
 
 .PHONY: bench-exec
@@ -131,6 +135,7 @@ bench-exec: $(STAMP) ## the exec server next to its floors, on loopback and in p
 bench-egress: $(STAMP) ## the egress gateway next to a direct way, on loopback; writes bench/results/egress.json
 	@$(DEVCLUSTER) unpack egress-gateway >/dev/null
 	$(PY) bench/bench_egress.py
+	$(PY) bench/egress_cluster.py
 
 .PHONY: bench-claims
 bench-claims: $(STAMP) ## claims on the bundled cluster; writes bench/results/claims.json

@@ -1,9 +1,9 @@
-"""How soon a granted session's first request gets through the egress gateway, on the bundled cluster.
+"""How soon a granted session's first request gets through the egress gateway, on a real cluster.
 
-The cluster is started if it is down, and then stopped again. The sites are a fake internet's. From
-the answer to Create on, a sandbox is told to fetch a page: the figure is all that passes until it
-has it, the call to the exec server and the start of curl among it, and is told beside the same for a
-command that fetches nothing. Adds to bench/results/egress.json.
+The bundled cluster is started if it is down, and then stopped again. The sites are a fake
+internet's. From the answer to Create on, a sandbox is told to fetch a page: the figure is all that
+passes until it has it, the call to the exec server and the start of curl among it, and is told
+beside the same for a command that fetches nothing. Adds to bench/results/egress.json.
 
     python bench/egress_cluster.py
 """

@@ -1,10 +1,12 @@
 """What sandboxes try, what it proves, and what follows when they reach something."""
 
+import asyncio
 from typing import Any
 
 import pytest
 
 from cloister_operator.cluster.resources import ENDPOINT_SLICES, NAMESPACES, NODES, SERVICES
+from cloister_operator.controller import bootstrap
 from cloister_operator.plan import proving
 from cloister_operator.plan.proving import Landmark, Site
 from support.fake_operator import Operator, World
@@ -262,3 +264,20 @@ async def test_targets_come_from_what_is_in_the_cluster(world: World) -> None:
     proof = operator.context.proofs[NAMESPACE, "none"]
     assert "the cluster's DNS" in proof.message
     assert "nodes" not in proof.message
+
+
+async def test_the_positive_control_is_a_connection() -> None:
+    ended = asyncio.Event()
+
+    async def serve(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.close()
+        ended.set()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    assert await bootstrap.reaches(f"127.0.0.1:{port}")
+    await ended.wait()
+    server.close()
+    await server.wait_closed()
+    assert not await bootstrap.reaches(f"127.0.0.1:{port}")
+    assert not await bootstrap.reaches("[::ffff:127.0.0.1]:1")

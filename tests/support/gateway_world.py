@@ -41,6 +41,7 @@ class Seen:
     port: int
     server_name: str = ""
     first: bytes = b""
+    headers: list[bytes] = field(default_factory=list)
     ended: threading.Event = field(default_factory=threading.Event)
 
 
@@ -119,8 +120,8 @@ class Internet:
                 seen.first = seen.first or line
                 words = line.split()
                 if len(words) == 3 and words[2].startswith(b"HTTP/"):
-                    while await reader.readline() not in (b"\r\n", b""):
-                        pass
+                    while (header := await reader.readline()) not in (b"\r\n", b""):
+                        seen.headers.append(header.lower())
                     path = words[1].rpartition(b"/")[2]
                     body = b"x" * int(path) if path.isdigit() else b"hello\n"
                     head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n\r\n"

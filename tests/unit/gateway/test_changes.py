@@ -431,6 +431,25 @@ def test_what_was_decided_is_told_exactly(here: World) -> None:
         feed.close()
 
 
+def test_nobody_is_reported_as_somebody_else(here: World) -> None:
+    """The second stage learns the source from a header that a sandbox may write, too."""
+    one, two = "10.90.0.34", "10.90.0.35"
+    here.operator.apply({one: "p", two: "p"}, HOSTS)
+    feed = Feed(here, one, two)
+    try:
+        made = here.client.connect(one)
+        head = "CONNECT ok.test:443 HTTP/1.1\r\nHost: ok.test\r\n"
+        made.sendall(f"{head}X-Forwarded-For: {two}\r\nForwarded: for={two}\r\n\r\n".encode())
+        assert b" 200 " in made.recv(4096)
+        with pytest.raises((OSError, ssl.SSLError)), made:
+            here.client.tls.wrap_socket(made, server_hostname="evil.test")
+        key = (pod_uid(one), "ok.test", 443, "NameMismatch")
+        until(lambda: feed.counts.get(key, 0) == 1, "the mismatch")
+        assert {uid for uid, *_ in feed.counts} == {pod_uid(one)}
+    finally:
+        feed.close()
+
+
 def test_decisions_wait_for_an_agent_that_is_away(here: World) -> None:
     here.pod.kill("agent")
     for _ in range(6):

@@ -139,6 +139,14 @@ def test_the_host_header_is_the_urls(here: World) -> None:
     assert {each.address for each in here.internet.seen} == {SERVER}
 
 
+def test_servers_learn_nothing_of_the_pod_or_the_gateway(here: World) -> None:
+    here.client.get(POD, "http://ok.test/")
+    (seen,) = here.internet.seen
+    names = {each.partition(b":")[0] for each in seen.headers}
+    assert names <= {b"host", b"connection", b"cache-control"}
+    assert POD.encode() not in b"".join(seen.headers)
+
+
 def test_each_request_is_a_connection_of_its_own(here: World) -> None:
     one = "GET http://ok.test/ HTTP/1.1\r\nHost: ok.test\r\n\r\n"
     two = "GET http://evil.test/ HTTP/1.1\r\nHost: evil.test\r\n\r\n"

@@ -8,6 +8,7 @@ import pytest
 import cloister
 from cloister import _connection, _sessions_api
 from cloister._forward import Forward
+from support.certificates import TestAuthority
 from support.cluster import wait_for
 from support.fake_kube import FakeKube
 from support.fake_sessions import FakeSessions
@@ -101,3 +102,12 @@ async def test_who_connects_just_before_the_end_is_hung_up_on() -> None:
         await ending[0]
         writer.close()
     assert [each.is_closing() for each in accepted] == [True]
+
+
+def test_a_ca_that_was_replaced_is_looked_up_again(
+    client: cloister.Client, kube: FakeKube, sessions: FakeSessions
+) -> None:
+    """Who read whom to trust before the CA was rotated fails no call for it."""
+    kube.client_config = {**sessions.client_config, "ca.crt": TestAuthority().pem.decode()}
+    kube.next_config = sessions.client_config
+    assert client.list_sessions() == []

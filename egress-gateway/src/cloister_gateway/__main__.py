@@ -21,8 +21,7 @@ def main() -> int:
         logging.basicConfig(
             level=settings.log_level, format="%(asctime)s %(levelname)s %(message)s"
         )
-        if part != "agent":
-            settings = launch.fitted(settings)
+        settings = launch.fitted(settings)
         match part:
             case "front":
                 launch.front(settings)

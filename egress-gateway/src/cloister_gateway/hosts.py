@@ -34,16 +34,20 @@ class Hosts:
         self._below = frozenset(each[2:] for each in listed if each.startswith(WILDCARD))
         self._exact = frozenset(each for each in listed if not each.startswith(WILDCARD))
 
-    def __contains__(self, name: str) -> bool:
-        """Whether a canonical name is listed, or lies below a wildcard's name."""
+    def match(self, name: str) -> str | None:
+        """The pattern that allows a canonical name, one of them where there are several."""
         if name in self._exact:
-            return True
+            return name
         at = name.find(".")
         while self._below and at != -1:
             if name[at + 1 :] in self._below:
-                return True
+                return f"{WILDCARD}{name[at + 1 :]}"
             at = name.find(".", at + 1)
-        return False
+        return None
+
+    def __contains__(self, name: str) -> bool:
+        """Whether a canonical name is listed, or lies below a wildcard's name."""
+        return self.match(name) is not None
 
     def covers(self, other: "Hosts") -> bool:
         """Whether everything that `other` allows is allowed here; False in doubt."""

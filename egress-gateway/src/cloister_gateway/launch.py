@@ -24,7 +24,10 @@ class LaunchError(Exception):
 
 
 def fitted(settings: Settings) -> Settings:
-    """Raise this process's limit of file descriptors; the settings that it is enough for."""
+    """Raise this process's limit of file descriptors; the settings that it is enough for.
+
+    The agent needs some for names that are being looked up.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < (wanted := min(hard, settings.descriptors)):
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

@@ -95,6 +95,9 @@ http_access deny !CONNECT !plain
 http_access deny !CONNECT !plain_port
 http_access deny !resolved private
 http_access deny inside private
+# Once more, should the helper that is told of it be gone.
+http_access deny !resolved
+http_access deny inside
 http_access allow admitted
 http_access deny all
 deny_info ERR_CLOISTER named

@@ -8,6 +8,7 @@ answers that pass here leads inside. The cluster's own ranges, which change, are
 import asyncio
 import logging
 import socket
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -30,7 +31,9 @@ _MOST = {dns.rdatatype.A: 12, dns.rdatatype.AAAA: 7}
 """Addresses that fit into 512 bytes beside the longest name."""
 _LIFETIME = 8.0
 _CACHED = 8192
-_AT_ONCE = 512
+_AT_ONCE = 2048
+_AT_ONCE_OF_PATTERN = 64
+"""Whoever runs the DNS of an allowed `*.name` may answer late, and must not keep others waiting."""
 _TTL = 1
 log = logging.getLogger(__name__)
 
@@ -65,16 +68,17 @@ class Upstream:
 class Resolver(asyncio.DatagramProtocol):
     """Answers squid.
 
-    `known` says whether any policy allows a name; `ranges` gives what is denied now.
+    `known` gives the pattern by which any policy allows a name; `ranges` what is denied now.
     """
 
     def __init__(
-        self, known: Callable[[str], bool], ranges: Callable[[], Ranges], lookup: Lookup
+        self, known: Callable[[str], str | None], ranges: Callable[[], Ranges], lookup: Lookup
     ) -> None:
         self._known = known
         self._ranges = ranges
         self._lookup = lookup
         self._tasks: set[asyncio.Task[None]] = set()
+        self._under_way: Counter[str] = Counter()
         self._transport: asyncio.DatagramTransport | None = None
 
     async def start(self, port: int = places.DNS_PORT) -> None:
@@ -118,10 +122,11 @@ class Resolver(asyncio.DatagramProtocol):
             return response.to_wire()
         (question,) = query.question
         name = canonical(question.name.to_text())
-        if question.rdclass != dns.rdataclass.IN or name is None or not self._known(name):
+        pattern = self._known(name) if name is not None else None
+        if question.rdclass != dns.rdataclass.IN or name is None or pattern is None:
             response.set_rcode(dns.rcode.REFUSED)
         elif question.rdtype in _MOST and (question.rdtype == dns.rdatatype.A or _has_ipv6()):
-            found = await self._lookup(name, question.rdtype)
+            found = await self._bounded(pattern, name, question.rdtype)
             if found is None:
                 response.set_rcode(dns.rcode.SERVFAIL)
             ranges = self._ranges()
@@ -134,6 +139,19 @@ class Resolver(asyncio.DatagramProtocol):
             elif found:
                 log.info("a name that is allowed leads to no public address: %s", name)
         return response.to_wire()
+
+    async def _bounded(
+        self, pattern: str, name: str, kind: dns.rdatatype.RdataType
+    ) -> list[Address] | None:
+        if self._under_way[pattern] >= _AT_ONCE_OF_PATTERN:
+            return None
+        self._under_way[pattern] += 1
+        try:
+            return await self._lookup(name, kind)
+        finally:
+            self._under_way[pattern] -= 1
+            if not self._under_way[pattern]:
+                del self._under_way[pattern]
 
 
 def _has_ipv6() -> bool:

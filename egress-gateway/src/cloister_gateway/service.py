@@ -51,9 +51,9 @@ class Holder:
         metrics.SOURCES.set(len(self.state.sources))
         metrics.REVISION.set(self.state.revision)
 
-    def known(self, name: str) -> bool:
-        """Whether any policy allows the name."""
-        return name in self._known
+    def known(self, name: str) -> str | None:
+        """The pattern of any policy that allows the name."""
+        return self._known.match(name)
 
     async def apply(self, state: State) -> None:
         """Hold this state; returns when it holds.

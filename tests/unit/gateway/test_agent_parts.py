@@ -17,6 +17,7 @@ from cloister_gateway import front, helper, ledger, reports
 from cloister_gateway.connections import MEETING_SECONDS, Connections, Ended, ended
 from cloister_gateway.front import Front, FrontUnreachable
 from cloister_gateway.helper import Deciding, Rules, reply
+from cloister_gateway.hosts import Hosts
 from cloister_gateway.identity import Identity, IdentityError
 from cloister_gateway.ledger import Ledger
 from cloister_gateway.ranges import Address, Ranges
@@ -265,7 +266,9 @@ async def ask(
         return None if found is None else [ipaddress.ip_address(each) for each in found]
 
     resolver = Resolver(
-        lambda each: each.endswith("ok.test"), lambda: Ranges(["151.101.7.0/24"]), lookup
+        lambda each: each if each.endswith("ok.test") else None,
+        lambda: Ranges(["151.101.7.0/24"]),
+        lookup,
     )
     query = dns.message.make_query(asked, of)
     return dns.message.from_wire(await resolver.answer(query.to_wire()))
@@ -302,12 +305,36 @@ async def test_many_addresses_fit_into_what_squid_takes() -> None:
     assert len(addresses(answer)) == 12
 
 
+async def test_a_zone_that_never_answers_keeps_no_other_waiting() -> None:
+    silence = asyncio.Event()
+
+    async def lookup(name: str, kind: dns.rdatatype.RdataType) -> list[Address] | None:
+        if name.endswith(".slow.test"):
+            await silence.wait()
+        return [ipaddress.ip_address("151.101.0.1")]
+
+    hosts = Hosts(["*.slow.test", "ok.test"])
+    resolver = Resolver(hosts.match, Ranges, lookup)
+
+    async def answer(name: str) -> dns.message.Message:
+        wire = dns.message.make_query(name, "A").to_wire()
+        return dns.message.from_wire(await resolver.answer(wire))
+
+    waiting = [asyncio.create_task(answer(f"n{each}.slow.test")) for each in range(64)]
+    await asyncio.sleep(0)
+    assert (await answer("more.slow.test")).rcode() == dns.rcode.SERVFAIL
+    assert addresses(await answer("ok.test")) == ["151.101.0.1"]
+    silence.set()
+    assert all(addresses(each) for each in await asyncio.gather(*waiting))
+    assert addresses(await answer("more.slow.test")) == ["151.101.0.1"]
+
+
 @given(st.binary(max_size=600))
 def test_garbage_is_not_answered_with_addresses(data: bytes) -> None:
     async def lookup(name: str, kind: dns.rdatatype.RdataType) -> list[Address] | None:
         raise AssertionError("looked up")
 
-    resolver = Resolver(lambda _: False, Ranges, lookup)
+    resolver = Resolver(lambda _: None, Ranges, lookup)
     asyncio.run(resolver.answer(data))
 
 

@@ -10,6 +10,7 @@ import yaml
 from cloister_operator import names
 from cloister_operator.controller.admission import SelfTest
 from cloister_operator.errors import (
+    NotFoundError,
     OperatorError,
     PermanentError,
     QuotaError,
@@ -178,3 +179,21 @@ async def test_answers(world: World, refusal: OperatorError, enforced: bool | No
     await look(operator, refusal)
     found = operator.context.admission.get(NAMESPACE)
     assert (found.enforced if found else None) is enforced
+
+
+async def test_a_namespace_that_takes_no_part_is_told_so(world: World) -> None:
+    """Nobody tries there; it must not wait for that."""
+    world.settings = world.settings.model_copy(update={"sandbox_namespaces": ()})
+    operator = world.start()
+    await operator.context.synced.wait()
+    world.apply_environment()
+    await operator.until(
+        lambda: world.condition(world.environment()) == ("False", "NamespaceNotEnabled")
+    )
+
+
+async def test_a_namespace_that_is_not_there_yet_shows_nothing(world: World) -> None:
+    operator = world.start()
+    await operator.context.synced.wait()
+    await look(operator, NotFoundError("namespaces not found"))
+    assert operator.context.admission == {}

@@ -4,7 +4,7 @@ import asyncio
 import logging
 
 from ..cluster.resources import NETWORK_POLICIES, PODS
-from ..errors import OperatorError, PermanentError, QuotaError, RefusedError
+from ..errors import NotFoundError, OperatorError, PermanentError, QuotaError, RefusedError
 from ..metrics import ADMISSION_ENFORCED
 from ..plan import admission
 from ..plan.admission import Attempt, Tried, Verdict
@@ -38,6 +38,9 @@ class SelfTest:
         context = self._context
         try:
             tried = [await self._try(namespace, each) for each in admission.attempts(namespace)]
+        except NotFoundError:
+            log.debug("there is no namespace %s yet", namespace)
+            return None
         except OperatorError as error:
             log.warning("the admission policies of %s cannot be tried: %s", namespace, error)
             return None

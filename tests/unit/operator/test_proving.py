@@ -233,6 +233,18 @@ async def test_each_kind_of_network_is_proven_by_a_pod_of_its_own(world: World) 
     assert world.condition(world.environment("open"), "NetworkEnforced") == ("True", "Proven")
 
 
+async def test_it_is_proven_again_and_again(make_world: Any) -> None:
+    world = make_world(proof_interval=0.05)
+    operator = await proven(world)
+    probes = sum(world.sandboxes.probes.values())
+    # By nobody's doing: no event, and no new pod.
+    await operator.until(lambda: sum(world.sandboxes.probes.values()) > probes + 2)
+    world.sandboxes.reachable = ["10.0.0.9:8080"]
+    await operator.until(
+        lambda: world.condition(world.environment(), "NetworkEnforced")[0] == "False"
+    )
+
+
 async def test_a_claimed_pod_is_never_asked(world: World) -> None:
     operator = await proven(world)
     for name in ("a", "b"):

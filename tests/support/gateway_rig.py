@@ -1,7 +1,8 @@
 """A gateway pod in network namespaces, made of the very Debian that its image is made of.
 
 Each part runs as a container would: chrooted, its root read-only, as user 65532 without
-capabilities, PID 1 of its own. The agent runs on this interpreter.
+capabilities, with processes of its own. The agent runs on this interpreter. PID 1 is a shell that
+stays what it is: a process that changes its user forgets that it is to end with its parent.
 """
 
 import os
@@ -121,8 +122,9 @@ mount --bind {folder}/own-{part} {root}/run/cloister/own
 mount --bind {SOURCES} {root}/opt/gateway/app
 mount --bind {ROOT}/egress-gateway/errors {root}/opt/gateway/errors
 mount -o remount,bind,ro {root}
-exec chroot {root} {" ".join(_UNPRIVILEGED)} \
+chroot {root} {" ".join(_UNPRIVILEGED)} \
     /opt/gateway/bin/python -I -B -m cloister_gateway {part}
+exit $?
 """
 
     def _agent_script(self) -> str:
@@ -139,7 +141,8 @@ mount -t tmpfs none /run
 mkdir /run/cloister
 {binds}
 cd /
-PYTHONPATH={paths} exec {run} {sys.executable} -B -m cloister_gateway agent
+PYTHONPATH={paths} {run} {sys.executable} -B -m cloister_gateway agent
+exit $?
 """
 
     def processes(self, part: str, program: str = "") -> list[int]:
@@ -168,12 +171,14 @@ PYTHONPATH={paths} exec {run} {sys.executable} -B -m cloister_gateway agent
         self._running[part].wait()
 
     def stop(self) -> None:
-        """End all containers."""
+        """End all containers; TimeoutError when anything of them is left."""
+        inside = [pid for part in self._running for pid in self.processes(part)]
         for each in self._running.values():
             each.kill()
         for each in self._running.values():
             each.wait()
         self._running.clear()
+        until(lambda: not any(map(_runs, inside)), "the end of all processes of a pod")
 
     def alive(self, part: str) -> bool:
         """Whether a container runs."""
@@ -206,6 +211,14 @@ PYTHONPATH={paths} exec {run} {sys.executable} -B -m cloister_gateway agent
                         total += int(line.split()[1])
             used[part] = total
         return used
+
+
+def _runs(pid: int) -> bool:
+    """Whether a process is there, and is no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def until(question: Any, what: str, seconds: float = 20.0) -> None:

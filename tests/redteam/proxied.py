@@ -4,7 +4,6 @@ Beside each row the sandbox makes one legitimate request: what of it arrives is 
 """
 
 import base64
-import ssl
 import struct
 from collections.abc import Iterator
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 from redteam.attacks import Attack, row
 from redteam.direct import EXFIL, METADATA, PRIVATE, query, tcp, tls
 from redteam.targets import Targets
+from support.client_hello import hello
 from support.fake_internet import Event
 from support.fake_internet_names import (
     ALLOWED,
@@ -335,35 +335,6 @@ def _gateway() -> Iterator[Attack]:
 
     yield Attack("the-gateways-ports", every, there, harmless=harmless)
     yield Attack("the-gateway-through-itself", within, there, harmless=harmless)
-
-
-def hello(*names: tuple[int, str], again: tuple[int, str] | None = None) -> bytes:
-    """A ClientHello with these entries of (type, name), and with the extension twice if asked."""
-
-    def extension(entries: tuple[tuple[int, str], ...]) -> bytes:
-        listed = b"".join(
-            struct.pack("!BH", kind, len(each)) + each.encode("latin-1") for kind, each in entries
-        )
-        body = struct.pack("!H", len(listed)) + listed
-        return struct.pack("!HH", 0, len(body)) + body
-
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    coming, going = ssl.MemoryBIO(), ssl.MemoryBIO()
-    held = context.wrap_bio(coming, going)
-    try:
-        held.do_handshake()
-    except ssl.SSLWantReadError:
-        record = going.read()
-    body = record[9:]
-    at = 34 + 1 + body[34]
-    at += 2 + int.from_bytes(body[at : at + 2], "big")
-    at += 1 + body[at]
-    extensions = extension(names) + (extension((again,)) if again else b"") + body[at + 2 :]
-    body = body[:at] + struct.pack("!H", len(extensions)) + extensions
-    message = b"\x01" + len(body).to_bytes(3, "big") + body
-    return record[:3] + struct.pack("!H", len(message)) + message
 
 
 def _encoded(data: bytes) -> str:

@@ -1,7 +1,8 @@
 """The kinds of sandboxes that attacks are tried from."""
 
 import secrets
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,8 @@ ROOTISH = "cloister-rootish"
 """A namespace that enforces Pod Security baseline, where sandboxes have root."""
 ALLOWED_HOSTS = [ALLOWED, INDEX, PACKAGES, GIT, f"*.{WILD}", f"*.{TO}"]
 START = 120.0
+SMALL = {"pool": {"size": 1}, "resources": {"memory": "384Mi", "disk": "2Gi"}}
+"""Many of them are there at once, on a developer's machine."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ class Sandboxes:
     def environment(self, kind: Kind, *, ready: bool = True, **more: Any) -> str:
         """Make an Environment, which goes at the end; with `ready`, wait until it is Ready."""
         name = f"r-{secrets.token_hex(4)}"
-        manifest = environment(name, **{"pool": {"size": 1}, **kind.spec, **more})
+        manifest = environment(name, **{**SMALL, **kind.spec, **more})
         manifest["metadata"]["namespace"] = kind.namespace
         apply(manifest)
         self._held.callback(_delete, name, kind.namespace)
@@ -76,6 +79,12 @@ class Sandboxes:
         session = self._held.enter_context(client.create_session(environment, wait=START))
         arm(session)
         return session
+
+    @contextmanager
+    def passing(self) -> Iterator["Sandboxes"]:
+        """More of them, which go at once when they are not needed any more."""
+        with ExitStack() as held:
+            yield Sandboxes(held)
 
     def client(self, namespace: str) -> cloister.Client:
         """The client library, on the node."""

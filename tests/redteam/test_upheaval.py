@@ -1,5 +1,6 @@
 """Attacks that never stop, while parts of what stops them are taken away: never a moment open."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -14,7 +15,7 @@ import cloister
 from redteam.attacks import Attack, AttackSucceeded, ControlFailed, Harmless, in_pod, judge
 from redteam.direct import MPTCP, query, tcp, tls, udp
 from redteam.proxied import LEGITIMATE, connect, get, harmless
-from redteam.sandboxes import ALLOWED_HOSTS, NAMED, OPEN, SEALED, Kind, Sandboxes
+from redteam.sandboxes import ALLOWED_HOSTS, NAMED, OPEN, SEALED, SMALL, Kind, Sandboxes
 from redteam.targets import Targets
 from support import cluster
 from support.cluster import (
@@ -38,6 +39,7 @@ ROOT = Path(__file__).resolve().parents[2]
 GATEWAYS = "app.kubernetes.io/component=egress-gateway"
 STORM = 20.0
 FLOOD = 15.0
+THREADS = 150
 
 
 def direct(targets: Targets) -> list[JSON]:
@@ -89,6 +91,20 @@ class Storm:
         row = Attack(name, lambda _: self._attempts, harmless=harmless)
         judge(row, self._attempts, results, self._world.since(self._mark))
         return legitimate
+
+
+@pytest.fixture
+def targets(targets: Targets) -> Targets:
+    """The same with the gateways that there are now."""
+    pods = listing("pods", GATEWAYS, SYSTEM)
+    return dataclasses.replace(targets, gateways=tuple(each["status"]["podIP"] for each in pods))
+
+
+@pytest.fixture
+def more(sandboxes: Sandboxes) -> Iterator[Sandboxes]:
+    """Sandboxes of one test."""
+    with sandboxes.passing() as made:
+        yield made
 
 
 @pytest.fixture
@@ -186,15 +202,15 @@ def test_no_operator(
 
 
 @pytest.mark.attack
-def test_a_policy_that_changes(sandboxes: Sandboxes, world: FakeInternet, targets: Targets) -> None:
+def test_a_policy_that_changes(more: Sandboxes, world: FakeInternet, targets: Targets) -> None:
     """What an Environment allows newly is for new sandboxes; one that runs gains nothing."""
     kind = NAMED[0]
-    name = sandboxes.environment(kind)
-    attacker = sandboxes.session(kind, name)
+    name = more.environment(kind)
+    attacker = more.session(kind, name)
     storm = Storm(attacker, world, direct(targets) + proxied(targets))
     allowed = {"allowedHosts": [*ALLOWED_HOSTS, OTHERS]}
-    apply(environment(name, pool={"size": 1}, networking=allowed))
-    wait_for("a new sandbox that may", lambda: _may(sandboxes, kind, name))
+    apply(environment(name, **SMALL, networking=allowed))
+    wait_for("a new sandbox that may", lambda: _may(more, kind, name))
     # What the new sandbox asks for arrives; whether the attacker got there, he himself heard.
     storm.over(
         "a policy that changes",
@@ -202,15 +218,15 @@ def test_a_policy_that_changes(sandboxes: Sandboxes, world: FakeInternet, target
     )
 
 
-def _may(sandboxes: Sandboxes, kind: Kind, name: str) -> bool | None:
-    fresh = sandboxes.session(kind, name)
+def _may(more: Sandboxes, kind: Kind, name: str) -> bool | None:
+    fresh = more.session(kind, name)
     return in_pod(fresh, [connect(f"{OTHERS}:443", OTHERS)])[0]["reached"] or None
 
 
 @pytest.mark.attack
 @pytest.mark.parametrize("kind", [SEALED[0], SEALED[1], *NAMED], ids=lambda each: each.name)
 def test_a_pods_first_moments(
-    kind: Kind, sandboxes: Sandboxes, world: FakeInternet, targets: Targets
+    kind: Kind, more: Sandboxes, world: FakeInternet, targets: Targets
 ) -> None:
     """What is run before anything is granted or proven attacks from the pod's first moment on."""
     attempts = direct(targets) + [each for each in proxied(targets) if kind not in SEALED]
@@ -220,8 +236,8 @@ def test_a_pods_first_moments(
         "python3 /tmp/probe.py 6 < /tmp/told.json > /workspace/first.json\n"
     )
     mark = world.mark()
-    name = sandboxes.environment(kind, setup=setup)
-    session = sandboxes.session(kind, name)
+    name = more.environment(kind, setup=setup)
+    session = more.session(kind, name)
     results = json.loads(session.bash("cat /workspace/first.json").text)
     row = Attack("first moments", lambda _: attempts, harmless=harmless)
     judge(row, attempts, results, world.since(mark))
@@ -229,11 +245,9 @@ def test_a_pods_first_moments(
 
 @pytest.mark.attack
 @pytest.mark.parametrize("what", ["kept", "denied", "tunnels"])
-def test_a_flood(
-    what: str, attacker: cloister.Session, sandboxes: Sandboxes, targets: Targets
-) -> None:
+def test_a_flood(what: str, attacker: cloister.Session, more: Sandboxes, targets: Targets) -> None:
     """One sandbox does its worst to every gateway; another one goes on as before."""
-    other = sandboxes.session(NAMED[0], sandboxes.environment(NAMED[0]))
+    other = more.session(NAMED[0], more.environment(NAMED[0]))
     each = [f"{address}:3128" for address in targets.gateways]
     attempts = {
         "kept": [{"kind": "held", "proxy": one} for one in each],
@@ -243,7 +257,7 @@ def test_a_flood(
     ready = in_pod(other, [LEGITIMATE], 3)[0]
     if ready["good"] != ready["times"]:
         raise ControlFailed(f"it does not work without a flood either: {ready}")
-    thread = threading.Thread(target=in_pod, args=(attacker, attempts, FLOOD, 150))
+    thread = threading.Thread(target=in_pod, args=(attacker, attempts, FLOOD, THREADS))
     thread.start()
     during = in_pod(other, [LEGITIMATE], FLOOD)[0]
     thread.join()
@@ -268,10 +282,10 @@ def no_policy_engine() -> Iterator[None]:
 
 
 @pytest.mark.attack
-def test_no_policy_engine(no_policy_engine: None, sandboxes: Sandboxes) -> None:
+def test_no_policy_engine(no_policy_engine: None, more: Sandboxes) -> None:
     """Nobody gets a sandbox whose network is not closed, whatever its network should be."""
     kinds = (SEALED[0], NAMED[0], OPEN[0])
-    names = [sandboxes.environment(each, ready=False) for each in kinds]
+    names = [more.environment(each, ready=False) for each in kinds]
     for kind, name in zip(kinds, names, strict=True):
         wait_condition("environment", name, "NetworkEnforced", "False", 120)
         apply(session_manifest(name, name))

@@ -75,7 +75,7 @@ proxy_protocol_access deny all
 
 # The client's port makes each connection's question its own: no answer serves two connections.
 external_acl_type egress ttl=0 negative_ttl=0 cache=0 grace=0 concurrency=1000 queue-size=20000 \
-children-startup=1 children-idle=1 children-max=2 ipv4 %>a %>p %>rm %>rd %>rP %DATA {decide}
+children-startup=1 children-idle=1 children-max=2 ipv4 %>a %>p %#>rm %#>rd %>rP %DATA {decide}
 acl named external egress named
 acl private external egress private
 acl admitted external egress admit
@@ -142,7 +142,7 @@ follow_x_forwarded_for deny all
 log_uses_indirect_client on
 acl_uses_indirect_client off
 external_acl_type sni ttl=0 negative_ttl=0 cache=0 grace=0 concurrency=1000 queue-size=20000 \
-children-startup=1 children-idle=1 children-max=2 ipv4 %>a %>p %ssl::>sni %>rd %>rP %DATA {helper}
+children-startup=1 children-idle=1 children-max=2 ipv4 %>a %>p %#ssl::>sni %#>rd %>rP %DATA {helper}
 acl same_name external sni same
 acl connect_port port 443
 acl step1 at_step SslBump1

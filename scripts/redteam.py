@@ -23,8 +23,10 @@ from cloister_devcluster.places import here
 NAME_SERVER = "45.83.64.53"
 """The fake internet's: see tests/support/fake_internet_names.py."""
 ROOTISH_NAMESPACE = "cloister-rootish"
+EGRESS = {"egress.gateway.nameservers[0]": NAME_SERVER}
+"""What the chart must be told for the gateways to ask the fake internet."""
 VALUES = {
-    "egress.gateway.nameservers[0]": NAME_SERVER,
+    **EGRESS,
     # The node's addresses towards the fake internet, which Kubernetes does not know to be its own.
     "egress.extraRanges[0]": "45.83.64.0/30",
     "sandboxNamespaces[1].name": ROOTISH_NAMESPACE,

@@ -39,7 +39,6 @@ ROOT = Path(__file__).resolve().parents[2]
 GATEWAYS = "app.kubernetes.io/component=egress-gateway"
 STORM = 20.0
 FLOOD = 15.0
-THREADS = 150
 
 
 def direct(targets: Targets) -> list[JSON]:
@@ -257,7 +256,7 @@ def test_a_flood(what: str, attacker: cloister.Session, more: Sandboxes, targets
     ready = in_pod(other, [LEGITIMATE], 3)[0]
     if ready["good"] != ready["times"]:
         raise ControlFailed(f"it does not work without a flood either: {ready}")
-    thread = threading.Thread(target=in_pod, args=(attacker, attempts, FLOOD, THREADS))
+    thread = threading.Thread(target=in_pod, args=(attacker, attempts, FLOOD, threads))
     thread.start()
     during = in_pod(other, [LEGITIMATE], FLOOD)[0]
     thread.join()

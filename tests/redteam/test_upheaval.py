@@ -243,8 +243,10 @@ def test_a_pods_first_moments(
 
 
 @pytest.mark.attack
-@pytest.mark.parametrize("what", ["kept", "denied", "tunnels"])
-def test_a_flood(what: str, attacker: cloister.Session, more: Sandboxes, targets: Targets) -> None:
+@pytest.mark.parametrize(("what", "threads"), [("kept", 300), ("denied", 30), ("tunnels", 30)])
+def test_a_flood(
+    what: str, threads: int, attacker: cloister.Session, more: Sandboxes, targets: Targets
+) -> None:
     """One sandbox does its worst to every gateway; another one goes on as before."""
     other = more.session(NAMED[0], more.environment(NAMED[0]))
     each = [f"{address}:3128" for address in targets.gateways]

@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 # bundled: the cluster of devcluster/; current: the current kube context.
 CLUSTER ?= bundled
 DEVCLUSTER := PYTHONPATH=devcluster/src python3 -m cloister_devcluster
-CODE := operator/src sandbox-image/src client/src devcluster/src scripts bench
+CODE := operator/src sandbox-image/src egress-gateway/src client/src devcluster/src scripts bench
 CACHE := $(or $(CLOISTER_CACHE),$(if $(filter 0,$(shell id -u)),/var/cache/cloister,$(HOME)/.cache/cloister))
 # What Python and mypy compile lies beside the binaries: the tree stays clean, the next run starts sooner.
 export PYTHONPYCACHEPREFIX := $(CACHE)/pycache
@@ -51,6 +51,7 @@ types: $(STAMP) ## mypy --strict
 .PHONY: unit
 unit: $(STAMP) ## unit, contract and chart tests
 	@$(DEVCLUSTER) build --only helm --only promtool
+	@$(DEVCLUSTER) unpack egress-gateway >/dev/null
 	HELM=$$($(DEVCLUSTER) bin helm) $(VENV)/bin/pytest -n 4 --dist loadfile -m 'not e2e and not long' tests
 
 .PHONY: format
@@ -87,7 +88,7 @@ generate: $(STAMP) ## regenerate the gRPC stubs and the chart's README
 
 .PHONY: lock
 lock: $(STAMP) ## recompile requirements/*.txt from pyproject.toml
-	for group in sandbox operator client dev; do \
+	for group in sandbox operator gateway client dev; do \
 	  $(VENV)/bin/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	    --no-emit-find-links --no-header --no-annotate --group $$group -o requirements/$$group.txt; \
 	done
@@ -110,6 +111,11 @@ cluster-status: ## what of the bundled cluster is running, and where its kubecon
 images: ## build the images, and load them into the bundled cluster when it runs (ENGINE=docker: for docker)
 	$(DEVCLUSTER) images $(if $(ENGINE),--engine $(ENGINE))
 
+.PHONY: sbom
+sbom: $(STAMP) ## write what each image contains as CycloneDX JSON, to build/sbom
+	$(DEVCLUSTER) images
+	$(PY) scripts/sbom.py
+
 .PHONY: deploy
 deploy: $(STAMP) ## install or upgrade Cloister on the cluster with helm
 	$(PY) scripts/deploy.py --cluster $(CLUSTER)
@@ -122,11 +128,21 @@ e2e: $(STAMP) ## only the end-to-end tests (ARGS='-k name' narrows them down)
 outages: $(STAMP) ## kill the kubelet, containerd, API server and etcd of the bundled cluster under load
 	$(PY) scripts/e2e.py -- --outages $(ARGS)
 
+.PHONY: redteam
+redteam: $(STAMP) ## attack Cloister from inside its sandboxes, before a fake internet (ARGS='-k name' narrows it down)
+	$(PY) scripts/redteam.py -- $(ARGS)
+
 # --- measurements --------------------------------------------------------------------------------
 
 .PHONY: bench-exec
 bench-exec: $(STAMP) ## the exec server next to its floors, on loopback and in pods; writes bench/results/exec.json
 	$(PY) bench/bench_exec.py
+
+.PHONY: bench-egress
+bench-egress: $(STAMP) ## the egress gateway next to a direct way, on loopback; writes bench/results/egress.json
+	@$(DEVCLUSTER) unpack egress-gateway >/dev/null
+	$(PY) bench/bench_egress.py
+	$(PY) bench/egress_cluster.py
 
 .PHONY: bench-claims
 bench-claims: $(STAMP) ## claims on the bundled cluster; writes bench/results/claims.json

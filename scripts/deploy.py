@@ -22,11 +22,14 @@ def deploy(target: Target, extra: Mapping[str, str] | None = None) -> None:
     existed = "cloister" in target.helm("list", "-n", SYSTEM_NAMESPACE, "-q").split()
     operator, tag = targets.in_registry(IMAGES["operator"]).rsplit(":", 1)
     client, _ = targets.in_registry(IMAGES["client"]).rsplit(":", 1)
+    gateway, _ = targets.in_registry(IMAGES["egress-gateway"]).rsplit(":", 1)
     settings = {
         "image.repository": operator,
         "image.tag": tag,
         "tests.image.repository": client,
         "tests.image.tag": tag,
+        "egress.gateway.image.repository": gateway,
+        "egress.gateway.image.tag": tag,
         "sandbox.image": targets.in_registry(IMAGES["sandbox"]),
         "sandboxNamespaces[0].name": SANDBOX_NAMESPACE,
         "sandboxNamespaces[0].create": "true",
@@ -39,13 +42,12 @@ def deploy(target: Target, extra: Mapping[str, str] | None = None) -> None:
         *("upgrade", "--install", "cloister", chart, "-n", SYSTEM_NAMESPACE),
         *("--create-namespace", "--wait", "--timeout", "3m", *pairs),
     )
+    deployments = [f"deployment/{each}" for each in ("cloister-operator", "cloister-egress-gateway")]
     if existed:
         # The tag of a development image does not change with its content.
-        target.kubectl("rollout", "restart", "deployment/cloister-operator", "-n", SYSTEM_NAMESPACE)
-    target.kubectl(
-        *("rollout", "status", "deployment/cloister-operator", "-n", SYSTEM_NAMESPACE),
-        "--timeout=3m",
-    )
+        target.kubectl("rollout", "restart", *deployments, "-n", SYSTEM_NAMESPACE)
+    for each in deployments:
+        target.kubectl("rollout", "status", each, "-n", SYSTEM_NAMESPACE, "--timeout=3m")
 
 
 def main() -> int:

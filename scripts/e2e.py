@@ -11,6 +11,7 @@ import sys
 
 import target as targets
 from deploy import deploy
+from redteam import EGRESS
 from target import ROOT, TargetError
 
 PARALLEL = "4"
@@ -25,7 +26,7 @@ def main(arguments: list[str]) -> int:
     was_running = targets.bundled_runs()
     try:
         target = targets.bundled()
-        deploy(target)
+        deploy(target, EGRESS)
         pytest = [sys.executable, "-m", "pytest", *arguments, "tests/e2e"]
         shared = [*pytest, "-m", "e2e and not disruptive", "-n", PARALLEL, "--dist", "loadscope"]
         alone = [*pytest, "-m", "e2e and disruptive and not outage"]

@@ -15,6 +15,7 @@ IMAGES = {
     "operator": "localhost/cloister/operator:dev",
     "sandbox": "localhost/cloister/sandbox:dev",
     "client": "localhost/cloister/client:dev",
+    "egress-gateway": "localhost/cloister/egress-gateway:dev",
 }
 
 

@@ -227,7 +227,7 @@ def test_tests_that_are_named_exist(page: Path) -> None:
         assert name in (files if name.endswith(".py") else functions), name
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/security.md"])
+@pytest.mark.parametrize("name", ["README.md", "SECURITY.md", "docs/security.md"])
 def test_every_claim_is_linked_to_the_test_that_proves_it(name: str) -> None:
     page = ROOT / name
     links = [each for each in _LINK.findall(prose(page)) if each[0].startswith("`test_")]
@@ -235,6 +235,18 @@ def test_every_claim_is_linked_to_the_test_that_proves_it(name: str) -> None:
     for text, target in links:
         path = str((page.parent / target).resolve().relative_to(ROOT))
         assert text.strip("`") in functions_of_tests()[path], f"{text} in {path}"
+
+
+def test_every_attack_of_the_threat_model_names_what_stops_it_and_its_test() -> None:
+    text = prose(ROOT / "SECURITY.md")
+    lines = [each for each in text.splitlines() if each.startswith("| ")]
+    attacks = [each for each in lines if not each.startswith(("| attack |", "|---"))]
+    assert len(attacks) >= 25
+    for each in attacks:
+        attack, stopped_by, proof = (cell.strip() for cell in each.strip("| ").split(" | "))
+        assert attack
+        assert stopped_by
+        assert [link for link in _LINK.findall(proof) if link[0].startswith("`test_")], attack
 
 
 OPERATIONS = ROOT / "docs" / "operations.md"
@@ -260,7 +272,7 @@ def check_rows(heading: str, documented: list[str], present: set[str]) -> None:
 
 def reasons() -> set[str]:
     """The reasons of conditions, which Events and failures have as well."""
-    types = {"READY", "POOL_READY", "NETWORK_ENFORCED"}
+    types = {"READY", "POOL_READY", "NETWORK_ENFORCED", "ADMISSION_ENFORCED"}
     return {
         value
         for name, value in vars(conditions).items()

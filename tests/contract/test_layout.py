@@ -20,7 +20,7 @@ def test_test_folders_are_not_packages() -> None:
 
 def test_locks_pin_what_the_groups_name() -> None:
     groups = tomllib.loads((ROOT / "pyproject.toml").read_text())["dependency-groups"]
-    for group in ("sandbox", "operator", "client"):
+    for group in ("sandbox", "operator", "gateway", "client"):
         lock = (ROOT / "requirements" / f"{group}.txt").read_text()
         for requirement in groups[group]:
             assert requirement.lower() in lock, f"run `make lock`: {requirement} in {group}.txt"

@@ -12,7 +12,6 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 import cloister
 from cloister_api.exec.v1 import exec_pb2, exec_pb2_grpc
-from support.portforward import forwarded
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +27,7 @@ def pair(
 def channel(
     session: "cloister.Session", credentials: grpc.ChannelCredentials
 ) -> Iterator[grpc.Channel]:
-    with forwarded(session.pod_name, 7443) as address:
+    with session.reach() as address:
         options = [("grpc.ssl_target_name_override", session.server_name)]
         with grpc.secure_channel(address, credentials, options) as made:
             yield made

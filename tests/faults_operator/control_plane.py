@@ -179,6 +179,8 @@ async def control_plane(folder: Path) -> AsyncIterator[ControlPlane]:
             f"--tls-private-key-file={keys}/apiserver.key",
             f"--token-auth-file={folder}/tokens",
             "--authorization-mode=RBAC",
+            # As clusters have it: what refuses a privileged pod is to be a policy.
+            "--allow-privileged=true",
             # Nobody makes the service accounts that it asks for.
             "--disable-admission-plugins=ServiceAccount",
             "--profiling=false",

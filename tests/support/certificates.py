@@ -1,6 +1,7 @@
 """A certificate authority for tests, independent of the product's own."""
 
 import datetime
+import secrets
 from dataclasses import dataclass
 
 from cryptography import x509
@@ -23,7 +24,9 @@ class TestAuthority:
 
     def __init__(self) -> None:
         self._key = ec.generate_private_key(ec.SECP256R1())
-        self._name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "test-ca")])
+        # As the product's own CAs, no two have the same name: who trusts both finds the right one.
+        name = f"test-ca-{secrets.token_hex(4)}"
+        self._name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
         certificate = (
             self._builder(self._name, self._key.public_key())
             .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)

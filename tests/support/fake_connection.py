@@ -75,6 +75,8 @@ class Connection:
         """Set once the operator is to be taken for dead: none of its calls returns any more."""
         self.away = False
         """The server cannot be reached."""
+        self.refusal: OperatorError | None = None
+        """What dry runs fail with; None lets them through."""
 
     def cut_watches(self) -> None:
         """End every watch; what it had still to tell is told to the next one."""
@@ -187,6 +189,12 @@ class Connection:
 
         made: JSON = await self._write("apply", resource.plural, body["metadata"]["name"], act)
         return made
+
+    async def try_apply(self, resource: Resource, namespace: str, body: JSON) -> None:
+        """What a dry run is refused with, if anything."""
+        await asyncio.sleep(0)
+        if self.refusal is not None:
+            raise self.refusal
 
     async def json_patch(
         self, resource: Resource, namespace: str, name: str, operations: Sequence[JSON]

@@ -23,6 +23,8 @@ class FakeKube:
 
     client_config: dict[str, str] | None = None
     """The ConfigMap for clients; None means that Cloister is not installed."""
+    next_config: dict[str, str] | None = None
+    """What it becomes once it was read."""
     environments: list[dict[str, Any]] | None = field(default_factory=list)
     """None means that the cluster does not know the kind."""
     log: bytes = b""
@@ -57,7 +59,10 @@ class FakeKube:
     async def read_config(self, request: web.Request) -> web.Response:
         if self.client_config is None or request.match_info["namespace"] != SYSTEM:
             return _status(404, 'configmaps "cloister-client-config" not found')
-        return web.json_response({"data": self.client_config})
+        found = self.client_config
+        if self.next_config is not None:
+            self.client_config, self.next_config = self.next_config, None
+        return web.json_response({"data": found})
 
     async def issue_token(self, request: web.Request) -> web.Response:
         if request.match_info["namespace"] != SANDBOXES:

@@ -59,6 +59,14 @@ class FakeSandboxes:
         """What the setup script says when it fails."""
         self.reachable: list[str] = []
         """What sandboxes reach in spite of the policies."""
+        self.gateway = "10.96.0.7:3128"
+        """What those with the network `gateway` reach by the policies."""
+        self.way_closed = False
+        """Whether the policy engine has yet to open their way."""
+        self.uid_map = "0 100000 65536"
+        """Which users outside a pod those inside are, as the kernel says it."""
+        self.package_sources_said: list[tuple[str, list[str]]] = []
+        """Where the package managers of every image get their packages."""
         self.refusing: set[str] = set()
         """UIDs of pods that refuse every claim."""
         self.claimed: dict[str, str] = {}
@@ -73,6 +81,8 @@ class FakeSandboxes:
         """UIDs of sessions whose pods were drained."""
         self.busy: set[str] = set()
         """UIDs of sessions in which a tool runs."""
+        self.trusted: dict[str, bytes] = {}
+        """By pod UID, the CAs that it was told to trust."""
         self.asked: list[str] = []
         """UIDs of sessions whose pods were asked for their activity."""
         self.probes: defaultdict[str, int] = defaultdict(int)
@@ -109,14 +119,25 @@ class FakeSandboxes:
                 raise SandboxFailed("SetupFailed", self.setup_problem)
             owner = self.claimed.get(pod.uid, "")
             state = SandboxState.CLAIMED if owner else SandboxState.WARM
-            return SandboxInfo(state, "0", 1, "boot", owner, "")
+            return SandboxInfo(state, "0", 1, "boot", owner, "", self.uid_map)
         raise TransientError(f"pod {pod.name} is not warm")
 
     async def probe(self, pod: PodAddress, targets: list[str]) -> list[str]:
         await asyncio.sleep(0)
         self._check(pod)
         self.probes[pod.uid] += 1
+        if self.gateway in targets and self._needs_gateway(pod) and not self.way_closed:
+            return [self.gateway, *(each for each in targets if each in self.reachable)]
         return [each for each in targets if each in self.reachable]
+
+    def _needs_gateway(self, pod: PodAddress) -> bool:
+        found = self._cluster.get(PODS, NAMESPACE, pod.name)
+        return bool(found["metadata"]["labels"].get(names.NETWORK_LABEL) == names.NETWORK_GATEWAY)
+
+    async def package_sources(self, pod: PodAddress) -> list[tuple[str, list[str]]]:
+        await asyncio.sleep(0)
+        self._check(pod)
+        return self.package_sources_said
 
     async def claim(self, pod: PodAddress, claim: ClaimPayload) -> None:
         await asyncio.sleep(0)
@@ -142,6 +163,12 @@ class FakeSandboxes:
         self._check(pod, session_uid)
         self.drained.append(session_uid)
         self.busy.discard(session_uid)
+
+    async def trust(self, pod: PodAddress, session_uid: str, ca_pem: bytes) -> None:
+        await asyncio.sleep(0)
+        if not self._up(pod) or not self.answering.is_set():
+            raise TransientError(f"pod {pod.name} does not answer")
+        self.trusted[pod.uid] = ca_pem
 
     def connected(self, pod_uid: str) -> bool:
         """Whether the operator has called it: of many pods some are, some are not."""

@@ -1,6 +1,8 @@
 """A Sessions API that hands out one running exec server."""
 
 import contextlib
+import socket
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -26,6 +28,8 @@ class FakeSessions(sessions_pb2_grpc.SessionsServicer):
     sessions: dict[str, pb.Session] = field(default_factory=dict)
     created: list[pb.CreateSessionRequest] = field(default_factory=list)
     resumed: list[pb.ResumeRequest] = field(default_factory=list)
+    reached: list[pb.EgressDecision] = field(default_factory=list)
+    """What every session tried to reach."""
     tokens: list[str] = field(default_factory=list)
     failures: list[tuple[grpc.StatusCode, str, bytes]] = field(default_factory=list)
     """Code, message and details of the next calls."""
@@ -36,6 +40,13 @@ class FakeSessions(sessions_pb2_grpc.SessionsServicer):
     lost_deletes: int = 0
     """So many deletions succeed without an answer."""
     port: int = 0
+    relayed: list[str] = field(default_factory=list)
+    """Sessions to which relays were opened."""
+    open_relays: int = 0
+    relay_port: int = 0
+    """Where relays lead; 0 is the exec server."""
+    reachable: bool = True
+    """Whether relays get through to the exec server."""
 
     @property
     def client_config(self) -> dict[str, str]:
@@ -106,6 +117,11 @@ class FakeSessions(sessions_pb2_grpc.SessionsServicer):
         self.renewals += 1
         return self._credentials()
 
+    def GetEgress(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
+        self._enter(context)
+        self._find(request.name, context)
+        return pb.GetEgressResponse(decisions=self.reached)
+
     def Delete(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
         self._enter(context)
         self._find(request.name, context)
@@ -117,6 +133,32 @@ class FakeSessions(sessions_pb2_grpc.SessionsServicer):
 
     def Watch(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
         context.abort(grpc.StatusCode.UNIMPLEMENTED, "not in this fake")
+
+    def Relay(self, requests: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
+        first = next(requests)
+        self._enter(context)
+        self._find(first.name, context)
+        self.relayed.append(f"{first.namespace}/{first.name}")
+        if not self.reachable:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "the session's sandbox does not answer")
+        with socket.create_connection(("127.0.0.1", self.relay_port or self.sandbox.port)) as far:
+            context.add_callback(lambda: _end(far))
+            up = threading.Thread(target=_send, args=(requests, far))
+            up.start()
+            with self._counting():
+                yield pb.RelayResponse()
+                while data := _received(far):
+                    yield pb.RelayResponse(data=data)
+            context.cancel()
+            up.join()
+
+    @contextlib.contextmanager
+    def _counting(self) -> Iterator[None]:
+        self.open_relays += 1
+        try:
+            yield
+        finally:
+            self.open_relays -= 1
 
     def Suspend(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
         self._enter(context)
@@ -140,12 +182,30 @@ class FakeSessions(sessions_pb2_grpc.SessionsServicer):
         return pb.CreateSessionResponse(session=found, credentials=self._credentials())
 
 
+def _send(requests: Any, far: socket.socket) -> None:
+    with contextlib.suppress(Exception):
+        for each in requests:
+            far.sendall(each.data)
+    _end(far)
+
+
+def _received(far: socket.socket) -> bytes:
+    with contextlib.suppress(OSError):
+        return far.recv(65_536)
+    return b""
+
+
+def _end(far: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        far.shutdown(socket.SHUT_RDWR)
+
+
 @contextlib.contextmanager
 def fake_sessions(sandbox: Sandbox) -> Iterator[FakeSessions]:
     """Serve on a loopback port over TLS."""
     sessions = FakeSessions(sandbox, endpoint=f"127.0.0.1:{sandbox.port}")
     pair = sessions.authority.issue(dns=SERVER_NAME)
-    server = grpc.server(ThreadPoolExecutor(8))
+    server = grpc.server(ThreadPoolExecutor(32))
     sessions_pb2_grpc.add_SessionsServicer_to_server(sessions, server)
     credentials = grpc.ssl_server_credentials([(pair.private_key, pair.certificate)])
     sessions.port = server.add_secure_port("127.0.0.1:0", credentials)

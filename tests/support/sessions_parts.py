@@ -11,7 +11,7 @@ import pytest
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
 
 from cloister_api.sessions.v1 import sessions_pb2
-from cloister_operator.api.backend import Caller, NewSession, SessionChange
+from cloister_operator.api.backend import Caller, EgressRecord, NewSession, SessionChange
 from cloister_operator.api.session import SessionObject
 from cloister_operator.errors import TransientError
 from cloister_operator.identity import Authority
@@ -61,12 +61,14 @@ class FakeBackend:
         self.sessions: dict[str, SessionObject] = {}
         self.asked: list[NewSession] = []
         self.states: list[tuple[str, str]] = []
+        self.reached: dict[str, list[EgressRecord]] = {}
         self.settles: SessionObject | None = made()
         self.never_settles = False
         self.raises: Exception | None = None
         self.expires: datetime | None = datetime.now(UTC) + timedelta(hours=5)
         self.changes: asyncio.Queue[SessionChange | None] = asyncio.Queue()
         self.watchers = 0
+        self.address: tuple[str, int] | None = None
         self.entered: asyncio.Queue[str] = asyncio.Queue()
         self.left: asyncio.Queue[str] = asyncio.Queue()
         self.hold: asyncio.Event | None = None
@@ -93,6 +95,9 @@ class FakeBackend:
             raise self.raises
         return self.sessions.get(name) if namespace == NS else None
 
+    def exec_address(self, session: SessionObject) -> tuple[str, int] | None:
+        return self.address
+
     def list_sessions(self, namespace: str, environment: str) -> list[SessionObject]:
         return [
             each
@@ -117,6 +122,9 @@ class FakeBackend:
             raise self.raises
         self.states.append((name, state))
         return self.get_session(namespace, name)
+
+    def egress(self, session: SessionObject) -> list[EgressRecord]:
+        return self.reached.get(session.metadata.name, [])
 
     async def delete_session(self, namespace: str, name: str) -> bool:
         return self.sessions.pop(name, None) is not None

@@ -19,6 +19,12 @@ app.kubernetes.io/name: cloister
 app.kubernetes.io/component: operator
 {{- end -}}
 
+{{- /* Labels that select the egress gateways' pods; they cannot change in the life of the Deployment. */ -}}
+{{- define "cloister.gatewayLabels" -}}
+app.kubernetes.io/name: cloister
+app.kubernetes.io/component: egress-gateway
+{{- end -}}
+
 {{- /* An image reference from {repository, tag, digest}; the digest wins. Takes (dict "image" "root"). */ -}}
 {{- define "cloister.image" -}}
 {{- if .image.digest -}}
@@ -64,4 +70,46 @@ app.kubernetes.io/component: operator
 {{- end -}}
 {{- end -}}
 {{- join "," $names -}}
+{{- end -}}
+
+{{- /* A list of strings as CEL has it; the schema refuses quotes in them. */ -}}
+{{- define "cloister.celList" -}}
+[{{ range $index, $each := . }}{{ if $index }}, {{ end }}'{{ $each }}'{{ end }}]
+{{- end -}}
+
+{{- /* The sandbox namespaces, for a binding: by the label that the API server itself keeps, so that who
+may label a namespace does not get it out of the policies' reach. */ -}}
+{{- define "cloister.guardedNamespaces" -}}
+namespaceSelector:
+  matchExpressions:
+    - key: kubernetes.io/metadata.name
+      operator: In
+      values:
+        {{- range .Values.sandboxNamespaces }}
+        - {{ .name }}
+        {{- end }}
+{{- end -}}
+
+{{- /* CEL: whether the operator asks. */ -}}
+{{- define "cloister.celOperator" -}}
+request.userInfo.username == 'system:serviceaccount:{{ .Release.Namespace }}:cloister-operator'
+{{- end -}}
+
+{{- /* CEL: whether RBAC or the values make the caller one of the platform's. */ -}}
+{{- define "cloister.celPlatform" -}}
+authorizer.group('cloister.dev').resource('sandboxnamespaces').namespace(request.namespace).check('administer').allowed() || request.userInfo.groups.exists(g, g in {{ include "cloister.celList" .Values.admission.platformGroups }})
+{{- end -}}
+
+{{- /* CEL: whether a controller of the cluster itself asks, as the garbage collector does. */ -}}
+{{- define "cloister.celControllers" -}}
+request.userInfo.username == 'system:kube-controller-manager' || 'system:serviceaccounts:kube-system' in request.userInfo.groups
+{{- end -}}
+
+{{- /* Mirrors of package managers, as name=URL. */ -}}
+{{- define "cloister.mirrors" -}}
+{{- $found := list -}}
+{{- range $name, $url := .Values.egress.packageManagers.mirrors -}}
+  {{- $found = append $found (printf "%s=%s" $name $url) -}}
+{{- end -}}
+{{- join "," $found -}}
 {{- end -}}

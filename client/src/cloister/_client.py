@@ -16,7 +16,7 @@ from cloister_api.sessions.v1 import sessions_pb2 as pb
 from ._connection import Connection
 from ._errors import CallError, SessionEndedError, call_error, suspended
 from ._kube import Kube
-from ._models import Credentials, EnvironmentInfo, File, SessionInfo
+from ._models import Credentials, EgressDecision, EnvironmentInfo, File, SessionInfo
 from ._session import AsyncSession
 from ._sessions_api import SessionsApi
 
@@ -127,6 +127,14 @@ class AsyncClient:
         found = await api.list(self.namespace, environment or "")
         return [SessionInfo.from_proto(each) for each in found.sessions]
 
+    async def session_egress(self, name: str) -> list[EgressDecision]:
+        """What a session tried to reach through the egress gateways, allowed and denied; the newest
+        last. Empty where its Environment allows no hosts.
+        """
+        _, api = await self._connected()
+        answer = await api.egress(self.namespace, name)
+        return [EgressDecision.from_proto(each) for each in answer.decisions]
+
     async def suspend_session(self, name: str) -> SessionInfo:
         """Delete a session's sandbox and keep its workspace, until it is resumed or ends.
 
@@ -225,7 +233,6 @@ class AsyncClient:
     ) -> AsyncSession:
         kube, api = await self._connected()
         connection = Connection(
-            kube,
             api,
             info,
             Credentials.from_proto(credentials),

@@ -25,11 +25,9 @@ from ._errors import (
     suspended,
 )
 from ._forward import Forward
-from ._kube import Kube
 from ._models import Credentials, SessionInfo
 from ._sessions_api import SessionsApi
 
-PORT = 7443
 # For how long a call is repeated after the last sign of life.
 RETRY_SECONDS = 30.0
 # A call that says nothing for so long has lost its connection: the server reports every 5 s.
@@ -78,7 +76,6 @@ class Connection:
 
     def __init__(
         self,
-        kube: Kube,
         sessions: SessionsApi,
         info: SessionInfo,
         credentials: Credentials,
@@ -87,7 +84,6 @@ class Connection:
     ) -> None:
         self.info = info
         self.credentials = credentials
-        self._kube = kube
         self._sessions = sessions
         self._direct = direct
         self._lock = asyncio.Lock()
@@ -220,10 +216,8 @@ class Connection:
         return _Link(channel, forward)
 
     def _new_forward(self) -> Forward:
-        async def pod() -> str:
-            return self.info.pod_name
-
-        return Forward(self._kube, self.info.namespace, pod, PORT)
+        namespace, name = self.info.namespace, self.info.name
+        return Forward(lambda: self._sessions.relay(namespace, name), f"session {namespace}/{name}")
 
     async def _renew(self) -> None:
         """Get a new certificate; calls under way go on over the old connection."""

@@ -1,38 +1,45 @@
-"""Local ports that lead to a pod's port, through the Kubernetes API.
+"""Local ports that lead somewhere else: each TCP connection gets a tunnel of its own.
 
-Each TCP connection gets a WebSocket of its own: a byte stream, whose messages begin with a byte
-that says which channel they belong to. Channel 0 carries data, channel 1 errors, and the first
-message of each names the port. The protocol cannot close one direction only: an end on either
-side ends both, after what was received has been handed on. gRPC needs no more.
+A tunnel cannot close one direction only: an end on either side ends both, after what was received
+has been handed on. gRPC needs no more.
 """
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
-
-import aiohttp
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Protocol
 
 from ._errors import CloisterError
-from ._kube import Kube
 
-_DATA, _ERROR = 0, 1
-_READ_BYTES = 128 * 1024
+_READ_BYTES = 64 * 1024
 _CONNECT_SECONDS = 15.0
 
 
-class Forward:
-    """Listens on a loopback port and bridges every connection to a pod.
+class Tunnel(Protocol):
+    """A byte stream; both directions raise CloisterError with what it failed of."""
 
-    pod: asked for the pod's name at every connection, so that a replaced pod is found again.
+    async def send(self, data: bytes) -> None:
+        """Send some bytes, at most 64 KiB."""
+        ...
+
+    def receive(self) -> AsyncIterator[bytes | memoryview]:
+        """What comes from the other side, until it ends."""
+        ...
+
+    async def close(self) -> None:
+        """End it."""
+        ...
+
+
+class Forward:
+    """Listens on a loopback port and bridges every connection to a tunnel.
+
+    opened: makes a tunnel, or raises CloisterError. where: for messages, what is at its other end.
     """
 
-    def __init__(
-        self, kube: Kube, namespace: str, pod: Callable[[], Awaitable[str]], port: int
-    ) -> None:
-        self._kube = kube
-        self._namespace = namespace
-        self._pod = pod
-        self._port = port
+    def __init__(self, opened: Callable[[], Awaitable[Tunnel]], where: str) -> None:
+        self._opened = opened
+        self._where = where
         self._server: asyncio.Server | None = None
         self._bridges: set[asyncio.Task[None]] = set()
         self.address = ""
@@ -73,50 +80,39 @@ class Forward:
                 await writer.wait_closed()
 
     async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        pod = ""
         try:
             async with asyncio.timeout(_CONNECT_SECONDS):
-                pod = await self._pod()
-                socket = await self._kube.port_forward(self._namespace, pod, self._port)
+                tunnel = await self._opened()
         except CloisterError as error:
             self.problem = str(error)
             return
         except TimeoutError:
-            self.problem = f"no connection to pod {self._namespace}/{pod} was made in time"
+            self.problem = f"no connection to {self._where} was made in time"
             return
         self.problem = ""
         directions = {
-            asyncio.create_task(_to_pod(reader, socket)),
-            asyncio.create_task(self._from_pod(socket, writer, pod)),
+            asyncio.create_task(_outwards(reader, tunnel)),
+            asyncio.create_task(_inwards(tunnel, writer)),
         }
         try:
-            await asyncio.wait(directions, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait(directions, return_when=asyncio.FIRST_COMPLETED)
+            for each in done:
+                failed = None if each.cancelled() else each.exception()
+                if isinstance(failed, CloisterError):
+                    self.problem = str(failed)
         finally:
             for each in directions:
                 each.cancel()
             await asyncio.gather(*directions, return_exceptions=True)
-            with contextlib.suppress(aiohttp.ClientError, OSError, TimeoutError):
-                await socket.close()
-
-    async def _from_pod(
-        self, socket: aiohttp.ClientWebSocketResponse, writer: asyncio.StreamWriter, pod: str
-    ) -> None:
-        announced: set[int] = set()
-        async for message in socket:
-            if message.type is not aiohttp.WSMsgType.BINARY or not message.data:
-                continue
-            channel = message.data[0]
-            if channel not in announced:
-                announced.add(channel)
-            elif channel == _DATA:
-                writer.write(memoryview(message.data)[1:])
-                await writer.drain()
-            elif channel == _ERROR:
-                text = message.data[1:].decode(errors="replace").strip()
-                self.problem = f"the connection to pod {self._namespace}/{pod} failed: {text}"
-                return
+            await tunnel.close()
 
 
-async def _to_pod(reader: asyncio.StreamReader, socket: aiohttp.ClientWebSocketResponse) -> None:
+async def _outwards(reader: asyncio.StreamReader, tunnel: Tunnel) -> None:
     while data := await reader.read(_READ_BYTES):
-        await socket.send_bytes(bytes((_DATA,)) + data)
+        await tunnel.send(data)
+
+
+async def _inwards(tunnel: Tunnel, writer: asyncio.StreamWriter) -> None:
+    async for data in tunnel.receive():
+        writer.write(data)
+        await writer.drain()

@@ -183,6 +183,39 @@ class SessionInfo:
 
 
 @dataclass(frozen=True)
+class EgressDecision:
+    """Connections of a session that the egress gateways decided alike."""
+
+    host: str
+    """As the session asked for it; empty for what was no name."""
+    port: int
+    allowed: bool
+    reason: str
+    """`Allowed`, or why not, such as `HostNotAllowed`."""
+    count: int
+    first: datetime
+    last: datetime
+    bytes_sent: int
+    """Of connections that ended."""
+    bytes_received: int
+
+    @classmethod
+    def from_proto(cls, message: sessions_pb2.EgressDecision) -> "EgressDecision":
+        """The typed view of the server's message."""
+        return cls(
+            host=message.host,
+            port=message.port,
+            allowed=message.allowed,
+            reason=message.reason,
+            count=message.count,
+            first=message.first.ToDatetime(UTC),
+            last=message.last.ToDatetime(UTC),
+            bytes_sent=message.bytes_sent,
+            bytes_received=message.bytes_received,
+        )
+
+
+@dataclass(frozen=True)
 class EnvironmentInfo:
     """An Environment and the state of its pool."""
 

@@ -12,9 +12,11 @@ from cloister_api.sessions.v1 import sessions_pb2 as pb
 from cloister_api.sessions.v1 import sessions_pb2_grpc
 
 from ._channels import open_channel
-from ._errors import from_rpc
-from ._forward import Forward
+from ._errors import CallError, from_rpc
+from ._forward import Forward, Tunnel
 from ._kube import Kube
+from ._portforward import PodTunnel
+from ._relay import RelayTunnel
 
 PORT = 8443
 _RETRY_SECONDS = 20.0
@@ -22,6 +24,8 @@ _CALL_SECONDS = 30.0
 # The session's own calls get ten seconds to finish.
 _SUSPEND_SECONDS = 45.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0
+_UNKNOWN_CA = "CERTIFICATE_VERIFY_FAILED"
+"""How gRPC says that nobody it trusts certified the other side."""
 _NO_EFFECT = frozenset({"RATE_LIMITED", "TOO_MANY_CALLS"})
 """Reasons of refusals that had no effect, and pass by themselves."""
 
@@ -76,6 +80,11 @@ class SessionsApi:
             lambda stub, **how: stub.Resume(request, **how), wait + _CALL_SECONDS
         )
 
+    async def egress(self, namespace: str, name: str) -> pb.GetEgressResponse:
+        """What a session tried to reach."""
+        request = pb.GetEgressRequest(namespace=namespace, name=name)
+        return await self._call(lambda stub, **how: stub.GetEgress(request, **how))
+
     async def delete(self, namespace: str, name: str) -> None:
         """End a session."""
         request = pb.DeleteSessionRequest(namespace=namespace, name=name)
@@ -92,6 +101,20 @@ class SessionsApi:
                     raise
 
         await self._call(delete)
+
+    async def relay(self, namespace: str, name: str) -> Tunnel:
+        """A connection to a session's exec server; raises CloisterError."""
+        stub = await self._connected()
+        token = await self._kube.token(self._namespace)
+        call = stub.Relay(metadata=[("authorization", f"Bearer {token}")])
+        problem = self._forward.problem if self._forward else ""
+        try:
+            return await RelayTunnel.open(call, namespace, name, problem)
+        except CallError as error:
+            if error.code is grpc.StatusCode.UNAUTHENTICATED:
+                # The next attempt brings another one.
+                self._kube.forget_token(self._namespace)
+            raise
 
     async def close(self) -> None:
         """Close the connection; the next call opens a new one."""
@@ -128,6 +151,9 @@ class SessionsApi:
             # callers who were refused together do not come back together.
             hint = (failed.retry_after or 0.0) * random.uniform(1.0, 1.2)  # noqa: S311
             pause = max(pause, hint)
+            if _UNKNOWN_CA in str(failed):
+                # Another CA signs by now: look up which.
+                await self.close()
             if time.monotonic() + pause > give_up:
                 # The address or the CA may have changed: look them up again next time.
                 await self.close()
@@ -141,17 +167,18 @@ class SessionsApi:
                 config = await self._kube.client_config(self._system_namespace)
                 address = config["sessionsAddress"]
                 if not self._direct:
-                    self._forward = Forward(
-                        self._kube,
-                        self._system_namespace,
-                        lambda: self._kube.operator_pod(self._system_namespace),
-                        PORT,
-                    )
+                    where = f"the operator in namespace {self._system_namespace}"
+                    self._forward = Forward(self._to_operator, where)
                     address = await self._forward.start()
                 self._channel = open_channel(
                     address, config["sessionsServerName"], config["ca.crt"].encode()
                 )
             return sessions_pb2_grpc.SessionsStub(self._channel)
+
+    async def _to_operator(self) -> Tunnel:
+        # Asked for at every connection, so that a replaced pod is found again.
+        pod = await self._kube.operator_pod(self._system_namespace)
+        return await PodTunnel.open(self._kube, self._system_namespace, pod, PORT)
 
     async def _disconnect(self) -> None:
         channel, forward = self._channel, self._forward

@@ -7,7 +7,15 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from ._client import DEFAULT_WAIT, AsyncClient
-from ._models import Credentials, Entry, EnvironmentInfo, File, SessionInfo, ToolResult
+from ._models import (
+    Credentials,
+    EgressDecision,
+    Entry,
+    EnvironmentInfo,
+    File,
+    SessionInfo,
+    ToolResult,
+)
 from ._outcomes import OutputPolicy, ProcessInfo, ShellInfo
 from ._progress import Progress
 from ._session import _READ_LIMIT, AsyncSession
@@ -315,6 +323,10 @@ class Client:
     def list_sessions(self, environment: str | None = None) -> list[SessionInfo]:
         """The namespace's sessions, oldest first; environment: only this one's."""
         return _run(lambda: self._async.list_sessions(environment))
+
+    def session_egress(self, name: str) -> list[EgressDecision]:
+        """What a session tried to reach; see AsyncClient.session_egress."""
+        return _run(lambda: self._async.session_egress(name))
 
     def suspend_session(self, name: str) -> SessionInfo:
         """Delete a session's sandbox and keep its workspace; see AsyncClient.suspend_session."""

@@ -1,11 +1,13 @@
 """Commands of the bundled cluster."""
 
 import argparse
+import json
 import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
-from . import build, debian, images, lifecycle, oci
+from . import build, contents, debian, images, lifecycle, oci
 from .components import PROGRAMS
 from .errors import ClusterError
 from .places import here
@@ -42,6 +44,12 @@ def parser() -> argparse.ArgumentParser:
     build_images.add_argument(
         "--full", action="store_true", help="also sandbox-full, with more languages"
     )
+    unpack = commands.add_parser("unpack", help="unpack an image's Debian, for tests; print where")
+    unpack.add_argument("image", metavar="NAME")
+    contents = commands.add_parser(
+        "contents", help="print as JSON what packages are in an image that was built"
+    )
+    contents.add_argument("image", choices=[each.name for each in images.IMAGES])
     load = commands.add_parser("load", help="import image archives into the cluster")
     load.add_argument("archives", nargs="+", type=Path, metavar="FILE")
     commands.add_parser("kubeconfig", help="print the path of the kubeconfig")
@@ -75,6 +83,13 @@ def run(arguments: argparse.Namespace) -> int:
             debian.ensure()
             config = lifecycle.running(places) if lifecycle.is_there(places) else None
             images.bundled(config, full=arguments.full)
+        case "unpack":
+            debian.ensure()
+            print(images.unpack(arguments.image))
+        case "contents":
+            with images.mounted(arguments.image) as (root, digest):
+                found = [asdict(each) for each in contents.read(root)]
+            print(json.dumps({"digest": digest, "packages": found}))
         case "load":
             config = lifecycle.running(places)
             for archive in arguments.archives:

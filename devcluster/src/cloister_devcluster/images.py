@@ -57,10 +57,16 @@ _BASE, _FULL = "sandbox-image/packages.base.txt", "sandbox-image/packages.full.t
 _SANDBOX = ("sandbox-image/src/cloister_sandbox", _API)
 _OPERATOR = ("operator/src/cloister_operator", _API)
 _EXTRA = (_BASE, _FULL, "sandbox-image/install-packages")
+_GATEWAY = ("egress-gateway/src/cloister_gateway", _API)
 IMAGES = (
     Image("operator", "operator/Dockerfile", "operator", "operator", _OPERATOR),
     Image("client", "operator/Dockerfile", "client", "client", ("client/src/cloister", _API)),
     Image("sandbox", "sandbox-image/Dockerfile", "base", "sandbox", _SANDBOX, (_BASE,), _EXTRA),
+    Image(
+        *("egress-gateway", "egress-gateway/Dockerfile", "gateway", "gateway", _GATEWAY),
+        packages=("egress-gateway/packages.txt",),
+        extra=("egress-gateway/packages.txt", "egress-gateway/errors/ERR_CLOISTER"),
+    ),
 )
 FULL = Image(
     "sandbox-full", "sandbox-image/Dockerfile", "full", "sandbox", _SANDBOX, (_BASE, _FULL), _EXTRA
@@ -87,6 +93,35 @@ def bundled(config: Config | None, full: bool = False) -> None:
                 _import(image, config)
     if config is None:
         say("the cluster is not running: the images wait for the next `images`")
+
+
+def unpack(name: str) -> Path:
+    """The Debian of an image as a folder; raises ClusterError for a name that no image has."""
+    for image in IMAGES:
+        if image.name == name:
+            with _lock():
+                return inputs.unpack(image.debian())
+    raise ClusterError(f"there is no image {name}")
+
+
+@contextmanager
+def mounted(name: str) -> Iterator[tuple[Path, str]]:
+    """The root of an image that was built, for as long as the context lasts, and its digest.
+
+    Raises ClusterError for a name that no image has, and for one that is not built.
+    """
+    image = next((each for each in (*IMAGES, FULL) if each.name == name), None)
+    if image is None:
+        raise ClusterError(f"there is no image {name}")
+    with _lock():
+        found = oci.manifest(_layout(), _reference(image))
+        if found is None:
+            raise ClusterError(f"{image.tag} is not built: run `make images`")
+        container = _run("from", "--pull-never", image.tag).strip()
+        try:
+            yield Path(_run("mount", container).strip()), found["digest"]
+        finally:
+            _run("rm", container)
 
 
 def with_engine(engine: str, full: bool = False) -> None:

@@ -57,6 +57,28 @@ def base_archive(packages: Sequence[str], key: str) -> Path:
     return archive
 
 
+def root_folder(packages: Sequence[str]) -> Path:
+    """Where `unpack` puts the base with these packages."""
+    return cache() / "roots" / base_key(packages)
+
+
+def unpack(packages: Sequence[str]) -> Path:
+    """Debian with these packages as a folder, for tests; made when it is not there."""
+    folder = root_folder(packages)
+    if folder.exists():
+        return folder
+    archive = base_archive(packages, base_key(packages))
+    fresh = folder.with_suffix(".new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    (fresh / "dev").mkdir(parents=True)
+    command = ["tar", "--extract", f"--file={archive}", f"--directory={fresh}", "--exclude=./dev"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ClusterError(f"Debian cannot be unpacked: {done.stderr.strip()[-2000:]}")
+    fresh.rename(folder)
+    return folder
+
+
 def is_debian_source(text: str) -> bool:
     """Whether a sources file of apt, in either format, speaks of this release of Debian only."""
     suites: set[str] = set()

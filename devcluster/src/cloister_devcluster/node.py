@@ -33,6 +33,20 @@ SYSCTLS = (
 CONTROLLERS = {"cpu", "cpuset", "hugetlb", "io", "memory", "pids"}
 """What the kubelet wants of cgroup v2."""
 INOTIFY_INSTANCES = 8192
+NO_IPV6 = "; ".join(
+    (
+        "add table bridge pods",
+        "add chain bridge pods input { type filter hook input priority 0; }",
+        "add chain bridge pods forward { type filter hook forward priority 0; }",
+        "add rule bridge pods input ether type ip6 drop",
+        "add rule bridge pods forward ether type ip6 drop",
+    )
+)
+"""What closes the pods' bridge to IPv6.
+
+Pods have no IPv6 addresses but the link-local ones that the kernel gives every interface. The
+policy engine looks at IPv4 alone: over those, each pod would reach the node and all other pods.
+"""
 
 
 @dataclass(frozen=True)
@@ -98,6 +112,7 @@ def _link(config: Config, pid: int) -> None:
         f"route add default via {config.host_ip}",
     ):
         _run([*enter(pid), "ip", *words.split()])
+    _run([*enter(pid), "nft", NO_IPV6])
 
 
 def enter(pid: int) -> list[str]:

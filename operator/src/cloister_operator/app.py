@@ -14,18 +14,24 @@ from . import __version__, names
 from .cluster.api import HttpApi
 from .cluster.fence import Fenced
 from .cluster.reviewer import ClusterReviewer
+from .controller import authority as certificates
 from .controller import bootstrap
+from .controller.admission import SelfTest
 from .controller.backend import Backend
 from .controller.context import Context
 from .controller.controller import Controller
+from .controller.decisions import Decisions
 from .controller.election import Election
 from .controller.events import Recorder
+from .controller.gateway_link import Lead
+from .controller.gateway_objects import GatewayObjects
 from .controller.observe import Health, keep_gauges
 from .errors import OperatorError
 from .handlers import Watcher
 from .http import HttpServer
-from .metrics import BUILD, CA_EXPIRES, LEADER
+from .metrics import BUILD, LEADER
 from .sandboxes import Sandboxes
+from .sandboxes.gateways import EgressGateways
 from .sessions_api.limits import of_settings
 from .sessions_api.server import SessionsServer
 from .settings import Settings
@@ -83,15 +89,17 @@ async def _serve_on(api: HttpApi, settings: Settings) -> None:
 
 async def _serve(api: HttpApi, settings: Settings) -> None:
     """All parts, in the order in which they need each other; ends only by an exception."""
-    authority = await _until(
-        "the certificate authority", lambda: bootstrap.authority(api, settings, now())
+    generations = await _until(
+        "the certificate authority", lambda: certificates.read_or_make(api, settings, now())
     )
+    authority = generations.authority()
+    certificates.observe(generations)
     BUILD.labels(__version__).set(1)
-    CA_EXPIRES.set(authority.not_after.timestamp())
     dialer = Sandboxes(authority)
     own = bootstrap.joined(settings.pod_ip, names.SESSIONS_PORT)
     election = Election(api, settings.namespace, _identity(settings), own, now)
     context = Context(Fenced(api, election.leads), dialer, authority, settings, now)
+    gateways = EgressGateways(authority)
     recorder = Recorder(context.api, socket.gethostname(), now)
     controller = Controller(context, recorder)
     health = Health(context)
@@ -104,6 +112,7 @@ async def _serve(api: HttpApi, settings: Settings) -> None:
             "the positive control of the network probe",
             lambda: bootstrap.check_targets(context.probe_targets),
         )
+        context.reaches = bootstrap.reaches
         log.info("sandboxes must not reach %s", ", ".join(context.probe_targets))
         sessions = SessionsServer(
             Backend(context),
@@ -114,20 +123,35 @@ async def _serve(api: HttpApi, settings: Settings) -> None:
             leadership=election,
         )
 
+        async def publish() -> None:
+            await bootstrap.publish(context.api, settings, authority.ca_pem, address, __version__)
+
         async def term() -> None:
-            body = authority.ca_pem, address, __version__
-            await _until(
-                "the clients' configuration",
-                lambda: bootstrap.publish(context.api, settings, *body),
-            )
+            # Published for clients as well, if a leader before this one did not come to it.
+            await _until("the certificate authority", rotation.look)
             await controller.relist()
+            if settings.admission_policies:
+                # Before anything is decided: nobody is to be told that they are unknown.
+                await self_test.look()
             LEADER.set(1)
             try:
-                async with asyncio.TaskGroup() as both:
-                    both.create_task(controller.work(), name="controller")
-                    both.create_task(keep_gauges(context), name="gauges")
+                async with asyncio.TaskGroup() as parts:
+                    parts.create_task(controller.work(), name="controller")
+                    parts.create_task(rotation.lead(), name="rotation")
+                    if settings.admission_policies:
+                        parts.create_task(self_test.run(), name="admission")
+                    parts.create_task(keep_gauges(context), name="gauges")
+                    if settings.egress_gateway:
+                        lead = Lead(election.term, election.leads, gateways, context.api)
+                        parts.create_task(
+                            context.egress.run(lead, Decisions(context, recorder)), name="egress"
+                        )
+                        parts.create_task(GatewayObjects(context).run(), name="gateways' objects")
             finally:
                 LEADER.set(0)
+
+        rotation = certificates.Rotation(context, publish)
+        self_test = SelfTest(context)
 
         async def stand() -> None:
             await election.run(term)
@@ -136,6 +160,7 @@ async def _serve(api: HttpApi, settings: Settings) -> None:
 
         async with asyncio.TaskGroup() as group:
             mirror = group.create_task(controller.mirror(), name="mirror")
+            following = group.create_task(rotation.follow(), name="the CA")
             await context.synced.wait()
             # As after the imports: thousands of pods stay as they are for long.
             gc.collect()
@@ -159,10 +184,12 @@ async def _serve(api: HttpApi, settings: Settings) -> None:
                 await asyncio.wait({standing})
                 await sessions.stop(GRACE_SECONDS)
                 await watcher.stop()
+                following.cancel()
                 mirror.cancel()
     finally:
         await http.stop()
         await dialer.aclose()
+        await gateways.aclose()
 
 
 def _identity(settings: Settings) -> str:

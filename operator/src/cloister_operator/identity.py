@@ -1,11 +1,12 @@
 """The product's own CA and the certificates it signs.
 
 Pure but for randomness: callers pass the present time and store what comes back. Names and rules:
-docs/architecture.md, "Names" and "Identity".
+docs/architecture.md, "Names" and "Identity". How a CA takes over from another: generations.
 """
 
 import ipaddress
 import re
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -33,7 +34,7 @@ _UID = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,53}[A-Za-z0-9])?")
 
 @dataclass(frozen=True)
 class Identity:
-    """A certificate, its key and the CA that signed it, PEM."""
+    """A certificate, its key and the CAs that its owner trusts, PEM."""
 
     certificate_pem: bytes
     private_key_pem: bytes = field(repr=False)
@@ -41,13 +42,8 @@ class Identity:
     not_after: datetime
 
 
-class Authority:
-    """Signs certificates with the CA's key (ECDSA P-256).
-
-    All methods that issue raise ValueError for a UID that cannot be part of a DNS name, for a
-    lifetime that is not positive, and when the CA itself has expired. No certificate outlives the
-    CA.
-    """
+class Issuer:
+    """One CA: it signs certificates with its key (ECDSA P-256), none of which outlives it."""
 
     def __init__(self, certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> None:
         self._certificate = certificate
@@ -59,10 +55,11 @@ class Authority:
         self.not_after = certificate.not_valid_after_utc
 
     @classmethod
-    def create(cls, now: datetime) -> "Authority":
+    def create(cls, now: datetime) -> "Issuer":
         """A new CA, valid for ten years; it can sign leaves only (path length 0)."""
         key = ec.generate_private_key(ec.SECP256R1())
-        name = _name("cloister-ca")
+        # No two have the same name: whoever trusts several finds the right one by it.
+        name = _name(f"cloister-ca-{secrets.token_hex(4)}")
         subject_key = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
         certificate = (
             _builder(key.public_key(), name, name, now - BACKDATED, now + CA_LIFETIME)
@@ -74,7 +71,7 @@ class Authority:
         return cls(certificate, key)
 
     @classmethod
-    def from_pem(cls, certificate_pem: bytes, private_key_pem: bytes) -> "Authority":
+    def from_pem(cls, certificate_pem: bytes, private_key_pem: bytes) -> "Issuer":
         """The CA as it was stored; ValueError, without any of the input in it, when it is unfit.
 
         Unfit is: not PEM, not a CA, not an elliptic-curve key, or a key of another certificate.
@@ -93,50 +90,24 @@ class Authority:
             raise ValueError("the CA's key does not belong to its certificate")
         return cls(certificate, key)
 
-    def to_secret_data(self) -> dict[str, bytes]:
-        """What `from_pem` needs, under the keys of a kubernetes.io/tls Secret."""
-        return {"tls.crt": self.ca_pem, "tls.key": _key_pem(self._key)}
+    @property
+    def key_pem(self) -> bytes:
+        """The CA's own key: whoever has it is anybody."""
+        return _key_pem(self._key)
 
-    def pod_server(self, pod_uid: str, now: datetime) -> Identity:
-        """What the exec server shows before the claim."""
-        dns = x509.DNSName(names.pod_server_name(_checked(pod_uid)))
-        return self._issue(dns.value, [dns], now, POD_LIFETIME, server=True)
-
-    def session_server(self, session_uid: str, now: datetime, lifetime: timedelta) -> Identity:
-        """What the exec server shows after the claim, for the session's lifetime and an hour."""
-        dns = x509.DNSName(names.session_server_name(_checked(session_uid)))
-        _check_lifetime(lifetime)
-        return self._issue(dns.value, [dns], now, lifetime + SERVER_MARGIN, server=True)
-
-    def session_client(self, session_uid: str, now: datetime, lifetime: timedelta) -> Identity:
-        """What a session's worker shows to its own exec server."""
-        uri = x509.UniformResourceIdentifier(names.session_uri(_checked(session_uid)))
-        return self._issue(uri.value, [uri], now, lifetime, server=False)
-
-    def operator_client(self, now: datetime) -> Identity:
-        """What the operator shows to exec servers."""
-        uri = x509.UniformResourceIdentifier(names.OPERATOR_URI)
-        return self._issue(uri.value, [uri], now, OPERATOR_LIFETIME, server=False)
-
-    def sessions_api_server(
-        self, now: datetime, dns_names: Sequence[str], ip_addresses: Sequence[str]
-    ) -> Identity:
-        """What the Sessions API shows; ValueError for a malformed name or address, or no name."""
-        if not dns_names:
-            raise ValueError("the Sessions API needs at least one DNS name")
-        san: list[x509.GeneralName] = [x509.DNSName(each) for each in dns_names]
-        san += [x509.IPAddress(ipaddress.ip_address(each)) for each in ip_addresses]
-        return self._issue(dns_names[0], san, now, OPERATOR_LIFETIME, server=True)
-
-    def _issue(
+    def issue(
         self,
         common_name: str,
         san: Sequence[x509.GeneralName],
         now: datetime,
         lifetime: timedelta,
+        trusted_pem: bytes,
         *,
         server: bool,
     ) -> Identity:
+        """A leaf with these names; raises ValueError for a lifetime that is not positive, and when
+        the CA itself has expired.
+        """
         _check_lifetime(lifetime)
         if now >= self.not_after:
             raise ValueError(f"the CA expired at {self.not_after.isoformat()}")
@@ -160,8 +131,91 @@ class Authority:
             .sign(self._key, hashes.SHA256())
         )
         return Identity(
-            certificate.public_bytes(serialization.Encoding.PEM), _key_pem(key), self.ca_pem, end
+            certificate.public_bytes(serialization.Encoding.PEM), _key_pem(key), trusted_pem, end
         )
+
+
+class Authority:
+    """What this process issues certificates with, and whom their owners are to trust.
+
+    All methods that issue raise ValueError for a UID that cannot be part of a DNS name, for a
+    lifetime that is not positive, and when the CA itself has expired. No certificate outlives the
+    CA. Where the CA is rotated, `replace` gives the same object another one.
+    """
+
+    def __init__(self, issuing: Issuer, also_trusted: Sequence[bytes] = ()) -> None:
+        """`also_trusted`: certificates of other CAs, PEM."""
+        self.replace(issuing, also_trusted)
+
+    def replace(self, issuing: Issuer, also_trusted: Sequence[bytes] = ()) -> None:
+        """Issue with this CA from now on, and let these be trusted too."""
+        self._issuer = issuing
+        self.issuer_pem = issuing.ca_pem
+        """The CA that signs."""
+        self.ca_pem = b"".join((issuing.ca_pem, *also_trusted))
+        """All that are to be trusted, the one that signs first."""
+        self.not_after = issuing.not_after
+
+    @classmethod
+    def create(cls, now: datetime) -> "Authority":
+        """With a new CA alone."""
+        return cls(Issuer.create(now))
+
+    @classmethod
+    def from_pem(cls, certificate_pem: bytes, private_key_pem: bytes) -> "Authority":
+        """With a CA that was stored; see Issuer.from_pem."""
+        return cls(Issuer.from_pem(certificate_pem, private_key_pem))
+
+    def to_secret_data(self) -> dict[str, bytes]:
+        """What `from_pem` needs, under the keys of a kubernetes.io/tls Secret."""
+        return {"tls.crt": self.issuer_pem, "tls.key": self._issuer.key_pem}
+
+    def pod_server(self, pod_uid: str, now: datetime) -> Identity:
+        """What the exec server shows before the claim."""
+        dns = x509.DNSName(names.pod_server_name(_checked(pod_uid)))
+        return self._issue(dns.value, [dns], now, POD_LIFETIME, server=True)
+
+    def session_server(self, session_uid: str, now: datetime, lifetime: timedelta) -> Identity:
+        """What the exec server shows after the claim, for the session's lifetime and an hour."""
+        dns = x509.DNSName(names.session_server_name(_checked(session_uid)))
+        _check_lifetime(lifetime)
+        return self._issue(dns.value, [dns], now, lifetime + SERVER_MARGIN, server=True)
+
+    def session_client(self, session_uid: str, now: datetime, lifetime: timedelta) -> Identity:
+        """What a session's worker shows to its own exec server."""
+        uri = x509.UniformResourceIdentifier(names.session_uri(_checked(session_uid)))
+        return self._issue(uri.value, [uri], now, lifetime, server=False)
+
+    def operator_client(self, now: datetime) -> Identity:
+        """What the operator shows to exec servers."""
+        uri = x509.UniformResourceIdentifier(names.OPERATOR_URI)
+        return self._issue(uri.value, [uri], now, OPERATOR_LIFETIME, server=False)
+
+    def egress_gateway_server(self, now: datetime) -> Identity:
+        """What egress gateways show to the operator."""
+        dns = x509.DNSName(names.EGRESS_GATEWAY)
+        return self._issue(dns.value, [dns], now, OPERATOR_LIFETIME, server=True)
+
+    def sessions_api_server(
+        self, now: datetime, dns_names: Sequence[str], ip_addresses: Sequence[str]
+    ) -> Identity:
+        """What the Sessions API shows; ValueError for a malformed name or address, or no name."""
+        if not dns_names:
+            raise ValueError("the Sessions API needs at least one DNS name")
+        san: list[x509.GeneralName] = [x509.DNSName(each) for each in dns_names]
+        san += [x509.IPAddress(ipaddress.ip_address(each)) for each in ip_addresses]
+        return self._issue(dns_names[0], san, now, OPERATOR_LIFETIME, server=True)
+
+    def _issue(
+        self,
+        common_name: str,
+        san: Sequence[x509.GeneralName],
+        now: datetime,
+        lifetime: timedelta,
+        *,
+        server: bool,
+    ) -> Identity:
+        return self._issuer.issue(common_name, san, now, lifetime, self.ca_pem, server=server)
 
 
 def _checked(uid: str) -> str:

@@ -42,6 +42,23 @@ CA_EXPIRES = Gauge(
     "When the CA's certificate ends, in seconds since 1970.",
     registry=REGISTRY,
 )
+CA_GENERATIONS = Gauge(
+    "cloister_ca_generations",
+    "CAs that are trusted beside the one that signs: upcoming and former ones.",
+    ["generation"],
+    registry=REGISTRY,
+)
+CA_UNTOLD = Gauge(
+    "cloister_ca_untold_pods",
+    "Sandboxes that the leader has yet to tell which CAs to trust.",
+    registry=REGISTRY,
+)
+ADMISSION_ENFORCED = Gauge(
+    "cloister_admission_enforced",
+    "1 where the admission policies of a sandbox namespace have an effect, 0 where they have none.",
+    ["namespace"],
+    registry=REGISTRY,
+)
 LOOP_LAG_SECONDS = Histogram(
     "cloister_event_loop_lag_seconds",
     "How late the event loop ran a timer: time in which nothing else could run either.",
@@ -144,6 +161,46 @@ EVENTS = Counter(
     registry=REGISTRY,
 )
 
+# --- egress --------------------------------------------------------------------------------------
+
+EGRESS_REQUESTS = Counter(
+    "cloister_egress_requests",
+    "Connections that sandboxes asked egress gateways for, by Environment and verdict (allowed,"
+    " denied); those of an Environment that is not there have no name.",
+    [*_ENVIRONMENT, "verdict"],
+    registry=REGISTRY,
+)
+EGRESS_DECISIONS_LOST = Counter(
+    "cloister_egress_decisions_lost",
+    "Decisions of egress gateways that the operator was not told of.",
+    registry=REGISTRY,
+)
+EGRESS_GATEWAYS = Gauge(
+    "cloister_egress_gateways",
+    "Egress gateways by state: ready (and up to date), behind (they do not hold the newest state),"
+    " starting (not Ready).",
+    ["state"],
+    registry=REGISTRY,
+)
+EGRESS_PUSHES = Counter(
+    "cloister_egress_pushes",
+    "States sent to egress gateways by outcome (ok, or why not).",
+    ["outcome"],
+    registry=REGISTRY,
+)
+EGRESS_PUSH_SECONDS = Histogram(
+    "cloister_egress_push_seconds",
+    "From sending a state to an egress gateway to its acknowledgement.",
+    buckets=_FAST,
+    registry=REGISTRY,
+)
+EGRESS_UNREVOKED = Counter(
+    "cloister_egress_unrevoked",
+    "Pods that were deleted though an egress gateway had not confirmed that it forgot them; no other"
+    " pod gets in under such an address before it has.",
+    registry=REGISTRY,
+)
+
 # --- the work queue ------------------------------------------------------------------------------
 
 QUEUE_DEPTH = Gauge("cloister_queue_depth", "Keys that wait for a reconcile.", registry=REGISTRY)
@@ -223,7 +280,7 @@ def _measured(count: Counter, seconds: Histogram, *labels: str) -> Iterator[None
 
 def forget_gauges() -> None:
     """Remove what only the leader says."""
-    for metric in (POOL_PODS, POOL_WANTED_PODS, ENVIRONMENT_CONDITION, SESSIONS):
+    for metric in (POOL_PODS, POOL_WANTED_PODS, ENVIRONMENT_CONDITION, SESSIONS, EGRESS_GATEWAYS):
         metric.clear()
     QUEUE_DEPTH.set(0)
     QUEUE_AGE_SECONDS.set(0)
@@ -234,6 +291,6 @@ def forget_environment(namespace: str, environment: str) -> None:
     of = {"namespace": namespace, "environment": environment}
     for metric in (
         *(POOL_PODS, POOL_WANTED_PODS, ENVIRONMENT_CONDITION, SESSIONS),
-        *(SESSION_RUNNING_SECONDS, SESSION_ACTIVE_SECONDS, CLAIMS),
+        *(SESSION_RUNNING_SECONDS, SESSION_ACTIVE_SECONDS, CLAIMS, EGRESS_REQUESTS),
     ):
         metric.remove_by_labels(of)

@@ -17,10 +17,20 @@ ENVIRONMENT_LABEL: Final = f"{GROUP}/environment"
 RECIPE_LABEL: Final = f"{GROUP}/recipe"
 STATE_LABEL: Final = f"{GROUP}/state"
 SESSION_LABEL: Final = f"{GROUP}/session"
+COMPONENT_LABEL: Final = "app.kubernetes.io/component"
 
 STATE_STARTING: Final = "starting"
 STATE_WARM: Final = "warm"
 STATE_CLAIMED: Final = "claimed"
+
+NETWORK_LABEL: Final = f"{GROUP}/network"
+"""Of a sandbox pod, by which the NetworkPolicies select it; without it there is no way out."""
+NETWORK_NONE: Final = "none"
+NETWORK_GATEWAY: Final = "gateway"
+NETWORK_UNRESTRICTED: Final = "unrestricted"
+EGRESS_HOSTS: Final = f"{GROUP}/egress-hosts"
+"""Annotation of a pod with the network `gateway`: the hosts it may reach, joined by commas. What a
+pod may reach is what its recipe said when it was made, and whoever leads next reads it here."""
 
 SANDBOXES_LABEL: Final = f"{GROUP}/sandboxes"
 """The platform's label, with value `enabled`, on a namespace that takes part."""
@@ -40,14 +50,28 @@ REQUEST_ID: Final = f"{GROUP}/request-id"
 EXEC_PORT: Final = 7443
 SESSIONS_PORT: Final = 8443
 HTTP_PORT: Final = 8080
+EGRESS_PORT: Final = 3128
+"""Of egress gateways, for sandboxes."""
+EGRESS_AGENT_PORT: Final = 7444
+"""Of egress gateways, for the operator."""
+EGRESS_GATEWAY: Final = "cloister-egress-gateway"
+"""The Service and Secret of the egress gateways, and the name that their certificate proves."""
+EGRESS_GATEWAY_INTERNET: Final = f"{EGRESS_GATEWAY}-internet"
+"""The NetworkPolicy of the egress gateways' own way out."""
+EGRESS_COMPONENT: Final = "egress-gateway"
+"""The component that labels the pods of egress gateways."""
 
 CA_SECRET: Final = "cloister-ca"  # noqa: S105 - the name of a Secret
+ROTATE_CA: Final = f"{GROUP}/rotate-ca"
+"""The platform's annotation of that Secret: another value than before asks for a new CA."""
 CLIENT_CONFIG: Final = "cloister-client-config"
 LEASE: Final = "cloister-operator"
 LEADER_ADDRESS: Final = f"{GROUP}/sessions-address"
 """Annotation of the Lease: host:port of the leader's Sessions API."""
 DENY_POLICY: Final = "cloister-default-deny"
 EXEC_POLICY: Final = "cloister-exec-ingress"
+EGRESS_GATEWAY_POLICY: Final = "cloister-egress-gateway"
+EGRESS_UNRESTRICTED_POLICY: Final = "cloister-egress-unrestricted"
 SESSIONS_SERVER_NAME: Final = "sessions.cloister.dev"
 OPERATOR_URI: Final = "operator:cloister"
 

@@ -9,9 +9,12 @@ from dataclasses import dataclass, field
 
 from . import names
 from .api import conditions
-from .api.common import JSON, EnvVar, FileSpec, KeyRef
+from .api.common import JSON, EnvVar, FileSpec, KeyRef, quantity
 from .api.environment import EnvironmentObject, EnvironmentSpec
 from .errors import PermanentError
+from .plan import proxies
+from .plan.egress import Reach, reach
+from .plan.packages import Packages
 from .settings import Settings
 
 SETUP_TIMEOUT_SECONDS = 600
@@ -39,6 +42,16 @@ class Mount:
 
 
 @dataclass(frozen=True)
+class Around:
+    """What an Environment is resolved in, beside its own spec and the settings."""
+
+    gateway: str = ""
+    """host:port of the egress gateways; empty where there are none."""
+    packages: Packages = field(default_factory=Packages)
+    """For Environments that allow package managers."""
+
+
+@dataclass(frozen=True)
 class Recipe:
     """All that a new pod of an Environment needs, resolved."""
 
@@ -47,6 +60,8 @@ class Recipe:
     mounts: tuple[Mount, ...]
     payload: Mapping[str, bytes] = field(repr=False)
     """The recipe Secret's data: recipe.json and the files."""
+    reach: Reach = field(default_factory=Reach)
+    """What its pods may reach."""
 
 
 def references(
@@ -149,6 +164,20 @@ def check_policy(spec: EnvironmentSpec, settings: Settings) -> None:
             f"the platform allows only images like {', '.join(allowed)}",
             "spec.image",
         )
+    profile = spec.isolation.profile
+    if profile not in settings.allowed_profiles:
+        known = ", ".join(settings.allowed_profiles) or "none"
+        raise PermanentError(
+            conditions.POLICY_REFUSED,
+            f"the platform allows these profiles: {known}",
+            "spec.isolation.profile",
+        )
+    if spec.networking.type == "unrestricted" and not settings.egress_unrestricted:
+        raise PermanentError(
+            conditions.POLICY_REFUSED,
+            "the platform allows no unrestricted networking; name the hosts in allowedHosts",
+            "spec.networking.type",
+        )
     runtime = spec.isolation.runtime_class_name
     if runtime and runtime not in settings.allowed_runtime_classes:
         known = ", ".join(settings.allowed_runtime_classes) or "none"
@@ -157,14 +186,34 @@ def check_policy(spec: EnvironmentSpec, settings: Settings) -> None:
             f"the platform allows these runtime classes: {known}",
             "spec.isolation.runtimeClassName",
         )
+    kernel_of_its_own = runtime in settings.runtime_classes_without_user_namespaces
+    if profile == "rootish" and not settings.user_namespaces(runtime) and not kernel_of_its_own:
+        raise PermanentError(
+            conditions.POLICY_REFUSED,
+            "root in a sandbox needs a user namespace, which the platform has turned off: it would "
+            "be root on the node, should it ever get out",
+            "spec.isolation.profile",
+        )
 
 
 def build(
-    environment: EnvironmentObject, values: Mapping[str, bytes], settings: Settings
+    environment: EnvironmentObject,
+    values: Mapping[str, bytes],
+    settings: Settings,
+    around: Around | None = None,
 ) -> Recipe:
     """Resolve an Environment; raises PermanentError that names the field."""
-    spec = environment.spec
+    spec, around = environment.spec, around or Around()
     check_policy(spec, settings)
+    allowed = reach(spec.networking, around.packages.hosts, settings.cluster_domain)
+    managers = allowed.network == names.NETWORK_NONE and spec.networking.allow_package_managers
+    if (allowed.network == names.NETWORK_GATEWAY or managers) and not around.gateway:
+        raise PermanentError(
+            conditions.EGRESS_GATEWAY_MISSING,
+            "hosts are allowed, and there is no egress gateway to reach them through; the platform "
+            "installs it with egress.gateway.enabled in the chart's values",
+            "spec.networking",
+        )
     files: dict[str, bytes] = {}
     copies: list[JSON] = []
     mounts: list[Mount] = []
@@ -181,33 +230,63 @@ def build(
             f"all files together are larger than {MAX_PAYLOAD_BYTES} bytes",
             "spec.files",
         )
+    env = variables(spec.env, values)
+    if allowed.network == names.NETWORK_GATEWAY:
+        tools = around.packages.variables if spec.networking.allow_package_managers else {}
+        # A tool's setting may be the Environment's own; a way past the gateway leads nowhere.
+        env = {**proxies.of_tools(around.gateway), **tools, **env, **proxies.of_all(around.gateway)}
+        if proxies.APT_PATH not in {each.path for each in spec.files}:
+            files[proxies.APT_KEY] = proxies.of_apt(around.gateway)
+            mounts.append(Mount(proxies.APT_KEY, proxies.APT_PATH, 0o444))
     recipe = {
-        "env": variables(spec.env, values),
+        "env": env,
         "setup": spec.setup,
         "setupTimeoutSeconds": SETUP_TIMEOUT_SECONDS,
         "copies": copies,
+        "limits": limits(spec, settings),
     }
     payload = {"recipe.json": json.dumps(recipe, sort_keys=True).encode(), **files}
     image = spec.image or settings.sandbox_image
-    return Recipe(_hash(spec, image, payload, settings), image, tuple(mounts), payload)
+    digest = _hash(spec, image, payload, settings, allowed)
+    return Recipe(digest, image, tuple(mounts), payload, allowed)
+
+
+def limits(spec: EnvironmentSpec, settings: Settings) -> dict[str, int]:
+    """What the exec server bounds for itself and all that it starts: `fileBytes`, the largest file,
+    and `processes`, which are counted for the sandbox alone only in a user namespace of its own.
+
+    Raises PermanentError that names the field.
+    """
+    disk = quantity(spec.resources.disk or settings.default_disk, "spec.resources.disk")
+    found = {"fileBytes": max(disk, quantity(spec.workspace.size, "spec.workspace.size"))}
+    if settings.max_processes and settings.user_namespaces(spec.isolation.runtime_class_name):
+        found["processes"] = settings.max_processes
+    return found
 
 
 def _hash(
-    spec: EnvironmentSpec, image: str, payload: Mapping[str, bytes], settings: Settings
+    spec: EnvironmentSpec,
+    image: str,
+    payload: Mapping[str, bytes],
+    settings: Settings,
+    allowed: Reach,
 ) -> str:
     """Ten hex digits that change with all that makes a new pod differ from an old one.
 
     The pool's size and the lifecycle are left out: they change nothing in a pod.
     """
-    shape = spec.model_dump(
-        mode="json", by_alias=True, exclude={"pool", "lifecycle", "files", "env", "setup", "image"}
-    )
+    # Of the networking counts what comes of it.
+    left_out = {"pool", "lifecycle", "files", "env", "setup", "image", "networking"}
+    shape = spec.model_dump(mode="json", by_alias=True, exclude=left_out)
     paths = [[each.path, each.permissions, each.read_only] for each in spec.files]
     defaults = [
         settings.default_cpu,
         settings.default_memory,
         settings.default_disk,
         settings.user_namespaces(spec.isolation.runtime_class_name),
+        allowed.network,
+        allowed.hosts,
+        settings.egress_nameservers if allowed.network == names.NETWORK_UNRESTRICTED else (),
     ]
     digest = hashlib.sha256(json.dumps([shape, image, paths, defaults], sort_keys=True).encode())
     for key in sorted(payload):

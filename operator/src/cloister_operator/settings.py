@@ -1,5 +1,6 @@
 """The operator's settings: read once, from CLOISTER_* environment variables that the chart sets."""
 
+import ipaddress
 import os
 from collections.abc import Mapping
 from datetime import timedelta
@@ -56,6 +57,34 @@ class Settings(BaseModel):
     """Warm pods of one Environment at most, whatever it asks for."""
     max_refill_rate: float = Field(default=50, gt=0)
     """Pods a second that are made for all pools together; those of sessions come on top."""
+    cluster_domain: str = "cluster.local"
+    """The domain of the cluster's own names, none of which an Environment may allow."""
+    allowed_profiles: tuple[str, ...] = ("strict", "rootish")
+    """Profiles that Environments may name."""
+    max_processes: int = Field(default=4096, ge=0)
+    """Processes and threads of a sandbox, where they can be counted for it alone; 0 is no limit."""
+    egress_extra_ranges: tuple[str, ...] = ()
+    """Address ranges beside the cluster's own that sandboxes and gateways must not reach."""
+    egress_unrestricted: bool = True
+    """Whether Environments may have networking of type unrestricted."""
+    egress_nameservers: tuple[str, ...] = ("1.1.1.1", "8.8.8.8")
+    """Public DNS servers of unrestricted sandboxes."""
+    egress_package_hosts: tuple[str, ...] = ()
+    """Hosts of package managers for every image; empty: each image's own tools are asked."""
+    egress_mirrors: dict[str, str] = Field(default_factory=dict)
+    """URLs of mirrors by package manager (pip, npm, go); their hosts take the place of others."""
+    proof_interval: float = Field(default=3600, gt=0)
+    """Seconds between two proofs that the network is closed."""
+    proof_skip: tuple[str, ...] = ()
+    """Kinds of targets that are left out of it: node, where a cluster lets pods reach their own."""
+    admission_policies: bool = False
+    """Whether the chart installed policies that guard the sandbox namespaces."""
+    admission_required: bool = False
+    """Whether no session is given in a namespace where they have no effect."""
+    ca_overlap_seconds: float = Field(default=7200, gt=0)
+    """How long a new CA is trusted before it signs."""
+    egress_gateway: bool = False
+    """Whether egress gateways are installed beside the operator."""
     ended_session_ttl_seconds: float = Field(default=3600, ge=0)
     log_level: str = "INFO"
     log_format: Literal["json", "text"] = "json"
@@ -67,12 +96,49 @@ class Settings(BaseModel):
         "runtime_classes_without_user_namespaces",
         "worker_namespaces",
         "copied_labels",
+        "allowed_profiles",
+        "egress_extra_ranges",
+        "egress_nameservers",
+        "egress_package_hosts",
+        "proof_skip",
         mode="before",
     )
     @classmethod
     def _split(cls, value: Any) -> Any:
         if isinstance(value, str):
             return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("egress_mirrors", mode="before")
+    @classmethod
+    def _pairs(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            parts = (part.partition("=") for part in value.split(",") if part.strip())
+            return {name.strip(): url.strip() for name, _, url in parts}
+        return value
+
+    @field_validator("egress_mirrors")
+    @classmethod
+    def _known(cls, value: dict[str, str]) -> dict[str, str]:
+        for name, url in value.items():
+            if name not in ("pip", "npm", "go"):
+                raise ValueError(f"{name!r} is none of pip, npm and go")
+            if not url.startswith("https://"):
+                raise ValueError(f"the mirror of {name} must be an https URL")
+        return value
+
+    @field_validator("egress_extra_ranges")
+    @classmethod
+    def _ranges(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for each in value:
+            ipaddress.ip_network(each)
+        return value
+
+    @field_validator("egress_nameservers")
+    @classmethod
+    def _addresses(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for each in value:
+            ipaddress.ip_address(each)
         return value
 
     def user_namespaces(self, runtime_class: str | None) -> bool:

@@ -76,11 +76,12 @@ class Config:
 
     def tool_environment(self) -> dict[str, str]:
         """The variables every tool process starts from: an allow-list, nothing inherited."""
+        user = "agent" if os.getuid() else "root"
         return {
             "PATH": DEFAULT_PATH,
             "HOME": str(self.home),
-            "USER": "agent",
-            "LOGNAME": "agent",
+            "USER": user,
+            "LOGNAME": user,
             # Not LANG: C.UTF-8 differs from C in this category only, and every program that
             # starts would look for twelve files of the others.
             "LC_CTYPE": "C.UTF-8",

@@ -29,8 +29,8 @@ class ServerIdentity:
     """
 
     def __init__(self, pair: KeyPair, ca: bytes) -> None:
-        self._ca = ca
-        self._initial = self._configuration(pair)
+        self._pair, self._ca = pair, ca
+        self._initial = self._configuration()
         self._next: grpc.ServerCertificateConfiguration | None = None
 
     @classmethod
@@ -51,7 +51,17 @@ class ServerIdentity:
 
     def replace(self, pair: KeyPair) -> None:
         """Use another certificate from the next handshake on."""
-        self._next = self._configuration(pair)
+        self._pair = pair
+        self._next = self._configuration()
+
+    def trusts(self, ca: bytes) -> bool:
+        """Whether these are the CAs whose certificates callers may show."""
+        return ca == self._ca
+
+    def trust(self, ca: bytes) -> None:
+        """From the next handshake on accept callers that these CAs (PEM) certify, and no others."""
+        self._ca = ca
+        self._next = self._configuration()
 
     def credentials(self) -> grpc.ServerCredentials:
         """Server credentials that demand a client certificate of our CA."""
@@ -66,7 +76,8 @@ class ServerIdentity:
         taken, self._next = self._next, None
         return taken
 
-    def _configuration(self, pair: KeyPair) -> grpc.ServerCertificateConfiguration:
+    def _configuration(self) -> grpc.ServerCertificateConfiguration:
+        pair = self._pair
         return grpc.ssl_server_certificate_configuration(
             [(pair.private_key, pair.certificate)], self._ca
         )

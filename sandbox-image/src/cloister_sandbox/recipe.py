@@ -3,8 +3,9 @@
 import asyncio
 import json
 import os
+import resource
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from .processes import Reaper
 from .shell import Cancel, Shell, ShellError
 
 _TAIL = 500
+_LIMITS = {"fileBytes": resource.RLIMIT_FSIZE, "processes": resource.RLIMIT_NPROC}
 
 
 class RecipeError(Exception):
@@ -35,6 +37,8 @@ class Recipe:
     setup: str
     setup_timeout: float
     copies: tuple[Copy, ...]
+    limits: Mapping[str, int] = field(default_factory=dict)
+    """What this server and all that it starts may use at most; see `limit`."""
 
     @classmethod
     def load(cls, directory: Path) -> "Recipe":
@@ -52,9 +56,29 @@ class Recipe:
                 setup=raw.get("setup") or "",
                 setup_timeout=float(raw.get("setupTimeoutSeconds", 600)),
                 copies=tuple(Copy(**each) for each in raw.get("copies", [])),
+                limits={name: int(value) for name, value in raw.get("limits", {}).items()},
             )
         except (ValueError, TypeError, AttributeError) as error:
             raise RecipeError(f"recipe.json cannot be read: {error}") from None
+
+
+def limit(limits: Mapping[str, int]) -> None:
+    """Bound this process and all that it starts, for good: a tool can set no limit higher.
+
+    `fileBytes` is the largest file, `processes` the processes and threads of this user; other names
+    are those of a newer operator. Raises RecipeError when the kernel refuses.
+    """
+    for name, which in _LIMITS.items():
+        if name not in limits:
+            continue
+        _, hardest = resource.getrlimit(which)
+        value = limits[name]
+        if hardest != resource.RLIM_INFINITY:
+            value = min(value, hardest)
+        try:
+            resource.setrlimit(which, (value, value))
+        except (OSError, ValueError) as error:
+            raise RecipeError(f"the limit {name} cannot be set: {error}") from None
 
 
 def kept(path: str, roots: Sequence[Path]) -> bool:

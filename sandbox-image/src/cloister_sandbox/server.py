@@ -19,7 +19,8 @@ from .contexts import Contexts
 from .identity import ServerIdentity
 from .processes import Reaper
 from .programs import Programs
-from .recipe import Recipe, RecipeError, carry_out
+from .recipe import Recipe, RecipeError, carry_out, limit
+from .registries import package_sources
 from .services.files import FilesService
 from .services.health import HealthHandler
 from .services.processes import ProcessesService
@@ -123,7 +124,14 @@ class Server:
         )
         exec_pb2_grpc.add_FilesServicer_to_server(self._files, guarded)
         exec_pb2_grpc.add_RuntimeServicer_to_server(
-            RuntimeService(self._config, self._state, self._identity, self._activity, self.drain),
+            RuntimeService(
+                self._config,
+                self._state,
+                self._identity,
+                self._activity,
+                self.drain,
+                self._package_sources,
+            ),
             guarded,
         )
         guarded.add_generic_rpc_handlers((HealthHandler(self._state),))
@@ -140,6 +148,7 @@ class Server:
         self._config.state_dir.mkdir(parents=True, exist_ok=True)
         try:
             recipe = Recipe.load(self._config.recipe_dir)
+            limit(recipe.limits)
             self._state.environment.update(recipe.env)
             await carry_out(
                 recipe,
@@ -157,6 +166,14 @@ class Server:
             return
         self._state.phase = Phase.WARM
         log.info("exec server ready on port %d", self.port)
+
+    async def _package_sources(self) -> list[tuple[str, str]]:
+        return await package_sources(
+            self._config.workspace,
+            self._config.state_dir,
+            self._config.tool_environment(),
+            self._reaper,
+        )
 
     async def drain(self, grace: float) -> None:
         """Refuse new calls, let running ones finish for `grace` seconds, end the rest."""

@@ -256,6 +256,28 @@ CASES = [
         None,
     ),
     Case(
+        "CloisterEgressGatewaysMissing",
+        {
+            'cloister_egress_gateways{state="ready"}': "2x30 0x30",
+            'cloister_egress_gateways{state="behind"}': "0x60",
+            'cloister_egress_gateways{state="starting"}': "2x60",
+        },
+    ),
+    Case(
+        "CloisterEgressGatewaysMissing",
+        {
+            'cloister_egress_gateways{state="ready"}': "1x60",
+            'cloister_egress_gateways{state="starting"}': "1x60",
+        },
+        None,
+    ),
+    Case("CloisterEgressGatewayBehind", {'cloister_egress_gateways{state="behind"}': "1x60"}),
+    Case(
+        "CloisterEgressGatewayBehind",
+        {'cloister_egress_gateways{state="behind"}': "0x50 1x1 0x9"},
+        None,
+    ),
+    Case(
         "CloisterEnvironmentNotReady",
         {f'cloister_environment_condition{{condition="Ready",{OF}}}': "0x60"},
         {"condition": "Ready", **MINE},
@@ -295,6 +317,16 @@ CASES = [
             f'cloister_sessions{{phase="Pending",{OF}}}': "3x60",
             f'cloister_claims_total{{start="cold",outcome="ok",{OF}}}': "0+1x60",
         },
+        None,
+    ),
+    Case(
+        "CloisterAdmissionNotEnforced",
+        {'cloister_admission_enforced{namespace="ns"}': "0x60"},
+        {"namespace": "ns"},
+    ),
+    Case(
+        "CloisterAdmissionNotEnforced",
+        {'cloister_admission_enforced{namespace="ns"}': "1x60"},
         None,
     ),
     Case(

@@ -19,6 +19,16 @@ OPERATOR_CLUSTER: Rights = {
     ("cloister.dev", "sessions/status", "", "patch"),
     *(("cloister.dev", "sessions", "", verb) for verb in ("create", "patch", "delete")),
     ("", "namespaces", "", "get"),
+    *(
+        (group, resource, "", verb)
+        for group, resource in (
+            ("", "nodes"),
+            ("", "services"),
+            ("networking.k8s.io", "ingresses"),
+            ("networking.k8s.io", "servicecidrs"),
+        )
+        for verb in ("list", "watch")
+    ),
     ("authentication.k8s.io", "tokenreviews", "", "create"),
     ("authorization.k8s.io", "subjectaccessreviews", "", "create"),
 }
@@ -29,18 +39,32 @@ OPERATOR_SANDBOXES: Rights = {
     ("", "configmaps", "", "get"),
     *(
         ("networking.k8s.io", "networkpolicies", name, verb)
-        for name in ("cloister-default-deny", "cloister-exec-ingress")
+        for name in (
+            "cloister-default-deny",
+            "cloister-exec-ingress",
+            "cloister-egress-gateway",
+            "cloister-egress-unrestricted",
+        )
         for verb in ("create", "patch")
     ),
     *(("", "events", "", verb) for verb in ("create", "list", "patch")),
 }
 OPERATOR_RELEASE: Rights = {
-    ("", "secrets", "cloister-ca", "get"),
+    *(("", "secrets", "cloister-ca", verb) for verb in ("get", "patch")),
     ("", "secrets", "", "create"),
+    *(("", "secrets", "cloister-egress-gateway", verb) for verb in ("get", "patch")),
+    *(("", "pods", "", verb) for verb in ("list", "watch", "delete")),
+    *(
+        ("networking.k8s.io", "networkpolicies", "cloister-egress-gateway-internet", verb)
+        for verb in ("create", "patch")
+    ),
     *(("", "configmaps", "cloister-client-config", verb) for verb in ("create", "patch")),
-    ("", "services", "cloister", "get"),
+    *(("", "services", name, "get") for name in ("cloister", "cloister-egress-gateway")),
     ("coordination.k8s.io", "leases", "", "create"),
     *(("coordination.k8s.io", "leases", "cloister-operator", verb) for verb in ("get", "patch")),
+}
+OPERATOR_DEFAULT: Rights = {
+    *(("discovery.k8s.io", "endpointslices", "", verb) for verb in ("list", "watch")),
 }
 WORKER: Rights = {
     *(("cloister.dev", "environments", "", verb) for verb in ("get", "list", "watch")),
@@ -87,6 +111,7 @@ def test_the_operators_rights() -> None:
         ("", "cloister-operator"): OPERATOR_CLUSTER,
         ("cloister-system", "cloister-operator"): OPERATOR_RELEASE,
         ("cloister-sandboxes", "cloister-operator"): OPERATOR_SANDBOXES,
+        ("default", "cloister-operator"): OPERATOR_DEFAULT,
     }
 
 
@@ -94,7 +119,9 @@ def test_workers_rights() -> None:
     expected = {("cloister-sandboxes", "cloister-worker"): WORKER}
     assert granted(render(), "cloister-worker") == expected
     bound = granted(render("-f", str(ALL_VALUES)), "worker")
-    assert bound == {(each, "cloister-worker"): WORKER for each in ("agents-sandboxes", "research")}
+    assert bound == {
+        (each, "cloister-worker"): WORKER for each in ("agents-sandboxes", "research", "builders")
+    }
     assert granted(render("--set", "rbac.workers=false"), "cloister-worker") == {}
 
 

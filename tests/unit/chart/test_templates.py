@@ -125,13 +125,16 @@ def pod_specs(rendered: Rendered) -> Iterator[tuple[str, dict[str, Any]]]:
 @pytest.mark.parametrize("options", SNAPSHOTS.values(), ids=SNAPSHOTS)
 def test_pods_pass_pod_security_restricted(options: tuple[str, ...]) -> None:
     found = dict(pod_specs(render(*options)))
-    assert sorted(found) == ["cloister-helm-test", "cloister-operator"]
+    assert sorted(found) == ["cloister-egress-gateway", "cloister-helm-test", "cloister-operator"]
     for spec in found.values():
         assert spec["securityContext"]["runAsNonRoot"] is True
         assert spec["securityContext"]["runAsUser"] > 0
         assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
         assert not {"hostNetwork", "hostPID", "hostIPC"} & set(spec)
-        assert all(set(volume) == {"name", "emptyDir"} for volume in spec["volumes"])
+        assert all(
+            set(volume) == {"name", "emptyDir"} or volume["name"] == "identity"
+            for volume in spec["volumes"]
+        )
         for container in spec["containers"]:
             context = container["securityContext"]
             assert context["allowPrivilegeEscalation"] is False
@@ -143,12 +146,13 @@ def test_pods_pass_pod_security_restricted(options: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize("options", SNAPSHOTS.values(), ids=SNAPSHOTS)
 def test_the_operator_takes_its_settings(options: tuple[str, ...]) -> None:
-    (container,) = render(*options).of("Deployment")[0]["spec"]["template"]["spec"]["containers"]
+    operator = render(*options).one("Deployment", "cloister-operator")
+    (container,) = operator["spec"]["template"]["spec"]["containers"]
     environ = {each["name"]: each.get("value", "10.0.0.1") for each in container["env"]}
     assert set(environ) == {f"CLOISTER_{each.upper()}" for each in settings.Settings.model_fields}
     taken = settings.load(environ)
     if options == SNAPSHOTS["all-values"]:
-        assert taken.sandbox_namespaces == ("agents-sandboxes", "research")
+        assert taken.sandbox_namespaces == ("agents-sandboxes", "research", "builders")
         assert taken.sandbox_user_namespaces is False
         assert taken.ended_session_ttl_seconds == 2_592_000
         assert taken.worker_namespaces == ("agents",)
@@ -174,7 +178,9 @@ def test_names_are_those_that_the_operator_and_clients_use() -> None:
 def test_the_services_selector_finds_the_operator_only() -> None:
     rendered = render()
     selector = rendered.one("Service", "cloister")["spec"]["selector"].items()
-    operator = rendered.of("Deployment")[0]["spec"]["template"]["metadata"]["labels"].items()
+    operator = rendered.one("Deployment", "cloister-operator")["spec"]["template"]["metadata"][
+        "labels"
+    ].items()
     test = rendered.one("Pod", "cloister-helm-test")["metadata"]["labels"].items()
     assert selector <= operator
     assert not selector <= test

@@ -38,6 +38,13 @@ def test_every_object_of_ours_in_the_schema_is_closed() -> None:
     # Kubernetes' own types are checked by the API server.
     foreign = {
         *(".resources", ".nodeSelector", ".tolerations[]", ".affinity", ".podAnnotations"),
+        *(
+            f".egress.gateway.{each}"
+            for each in (
+                *("resources.front", "resources.names", "resources.sni", "resources.agent"),
+                *("nodeSelector", "tolerations[]", "affinity", "podAnnotations"),
+            )
+        ),
         *(".metrics.serviceMonitor.labels", ".metrics.prometheusRule.labels"),
         *(".metrics.grafanaDashboard.labels", ".global"),
     }
@@ -67,12 +74,22 @@ def test_every_value_is_set_by_the_file_that_sets_every_value(chart_readme: Modu
         ("image.digest=abc", "digest"),
         ("sandboxNamespaces=null", "sandboxNamespaces"),
         ("sandboxNamespaces[0].name=A_B", "name"),
-        ("sandboxNamespaces[0].podSecurity=baseline", "podSecurity"),
+        ("sandboxNamespaces[0].podSecurity=privileged", "podSecurity"),
+        ("sandbox.allowedProfiles={privileged}", "allowedProfiles"),
+        ("egress.packageManagers.mirrors.pip=http://mirror.example.com", "pip"),
+        ("egress.packageManagers.mirrors.conda=https://mirror.example.com", "conda"),
+        ("egress.packageManagers.hosts={https://mirror.example.com}", "hosts"),
+        ("egress.unrestricted.nameservers={dns.example.com}", "nameservers"),
+        ("egress.extraRanges={10.0.0.0}", "extraRanges"),
+        ("egress.proof.intervalSeconds=0", "intervalSeconds"),
+        ("egress.proof.skip={everything}", "skip"),
         ("sandbox.userNamespaces=sometimes", "userNamespaces"),
         ("sandbox.allowedImages[0]=a\\,b", "allowedImages"),
         ("sandbox.defaults.memory=lots", "memory"),
         ("sessions.endedTTLSeconds=-1", "endedTTLSeconds"),
         ("logging.level=LOUD", "level"),
+        ("egress.gateway.nameservers[0]=dns.example", "nameservers"),
+        ("egress.gateway.replicas=0", "replicas"),
     ],
 )
 def test_wrong_values_are_refused_with_their_name(value: str, field: str) -> None:

@@ -10,6 +10,7 @@ import grpc
 import pytest
 
 from cloister.cli import main
+from cloister_api.sessions.v1 import sessions_pb2 as pb
 from support.cluster import wait_for
 from support.fake_kube import FakeKube
 from support.fake_sessions import FakeSessions
@@ -73,6 +74,39 @@ def test_sessions(sessions: FakeSessions, capsys: Out) -> None:
 
 
 @pytest.mark.usefixtures("sessions")
+def test_session_egress(sessions: FakeSessions, capsys: Out) -> None:
+    assert main(["session", "create", "env", "--name", "mine"]) == 0
+    capsys.readouterr()
+    assert main(["session", "egress", "mine"]) == 0
+    assert capsys.readouterr() == (
+        "",
+        "session mine is not known to have tried to reach anything\n",
+    )
+    denied = pb.EgressDecision(
+        host="evil\x1b[2J.example", port=443, reason="HostNotAllowed", count=7
+    )
+    allowed = pb.EgressDecision(host="a.example", port=80, allowed=True, reason="Allowed", count=1)
+    sessions.reached += [denied, allowed, pb.EgressDecision(port=443, reason="NotAName", count=2)]
+    for each in sessions.reached:
+        each.last.GetCurrentTime()
+    assert main(["session", "egress", "mine"]) == 0
+    header, *rows = [line.split()[:-1] for line in capsys.readouterr().out.splitlines()]
+    assert header == ["HOST", "VERDICT", "REASON", "COUNT"]
+    assert rows == [
+        ["evil?[2J.example:443", "denied", "HostNotAllowed", "7"],
+        ["a.example:80", "allowed", "Allowed", "1"],
+        ["(no", "name):443", "denied", "NotAName", "2"],
+    ]
+    assert main(["session", "egress", "mine", "-o", "json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert [(each["host"], each["allowed"]) for each in listed][1:] == [
+        ("a.example", True),
+        ("", False),
+    ]
+    assert main(["session", "egress", "nobody"]) == 1
+    assert "nobody" in capsys.readouterr().err
+
+
 def test_exec(capsys: Out) -> None:
     main(["session", "create", "env", "--name", "mine"])
     capsys.readouterr()

@@ -20,7 +20,6 @@ import cloister
 from cloister.cli import main
 from cloister.cli.terminal import escape_key
 from support.eventually import until
-from support.fake_kube import FakeKube
 from support.fake_sessions import FakeSessions
 from support.fault_proxy import FaultProxy, fault_proxy
 from support.sandbox_server import Sandbox
@@ -83,13 +82,11 @@ class Screen:
 
 
 @pytest.fixture
-async def proxy(
-    server: Sandbox, sessions: FakeSessions, kube: FakeKube
-) -> AsyncIterator[FaultProxy]:
+async def proxy(server: Sandbox, sessions: FakeSessions) -> AsyncIterator[FaultProxy]:
     """Stands between the command and the exec server."""
     async with fault_proxy(server.port) as made:
         sessions.endpoint = f"127.0.0.1:{made.port}"
-        kube.forwards["sandbox-0"] = made.port
+        sessions.relay_port = made.port
         yield made
 
 

@@ -49,6 +49,8 @@ async def test_an_environment_gets_policies_then_its_recipe_then_its_pool(world:
     assert writes[:first_pod] == [
         Write("apply", "networkpolicies", "cloister-default-deny"),
         Write("apply", "networkpolicies", "cloister-exec-ingress"),
+        Write("apply", "networkpolicies", "cloister-egress-gateway"),
+        Write("apply", "networkpolicies", "cloister-egress-unrestricted"),
         Write("patch", "environments/status", "py"),
         Write("create", "secrets", f"py-{recipe}"),
     ]
@@ -249,7 +251,9 @@ async def test_the_same_environment_made_anew_gets_a_recipe_of_its_own(world: Wo
 async def test_policies_that_somebody_deletes_come_back(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cloister_operator.controller.environments.RECHECKED_AFTER_SECONDS", 0.0)
+    for module in ("environments", "grounds"):
+        path = f"cloister_operator.controller.{module}.RECHECKED_AFTER_SECONDS"
+        monkeypatch.setattr(path, 0.0)
     world.apply_environment()
     operator = world.start()
     await operator.until(lambda: world.pool_is(1))

@@ -13,7 +13,15 @@ from cloister_operator.cluster.fence import Fenced
 from cloister_operator.cluster.resources import CONFIG_MAPS, LEASES
 from cloister_operator.controller.election import Election
 from cloister_operator.errors import TransientError
-from cloister_operator.plan.lease import DEADLINE, DURATION, LOOK_EVERY, Record, may_take, seen
+from cloister_operator.plan.lease import (
+    DEADLINE,
+    DURATION,
+    LOOK_EVERY,
+    Record,
+    may_take,
+    read,
+    seen,
+)
 from simulation.loop import SimulatedLoop
 from support.fake_api import Connection, FakeCluster, Fault
 from support.fake_operator import Clock
@@ -362,3 +370,15 @@ def test_a_candidate_counts_from_what_it_saw_by_its_own_clock() -> None:
     renewed = seen(first, Record("2", "a"), 105.0)
     assert not may_take(renewed, "b", 105.0 + DURATION - 0.01)
     assert may_take(seen(renewed, Record("3", ""), 106.0), "b", 106.0)
+
+
+def test_a_term_is_greater_than_every_one_before() -> None:
+    """Also where somebody deletes the Lease, and its transitions begin anew."""
+
+    def of(created: str, transitions: int) -> int:
+        metadata = {"resourceVersion": "1", "creationTimestamp": created}
+        return read({"metadata": metadata, "spec": {"leaseTransitions": transitions}}).term
+
+    first = of("2026-05-01T12:00:00Z", 0)
+    assert 0 < first < of("2026-05-01T12:00:00Z", 1) < of("2026-05-01T12:00:00Z", 10_000_000)
+    assert of("2026-05-01T12:00:00Z", 10_000_000) < of("2026-05-01T12:00:01Z", 0) < 2**63

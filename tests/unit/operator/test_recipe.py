@@ -9,7 +9,16 @@ import pytest
 from cloister_operator import recipe as recipes
 from cloister_operator.api.environment import EnvironmentObject
 from cloister_operator.errors import PermanentError
-from cloister_operator.recipe import Mount, Recipe, Reference, build, references, value_of
+from cloister_operator.plan.packages import Packages
+from cloister_operator.recipe import (
+    Around,
+    Mount,
+    Recipe,
+    Reference,
+    build,
+    references,
+    value_of,
+)
 from cloister_operator.settings import Settings
 from support.operator_objects import environment, settings
 
@@ -18,10 +27,18 @@ COPY = {"path": "/workspace/b", "content": "two", "readOnly": False}
 ALLOWED = {"labels": {"cloister.dev/allow-in-sandbox": "true"}}
 
 
+GATEWAY = Around(
+    "10.96.0.7:3128", Packages(("packages.example",), {"GOPROXY": "https://p.example"})
+)
+
+
 def made(
-    values: dict[str, bytes] | None = None, platform: Settings | None = None, **spec: Any
+    values: dict[str, bytes] | None = None,
+    platform: Settings | None = None,
+    around: Around = GATEWAY,
+    **spec: Any,
 ) -> Recipe:
-    return build(environment(**spec), values or {}, platform or settings())
+    return build(environment(**spec), values or {}, platform or settings(), around)
 
 
 def refusal(**spec: Any) -> PermanentError:
@@ -37,6 +54,7 @@ def refusal(**spec: Any) -> PermanentError:
         pytest.param({"lifecycle": {"idleTimeout": "1m", "maxLifetime": "2h"}}, id="lifecycle"),
         pytest.param({"image": "registry.example/sandbox:1"}, id="the default image, named"),
         pytest.param({"files": [], "env": []}, id="empty lists"),
+        pytest.param({"networking": {"mcpServers": ["https://m.example.com/"]}}, id="servers"),
     ],
 )
 def test_the_hash_stays_when_a_pod_would_be_the_same(spec: dict[str, Any]) -> None:
@@ -67,6 +85,10 @@ DIFFERENT: dict[str, dict[str, Any]] = {
     "pull secret": {"scheduling": {"imagePullSecrets": [{"name": "pull"}]}},
     "workspace": {"workspace": {"size": "5Gi"}},
     "network": {"networking": {"allowedHosts": ["api.example.com"]}},
+    "another host": {"networking": {"allowedHosts": ["b.example.com"]}},
+    "package managers": {"networking": {"allowPackageManagers": True}},
+    "the internet": {"networking": {"type": "unrestricted"}},
+    "rootish": {"isolation": {"profile": "rootish"}},
     "packages": {"packages": {"pip": ["numpy"]}},
 }
 
@@ -78,7 +100,7 @@ def test_the_hash_differs_with_all_that_a_pod_is_made_of() -> None:
 
 
 def test_the_hash_is_the_same_in_every_process() -> None:
-    assert made(files=[FILE, COPY], env=[{"name": "A", "value": "1"}]).hash == "32ab960212"
+    assert made(files=[FILE, COPY], env=[{"name": "A", "value": "1"}]).hash == "41df09225f"
 
 
 @pytest.mark.parametrize(
@@ -89,6 +111,7 @@ def test_the_hash_is_the_same_in_every_process() -> None:
         {"default_memory": "2Gi"},
         {"default_disk": "4Gi"},
         {"sandbox_user_namespaces": False},
+        {"max_processes": 100},
     ],
     ids=lambda change: next(iter(change)),
 )
@@ -124,6 +147,7 @@ def test_what_the_exec_server_gets() -> None:
         "setup": "make",
         "setupTimeoutSeconds": 600,
         "copies": [{"source": "f1", "path": "/workspace/b", "mode": 0o700}],
+        "limits": {"fileBytes": 2 * 1024**3, "processes": 4096},
     }
     files = {key: value for key, value in found.payload.items() if key != "recipe.json"}
     assert files == {"f0": b"one", "f1": b"two", "f2": b"\x00secret"}
@@ -265,3 +289,73 @@ def test_an_object_that_cannot_be_read_is_told_without_its_values() -> None:
     with pytest.raises(ValueError, match="value") as failure:
         EnvironmentObject.parse(body)
     assert "s3cret" not in str(failure.value)
+
+
+def limits_of(platform: Settings | None = None, **spec: Any) -> dict[str, int]:
+    found: dict[str, int] = json.loads(made(platform=platform, **spec).payload["recipe.json"])[
+        "limits"
+    ]
+    return found
+
+
+def test_processes_are_bounded_where_they_are_counted_for_one_sandbox() -> None:
+    assert limits_of(settings(max_processes=77))["processes"] == 77
+    assert "processes" not in limits_of(settings(max_processes=0))
+    # Without a user namespace one sandbox would use up what all of its node may have.
+    assert "processes" not in limits_of(settings(sandbox_user_namespaces=False))
+
+
+def test_a_file_may_be_as_large_as_its_disk() -> None:
+    assert limits_of(resources={"disk": "3Gi"})["fileBytes"] == 3 * 1024**3
+    workspace = {"size": "9G", "persistent": True}
+    assert limits_of(resources={"disk": "3Gi"}, workspace=workspace)["fileBytes"] == 9 * 10**9
+
+
+def test_hosts_need_a_gateway() -> None:
+    hosts = {"networking": {"allowedHosts": ["api.example.com"]}}
+    error = refusal(around=Around(), **hosts)
+    assert (error.reason, error.field) == ("EgressGatewayMissing", "spec.networking")
+    managers = {"networking": {"allowPackageManagers": True}}
+    assert refusal(around=Around(), **managers).reason == "EgressGatewayMissing"
+    for spec in ({}, {"networking": {"type": "unrestricted"}}):
+        assert made(around=Around(), **spec)
+
+
+def test_the_hash_differs_with_what_it_stands_on() -> None:
+    moved = Around("10.96.0.8:3128", GATEWAY.packages)
+    other = Around(GATEWAY.gateway, Packages(("other.example",)))
+    hosts = {"networking": {"allowedHosts": ["api.example.com"]}}
+    managers = {"networking": {"allowPackageManagers": True}}
+    assert made(around=moved, **hosts).hash != made(**hosts).hash
+    assert made(around=other, **managers).hash != made(**managers).hash
+    # Who uses neither keeps its pods.
+    assert made(around=moved).hash == made().hash
+    assert made(around=other, **hosts).hash == made(**hosts).hash
+
+
+def test_a_file_for_apt_of_the_environments_own_stays() -> None:
+    own = {"path": "/etc/apt/apt.conf.d/95cloister-proxy", "content": "# mine"}
+    found = made(files=[own], networking={"allowedHosts": ["api.example.com"]})
+    assert [each.path for each in found.mounts] == [own["path"]]
+
+
+def test_profiles_and_the_internet_are_the_platforms_choice() -> None:
+    rootish = {"isolation": {"profile": "rootish"}}
+    error = refusal(platform=settings(allowed_profiles=("strict",)), **rootish)
+    assert (error.reason, error.field) == ("PolicyRefused", "spec.isolation.profile")
+    internet = {"networking": {"type": "unrestricted"}}
+    error = refusal(platform=settings(egress_unrestricted=False), **internet)
+    assert (error.reason, error.field) == ("PolicyRefused", "spec.networking.type")
+
+
+def test_root_needs_a_user_namespace_or_a_kernel_of_its_own() -> None:
+    rootish: dict[str, Any] = {"profile": "rootish"}
+    error = refusal(platform=settings(sandbox_user_namespaces=False), isolation=rootish)
+    assert (error.reason, error.field) == ("PolicyRefused", "spec.isolation.profile")
+    allowed = settings(
+        sandbox_user_namespaces=False,
+        allowed_runtime_classes=("gvisor", "other"),
+        runtime_classes_without_user_namespaces=("gvisor",),
+    )
+    assert made(platform=allowed, isolation=rootish | {"runtimeClassName": "gvisor"})
+    refusal(platform=allowed, isolation=rootish | {"runtimeClassName": "other"})

@@ -27,6 +27,7 @@ from cloister_operator.sandboxes import (
 from support.certificates import Pair
 from support.sandbox_server import POD_UID, Sandbox, Tools, free_port, sandbox
 
+USERS = Path("/proc/self/uid_map").read_text().split()
 HOUR = timedelta(hours=1)
 SESSION = "11111111-2222-3333-4444-555555555555"
 
@@ -217,6 +218,14 @@ async def test_probe_finds_what_can_be_reached(server: Sandbox, sandboxes: Sandb
     assert await sandboxes.probe(pod, ["127.0.0.1:1"]) == []
 
 
+async def test_a_pod_says_what_its_image_knows(server: Sandbox, sandboxes: Sandboxes) -> None:
+    pod = address(server.port)
+    info = await sandboxes.wait_warm(pod, soon())
+    assert info.uid_map.split() == USERS
+    answers = await sandboxes.package_sources(pod)
+    assert all(urls for _, urls in answers)
+
+
 async def test_a_forgotten_pod_is_dialed_anew(server: Sandbox, sandboxes: Sandboxes) -> None:
     pod = address(server.port)
     await sandboxes.wait_warm(pod, soon())
@@ -234,6 +243,7 @@ class FakeRuntime(exec_pb2_grpc.RuntimeServicer):
     def __init__(self) -> None:
         self.info = exec_pb2.RuntimeInfo(state=exec_pb2.RuntimeInfo.STATE_WARM, boot_id="b")
         self.probe = exec_pb2.ProbeResponse()
+        self.packages = exec_pb2.PackageSourcesResponse()
         self.activity = exec_pb2.ActivityResponse()
         self.fault = ""
         self.peers: list[str] = []
@@ -255,10 +265,18 @@ class FakeRuntime(exec_pb2_grpc.RuntimeServicer):
     async def Probe(self, request: Any, context: Any) -> exec_pb2.ProbeResponse:  # noqa: N802
         return self.probe
 
+    async def PackageSources(  # noqa: N802
+        self, request: Any, context: Any
+    ) -> exec_pb2.PackageSourcesResponse:
+        return self.packages
+
     async def Activity(self, request: Any, context: Any) -> exec_pb2.ActivityResponse:  # noqa: N802
         if self.fault:
             await context.abort(grpc.StatusCode.INTERNAL, self.fault)
         return self.activity
+
+    async def Trust(self, request: Any, context: Any) -> exec_pb2.TrustResponse:  # noqa: N802
+        raise AssertionError
 
     async def Drain(self, request: Any, context: Any) -> exec_pb2.DrainResponse:  # noqa: N802
         raise AssertionError
@@ -344,6 +362,33 @@ async def test_reaching_what_was_not_asked_is_misbehaviour(
     async with fake(authority, runtime) as (pod, _):
         with pytest.raises(SandboxFailed):
             await sandboxes.probe(pod, ["10.0.0.2:443"])
+
+
+async def test_sources_of_packages_are_cleaned_and_bounded(
+    authority: Authority, sandboxes: Sandboxes
+) -> None:
+    runtime = FakeRuntime()
+    for url in ("https://a.example/", "https://b.example/\r\nforged\x1b[2J", "x" * 9000):
+        runtime.packages.sources.add(manager="pip\u202e", url=url)
+    async with fake(authority, runtime) as (pod, _):
+        ((manager, urls),) = await sandboxes.package_sources(pod)
+        assert manager == "pip"
+        assert urls[:2] == ["https://a.example/", "https://b.example/ forged [2J"]
+        assert len(urls[2]) == 1024
+        for _ in range(300):
+            runtime.packages.sources.add(manager="pip", url="https://a.example/")
+        with pytest.raises(SandboxFailed) as failure:
+            await sandboxes.package_sources(pod)
+    assert failure.value.reason == "SandboxMisbehaves"
+
+
+async def test_a_map_of_users_is_cleaned(authority: Authority, sandboxes: Sandboxes) -> None:
+    runtime = FakeRuntime()
+    runtime.info.uid_map = "0 100000 65536\n\x1b[2J 1\u202e 2" + "9" * 9000
+    async with fake(authority, runtime) as (pod, _):
+        info = await sandboxes.wait_warm(pod, soon())
+    assert info.uid_map.startswith("0 100000 65536\n[2J 1 2")
+    assert len(info.uid_map) <= 1024
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from cloister_api.sessions.v1 import sessions_pb2, sessions_pb2_grpc
 from cloister_operator import logs
-from cloister_operator.api.backend import SessionChange
+from cloister_operator.api.backend import EgressRecord, SessionChange
 from cloister_operator.errors import PermanentError, TransientError
 from cloister_operator.identity import Authority
 from cloister_operator.sessions_api.auth import ACCESS_SECONDS, RIGHTS, TOKEN_SECONDS, Auth
@@ -57,6 +57,7 @@ EVERY_CALL: list[tuple[str, Any]] = [
     ("Renew", sessions_pb2.RenewRequest(namespace=NS, name="s1")),
     ("Suspend", sessions_pb2.SuspendRequest(namespace=NS, name="s1")),
     ("Resume", sessions_pb2.ResumeRequest(namespace=NS, name="s1")),
+    ("GetEgress", sessions_pb2.GetEgressRequest(namespace=NS, name="s1")),
     ("Delete", sessions_pb2.DeleteSessionRequest(namespace=NS, name="s1")),
 ]
 
@@ -177,6 +178,25 @@ async def test_get_and_list(api: Api) -> None:
     assert not (await api.call("List", request)).sessions
     failed = await failure(api.call("Get", get("none")))
     assert (failed.code, failed.reason) == (grpc.StatusCode.NOT_FOUND, "SESSION_NOT_FOUND")
+
+
+async def test_what_a_session_tried_to_reach(api: Api) -> None:
+    api.backend.sessions["s1"] = made()
+    request = sessions_pb2.GetEgressRequest(namespace=NS, name="s1")
+    assert not (await api.call("GetEgress", request)).decisions
+    first, last = datetime(2026, 5, 1, tzinfo=UTC), datetime(2026, 5, 2, tzinfo=UTC)
+    record = EgressRecord("a.example", 443, False, "HostNotAllowed", 3, first, last, 10, 20)
+    api.backend.reached["s1"] = [record]
+    (got,) = (await api.call("GetEgress", request)).decisions
+    assert (got.host, got.port, got.allowed, got.reason) == (
+        *("a.example", 443, False, "HostNotAllowed"),
+    )
+    assert (got.count, got.bytes_sent, got.bytes_received) == (3, 10, 20)
+    assert (got.first.ToDatetime(UTC), got.last.ToDatetime(UTC)) == (first, last)
+    failed = await failure(
+        api.call("GetEgress", sessions_pb2.GetEgressRequest(namespace=NS, name="s2"))
+    )
+    assert failed.code is grpc.StatusCode.NOT_FOUND
 
 
 async def test_delete(api: Api) -> None:
@@ -334,6 +354,7 @@ async def test_malformed_authorization(api: Api, metadata: list[tuple[str, str]]
                 [("get", ""), ("create", "exec")],
                 [("update", "")],
                 [("update", ""), ("create", "exec")],
+                [("get", "")],
                 [("delete", "")],
             ],
             strict=True,

@@ -54,3 +54,39 @@ def test_every_wrong_variable_is_named() -> None:
         load(NEEDED | wrong)
     for each in wrong:
         assert each in str(caught.value)
+
+
+def test_what_sandboxes_may_reach() -> None:
+    found = load(
+        NEEDED
+        | {
+            "CLOISTER_EGRESS_EXTRA_RANGES": "34.1.0.0/16, 2600::/40",
+            "CLOISTER_EGRESS_MIRRORS": "pip=https://m.example.com/a=b,npm=https://n.example.com/",
+            "CLOISTER_EGRESS_NAMESERVERS": "9.9.9.9",
+        }
+    )
+    assert found.egress_extra_ranges == ("34.1.0.0/16", "2600::/40")
+    assert found.egress_mirrors == {
+        "pip": "https://m.example.com/a=b",
+        "npm": "https://n.example.com/",
+    }
+    assert found.egress_nameservers == ("9.9.9.9",)
+    assert load(NEEDED | {"CLOISTER_EGRESS_MIRRORS": ""}).egress_mirrors == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        # A range that cannot be read would leave open what it was to close.
+        ("CLOISTER_EGRESS_EXTRA_RANGES", "34.1.0.0/16,example.com"),
+        ("CLOISTER_EGRESS_EXTRA_RANGES", "34.1.0.1/16"),
+        ("CLOISTER_EGRESS_NAMESERVERS", "dns.example.com"),
+        ("CLOISTER_EGRESS_MIRRORS", "conda=https://m.example.com/"),
+        ("CLOISTER_EGRESS_MIRRORS", "pip=http://m.example.com/"),
+        ("CLOISTER_PROOF_INTERVAL", "0"),
+        ("CLOISTER_MAX_PROCESSES", "-1"),
+    ],
+)
+def test_what_would_leave_something_open_is_refused(name: str, value: str) -> None:
+    with pytest.raises(SettingsError, match=name):
+        load(NEEDED | {name: value})

@@ -159,8 +159,63 @@ def test_a_worker_may_not_use_the_operators_calls(claimed: Sandbox) -> None:
             lambda: stub.Claim(exec_pb2.ClaimRequest(), timeout=5),
             lambda: stub.Drain(exec_pb2.DrainRequest(), timeout=5),
             lambda: stub.Probe(exec_pb2.ProbeRequest(), timeout=5),
+            lambda: stub.Trust(exec_pb2.TrustRequest(ca_pem=claimed.authority.pem), timeout=5),
         ):
             assert code_of(call) is grpc.StatusCode.PERMISSION_DENIED
+
+
+def trust(server: Sandbox, name: str, *bundle: TestAuthority) -> None:
+    pem = b"".join(each.pem for each in bundle)
+    with server.operator(name) as channel:
+        stub = exec_pb2_grpc.RuntimeStub(channel)
+        stub.Trust(exec_pb2.TrustRequest(ca_pem=pem), timeout=5)
+
+
+def heard(server: Sandbox, signer: TestAuthority, uri: str, name: str = SESSION_NAME) -> bool:
+    """Whether the server takes a caller that `signer` certifies."""
+    pair = signer.issue(uri=uri)
+    return info(server.channel(pair, name)) is grpc.StatusCode.OK
+
+
+def test_another_ca_is_trusted_beside_the_first_and_then_alone(tmp_path: Path) -> None:
+    after, session = TestAuthority(), f"session:{SESSION_UID}"
+    with sandbox(tmp_path) as server:
+        server.wait_for(exec_pb2.RuntimeInfo.STATE_WARM)
+        assert not heard(server, after, "operator:cloister", POD_NAME)
+        trust(server, POD_NAME, server.authority, after)
+        assert heard(server, after, "operator:cloister", POD_NAME)
+        server.claim()
+        # A claim keeps what was said of the CAs, and who is connected stays so.
+        with server.worker() as channel:
+            tools = Tools(channel)
+            assert tools.bash("echo before") == "before"
+            assert heard(server, after, session)
+            assert heard(server, server.authority, session)
+            assert not heard(server, after, "session:another")
+            assert not heard(server, TestAuthority(), session)
+            trust(server, SESSION_NAME, after)
+            assert tools.bash("echo after") == "after"
+        assert heard(server, after, session)
+        assert not heard(server, server.authority, session)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        b"",
+        b"certificates",
+        b"-----BEGIN CERTIFICATE-----\nMII!\n-----END CERTIFICATE-----\n",
+        b"-----BEGIN CERTIFICATE-----\naGVsbG8=\n-----END CERTIFICATE-----\n",
+        b"more\n" + TestAuthority().pem,
+        TestAuthority().pem * 200,
+    ],
+)
+def test_what_is_no_bundle_of_cas_changes_nothing(warm: Sandbox, wrong: bytes) -> None:
+    with warm.operator() as channel:
+        stub = exec_pb2_grpc.RuntimeStub(channel)
+        with refused(grpc.StatusCode.INVALID_ARGUMENT, "ca_pem", "google.rpc.BadRequest"):
+            stub.Trust(exec_pb2.TrustRequest(ca_pem=wrong), timeout=5)
+    assert info(warm.operator()) is grpc.StatusCode.OK
 
 
 def test_the_probe_tells_open_from_closed(warm: Sandbox) -> None:

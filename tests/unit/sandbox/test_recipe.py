@@ -132,3 +132,33 @@ def test_background_processes_of_the_setup_do_not_outlive_it(tmp_path: Path) -> 
     with sandbox(tmp_path / "s", {"setup": "sleep 4719 & setsid sleep 4719 &"}) as server:
         server.wait_for(WARM)
         assert processes_with(f"HOME={tmp_path / 's' / 'home'}") == []
+
+
+def test_limits_hold_for_the_server_and_all_that_it_starts(tmp_path: Path) -> None:
+    recipe = {"limits": {"fileBytes": 8_000_000, "processes": 900, "of a newer operator": 1}}
+    with sandbox(tmp_path / "s", recipe) as server:
+        tools = claimed_tools(server)
+        assert tools.bash("ulimit -Hf; ulimit -Sf") == f"{8_000_000 // 1024}\n{8_000_000 // 1024}"
+        assert tools.bash("ulimit -Hu; ulimit -Su") == "900\n900"
+        made = tools.call("bash", command="head -c 9000000 /dev/zero > big; wc -c < big")
+        assert "8000000" in made.content[0].text
+        pid = server.process.pid
+        assert "8000000" in Path(f"/proc/{pid}/limits").read_text()
+        # The server itself stays well where a tool has used up what there is.
+        assert tools.text("write", file_path="small", content="x")
+
+
+@pytest.mark.parametrize("limits", [{"fileBytes": "many"}, [], {"processes": -5}])
+def test_limits_that_cannot_be_are_said(tmp_path: Path, limits: Any) -> None:
+    with sandbox(tmp_path / "s", {"limits": limits}) as server:
+        info = server.wait_for(FAILED)
+        assert "recipe.json cannot be read" in info.problem or "cannot be set" in info.problem
+
+
+def test_the_server_says_whose_users_are_inside(tmp_path: Path) -> None:
+    with sandbox(tmp_path / "s", {}) as server:
+        info = server.wait_for(WARM)
+        assert info.uid_map.split() == Path("/proc/self/uid_map").read_text().split()
+    launcher = ("unshare", "--user", "--map-root-user")
+    with sandbox(tmp_path / "t", {}, launcher=launcher) as server:
+        assert server.wait_for(WARM).uid_map.split() == ["0", "0", "1"]

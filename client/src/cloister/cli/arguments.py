@@ -115,6 +115,10 @@ def _add_session_commands(where: "_Subparsers[argparse.ArgumentParser]") -> None
     _add_wait(create)
     listing = _command(where, "list", commands.list_sessions, "list sessions")
     listing.add_argument("environment", nargs="?", metavar="ENV", help="only this Environment's")
+    egress = _command(
+        where, "egress", commands.session_egress, "show what a session tried to reach"
+    )
+    egress.add_argument("name", metavar="NAME", help="the session")
     suspend = _command(
         where, "suspend", commands.suspend_session, "end a session's sandbox and keep its workspace"
     )

@@ -36,6 +36,12 @@ def list_sessions(client: Client, arguments: argparse.Namespace) -> int:
     return 0
 
 
+def session_egress(client: Client, arguments: argparse.Namespace) -> int:
+    """cloister session egress"""
+    output.egress(client.session_egress(arguments.name), arguments.output, arguments.name)
+    return 0
+
+
 def suspend_session(client: Client, arguments: argparse.Namespace) -> int:
     """cloister session suspend"""
     output.session(client.suspend_session(arguments.name), arguments.output)

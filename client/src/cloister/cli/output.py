@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from .._models import EnvironmentInfo, SessionInfo
+from .._models import EgressDecision, EnvironmentInfo, SessionInfo
 from .._outcomes import ProcessInfo
 
 # Characters of a command line that a table shows.
@@ -51,6 +51,28 @@ def sessions(found: Sequence[SessionInfo], form: str, namespace: str) -> None:
     _table(["NAME", "ENVIRONMENT", "PHASE", "POD", "AGE"], rows)
 
 
+def egress(found: Sequence[EgressDecision], form: str, name: str) -> None:
+    """Print what a session tried to reach, or on stderr that it is not known to have."""
+    if form == "json":
+        _json([_plain(each) for each in found])
+        return
+    if not found:
+        print(f"session {name} is not known to have tried to reach anything", file=sys.stderr)
+        return
+    now = datetime.now(UTC)
+    rows = [
+        [
+            f"{each.host}:{each.port}" if each.host else f"(no name):{each.port}",
+            "allowed" if each.allowed else "denied",
+            each.reason,
+            str(each.count),
+            _age(each.last, now),
+        ]
+        for each in found
+    ]
+    _table(["HOST", "VERDICT", "REASON", "COUNT", "AGE"], rows)
+
+
 def programs(found: Sequence[ProcessInfo], form: str, name: str) -> None:
     """Print a session's programs, or on stderr that there are none."""
     if form == "json":
@@ -83,7 +105,7 @@ def session(made: SessionInfo, form: str) -> None:
         print(made.name)
 
 
-def _plain(value: EnvironmentInfo | SessionInfo | ProcessInfo) -> dict[str, Any]:
+def _plain(value: EnvironmentInfo | SessionInfo | ProcessInfo | EgressDecision) -> dict[str, Any]:
     """Its fields in camelCase, as the custom resources have them."""
     return {_camel(name): each for name, each in dataclasses.asdict(value).items()}
 

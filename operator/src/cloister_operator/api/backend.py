@@ -47,6 +47,22 @@ class SessionChange:
 
 
 @dataclass(frozen=True)
+class EgressRecord:
+    """Connections of a session that the egress gateways decided alike."""
+
+    host: str
+    """As it was asked for: hostile input, cleaned; empty for what was no name."""
+    port: int
+    allowed: bool
+    reason: str
+    count: int
+    first: datetime
+    last: datetime
+    bytes_sent: int
+    bytes_received: int
+
+
+@dataclass(frozen=True)
 class Caller:
     """Who a bearer token belongs to, by TokenReview."""
 
@@ -79,6 +95,10 @@ class SessionsBackend(Protocol):
         """The Session, or None."""
         ...
 
+    def exec_address(self, session: SessionObject) -> tuple[str, int] | None:
+        """Where its exec server listens, by what Kubernetes says of its pod; None for nowhere."""
+        ...
+
     def list_sessions(self, namespace: str, environment: str) -> list[SessionObject]:
         """Sessions of a namespace, of one Environment unless that is empty, by name."""
         ...
@@ -98,6 +118,12 @@ class SessionsBackend(Protocol):
 
         It need not be so yet: see `wait_settled`. Raises PermanentError (WorkspaceNotPersistent)
         when suspending it would lose its work, and TransientError.
+        """
+        ...
+
+    def egress(self, session: SessionObject) -> list[EgressRecord]:
+        """What the session's pod tried to reach through the egress gateways, the newest last; only
+        the process that leads knows.
         """
         ...
 

@@ -2,6 +2,7 @@
 
 import re
 from datetime import timedelta
+from decimal import ROUND_CEILING, Decimal
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -12,6 +13,15 @@ from ..errors import PermanentError
 JSON = dict[str, Any]
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
+_QUANTITY = re.compile(
+    r"(?P<number>\d+(?:\.\d*)?|\.\d+)(?:[eE](?P<exponent>[+-]?\d{1,2})|(?P<suffix>[KMGTPE]i|[numkMGTPE]))?"
+)
+_FACTORS = {
+    "": "1",
+    **{name: f"1e{3 * index}" for index, name in enumerate("kMGTPE", start=1)},
+    **{f"{name}i": str(1024**index) for index, name in enumerate("KMGTPE", start=1)},
+    **{name: f"1e-{3 * index}" for index, name in enumerate("mun", start=1)},
+}
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
@@ -30,6 +40,18 @@ def duration(text: str, field: str) -> timedelta:
     if not text or _DURATION.sub("", text):
         raise PermanentError("InvalidSpec", f"{text!r} is not a duration such as 30m", field)
     return timedelta(seconds=sum(float(n) * _UNITS[unit] for n, unit in _DURATION.findall(text)))
+
+
+def quantity(given: str | int, field: str) -> int:
+    """A quantity such as `512Mi` or `1.5G` in whole bytes; raises PermanentError that names the
+    field.
+    """
+    found = _QUANTITY.fullmatch(str(given))
+    if found is None:
+        raise PermanentError("InvalidSpec", f"{given!r} is not a quantity such as 512Mi", field)
+    exponent = found["exponent"]
+    factor = Decimal(10) ** int(exponent) if exponent else Decimal(_FACTORS[found["suffix"] or ""])
+    return int((Decimal(found["number"]) * factor).to_integral_value(ROUND_CEILING))
 
 
 class KeyRef(Model):

@@ -107,6 +107,20 @@ class PoolCounts(Model):
     """How many warm ones there are to be now."""
 
 
+class PackageSource(Model):
+    """Where a package manager of an image gets its packages."""
+
+    manager: str
+    urls: list[str] = Field(default_factory=list)
+
+
+class PackageManagers(Model):
+    """What the package managers of an image said when they were asked."""
+
+    image: str
+    sources: list[PackageSource] = Field(default_factory=list)
+
+
 class EnvironmentStatus(Model):
     """The status, written by the operator only."""
 
@@ -114,6 +128,10 @@ class EnvironmentStatus(Model):
     recipe_hash: str | None = None
     recipes: list[str] = Field(default_factory=list)
     """Hashes whose Secrets there may be: written before a Secret is made."""
+    allowed_hosts: list[str] = Field(default_factory=list)
+    """All that new pods may reach by name."""
+    package_managers: PackageManagers | None = None
+    """Where the image's package managers get their packages, if anybody asked."""
     pool: PoolCounts = Field(default_factory=PoolCounts)
     conditions: list[Condition] = Field(default_factory=list)
 

@@ -66,6 +66,12 @@ class PodView:
     """Why somebody takes it away, if they said so."""
     node: str = ""
     """Where it runs; empty before it was placed."""
+    network: str = names.NETWORK_NONE
+    """What NetworkPolicies allow it: `none`, `gateway` or `unrestricted`."""
+    hosts: tuple[str, ...] = ()
+    """What it may reach through the egress gateways."""
+    own_users: bool = False
+    """Whether it asked for a user namespace of its own."""
 
     @property
     def key(self) -> tuple[str, str]:
@@ -103,7 +109,15 @@ def view(raw: JSON) -> PodView:
         claim=_claim(raw.get("spec") or {}),
         disruption=_disruption(status),
         node=(raw.get("spec") or {}).get("nodeName") or "",
+        network=labels.get(names.NETWORK_LABEL, names.NETWORK_NONE),
+        hosts=_hosts(metadata),
+        own_users=(raw.get("spec") or {}).get("hostUsers") is False,
     )
+
+
+def _hosts(metadata: JSON) -> tuple[str, ...]:
+    given: str = (metadata.get("annotations") or {}).get(names.EGRESS_HOSTS, "")
+    return tuple(each for each in given.split(",") if each)
 
 
 def _claim(spec: JSON) -> str:

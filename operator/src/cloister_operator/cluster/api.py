@@ -34,8 +34,10 @@ JSON_PATCH: Final = "application/json-patch+json"
 MERGE_PATCH: Final = "application/merge-patch+json"
 APPLY_PATCH: Final = "application/apply-patch+yaml"
 _TIMEOUT = aiohttp.ClientTimeout(total=15, connect=3)
-_WATCH_SECONDS = 240
+_WATCH_SECONDS = 75
+"""After this the API server ends a watch in order, and the next one goes on where it was."""
 _WATCH_SILENCE_SECONDS = 90
+"""Longer: of kinds that seldom change it tells nothing for minutes, not even bookmarks."""
 _TOO_OLD = 410
 _EXCEEDED = re.compile(r"exceeded quota: ([a-z0-9.-]+), requested: .*", re.DOTALL)
 """How the API server says that a ResourceQuota is used up; it has no reason of its own for it."""
@@ -77,6 +79,12 @@ class Api(Protocol):
 
     async def apply(self, resource: Resource, namespace: str, body: JSON) -> JSON:
         """Server-side apply, as owner of all its fields."""
+        ...
+
+    async def try_apply(self, resource: Resource, namespace: str, body: JSON) -> None:
+        """Ask whether `apply` would be admitted, and change nothing; raises RefusedError or
+        PermanentError with the API server's words when it would not.
+        """
         ...
 
     async def json_patch(
@@ -254,7 +262,7 @@ class HttpApi:
             "timeoutSeconds": str(_WATCH_SECONDS),
             **({"labelSelector": selector} if selector else {}),
         }
-        # Bookmarks come every minute: a longer silence is a dead connection.
+        # The API server would have ended it before: a longer silence is a dead connection.
         timeout = aiohttp.ClientTimeout(total=None, connect=3, sock_read=_WATCH_SILENCE_SECONDS)
         try:
             response = await self._open(
@@ -284,6 +292,11 @@ class HttpApi:
         query = {"fieldManager": names.FIELD_MANAGER, "force": "true"}
         with api_write("apply", resource.plural):
             return await self._call("PATCH", path, query, body, APPLY_PATCH)
+
+    async def try_apply(self, resource: Resource, namespace: str, body: JSON) -> None:
+        path = resource.path(namespace, body["metadata"]["name"])
+        query = {"fieldManager": names.FIELD_MANAGER, "force": "true", "dryRun": "All"}
+        await self._call("PATCH", path, query, body, APPLY_PATCH)
 
     async def json_patch(
         self, resource: Resource, namespace: str, name: str, operations: Sequence[JSON]
@@ -336,7 +349,11 @@ def _trimmed(resource: Resource, item: JSON) -> JSON:
         spec = item["spec"]
         volumes = spec.get("volumes") or []
         kept = [each for each in volumes if "persistentVolumeClaim" in each]
-        item["spec"] = {"nodeName": spec.get("nodeName"), "volumes": kept}
+        item["spec"] = {
+            "nodeName": spec.get("nodeName"),
+            "hostUsers": spec.get("hostUsers"),
+            "volumes": kept,
+        }
     return item
 
 

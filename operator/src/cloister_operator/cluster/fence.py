@@ -45,6 +45,9 @@ class Fenced:
         self._check()
         return await self._api.apply(resource, namespace, body)
 
+    async def try_apply(self, resource: Resource, namespace: str, body: JSON) -> None:
+        await self._api.try_apply(resource, namespace, body)
+
     async def json_patch(
         self, resource: Resource, namespace: str, name: str, operations: Sequence[JSON]
     ) -> JSON:

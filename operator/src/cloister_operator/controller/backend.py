@@ -11,7 +11,7 @@ from typing import Literal
 
 from .. import names
 from ..api import conditions
-from ..api.backend import ALREADY_EXISTS, NewFile, NewSession, SessionChange
+from ..api.backend import ALREADY_EXISTS, EgressRecord, NewFile, NewSession, SessionChange
 from ..api.common import JSON
 from ..api.session import Phase, SessionObject
 from ..cluster.resources import SESSIONS
@@ -170,6 +170,14 @@ class Backend:
         """See SessionsBackend."""
         return self._context.sessions.get(namespace, name)
 
+    def exec_address(self, session: SessionObject) -> tuple[str, int] | None:
+        """See SessionsBackend."""
+        namespace, uid = session.metadata.namespace, session.metadata.uid
+        for pod in self._context.pods.group(("session", namespace, uid)):
+            if pod.alive and pod.ip and pod.uid == session.status.pod_uid:
+                return pod.ip, names.EXEC_PORT
+        return None
+
     def list_sessions(self, namespace: str, environment: str) -> list[SessionObject]:
         """See SessionsBackend."""
         group = ("environment", namespace, environment) if environment else ("namespace", namespace)
@@ -236,6 +244,10 @@ class Backend:
             return None
         self._context.sessions.put(answer)
         return self.get_session(namespace, name)
+
+    def egress(self, session: SessionObject) -> list[EgressRecord]:
+        """See SessionsBackend."""
+        return self._context.recent.of(session.status.pod_uid or "")
 
     async def delete_session(self, namespace: str, name: str) -> bool:
         """See SessionsBackend."""

@@ -1,39 +1,16 @@
-"""What must stand before the first session: the CA, the clients' configuration, probe targets."""
+"""What must stand before the first session: the clients' configuration, probe targets."""
 
 import asyncio
-import base64
-import logging
 import os
-from datetime import datetime
 
 from .. import manifests, names
 from ..api.common import JSON
 from ..cluster.api import Api
-from ..cluster.resources import CONFIG_MAPS, SECRETS, SERVICES
-from ..errors import ConflictError, NotFoundError, TransientError
-from ..identity import Authority
+from ..cluster.resources import CONFIG_MAPS, SERVICES
+from ..errors import NotFoundError, TransientError
 from ..settings import Settings
 
-log = logging.getLogger(__name__)
 CONTROL_SECONDS = 5.0
-
-
-async def authority(api: Api, settings: Settings, now: datetime) -> Authority:
-    """The CA: read, or made once. Of two operators that start together one makes it."""
-    try:
-        found = await api.get(SECRETS, settings.namespace, names.CA_SECRET)
-    except NotFoundError:
-        made = Authority.create(now)
-        body = manifests.ca_secret(settings, made.to_secret_data())
-        try:
-            await api.create(SECRETS, settings.namespace, body)
-        except ConflictError:
-            found = await api.get(SECRETS, settings.namespace, names.CA_SECRET)
-        else:
-            log.info("made the certificate authority")
-            return made
-    data = {key: base64.b64decode(value) for key, value in found["data"].items()}
-    return Authority.from_pem(data["tls.crt"], data["tls.key"])
 
 
 def service_address(service: JSON) -> str:
@@ -44,6 +21,17 @@ def service_address(service: JSON) -> str:
 async def address(api: Api, settings: Settings) -> str:
     """Where clients find the Sessions API."""
     return service_address(await api.get(SERVICES, settings.namespace, settings.service))
+
+
+async def gateway_address(api: Api, settings: Settings) -> str:
+    """host:port at which sandboxes reach the egress gateways; empty where there are none."""
+    if not settings.egress_gateway:
+        return ""
+    try:
+        service = await api.get(SERVICES, settings.namespace, names.EGRESS_GATEWAY)
+    except NotFoundError:
+        return ""
+    return joined(service["spec"]["clusterIP"], names.EGRESS_PORT)
 
 
 async def publish(api: Api, settings: Settings, ca_pem: bytes, address: str, version: str) -> None:
@@ -65,6 +53,18 @@ def api_server() -> str:
 def probe_targets(settings: Settings) -> list[str]:
     """host:port that no sandbox may reach: the API server and the operator itself."""
     return [api_server(), joined(settings.pod_ip, names.HTTP_PORT)]
+
+
+async def reaches(target: str) -> bool:
+    """Whether this process can open a TCP connection to host:port."""
+    host, _, port = target.rpartition(":")
+    try:
+        async with asyncio.timeout(CONTROL_SECONDS):
+            _, writer = await asyncio.open_connection(host.strip("[]"), int(port))
+    except OSError:
+        return False
+    writer.close()
+    return True
 
 
 async def check_targets(targets: list[str]) -> None:

@@ -269,7 +269,11 @@ class Claims:
         body = manifests.credentials_secret(
             session, identity.certificate_pem, identity.private_key_pem, identity.ca_pem
         )
-        await owned.create(self._context.api, session.metadata.namespace, body)
+        api, namespace = self._context.api, session.metadata.namespace
+        if session.resumed:
+            # The next sandbox may be certified by a CA that the Secret of before does not know.
+            await owned.remove_stale(api, namespace, body, "ca.crt")
+        await owned.create(api, namespace, body)
         return names.credentials_secret(session.metadata.name)
 
     def _observe_claim(self, session: SessionObject, pod: PodView) -> None:

@@ -1,7 +1,7 @@
 """What the reconcilers share."""
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Protocol
@@ -14,14 +14,20 @@ from ..cache import Key, Store
 from ..cluster.api import Api
 from ..identity import Authority
 from ..metrics import FAILURES
+from ..plan import proving
+from ..plan.admission import Verdict
 from ..plan.candidates import choose
 from ..plan.failure import Failure, Proof
+from ..plan.proving import Site
 from ..recipe import Recipe
 from ..sandboxes import Activity, ClaimPayload, PodAddress, SandboxInfo
 from ..settings import Settings
 from ..workqueue import WorkQueue
 from .flights import Flights
+from .gateways import GATEWAY_PODS, Gateways
 from .places import Places
+from .ranges import Ranges
+from .recent import Recent
 from .usage import Usage
 from .witness import Witness
 
@@ -38,11 +44,15 @@ class Dialer(Protocol):
 
     async def probe(self, pod: PodAddress, targets: list[str]) -> list[str]: ...
 
+    async def package_sources(self, pod: PodAddress) -> list[tuple[str, list[str]]]: ...
+
     async def claim(self, pod: PodAddress, claim: ClaimPayload) -> None: ...
 
     async def activity(self, pod: PodAddress, session_uid: str) -> Activity: ...
 
     async def drain(self, pod: PodAddress, session_uid: str, grace: timedelta) -> None: ...
+
+    async def trust(self, pod: PodAddress, session_uid: str, ca_pem: bytes) -> None: ...
 
     def connected(self, pod_uid: str) -> bool: ...
 
@@ -68,6 +78,8 @@ def _pod_groups(pod: PodView) -> Iterable[tuple[str, ...]]:
     yield ("environment", pod.namespace, pod.environment)
     yield ("recipe", pod.namespace, pod.environment, pod.recipe)
     yield ("state", pod.namespace, pod.environment, pod.recipe, pod.state)
+    if pod.network == names.NETWORK_GATEWAY:
+        yield GATEWAY_PODS
     if pod.session_uid:
         # A label says little: no pod of another namespace can be the session's.
         yield ("session", pod.namespace, pod.session_uid)
@@ -97,6 +109,11 @@ class Context:
     usage: Usage = field(init=False)
     places: Places = field(init=False)
     witness: Witness = field(init=False)
+    egress: Gateways = field(init=False)
+    recent: Recent = field(default_factory=Recent)
+    """What egress gateways decided lately."""
+    ranges: Ranges = field(init=False)
+    """The cluster's own addresses."""
     environments: Store[EnvironmentObject] = field(
         default_factory=lambda: Store(EnvironmentObject.parse, lambda _: ())
     )
@@ -119,16 +136,57 @@ class Context:
     """Pods that may have been made though no answer came."""
     doubted: set[Key] = field(default_factory=set)
     """Environments that lost a pod which nobody here deleted: they may be gone themselves."""
-    proofs: dict[str, Proof] = field(default_factory=dict)
-    """By namespace, what the last probe found."""
+    proofs: dict[Key, Proof] = field(default_factory=dict)
+    """By namespace and kind of network, what the last probe found."""
     probe_targets: list[str] = field(default_factory=list)
     """host:port that no sandbox may reach, and the operator does."""
+    gateway: str = ""
+    """host:port at which sandboxes reach the egress gateways; empty where there are none."""
+    alive: frozenset[str] = frozenset()
+    """host:port of other things that no sandbox may reach, and that the operator reached itself."""
+    reaches: Callable[[str], Awaitable[bool]] | None = None
+    """Whether this process reaches host:port; None where it is not to try."""
+
+    admission: dict[str, Verdict] = field(default_factory=dict)
+    """By namespace, whether the admission policies have an effect."""
 
     def __post_init__(self) -> None:
         self.places = Places(self.pods, self.sessions)
         self.witness = Witness(self.pods)
+        self.egress = Gateways(self.pods, self.clock)
         self.usage = Usage(self.clock)
+        self.ranges = Ranges(self.api, self.settings)
+        self.ranges.listen(lambda: self.egress.deny(self.ranges.current or ()))
         self.sessions.listen(self.usage.changed)
+
+    def site(self) -> Site:
+        """What no sandbox may reach."""
+        return Site(
+            tuple(self.probe_targets),
+            self.ranges.landmarks,
+            self.gateway,
+            self.settings.egress_nameservers,
+            self.settings.proof_skip,
+        )
+
+    def targets(self, pod: PodView) -> list[str]:
+        """What a pod is to try to reach."""
+        group = ("recipe", pod.namespace, pod.environment, pod.recipe)
+        other = next(
+            (x for x in self.pods.group(group) if x.uid != pod.uid and x.ip and x.alive), None
+        )
+        others = [address(other).endpoint] if other else []
+        return proving.targets(self.site(), pod.network, pod.node, others)
+
+    def record(self, pod: PodView, proof: Proof) -> None:
+        """Keep what a pod's tries have shown of its namespace, for pods of its kind."""
+        key = pod.namespace, pod.network
+        before = self.proofs.get(key)
+        self.proofs[key] = proof
+        if before is None or before.enforced != proof.enforced:
+            for namespace, name in list(self.environments):
+                if namespace == pod.namespace:
+                    self.queue.add(("environment", namespace, name))
 
     def series(self, namespace: str, environment: str) -> Key:
         """The labels of an Environment; of one that is not there, which anybody may name, blank."""

@@ -22,6 +22,7 @@ from ..workqueue import WorkQueue
 from .context import Context, WorkKey
 from .environments import EnvironmentReconciler
 from .events import Recorder
+from .prover import Prover
 from .sessions import SessionReconciler
 from .warmer import Warmer
 
@@ -40,6 +41,7 @@ class Controller:
         self._context = context
         self._recorder = recorder
         self._warmer = Warmer(context)
+        self._prover = Prover(context)
         self._environments = EnvironmentReconciler(context, self._warmer, recorder)
         self._sessions = SessionReconciler(context, self._warmer, recorder)
         self._works = False
@@ -48,6 +50,7 @@ class Controller:
         context.sessions.listen(self._session_changed)
         context.pods.listen(self._pod_changed)
         context.places.listen(self._place_left)
+        context.ranges.listen(self._ranges_changed)
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
@@ -70,7 +73,12 @@ class Controller:
             )
             for namespace in context.settings.sandbox_namespaces
         ]
+        if context.settings.egress_gateway:
+            component = f"{names.COMPONENT_LABEL}={names.EGRESS_COMPONENT}"
+            where, sink = context.settings.namespace, context.egress.mirror
+            reflectors.append(Reflector(context.api, PODS, where, component, sink))
         async with asyncio.TaskGroup() as group:
+            group.create_task(context.ranges.run())
             for reflector in reflectors:
                 group.create_task(reflector.run())
             for reflector in reflectors:
@@ -91,6 +99,7 @@ class Controller:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._recorder.run())
                 group.create_task(self._context.queue.run())
+                group.create_task(self._prover.run())
         finally:
             self._works = False
             await self._warmer.close()
@@ -198,6 +207,12 @@ class Controller:
             return
         for name in self._context.places.front(key, most):
             self._context.queue.add(("session", key[0], name))
+
+    def _ranges_changed(self) -> None:
+        """Policies name the cluster's addresses: every namespace's are written again."""
+        if self._works:
+            for key in list(self._context.environments):
+                self._context.queue.add(("environment", *key))
 
     def _lane(self, key: WorkKey) -> Lane:
         """Sessions stand in the lane of their Environment, so that no flood of them keeps those of

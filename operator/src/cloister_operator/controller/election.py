@@ -67,6 +67,11 @@ class Election:
         return self._seen.record.address
 
     @property
+    def term(self) -> int:
+        """A number of this term of this process, greater than that of every term before it."""
+        return self._seen.record.term if self._seen else 0
+
+    @property
     def resigned(self) -> bool:
         """Whether this process wants to lead no more."""
         return self._resigned.is_set()

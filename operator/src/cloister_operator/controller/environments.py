@@ -3,27 +3,34 @@
 import asyncio
 import logging
 
-from .. import manifests, names
+from .. import names
 from ..api import conditions
+from ..api.common import JSON
 from ..api.conditions import Finding
 from ..api.environment import EnvironmentObject, PoolCounts
 from ..cache import Key
-from ..cluster.resources import ENVIRONMENTS, NAMESPACES, NETWORK_POLICIES
-from ..errors import NotFoundError, OperatorError, PermanentError, RefusedError
+from ..cluster.resources import ENVIRONMENTS
+from ..errors import NotFoundError, OperatorError, PermanentError, RefusedError, TransientError
+from ..plan.admission import finding as admission_finding
+from ..plan.admission import hindrance
 from ..plan.failure import Failure
 from ..plan.verdict import counts, findings
-from ..recipe import Recipe, build, references
+from ..recipe import Around, Recipe, build, references
 from . import pods, recipes
 from .context import Context, Resolved
 from .events import Recorder
+from .grounds import RECHECKED_AFTER_SECONDS, Grounds
+from .packages import PackageHosts, bare
 from .pools import Pools
 from .references import read
 from .warmer import Warmer
 
 log = logging.getLogger(__name__)
 
-RECHECKED_AFTER_SECONDS = 50.0
-"""A little less than the resync: each one applies the policies and reads the references again."""
+ASKING = "a first pod of its image is asked where its package managers get their packages"
+
+ASKED_AGAIN_SECONDS = 5.0
+"""After this a pod that did not tell is asked once more."""
 
 
 class EnvironmentReconciler:
@@ -34,7 +41,8 @@ class EnvironmentReconciler:
         self._warmer = warmer
         self._recorder = recorder
         self._pools = Pools(context)
-        self._policies_applied: dict[str, float] = {}
+        self._grounds = Grounds(context)
+        self._packages = PackageHosts(context)
         self._resolved_at: dict[Key, float] = {}
 
     async def reconcile(self, namespace: str, name: str) -> float | None:
@@ -49,12 +57,17 @@ class EnvironmentReconciler:
             if pod.state != names.STATE_CLAIMED:
                 self._warmer.ensure(pod)
         try:
-            recipe = await self._resolve(environment)
+            asks = self._packages.unknown(environment)
+            recipe = await self._resolve(environment, asks)
+            if asks and await self._packages.ask(environment, recipe):
+                asks = False
+                recipe = await self._resolve(environment, asks)
         except PermanentError as error:
             await self._refuse(environment, error)
             return None
-        wanted, plan = self._pools.look(environment, recipe)
-        problems, again = await self._pools.carry_out(environment, recipe, plan)
+        pooled = bare(environment) if asks else environment
+        wanted, plan = self._pools.look(pooled, recipe)
+        problems, again = await self._pools.carry_out(pooled, recipe, plan)
         for problem in problems:
             if isinstance(problem, PermanentError):
                 await self._refuse(environment, problem)
@@ -65,19 +78,22 @@ class EnvironmentReconciler:
             present,
             context.failures,
             wanted,
-            context.proofs.get(namespace),
+            context.proofs.get((namespace, recipe.reach.network)),
             context.clock(),
             self._pools.trials(environment.key),
         )
+        found = held_up(found, context.egress.problem(present))
         await self._write_status(
             environment,
-            with_refusals(found, problems),
+            asking(with_refusals(found, problems), recipe)
+            if asks
+            else with_refusals(found, problems),
             counts(present, context.failures, wanted.size),
-            recipe.hash,
+            None if asks else recipe,
         )
         for problem in problems:
             raise problem
-        return again
+        return min(again or ASKED_AGAIN_SECONDS, ASKED_AGAIN_SECONDS) if asks else again
 
     async def _confirm(self, namespace: str, name: str) -> None:
         """Ask the API server for an Environment whose pods go by themselves: the garbage collector
@@ -97,21 +113,50 @@ class EnvironmentReconciler:
             context.environments.put(found)
         context.doubted.discard(key)
 
-    async def _resolve(self, environment: EnvironmentObject) -> Recipe:
+    async def _resolve(self, environment: EnvironmentObject, asks: bool) -> Recipe:
+        """The recipe; with `asks` that of the pod which is asked for its package managers."""
         namespace, now = environment.metadata.namespace, asyncio.get_running_loop().time()
+        self._check_admission(namespace)
         before = self._context.resolved.get(environment.key)
         fresh = now < self._resolved_at.get(environment.key, -1e9) + RECHECKED_AFTER_SECONDS
-        if fresh and before and before.recipe and before.of(environment):
-            return before.recipe
-        await self._check_namespace(namespace)
-        await self._ensure_policies(namespace)
+        known = before.recipe if before and before.of(environment) else None
+        if fresh and known and not asks and self._grounds.current(namespace):
+            return known
+        await self._grounds.prepare(environment)
         spec = environment.spec
         values = await read(self._context.api, namespace, references(spec.files, spec.env))
-        recipe = build(environment, values, self._context.settings)
+        around = Around(await self._grounds.gateway(), self._packages.of(environment))
+        # Also where the image is asked first: what is wrong is said before.
+        recipe = build(environment, values, self._context.settings, around)
+        if asks:
+            recipe = build(bare(environment), {}, self._context.settings)
         await recipes.make(self._context, environment, recipe)
         self._resolved_at[environment.key] = now
-        self._publish(environment, recipe, None)
+        if asks:
+            message = f"Environment {environment.metadata.name}: {ASKING}"
+            self._publish(environment, None, Failure(conditions.READING_PACKAGE_HOSTS, message))
+        else:
+            self._publish(environment, recipe, None)
         return recipe
+
+    def _check_admission(self, namespace: str) -> None:
+        context = self._context
+        if namespace not in context.settings.sandbox_namespaces:
+            # Nobody tries there, and something else is said of it.
+            return
+        verdict = context.admission.get(namespace)
+        why = hindrance(verdict, context.settings.admission_required)
+        if why is not None:
+            if verdict is None:
+                # Known within moments of the start: no reason to tell anybody.
+                raise TransientError(why.message)
+            raise PermanentError(why.reason, why.message)
+
+    def _guarded(self, namespace: str) -> list[Finding]:
+        context = self._context
+        if not context.settings.admission_policies:
+            return []
+        return [admission_finding(context.admission.get(namespace))]
 
     def _publish(
         self, environment: EnvironmentObject, recipe: Recipe | None, problem: Failure | None
@@ -122,37 +167,6 @@ class EnvironmentReconciler:
         context.resolved[environment.key] = resolved
         if before != resolved:
             context.enqueue_waiting_sessions(*environment.key)
-
-    async def _check_namespace(self, namespace: str) -> None:
-        context = self._context
-        if namespace not in context.settings.sandbox_namespaces:
-            raise PermanentError(
-                conditions.NAMESPACE_NOT_ENABLED,
-                f"namespace {namespace} is not open for sandboxes; the platform adds it to "
-                "sandboxNamespaces in the chart's values",
-            )
-        found = await context.api.get(NAMESPACES, "", namespace)
-        labels = found["metadata"].get("labels") or {}
-        if labels.get(names.SANDBOXES_LABEL) != "enabled":
-            raise PermanentError(
-                conditions.NAMESPACE_NOT_ENABLED,
-                f"namespace {namespace} lacks the label {names.SANDBOXES_LABEL}=enabled",
-            )
-        if labels.get("pod-security.kubernetes.io/enforce") != "restricted":
-            raise PermanentError(
-                conditions.NAMESPACE_NOT_ENABLED,
-                f"namespace {namespace} must enforce Pod Security: label it "
-                "pod-security.kubernetes.io/enforce=restricted",
-            )
-
-    async def _ensure_policies(self, namespace: str) -> None:
-        loop = asyncio.get_running_loop()
-        applied = self._policies_applied.get(namespace)
-        if applied is not None and loop.time() < applied + RECHECKED_AFTER_SECONDS:
-            return
-        for policy in manifests.network_policies(namespace, self._context.settings):
-            await self._context.api.apply(NETWORK_POLICIES, namespace, policy)
-        self._policies_applied[namespace] = loop.time()
 
     async def _refuse(self, environment: EnvironmentObject, error: PermanentError) -> None:
         """Say what is wrong; the pods of the last good recipe stay as they are."""
@@ -176,20 +190,26 @@ class EnvironmentReconciler:
         environment: EnvironmentObject,
         found: list[Finding],
         pool: PoolCounts,
-        recipe_hash: str | None,
+        recipe: Recipe | None,
     ) -> None:
         status, metadata = environment.status, environment.metadata
+        found = [*found, *self._guarded(metadata.namespace)]
         updated = conditions.update(
             status.conditions, found, metadata.generation, self._context.clock()
         )
-        new = status.model_copy(
-            update={
-                "observed_generation": metadata.generation,
-                "conditions": updated,
-                "pool": pool,
-                "recipe_hash": recipe_hash or status.recipe_hash,
+        changes: JSON = {
+            "observed_generation": metadata.generation,
+            "conditions": updated,
+            "pool": pool,
+        }
+        if recipe:
+            managers = environment.spec.networking.allow_package_managers
+            changes |= {
+                "recipe_hash": recipe.hash,
+                "allowed_hosts": list(recipe.reach.hosts),
+                "package_managers": self._packages.said(environment) if managers else None,
             }
-        )
+        new = status.model_copy(update=changes)
         if new == status:
             return
         # Which Secrets there are is noted where they are made, and never out of an old state.
@@ -219,6 +239,25 @@ class EnvironmentReconciler:
             if pod.state != names.STATE_CLAIMED and not pod.deleting:
                 await pods.delete_unclaimed(context, pod)
         context.enqueue_waiting_sessions(namespace, name)
+
+
+def asking(found: list[Finding], recipe: Recipe) -> list[Finding]:
+    """The conditions while a pod of the image is asked: no session can be had of it."""
+    message = f"{ASKING}: {recipe.image}"
+    ready = Finding(conditions.READY, "False", conditions.READING_PACKAGE_HOSTS, message)
+    return [ready if each.type == conditions.READY else each for each in found]
+
+
+def held_up(found: list[Finding], problem: Failure | None) -> list[Finding]:
+    """What keeps pods that are ready from being warm is said where the pool is not full."""
+    if problem is None:
+        return found
+    return [
+        Finding(each.type, "False", problem.reason, problem.message)
+        if each.status == "False" and each.reason == conditions.POOL_FILLING
+        else each
+        for each in found
+    ]
 
 
 def with_refusals(found: list[Finding], problems: list[OperatorError]) -> list[Finding]:

@@ -49,6 +49,18 @@ async def remove(api: Api, namespace: str, name: str, owner_uid: str) -> None:
         log.debug("Secret %s is gone", name)
 
 
+async def remove_stale(api: Api, namespace: str, body: JSON, key: str) -> None:
+    """Delete the owner's Secret if it has something else under `key` than the one to be made."""
+    metadata = body["metadata"]
+    try:
+        found = await api.get(SECRETS, namespace, metadata["name"])
+    except NotFoundError:
+        return
+    if (found.get("data") or {}).get(key) != body["data"][key]:
+        (owner,) = metadata["ownerReferences"]
+        await remove(api, namespace, metadata["name"], owner["uid"])
+
+
 def _check(found: JSON, wanted: JSON) -> None:
     (owner,) = wanted["metadata"]["ownerReferences"]
     owners = found["metadata"].get("ownerReferences") or []

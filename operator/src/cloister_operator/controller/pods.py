@@ -70,6 +70,8 @@ async def create(
     pod = manifests.SandboxPod(name, environment, recipe, session, claim)
     body = manifests.sandbox_pod(pod, context.settings)
     namespace = environment.metadata.namespace
+    if body["metadata"]["labels"].get(names.NETWORK_LABEL) == names.NETWORK_GATEWAY:
+        await context.egress.until_clean()
     try:
         made = await context.api.create(PODS, namespace, body)
     except (ConflictError, LostError) as error:
@@ -121,6 +123,7 @@ def refusal(error: RefusedError) -> str:
 
 async def delete(context: Context, pod: PodView) -> None:
     """Delete that very pod; that it is gone already is fine."""
+    await context.egress.revoke(pod)
     try:
         await context.api.delete(PODS, pod.namespace, pod.name, uid=pod.uid)
     except (NotFoundError, ConflictError):
@@ -133,10 +136,14 @@ async def delete_unstarted(context: Context, pod: PodView) -> None:
     otherwise.
     """
     version = str(pod.resource_version)
+    await context.egress.revoke(pod)
     try:
         await context.api.delete(PODS, pod.namespace, pod.name, uid=pod.uid, version=version)
     except NotFoundError:
         log.debug("pod %s is gone", pod.name)
+    except OperatorError:
+        context.egress.restore(pod)
+        raise
     context.forget_pod(pod.uid)
 
 
@@ -148,12 +155,14 @@ async def delete_unclaimed(context: Context, pod: PodView) -> None:
     if pod.uid in context.reserved:
         return
     context.reserved.add(pod.uid)
+    await context.egress.revoke(pod)
     try:
         latest = await context.api.get(PODS, pod.namespace, pod.name)
         now = view(latest)
         if now.uid != pod.uid or now.state == names.STATE_CLAIMED:
             context.pods.put(latest)
             context.reserved.discard(pod.uid)
+            context.egress.restore(pod)
             return
         await context.api.delete(
             PODS, pod.namespace, pod.name, uid=pod.uid, version=str(now.resource_version)
@@ -163,5 +172,6 @@ async def delete_unclaimed(context: Context, pod: PodView) -> None:
     except OperatorError:
         # It changed in between, or nobody answered: the next reconcile decides anew.
         context.reserved.discard(pod.uid)
+        context.egress.restore(pod)
         raise
     context.dialer.forget(pod.uid)

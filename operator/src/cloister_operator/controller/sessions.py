@@ -106,7 +106,7 @@ class SessionReconciler:
         # The pod of before, which is on its way out, is nobody's to warm.
         if pod and session.status.phase is Phase.PENDING and pod.uid != session.status.pod_uid:
             self._warmer.ensure(pod, session.metadata.uid)
-            volume_problem = await volumes.problem(context, pod)
+            volume_problem = await volumes.problem(context, pod) or context.egress.problem([pod])
         return Observed(
             environment=environment,
             pod=pod,
@@ -151,7 +151,8 @@ class SessionReconciler:
             return Failure(conditions.ENVIRONMENT_NOT_READY, message)
         if resolved.problem:
             return resolved.problem
-        proof = context.proofs.get(environment.metadata.namespace)
+        network = resolved.recipe.reach.network if resolved.recipe else names.NETWORK_NONE
+        proof = context.proofs.get((environment.metadata.namespace, network))
         refuted = proof is not None and not proof.enforced
         if proof and refuted and context.clock() < proof.at + REFUTED_PROOF_COUNTS_FOR:
             return Failure(conditions.NETWORK_NOT_ENFORCED, proof.message)

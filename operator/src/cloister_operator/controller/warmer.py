@@ -11,8 +11,9 @@ from ..api.pod import PodView
 from ..cluster.resources import PODS
 from ..errors import ConflictError, NotFoundError, PermanentError, TransientError
 from ..logs import about
+from ..plan import proving
 from ..plan.failure import Failure, Proof
-from ..sandboxes import PodAddress, SandboxState
+from ..sandboxes import PodAddress, SandboxInfo, SandboxState
 from . import pods
 from .context import Context, address
 
@@ -97,6 +98,7 @@ class Warmer:
                     await self._until_proven_again(pod)
                 else:
                     await self._until_usable(pod, session_uid)
+                await self._until_granted(pod)
                 context.usable.add(pod.uid)
                 context.failures.pop(pod.uid, None)
             else:
@@ -114,7 +116,7 @@ class Warmer:
         after a restart waiting.
         """
         async with self._again:
-            proof = self._context.proofs.get(pod.namespace)
+            proof = self._context.proofs.get((pod.namespace, pod.network))
             if proof is None or not proof.enforced:
                 await self._until_usable(pod, "")
 
@@ -125,26 +127,54 @@ class Warmer:
                 deadline = asyncio.get_running_loop().time() + DIAL_SECONDS
                 info = await self._context.dialer.wait_warm(where, deadline, session_uid)
                 if info.state is SandboxState.WARM:
+                    _check_users(pod, info)
                     await self._prove(pod, where)
                 break
             except TransientError as error:
                 if self._context.clock() > pod.created + STARTUP_LIMIT:
                     message = f"pod {pod.name} does not get ready: {error}"
                     raise PermanentError(conditions.POD_FAILED, message) from None
+        if info.state is SandboxState.WARM:
+            await self._until_granted(pod)
+            await self._until_through(pod, where)
         if pod.state == names.STATE_STARTING:
             await self._repeat(pod, lambda: self._label(pod))
+
+    async def _until_granted(self, pod: PodView) -> None:
+        """Return once all egress gateways know the pod, if it needs them."""
+        context = self._context
+        await context.egress.until_granted(pod, lambda: context.enqueue_pod_owners(pod))
+
+    async def _until_through(self, pod: PodView, where: PodAddress) -> None:
+        """Return once the pod reaches the egress gateways, if it needs them: policy engines open a
+        new pod's way only after a moment, and a session's first request must pass.
+        """
+        context, pause = self._context, _FIRST_PAUSE
+        gateway = context.gateway
+        while pod.network == names.NETWORK_GATEWAY and gateway:
+            try:
+                if await context.dialer.probe(where, [gateway]):
+                    return
+                problem = f"it does not reach the egress gateways at {gateway}"
+            except TransientError as error:
+                problem = str(error)
+            if context.clock() > pod.created + STARTUP_LIMIT:
+                message = f"pod {pod.name} does not get ready: {problem}"
+                raise PermanentError(conditions.POD_FAILED, message)
+            log.info("pod %s: again in %.2f s: %s", pod.name, pause, problem)
+            await asyncio.sleep(pause)
+            pause = min(_LONGEST_PAUSE, pause * 1.5)
 
     async def _prove(self, pod: PodView, where: PodAddress) -> None:
         """Return once the pod has tried to reach the cluster and could not; raises TransientError
         when it does not answer.
         """
         context = self._context
-        targets = context.probe_targets
         loop = asyncio.get_running_loop()
         began, pause = loop.time(), _FIRST_PAUSE
         while True:
             try:
-                reached = await context.dialer.probe(where, targets)
+                reached = await context.dialer.probe(where, context.targets(pod))
             except TransientError as error:
                 if loop.time() - began > DIAL_SECONDS:
                     # It may have been claimed since, and have another name.
@@ -157,31 +187,17 @@ class Warmer:
                     self._refute(pod, reached)
             await asyncio.sleep(pause)
             pause = min(_LONGEST_PAUSE, pause * 1.5)
-        # It names no pod: each new one would be a write for every Environment of the namespace.
-        message = f"pods of this namespace tried to reach {', '.join(targets)} and could not"
+        message = proving.message(context.site(), pod.network, context.alive)
         context.failures.pop(pod.uid, None)
-        self._record(pod, Proof(True, message, context.clock()))
+        context.record(pod, Proof(True, message, context.clock()))
 
     def _refute(self, pod: PodView, reached: list[str]) -> None:
-        message = (
-            f"pod {pod.name} reached {', '.join(reached)} in spite of the NetworkPolicy "
-            f"{names.DENY_POLICY}: this cluster's network plugin does not enforce it, or is down; "
-            "no session is given until it does"
-        )
+        message = proving.refutation(pod.name, reached, names.DENY_POLICY)
         news = pod.uid not in self._context.failures
         self._context.failed(pod.uid, Failure(conditions.NETWORK_NOT_ENFORCED, message))
         if news:
             self._context.enqueue_pod_owners(pod)
-        self._record(pod, Proof(False, message, self._context.clock()))
-
-    def _record(self, pod: PodView, proof: Proof) -> None:
-        context = self._context
-        before = context.proofs.get(pod.namespace)
-        context.proofs[pod.namespace] = proof
-        if before is None or before.enforced != proof.enforced:
-            for namespace, name in list(context.environments):
-                if namespace == pod.namespace:
-                    context.queue.add(("environment", namespace, name))
+        self._context.record(pod, Proof(False, message, self._context.clock()))
 
     async def _label(self, pod: PodView) -> None:
         label = names.STATE_LABEL.replace("/", "~1")
@@ -221,3 +237,16 @@ class Warmer:
                 log.info("pod %s: again in %.2f s: %s", pod.name, pause, error)
                 await asyncio.sleep(pause)
                 pause = min(_LONGEST_PAUSE, pause * 2)
+
+
+def _check_users(pod: PodView, info: SandboxInfo) -> None:
+    """Raise PermanentError for a pod that asked for a user namespace and has none: some container
+    runtimes ignore what they do not know.
+    """
+    if pod.own_users and not proving.has_user_namespace(info.uid_map):
+        raise PermanentError(
+            conditions.USER_NAMESPACE_MISSING,
+            f"pod {pod.name} asked for a user namespace of its own and has none: its node "
+            f"{pod.node or '(unknown)'} does not make them, or its image's exec server is too old "
+            "to tell",
+        )

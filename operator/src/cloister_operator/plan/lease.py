@@ -11,7 +11,7 @@ from typing import Final
 
 from .. import names
 from ..api.common import JSON
-from ..api.conditions import precise
+from ..api.conditions import parse_time, precise
 
 DURATION: Final = 10.0
 """Seconds without a renewal after which another one may take the Lease."""
@@ -37,18 +37,29 @@ class Record:
     duration: float = DURATION
     """Seconds that its holder asked for."""
     transitions: int = 0
+    created: int = 0
+    """Seconds since 1970, by the API server's clock."""
+
+    @property
+    def term(self) -> int:
+        """Counts who leads, and goes on where somebody deleted the Lease: one that is made anew
+        counts its transitions from nought.
+        """
+        return (self.created << 24) + self.transitions
 
 
 def read(lease: JSON) -> Record:
     """What the Lease says; what is missing or senseless in it counts as released."""
     spec = lease.get("spec") or {}
     metadata = lease["metadata"]
+    created = metadata.get("creationTimestamp")
     return Record(
         version=metadata["resourceVersion"],
         holder=spec.get("holderIdentity") or "",
         address=(metadata.get("annotations") or {}).get(names.LEADER_ADDRESS, ""),
         duration=float(spec.get("leaseDurationSeconds") or DURATION),
         transitions=int(spec.get("leaseTransitions") or 0),
+        created=int(parse_time(created).timestamp()) if created else 0,
     )
 
 

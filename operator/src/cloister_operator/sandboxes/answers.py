@@ -15,6 +15,7 @@ from ..errors import OperatorError, PermanentError, TransientError
 
 _TEXT = 1024
 _IDENTIFIER = 128
+_MAX_SOURCES = 256
 _LONGEST = timedelta(days=3650)
 
 
@@ -38,6 +39,8 @@ class SandboxInfo:
     boot_id: str
     session_uid: str
     problem: str
+    uid_map: str = ""
+    """Lines of numbers; empty where the exec server does not tell."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,23 @@ def info(pod_name: str, answer: exec_pb2.RuntimeInfo) -> SandboxInfo:
         boot_id=clean(answer.boot_id, _IDENTIFIER),
         session_uid=clean(answer.session_uid, _IDENTIFIER),
         problem=clean(answer.problem),
+        uid_map="\n".join(clean(each) for each in answer.uid_map[:_TEXT].splitlines()),
     )
+
+
+def package_sources(
+    pod_name: str, answer: exec_pb2.PackageSourcesResponse
+) -> list[tuple[str, list[str]]]:
+    """Read the answer to PackageSources: URLs by manager, as the pod says them.
+
+    Raises SandboxFailed for more than any image has.
+    """
+    if len(answer.sources) > _MAX_SOURCES:
+        raise misbehaves(pod_name, "it names more sources of packages than there can be")
+    found: dict[str, list[str]] = {}
+    for each in answer.sources:
+        found.setdefault(clean(each.manager, _IDENTIFIER), []).append(clean(each.url))
+    return list(found.items())
 
 
 def activity(pod_name: str, answer: exec_pb2.ActivityResponse) -> Activity:

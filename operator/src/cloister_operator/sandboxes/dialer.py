@@ -28,6 +28,8 @@ GROWTH = 1.15
 """Of the pauses: a pod is found within a seventh of the time that it took to answer."""
 PROBE_SECONDS = 1.0
 """For each connection that a pod tries."""
+ASK_SECONDS = 75.0
+"""For package managers to say where they get their packages: some take seconds to start."""
 _Answer = TypeVar("_Answer")
 
 
@@ -113,6 +115,18 @@ class Sandboxes:
             )
         return [each for each in targets if each in reached]
 
+    async def package_sources(self, pod: PodAddress) -> list[tuple[str, list[str]]]:
+        """Where the unclaimed pod's package managers get their packages: URLs by manager, in the
+        pod's own words.
+        """
+        request = exec_pb2.PackageSourcesRequest()
+        answer = await self._call(
+            pod,
+            names.pod_server_name(pod.uid),
+            lambda stub: stub.PackageSources(request, timeout=ASK_SECONDS),
+        )
+        return answers.package_sources(pod.name, answer)
+
     async def claim(self, pod: PodAddress, claim: ClaimPayload) -> None:
         """Give the pod to a session; claiming it again for the same session changes nothing.
 
@@ -167,6 +181,25 @@ class Sandboxes:
             names.session_server_name(session_uid),
             lambda stub: stub.Drain(request, timeout=seconds),
         )
+
+    async def trust(self, pod: PodAddress, session_uid: str, ca_pem: bytes) -> None:
+        """Let the exec server accept callers that these CAs certify, and no others.
+
+        `session_uid`: whose the pod is, or is about to be; empty for nobody's.
+        """
+        request = exec_pb2.TrustRequest(ca_pem=ca_pem)
+
+        async def call(stub: "exec_pb2_grpc.RuntimeAsyncStub") -> exec_pb2.TrustResponse:
+            return await stub.Trust(request, timeout=CALL_SECONDS)
+
+        try:
+            name = session_uid and names.session_server_name(session_uid)
+            await self._call(pod, name or names.pod_server_name(pod.uid), call)
+        except Unreachable:
+            if not session_uid:
+                raise
+            # The label comes before the claim of the exec server.
+            await self._call(pod, names.pod_server_name(pod.uid), call)
 
     def connected(self, pod_uid: str) -> bool:
         """Whether a call to the pod would find its channel open."""

@@ -20,7 +20,6 @@ MAX_REQUEST = 32 * 1024 * 1024
 MAX_LINKS = 512
 """Open channels, of about 110 kB each; the one used longest ago is closed for a new one."""
 _OPTIONS: tuple[tuple[str, int], ...] = (
-    ("grpc.max_receive_message_length", MAX_ANSWER),
     ("grpc.max_send_message_length", MAX_REQUEST),
     ("grpc.absolute_max_metadata_size", 16 * 1024),
     # A node that dies takes the connection along without a word.
@@ -70,13 +69,23 @@ class Link:
 class Links:
     """The open channels by pod UID, bounded; none that is in use is closed for the bound's sake."""
 
-    def __init__(self, authority: Authority, clock: Callable[[], datetime], max_links: int) -> None:
+    def __init__(
+        self,
+        authority: Authority,
+        clock: Callable[[], datetime],
+        max_links: int,
+        max_answer: int = MAX_ANSWER,
+    ) -> None:
+        """`max_links`: channels that stay open; `max_answer`: bytes of one answer."""
         self._authority = authority
+        self._max_answer = max_answer
         self._clock = clock
         self._max_links = max_links
         self._links: OrderedDict[str, Link] = OrderedDict()
         self._closing: set[asyncio.Task[None]] = set()
         self._identity: Identity | None = None
+        self._signed = (b"", b"")
+        """By whom, and which CAs were trusted then."""
 
     def __contains__(self, pod_uid: str) -> bool:
         return pod_uid in self._links
@@ -125,7 +134,11 @@ class Links:
             grpc.ssl_channel_credentials(
                 identity.ca_pem, identity.private_key_pem, identity.certificate_pem
             ),
-            options=(*_OPTIONS, ("grpc.ssl_target_name_override", server_name)),
+            options=(
+                *_OPTIONS,
+                ("grpc.max_receive_message_length", self._max_answer),
+                ("grpc.ssl_target_name_override", server_name),
+            ),
         )
         link = self._links[pod.uid] = Link(server_name, pod.endpoint, identity, channel)
         self._evict()
@@ -143,8 +156,13 @@ class Links:
     def _own_identity(self) -> Identity:
         now = self._clock()
         # Renewed when a third of its time is left, so that no handshake meets an expired one.
-        if self._identity is None or self._identity.not_after - now < OPERATOR_LIFETIME / 3:
-            self._identity = self._authority.operator_client(now)
+        signed = self._authority.issuer_pem, self._authority.ca_pem
+        if (
+            self._identity is None
+            or self._signed != signed
+            or self._identity.not_after - now < OPERATOR_LIFETIME / 3
+        ):
+            self._identity, self._signed = self._authority.operator_client(now), signed
         return self._identity
 
 

@@ -57,6 +57,8 @@ RIGHTS: Final[dict[str, tuple[Right, ...]]] = {
     "Suspend": (Right("update"),),
     "Resume": (Right("update"), _EXEC),
     "Delete": (Right("delete"),),
+    "GetEgress": (Right("get"),),
+    "Relay": (Right("get"), _EXEC),
 }
 """By method; a method that is not listed is refused to everybody."""
 

@@ -7,6 +7,7 @@ trusts nobody's word for who is calling.
 
 import asyncio
 import logging
+from collections.abc import Callable
 from typing import Any, Final
 
 import grpc
@@ -57,10 +58,11 @@ class Relayed(CallError):
 class Forwarder:
     """The way to the leader."""
 
-    def __init__(self, leadership: Leadership, ca_pem: bytes) -> None:
+    def __init__(self, leadership: Leadership, ca_pem: Callable[[], bytes]) -> None:
+        """`ca_pem`: the CAs that are trusted at present."""
         self._leadership = leadership
         self._ca_pem = ca_pem
-        self._address = ""
+        self._address, self._trusted = "", b""
         self._channel: grpc.aio.Channel | None = None
         self._retiring: set[asyncio.Task[None]] = set()
 
@@ -128,14 +130,15 @@ class Forwarder:
             raise _Lost("the connection was given up") from None
 
     def _to(self, leader: str) -> grpc.aio.Channel:
-        if self._channel is None or leader != self._address:
+        trusted = self._ca_pem()
+        if self._channel is None or (leader, trusted) != (self._address, self._trusted):
             if self._channel is not None:
                 retiring = asyncio.create_task(self._channel.close(RETIRED_SECONDS))
                 self._retiring.add(retiring)
                 retiring.add_done_callback(self._retiring.discard)
-            credentials = grpc.ssl_channel_credentials(self._ca_pem)
+            credentials = grpc.ssl_channel_credentials(trusted)
             self._channel = grpc.aio.secure_channel(leader, credentials, options=_OPTIONS)
-            self._address = leader
+            self._address, self._trusted = leader, trusted
         return self._channel
 
 

@@ -20,20 +20,23 @@ from . import translate
 from .auth import CALLER, RIGHTS, Auth
 from .forwarding import Forwarder, Relayed
 from .limits import RateLimits
-from .status import Busy, CallError, Forbidden, from_error
+from .status import Busy, CallError, Forbidden, WrongState, from_error
 
 SERVICE: Final = "/cloister.sessions.v1.Sessions/"
 MAX_CALLS: Final = 256
 MAX_WATCHES: Final = 256
+MAX_RELAYS: Final = 256
 ONE_CALLERS_SHARE: Final = 0.75
 """Of the places, what one caller may have: no tenant keeps all others out."""
 RECHECK_SECONDS: Final = 30.0
-"""How often a Watch asks again whether its caller is still known and may watch."""
+"""How often a stream asks again whether its caller is still known and may have it."""
+FIRST_SECONDS: Final = 10.0
+"""How long a stream of requests may take to say what it wants."""
 _NAMELESS = frozenset({"Create", "List"})
 """Methods whose rights are asked without a session's name."""
 _NAME_OPTIONAL = frozenset({"Create", "List", "Watch"})
 _LONGEST_NAME = 253
-_LOGGED = frozenset({"Create", "Renew", "Suspend", "Resume", "Delete"})
+_LOGGED = frozenset({"Create", "Renew", "Suspend", "Resume", "Delete", "Relay"})
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -44,16 +47,20 @@ class _Call:
     """How one call went, for figures and for the log."""
 
     def __init__(self, method: str, request: Any) -> None:
-        # Nobody has checked them yet.
-        parts = {"session": "name", "environment": "environment", "namespace": "namespace"}
-        self._fields = {
-            field: clean(getattr(request, each, ""), _LONGEST_NAME) for field, each in parts.items()
-        }
+        self._fields: dict[str, str] = {}
+        self.about(request)
         self.caller: Caller | None = None
         self._method = method
         self._counts = True
         self._code = grpc.StatusCode.CANCELLED
         self._started = time.monotonic()
+
+    def about(self, request: Any) -> None:
+        """What the call names, which nobody has checked yet."""
+        parts = {"session": "name", "environment": "environment", "namespace": "namespace"}
+        self._fields = {
+            field: clean(getattr(request, each, ""), _LONGEST_NAME) for field, each in parts.items()
+        }
 
     def done(self, request: Any, answer: Any) -> None:
         """It succeeded."""
@@ -67,13 +74,14 @@ class _Call:
         """The leader answered it, and counts it."""
         self._counts = False
 
-    async def fail(self, context: Context, error: Exception, request: Any) -> NoReturn:
+    async def fail(self, context: Context, error: Exception) -> NoReturn:
         """End the call with the error's status and details."""
         with about(**self._fields):
             failed: CallError = from_error(error)
             if isinstance(failed, Forbidden):
+                namespace = self._fields["namespace"]
                 log.warning(
-                    "%s in namespace %s refused to %s", self._method, request.namespace, self._who()
+                    "%s in namespace %s refused to %s", self._method, namespace, self._who()
                 )
         self._code = failed.code
         if isinstance(failed, Relayed):
@@ -102,6 +110,7 @@ class Guard(grpc.aio.ServerInterceptor):
         *,
         max_calls: int = MAX_CALLS,
         max_watches: int = MAX_WATCHES,
+        max_relays: int = MAX_RELAYS,
         recheck_seconds: float = RECHECK_SECONDS,
         limits: RateLimits | None = None,
         forwarder: Forwarder | None = None,
@@ -110,12 +119,11 @@ class Guard(grpc.aio.ServerInterceptor):
         self._auth = auth
         self._limits = limits
         self._forwarder = forwarder
-        self._free = {False: max_calls, True: max_watches}
+        self._free = {"calls": max_calls, "watches": max_watches, "relays": max_relays}
         self._share = {
-            streaming: max(1, int(places * ONE_CALLERS_SHARE))
-            for streaming, places in self._free.items()
+            what: max(1, int(places * ONE_CALLERS_SHARE)) for what, places in self._free.items()
         }
-        self._taken: Counter[tuple[str, bool]] = Counter()
+        self._taken: Counter[tuple[str, str]] = Counter()
         """Places by caller."""
         self._recheck_seconds = recheck_seconds
 
@@ -132,6 +140,9 @@ class Guard(grpc.aio.ServerInterceptor):
             "request_deserializer": handler.request_deserializer,
             "response_serializer": handler.response_serializer,
         }
+        if handler.request_streaming:
+            relay = self._relay(method, handler.stream_stream)
+            return grpc.stream_stream_rpc_method_handler(relay, **parts)
         if handler.response_streaming:
             stream = self._stream(method, handler.unary_stream)
             return grpc.unary_stream_rpc_method_handler(stream, **parts)
@@ -143,7 +154,7 @@ class Guard(grpc.aio.ServerInterceptor):
         async def call(request: Any, context: Context) -> Any:
             with self._observed(method, request) as seen:
                 try:
-                    with self._place(streaming=False):
+                    with self._place("calls"):
                         if self._forwarder is not None:
                             answer = await self._forwarder.call(method, request, context)
                             if answer is not None:
@@ -151,10 +162,10 @@ class Guard(grpc.aio.ServerInterceptor):
                                 seen.forwarded()
                                 return answer
                         await self._admit(seen, method, request, context)
-                        with self._callers_place(seen.caller, streaming=False):
+                        with self._callers_place(seen.caller, "calls"):
                             answer = await inner(request, context)
                 except Exception as error:
-                    await seen.fail(context, error, request)
+                    await seen.fail(context, error)
                 seen.done(request, answer)
                 return answer
 
@@ -164,9 +175,9 @@ class Guard(grpc.aio.ServerInterceptor):
         async def call(request: Any, context: Context) -> AsyncIterator[Any]:
             with self._observed(method, request) as seen:
                 try:
-                    with self._place(streaming=True):
+                    with self._place("watches"):
                         recheck = await self._admit(seen, method, request, context)
-                        with self._callers_place(seen.caller, streaming=True):
+                        with self._callers_place(seen.caller, "watches"):
                             # Headers at once: a caller with nothing to see yet knows that it
                             # watches.
                             await context.send_initial_metadata(())
@@ -174,8 +185,33 @@ class Guard(grpc.aio.ServerInterceptor):
                                 async for each in _rechecked(items, recheck, self._recheck_seconds):
                                     yield each
                 except Exception as error:
-                    await seen.fail(context, error, request)
+                    await seen.fail(context, error)
                 seen.done(request, None)
+
+        return call
+
+    def _relay(self, method: str, inner: Any) -> Any:
+        async def call(requests: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
+            with self._observed(method, None) as seen:
+                first = None
+                try:
+                    with self._place("relays"):
+                        # Whom nobody knows is not waited for.
+                        seen.caller = await self._auth.authenticate(
+                            tuple(context.invocation_metadata() or ())
+                        )
+                        with self._callers_place(seen.caller, "relays"):
+                            first = await _first(requests)
+                            seen.about(first)
+                            recheck = await self._admit(seen, method, first, context)
+                            async with contextlib.aclosing(
+                                inner(_again(first, requests), context)
+                            ) as items:
+                                async for each in _rechecked(items, recheck, self._recheck_seconds):
+                                    yield each
+                except Exception as error:
+                    await seen.fail(context, error)
+                seen.done(first, None)
 
         return call
 
@@ -202,21 +238,19 @@ class Guard(grpc.aio.ServerInterceptor):
         return admit
 
     @contextlib.contextmanager
-    def _place(self, *, streaming: bool) -> Iterator[None]:
-        if self._free[streaming] <= 0:
-            what = "watches" if streaming else "calls"
+    def _place(self, what: str) -> Iterator[None]:
+        if self._free[what] <= 0:
             raise Busy("TOO_MANY_CALLS", f"too many {what} at the same time; try again")
-        self._free[streaming] -= 1
+        self._free[what] -= 1
         try:
             yield
         finally:
-            self._free[streaming] += 1
+            self._free[what] += 1
 
     @contextlib.contextmanager
-    def _callers_place(self, caller: Caller | None, *, streaming: bool) -> Iterator[None]:
-        key = (caller.username if caller else "", streaming)
-        if self._taken[key] >= self._share[streaming]:
-            what = "watches" if streaming else "calls"
+    def _callers_place(self, caller: Caller | None, what: str) -> Iterator[None]:
+        key = (caller.username if caller else "", what)
+        if self._taken[key] >= self._share[what]:
             raise Busy("TOO_MANY_CALLS", f"too many {what} of yours at the same time; try again")
         self._taken[key] += 1
         try:
@@ -233,6 +267,20 @@ class Guard(grpc.aio.ServerInterceptor):
             yield seen
         finally:
             seen.count()
+
+
+async def _first(requests: AsyncIterator[Any]) -> Any:
+    try:
+        async with asyncio.timeout(FIRST_SECONDS):
+            return await anext(requests)
+    except (TimeoutError, StopAsyncIteration):
+        raise WrongState("NO_REQUEST", "the stream did not say what it wants") from None
+
+
+async def _again(first: Any, requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    yield first
+    async for each in requests:
+        yield each
 
 
 async def _rechecked(

@@ -56,7 +56,7 @@ class SessionsServer:
         `leadership`: where there are several processes, who of them leads; None is this one.
         """
         self._certificate = _Renewed(authority, ip_addresses, clock)
-        self._forwarder = Forwarder(leadership, authority.ca_pem) if leadership else None
+        self._forwarder = Forwarder(leadership, lambda: authority.ca_pem) if leadership else None
         guard = guard or Guard(Auth(reviewer), limits=limits, forwarder=self._forwarder)
         self._server = grpc.aio.server(interceptors=[guard], options=_OPTIONS)
         sessions_pb2_grpc.add_SessionsServicer_to_server(
@@ -82,7 +82,7 @@ class SessionsServer:
 
 
 class _Renewed:
-    """The server's certificate, a new one when a third of its time is left."""
+    """The server's certificate, a new one when a third of its time is left or another CA signs."""
 
     def __init__(
         self, authority: Authority, ip_addresses: Sequence[str], clock: Callable[[], datetime]
@@ -100,13 +100,15 @@ class _Renewed:
         share, and one that another thread has just begun may then use what is freed already: the
         process crashes (grpc/grpc#36693). It asks in threads of its own, one at a time.
         """
-        if self._identity.not_after - self._clock() >= OPERATOR_LIFETIME / 3:
+        lasts = self._identity.not_after - self._clock() >= OPERATOR_LIFETIME / 3
+        if lasts and self._signed_by == self._authority.issuer_pem:
             return None
         self._identity = self._issue()
         log.info("the Sessions API's certificate was renewed")
         return _configuration(self._identity)
 
     def _issue(self) -> Identity:
+        self._signed_by = self._authority.issuer_pem
         return self._authority.sessions_api_server(
             self._clock(), [names.SESSIONS_SERVER_NAME], self._ip_addresses
         )

@@ -1,5 +1,7 @@
 """cloister.sessions.v1.Sessions: asks the backend and answers. The guard has let the call in."""
 
+import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator, Callable
 from datetime import datetime, timedelta
@@ -11,7 +13,7 @@ from ..api import conditions
 from ..api.backend import SessionsBackend
 from ..api.session import Phase, SessionObject
 from ..identity import Authority
-from . import translate
+from . import relay, translate
 from .auth import CALLER
 from .status import (
     QUOTA,
@@ -31,6 +33,8 @@ _ANSWER_MARGIN = 0.25
 """Seconds before the caller's own deadline, so that our sentence still reaches it."""
 _SUSPEND_SECONDS: Final = 30.0
 """Longer than the pod's calls get to finish."""
+_MIRROR_SECONDS: Final = 1.0
+"""By which the mirror of a process that does not lead may be behind."""
 
 
 class SessionsServicer(sessions_pb2_grpc.SessionsServicer):
@@ -114,6 +118,14 @@ class SessionsServicer(sessions_pb2_grpc.SessionsServicer):
             raise _no_such(request.namespace, request.name)
         return await self._when_running(found, patience)
 
+    async def GetEgress(  # noqa: N802
+        self,
+        request: sessions_pb2.GetEgressRequest,
+        context: Any,  # noqa: ARG002
+    ) -> sessions_pb2.GetEgressResponse:
+        found = self._found(request.namespace, request.name)
+        return translate.egress(self._backend.egress(found))
+
     async def Delete(  # noqa: N802
         self,
         request: sessions_pb2.DeleteSessionRequest,
@@ -122,6 +134,33 @@ class SessionsServicer(sessions_pb2_grpc.SessionsServicer):
         if not await self._backend.delete_session(request.namespace, request.name):
             raise _no_such(request.namespace, request.name)
         return sessions_pb2.DeleteSessionResponse()
+
+    async def Relay(  # noqa: N802
+        self,
+        request_iterator: Any,
+        context: Any,  # noqa: ARG002
+    ) -> AsyncIterator[sessions_pb2.RelayResponse]:
+        first = await anext(request_iterator)
+        address = await self._exec_address(first.namespace, first.name)
+        carried = relay.carry(first.data, request_iterator, *await relay.connect(*address))
+        async with contextlib.aclosing(carried) as items:
+            async for each in items:
+                yield each
+
+    async def _exec_address(self, namespace: str, name: str) -> tuple[str, int]:
+        patience = time.monotonic() + _MIRROR_SECONDS
+        while True:
+            # Whichever process is asked: it may not have seen yet what the leader has just made.
+            found = self._backend.get_session(namespace, name)
+            address = self._backend.exec_address(found) if found else None
+            if found and address and found.status.phase is Phase.RUNNING:
+                return address
+            if time.monotonic() > patience:
+                found = self._found(namespace, name)
+                if found.status.phase is Phase.RUNNING:
+                    raise relay.unreachable()
+                raise self._not_running(found, time_is_over=False)
+            await asyncio.sleep(_MIRROR_SECONDS / 20)
 
     async def _when_running(
         self, session: SessionObject, patience: "_Patience"

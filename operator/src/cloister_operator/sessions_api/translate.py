@@ -5,7 +5,7 @@ there too; here all that is wrong is named at once, in the request's words.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -14,7 +14,7 @@ from google.protobuf.duration_pb2 import Duration
 from cloister_api.sessions.v1 import sessions_pb2
 
 from ..api import conditions
-from ..api.backend import NewFile, NewSession, SessionChange
+from ..api.backend import EgressRecord, NewFile, NewSession, SessionChange
 from ..api.session import Phase, SessionObject
 from ..identity import Identity
 from .status import InvalidFields
@@ -156,6 +156,24 @@ def credentials(identity: Identity) -> sessions_pb2.Credentials:
         ca_pem=identity.ca_pem,
     )
     answer.expires_at.FromDatetime(identity.not_after)
+    return answer
+
+
+def egress(records: Iterable[EgressRecord]) -> sessions_pb2.GetEgressResponse:
+    """What a session tried to reach."""
+    answer = sessions_pb2.GetEgressResponse()
+    for each in records:
+        made = answer.decisions.add(
+            host=each.host,
+            port=each.port,
+            allowed=each.allowed,
+            reason=each.reason,
+            count=each.count,
+            bytes_sent=each.bytes_sent,
+            bytes_received=each.bytes_received,
+        )
+        made.first.FromDatetime(each.first)
+        made.last.FromDatetime(each.last)
     return answer
 
 

@@ -2280,6 +2280,7 @@ class RuntimeInfo(_message.Message):
     STATE_FIELD_NUMBER: _builtins.int
     PROBLEM_FIELD_NUMBER: _builtins.int
     SESSION_UID_FIELD_NUMBER: _builtins.int
+    UID_MAP_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """The product's version."""
     api_generation: _builtins.int
@@ -2291,6 +2292,10 @@ class RuntimeInfo(_message.Message):
     """One sentence a person can act on; only with STATE_FAILED."""
     session_uid: _builtins.str
     """The session that owns the pod; empty before the claim."""
+    uid_map: _builtins.str
+    """The server's /proc/self/uid_map: which users outside the pod those inside are. The operator
+    believes in a user namespace when it reads so, not when it has asked for one.
+    """
     @_builtins.property
     def capabilities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Names of optional features, such as "files" or "openat2"."""
@@ -2305,10 +2310,11 @@ class RuntimeInfo(_message.Message):
         state: Global___RuntimeInfo.State.ValueType = ...,
         problem: _builtins.str = ...,
         session_uid: _builtins.str = ...,
+        uid_map: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["api_generation", b"api_generation", "boot_id", b"boot_id", "capabilities", b"capabilities", "problem", b"problem", "session_uid", b"session_uid", "state", b"state", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["api_generation", b"api_generation", "boot_id", b"boot_id", "capabilities", b"capabilities", "problem", b"problem", "session_uid", b"session_uid", "state", b"state", "uid_map", b"uid_map", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2481,6 +2487,64 @@ class ProbeResponse(_message.Message):
 Global___ProbeResponse: _TypeAlias = ProbeResponse  # noqa: Y015
 
 @_typing.final
+class PackageSourcesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PackageSourcesRequest: _TypeAlias = PackageSourcesRequest  # noqa: Y015
+
+@_typing.final
+class PackageSourcesResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SOURCES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def sources(self) -> _containers.RepeatedCompositeFieldContainer[Global___PackageSource]: ...
+    def __init__(
+        self,
+        *,
+        sources: _abc.Iterable[Global___PackageSource] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["sources", b"sources"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PackageSourcesResponse: _TypeAlias = PackageSourcesResponse  # noqa: Y015
+
+@_typing.final
+class PackageSource(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MANAGER_FIELD_NUMBER: _builtins.int
+    URL_FIELD_NUMBER: _builtins.int
+    manager: _builtins.str
+    """apt, cargo, gem, go, go-checksums, npm or pip; several of one manager are possible."""
+    url: _builtins.str
+    def __init__(
+        self,
+        *,
+        manager: _builtins.str = ...,
+        url: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["manager", b"manager", "url", b"url"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PackageSource: _TypeAlias = PackageSource  # noqa: Y015
+
+@_typing.final
 class ActivityRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -2560,3 +2624,38 @@ class DrainResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DrainResponse: _TypeAlias = DrainResponse  # noqa: Y015
+
+@_typing.final
+class TrustRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CA_PEM_FIELD_NUMBER: _builtins.int
+    ca_pem: _builtins.bytes
+    """Certificates, PEM, one after the other; at most 64 KiB."""
+    def __init__(
+        self,
+        *,
+        ca_pem: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ca_pem", b"ca_pem"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TrustRequest: _TypeAlias = TrustRequest  # noqa: Y015
+
+@_typing.final
+class TrustResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TrustResponse: _TypeAlias = TrustResponse  # noqa: Y015

@@ -1437,6 +1437,11 @@ class RuntimeStub:
                 request_serializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.ProbeRequest.SerializeToString,
                 response_deserializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.ProbeResponse.FromString,
                 _registered_method=True)
+        self.PackageSources = channel.unary_unary(
+                '/cloister.exec.v1.Runtime/PackageSources',
+                request_serializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.PackageSourcesRequest.SerializeToString,
+                response_deserializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.PackageSourcesResponse.FromString,
+                _registered_method=True)
         self.Activity = channel.unary_unary(
                 '/cloister.exec.v1.Runtime/Activity',
                 request_serializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.ActivityRequest.SerializeToString,
@@ -1446,6 +1451,11 @@ class RuntimeStub:
                 '/cloister.exec.v1.Runtime/Drain',
                 request_serializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.DrainRequest.SerializeToString,
                 response_deserializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.DrainResponse.FromString,
+                _registered_method=True)
+        self.Trust = channel.unary_unary(
+                '/cloister.exec.v1.Runtime/Trust',
+                request_serializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.TrustRequest.SerializeToString,
+                response_deserializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.TrustResponse.FromString,
                 _registered_method=True)
 
 
@@ -1477,6 +1487,15 @@ class RuntimeServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PackageSources(self, request, context):
+        """Where the image's package managers get their packages, as their own configuration says. The
+        operator asks it of a pod in which neither a setup script nor an agent's code has run; refused
+        with FAILED_PRECONDITION once claimed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Activity(self, request, context):
         """What happens in the pod: the operator's idle detection reads it. A running command is activity.
         """
@@ -1487,6 +1506,14 @@ class RuntimeServicer:
     def Drain(self, request, context):
         """Refuse new calls and let running ones finish, for at most the grace period.
         The operator calls it before it ends a session.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Trust(self, request, context):
+        """Replace the CAs whose certificates callers may show. The operator calls it while its CA is
+        rotated; connections stay, and the same again changes nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -1510,6 +1537,11 @@ def add_RuntimeServicer_to_server(servicer, server):
                     request_deserializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.ProbeRequest.FromString,
                     response_serializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.ProbeResponse.SerializeToString,
             ),
+            'PackageSources': grpc.unary_unary_rpc_method_handler(
+                    servicer.PackageSources,
+                    request_deserializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.PackageSourcesRequest.FromString,
+                    response_serializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.PackageSourcesResponse.SerializeToString,
+            ),
             'Activity': grpc.unary_unary_rpc_method_handler(
                     servicer.Activity,
                     request_deserializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.ActivityRequest.FromString,
@@ -1519,6 +1551,11 @@ def add_RuntimeServicer_to_server(servicer, server):
                     servicer.Drain,
                     request_deserializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.DrainRequest.FromString,
                     response_serializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.DrainResponse.SerializeToString,
+            ),
+            'Trust': grpc.unary_unary_rpc_method_handler(
+                    servicer.Trust,
+                    request_deserializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.TrustRequest.FromString,
+                    response_serializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.TrustResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1614,6 +1651,33 @@ class Runtime:
             _registered_method=True)
 
     @staticmethod
+    def PackageSources(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cloister.exec.v1.Runtime/PackageSources',
+            cloister__api_dot_exec_dot_v1_dot_exec__pb2.PackageSourcesRequest.SerializeToString,
+            cloister__api_dot_exec_dot_v1_dot_exec__pb2.PackageSourcesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def Activity(request,
             target,
             options=(),
@@ -1657,6 +1721,33 @@ class Runtime:
             '/cloister.exec.v1.Runtime/Drain',
             cloister__api_dot_exec_dot_v1_dot_exec__pb2.DrainRequest.SerializeToString,
             cloister__api_dot_exec_dot_v1_dot_exec__pb2.DrainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Trust(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cloister.exec.v1.Runtime/Trust',
+            cloister__api_dot_exec_dot_v1_dot_exec__pb2.TrustRequest.SerializeToString,
+            cloister__api_dot_exec_dot_v1_dot_exec__pb2.TrustResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -549,11 +549,20 @@ class RuntimeStub:
     """Try to open TCP connections from inside the pod. The operator proves with it, before any agent
     code runs, that the network policy is enforced; refused with FAILED_PRECONDITION once claimed.
     """
+    PackageSources: _grpc.UnaryUnaryMultiCallable[_exec_pb2.PackageSourcesRequest, _exec_pb2.PackageSourcesResponse]
+    """Where the image's package managers get their packages, as their own configuration says. The
+    operator asks it of a pod in which neither a setup script nor an agent's code has run; refused
+    with FAILED_PRECONDITION once claimed.
+    """
     Activity: _grpc.UnaryUnaryMultiCallable[_exec_pb2.ActivityRequest, _exec_pb2.ActivityResponse]
     """What happens in the pod: the operator's idle detection reads it. A running command is activity."""
     Drain: _grpc.UnaryUnaryMultiCallable[_exec_pb2.DrainRequest, _exec_pb2.DrainResponse]
     """Refuse new calls and let running ones finish, for at most the grace period.
     The operator calls it before it ends a session.
+    """
+    Trust: _grpc.UnaryUnaryMultiCallable[_exec_pb2.TrustRequest, _exec_pb2.TrustResponse]
+    """Replace the CAs whose certificates callers may show. The operator calls it while its CA is
+    rotated; connections stay, and the same again changes nothing.
     """
 
 @_typing.type_check_only
@@ -573,11 +582,20 @@ class RuntimeAsyncStub(RuntimeStub):
     """Try to open TCP connections from inside the pod. The operator proves with it, before any agent
     code runs, that the network policy is enforced; refused with FAILED_PRECONDITION once claimed.
     """
+    PackageSources: _aio.UnaryUnaryMultiCallable[_exec_pb2.PackageSourcesRequest, _exec_pb2.PackageSourcesResponse]  # type: ignore[assignment]
+    """Where the image's package managers get their packages, as their own configuration says. The
+    operator asks it of a pod in which neither a setup script nor an agent's code has run; refused
+    with FAILED_PRECONDITION once claimed.
+    """
     Activity: _aio.UnaryUnaryMultiCallable[_exec_pb2.ActivityRequest, _exec_pb2.ActivityResponse]  # type: ignore[assignment]
     """What happens in the pod: the operator's idle detection reads it. A running command is activity."""
     Drain: _aio.UnaryUnaryMultiCallable[_exec_pb2.DrainRequest, _exec_pb2.DrainResponse]  # type: ignore[assignment]
     """Refuse new calls and let running ones finish, for at most the grace period.
     The operator calls it before it ends a session.
+    """
+    Trust: _aio.UnaryUnaryMultiCallable[_exec_pb2.TrustRequest, _exec_pb2.TrustResponse]  # type: ignore[assignment]
+    """Replace the CAs whose certificates callers may show. The operator calls it while its CA is
+    rotated; connections stay, and the same again changes nothing.
     """
 
 class RuntimeServicer(metaclass=_abc_1.ABCMeta):
@@ -614,6 +632,17 @@ class RuntimeServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def PackageSources(
+        self,
+        request: _exec_pb2.PackageSourcesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_exec_pb2.PackageSourcesResponse, _abc.Awaitable[_exec_pb2.PackageSourcesResponse]]:
+        """Where the image's package managers get their packages, as their own configuration says. The
+        operator asks it of a pod in which neither a setup script nor an agent's code has run; refused
+        with FAILED_PRECONDITION once claimed.
+        """
+
+    @_abc_1.abstractmethod
     def Activity(
         self,
         request: _exec_pb2.ActivityRequest,
@@ -629,6 +658,16 @@ class RuntimeServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_exec_pb2.DrainResponse, _abc.Awaitable[_exec_pb2.DrainResponse]]:
         """Refuse new calls and let running ones finish, for at most the grace period.
         The operator calls it before it ends a session.
+        """
+
+    @_abc_1.abstractmethod
+    def Trust(
+        self,
+        request: _exec_pb2.TrustRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_exec_pb2.TrustResponse, _abc.Awaitable[_exec_pb2.TrustResponse]]:
+        """Replace the CAs whose certificates callers may show. The operator calls it while its CA is
+        rotated; connections stay, and the same again changes nothing.
         """
 
 def add_RuntimeServicer_to_server(servicer: RuntimeServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -69,10 +69,20 @@ class SessionsStub:
                 request_serializer=cloister__api_dot_sessions_dot_v1_dot_sessions__pb2.ResumeRequest.SerializeToString,
                 response_deserializer=cloister__api_dot_sessions_dot_v1_dot_sessions__pb2.CreateSessionResponse.FromString,
                 _registered_method=True)
+        self.GetEgress = channel.unary_unary(
+                '/cloister.sessions.v1.Sessions/GetEgress',
+                request_serializer=cloister__api_dot_sessions_dot_v1_dot_sessions__pb2.GetEgressRequest.SerializeToString,
+                response_deserializer=cloister__api_dot_sessions_dot_v1_dot_sessions__pb2.GetEgressResponse.FromString,
+                _registered_method=True)
         self.Delete = channel.unary_unary(
                 '/cloister.sessions.v1.Sessions/Delete',
                 request_serializer=cloister__api_dot_sessions_dot_v1_dot_sessions__pb2.DeleteSessionRequest.SerializeToString,
                 response_deserializer=cloister__api_dot_sessions_dot_v1_dot_sessions__pb2.DeleteSessionResponse.FromString,
+                _registered_method=True)
+        self.Relay = channel.stream_stream(
+                '/cloister.sessions.v1.Sessions/Relay',
+                request_serializer=cloister__api_dot_sessions_dot_v1_dot_sessions__pb2.RelayRequest.SerializeToString,
+                response_deserializer=cloister__api_dot_sessions_dot_v1_dot_sessions__pb2.RelayResponse.FromString,
                 _registered_method=True)
 
 
@@ -135,9 +145,28 @@ class SessionsServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetEgress(self, request, context):
+        """What a session tried to reach through the egress gateways, allowed and denied, summed up by host.
+        Use it to find out why a request of its fails. Empty where its Environment allows no hosts, and
+        of a pod of before; after a change of the operator it may begin anew.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Delete(self, request, context):
         """End a session: its pod, its certificate and its files are gone. Use it when work is done;
         deleting a session that does not exist fails with NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Relay(self, request_iterator, context):
+        """Carry the bytes of one connection to a session's exec server. Use it from where pods cannot be
+        reached, outside the cluster: what passes is TLS between the caller and the exec server, which
+        the operator cannot read. The first request names the session; the first answer, without data,
+        says that the connection stands. Either side's end ends both.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -181,10 +210,20 @@ def add_SessionsServicer_to_server(servicer, server):
                     request_deserializer=cloister__api_dot_sessions_dot_v1_dot_sessions__pb2.ResumeRequest.FromString,
                     response_serializer=cloister__api_dot_sessions_dot_v1_dot_sessions__pb2.CreateSessionResponse.SerializeToString,
             ),
+            'GetEgress': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetEgress,
+                    request_deserializer=cloister__api_dot_sessions_dot_v1_dot_sessions__pb2.GetEgressRequest.FromString,
+                    response_serializer=cloister__api_dot_sessions_dot_v1_dot_sessions__pb2.GetEgressResponse.SerializeToString,
+            ),
             'Delete': grpc.unary_unary_rpc_method_handler(
                     servicer.Delete,
                     request_deserializer=cloister__api_dot_sessions_dot_v1_dot_sessions__pb2.DeleteSessionRequest.FromString,
                     response_serializer=cloister__api_dot_sessions_dot_v1_dot_sessions__pb2.DeleteSessionResponse.SerializeToString,
+            ),
+            'Relay': grpc.stream_stream_rpc_method_handler(
+                    servicer.Relay,
+                    request_deserializer=cloister__api_dot_sessions_dot_v1_dot_sessions__pb2.RelayRequest.FromString,
+                    response_serializer=cloister__api_dot_sessions_dot_v1_dot_sessions__pb2.RelayResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -387,6 +426,33 @@ class Sessions:
             _registered_method=True)
 
     @staticmethod
+    def GetEgress(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cloister.sessions.v1.Sessions/GetEgress',
+            cloister__api_dot_sessions_dot_v1_dot_sessions__pb2.GetEgressRequest.SerializeToString,
+            cloister__api_dot_sessions_dot_v1_dot_sessions__pb2.GetEgressResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def Delete(request,
             target,
             options=(),
@@ -403,6 +469,33 @@ class Sessions:
             '/cloister.sessions.v1.Sessions/Delete',
             cloister__api_dot_sessions_dot_v1_dot_sessions__pb2.DeleteSessionRequest.SerializeToString,
             cloister__api_dot_sessions_dot_v1_dot_sessions__pb2.DeleteSessionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Relay(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/cloister.sessions.v1.Sessions/Relay',
+            cloister__api_dot_sessions_dot_v1_dot_sessions__pb2.RelayRequest.SerializeToString,
+            cloister__api_dot_sessions_dot_v1_dot_sessions__pb2.RelayResponse.FromString,
             options,
             channel_credentials,
             insecure,

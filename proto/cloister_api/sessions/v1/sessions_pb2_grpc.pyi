@@ -66,9 +66,20 @@ class SessionsStub:
     """Give a suspended session a new pod on its workspace, and wait until it can be used. Shells and
     processes start afresh. Resuming a session that runs answers with it as it is.
     """
+    GetEgress: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.GetEgressRequest, _sessions_pb2.GetEgressResponse]
+    """What a session tried to reach through the egress gateways, allowed and denied, summed up by host.
+    Use it to find out why a request of its fails. Empty where its Environment allows no hosts, and
+    of a pod of before; after a change of the operator it may begin anew.
+    """
     Delete: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.DeleteSessionRequest, _sessions_pb2.DeleteSessionResponse]
     """End a session: its pod, its certificate and its files are gone. Use it when work is done;
     deleting a session that does not exist fails with NOT_FOUND.
+    """
+    Relay: _grpc.StreamStreamMultiCallable[_sessions_pb2.RelayRequest, _sessions_pb2.RelayResponse]
+    """Carry the bytes of one connection to a session's exec server. Use it from where pods cannot be
+    reached, outside the cluster: what passes is TLS between the caller and the exec server, which
+    the operator cannot read. The first request names the session; the first answer, without data,
+    says that the connection stands. Either side's end ends both.
     """
 
 @_typing.type_check_only
@@ -100,9 +111,20 @@ class SessionsAsyncStub(SessionsStub):
     """Give a suspended session a new pod on its workspace, and wait until it can be used. Shells and
     processes start afresh. Resuming a session that runs answers with it as it is.
     """
+    GetEgress: _aio.UnaryUnaryMultiCallable[_sessions_pb2.GetEgressRequest, _sessions_pb2.GetEgressResponse]  # type: ignore[assignment]
+    """What a session tried to reach through the egress gateways, allowed and denied, summed up by host.
+    Use it to find out why a request of its fails. Empty where its Environment allows no hosts, and
+    of a pod of before; after a change of the operator it may begin anew.
+    """
     Delete: _aio.UnaryUnaryMultiCallable[_sessions_pb2.DeleteSessionRequest, _sessions_pb2.DeleteSessionResponse]  # type: ignore[assignment]
     """End a session: its pod, its certificate and its files are gone. Use it when work is done;
     deleting a session that does not exist fails with NOT_FOUND.
+    """
+    Relay: _aio.StreamStreamMultiCallable[_sessions_pb2.RelayRequest, _sessions_pb2.RelayResponse]  # type: ignore[assignment]
+    """Carry the bytes of one connection to a session's exec server. Use it from where pods cannot be
+    reached, outside the cluster: what passes is TLS between the caller and the exec server, which
+    the operator cannot read. The first request names the session; the first answer, without data,
+    says that the connection stands. Either side's end ends both.
     """
 
 class SessionsServicer(metaclass=_abc_1.ABCMeta):
@@ -175,6 +197,17 @@ class SessionsServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def GetEgress(
+        self,
+        request: _sessions_pb2.GetEgressRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_sessions_pb2.GetEgressResponse, _abc.Awaitable[_sessions_pb2.GetEgressResponse]]:
+        """What a session tried to reach through the egress gateways, allowed and denied, summed up by host.
+        Use it to find out why a request of its fails. Empty where its Environment allows no hosts, and
+        of a pod of before; after a change of the operator it may begin anew.
+        """
+
+    @_abc_1.abstractmethod
     def Delete(
         self,
         request: _sessions_pb2.DeleteSessionRequest,
@@ -182,6 +215,18 @@ class SessionsServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_sessions_pb2.DeleteSessionResponse, _abc.Awaitable[_sessions_pb2.DeleteSessionResponse]]:
         """End a session: its pod, its certificate and its files are gone. Use it when work is done;
         deleting a session that does not exist fails with NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def Relay(
+        self,
+        request_iterator: _MaybeAsyncIterator[_sessions_pb2.RelayRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_sessions_pb2.RelayResponse], _abc.AsyncIterator[_sessions_pb2.RelayResponse]]:
+        """Carry the bytes of one connection to a session's exec server. Use it from where pods cannot be
+        reached, outside the cluster: what passes is TLS between the caller and the exec server, which
+        the operator cannot read. The first request names the session; the first answer, without data,
+        says that the connection stands. Either side's end ends both.
         """
 
 def add_SessionsServicer_to_server(servicer: SessionsServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1,13 +1,14 @@
 """cloister.exec.v1.Runtime."""
 
 import asyncio
+import base64
 import contextlib
 import ipaddress
 import logging
 import re
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from cloister_api.exec.v1 import exec_pb2, exec_pb2_grpc
@@ -17,6 +18,7 @@ from ..errors import InvalidField, Unavailable, WrongState
 from ..handover import hand_over
 from ..identity import KeyPair, ServerIdentity
 from ..recipe import place
+from ..shell import ShellError
 from ..state import Activity, Phase, ServerState
 from .common import require_length, unary
 from .files import CAPABILITIES as FILES
@@ -24,6 +26,11 @@ from .files import CAPABILITIES as FILES
 CAPABILITIES = ("tools", "shells", "processes", "terminal", *FILES)
 MAX_TARGETS = 16
 MAX_PROBE_SECONDS = 5.0
+MAX_BUNDLE = 64 * 1024
+"""Bytes of CAs."""
+_CERTIFICATE = re.compile(
+    rb"-----BEGIN CERTIFICATE-----([A-Za-z0-9+/=\s]+)-----END CERTIFICATE-----"
+)
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _STATES = {
     Phase.PREPARING: exec_pb2.RuntimeInfo.STATE_PREPARING,
@@ -45,12 +52,16 @@ class RuntimeService(exec_pb2_grpc.RuntimeServicer):
         identity: ServerIdentity,
         activity: Activity,
         drain: Callable[[float], Awaitable[None]],
+        ask: Callable[[], Awaitable[list[tuple[str, str]]]],
     ) -> None:
         self._config = config
         self._state = state
         self._identity = identity
         self._activity = activity
         self._drain = drain
+        self._ask = ask
+        self._asking = asyncio.Lock()
+        self._sources: list[tuple[str, str]] | None = None
         self._claiming = asyncio.Lock()
 
     @unary
@@ -63,6 +74,7 @@ class RuntimeService(exec_pb2_grpc.RuntimeServicer):
             state=_STATES[self._state.phase],
             problem=self._state.problem,
             session_uid=self._state.session_uid,
+            uid_map=_uid_map(),
         )
 
     @unary
@@ -111,6 +123,28 @@ class RuntimeService(exec_pb2_grpc.RuntimeServicer):
         return exec_pb2.ProbeResponse(reachable=reachable)
 
     @unary
+    async def PackageSources(  # noqa: N802
+        self,
+        request: exec_pb2.PackageSourcesRequest,  # noqa: ARG002
+        context: Any,  # noqa: ARG002
+    ) -> Any:
+        if self._state.session_uid:
+            raise WrongState("CLAIMED", "package managers are asked before the claim only")
+        if self._state.phase is not Phase.WARM:
+            raise Unavailable("NOT_WARM", f"this pod is {self._state.phase.value}")
+        async with self._asking:
+            if self._sources is None:
+                try:
+                    self._sources = await self._ask()
+                except ShellError as error:
+                    raise Unavailable("NO_SHELL", f"no shell can be started: {error}") from None
+        return exec_pb2.PackageSourcesResponse(
+            sources=[
+                exec_pb2.PackageSource(manager=manager, url=url) for manager, url in self._sources
+            ]
+        )
+
+    @unary
     async def Activity(self, request: exec_pb2.ActivityRequest, context: Any) -> Any:  # noqa: ARG002, N802
         response = exec_pb2.ActivityResponse(running_calls=self._activity.running)
         response.idle_for.FromTimedelta(timedelta(seconds=self._activity.idle_for))
@@ -121,6 +155,25 @@ class RuntimeService(exec_pb2_grpc.RuntimeServicer):
     async def Drain(self, request: exec_pb2.DrainRequest, context: Any) -> Any:  # noqa: ARG002, N802
         await self._drain(request.grace.ToTimedelta() / timedelta(seconds=1))
         return exec_pb2.DrainResponse()
+
+    @unary
+    async def Trust(self, request: exec_pb2.TrustRequest, context: Any) -> Any:  # noqa: ARG002, N802
+        _check_bundle(request.ca_pem)
+        # Not while a claim replaces the certificate: each would offer gRPC a state of before.
+        async with self._claiming:
+            if not self._identity.trusts(request.ca_pem):
+                await hand_over(self._config.listen, lambda: self._identity.trust(request.ca_pem))
+                log.info("other CAs are trusted from now on")
+        return exec_pb2.TrustResponse()
+
+
+def _uid_map() -> str:
+    """As the kernel has it; bounded, for its length is the runtime's choice."""
+    try:
+        with Path("/proc/self/uid_map").open() as file:
+            return file.read(1024).strip()
+    except OSError:
+        return ""
 
 
 def _check_claim(request: exec_pb2.ClaimRequest) -> None:
@@ -139,6 +192,22 @@ def _check_claim(request: exec_pb2.ClaimRequest) -> None:
             )
         if each.mode > 0o777:
             raise InvalidField(f"files[{index}].mode", "must be permission bits, at most 0777")
+
+
+def _check_bundle(ca_pem: bytes) -> None:
+    """gRPC says nothing about what it cannot read; it would only let nobody in."""
+    if len(ca_pem) > MAX_BUNDLE:
+        raise InvalidField("ca_pem", f"at most {MAX_BUNDLE} bytes")
+    blocks = _CERTIFICATE.findall(ca_pem)
+    if not blocks or _CERTIFICATE.sub(b"", ca_pem).strip():
+        raise InvalidField("ca_pem", "must be certificates in PEM, and nothing else")
+    for each in blocks:
+        try:
+            content = base64.b64decode(b"".join(each.split()), validate=True)
+        except ValueError:
+            content = b""
+        if not content.startswith(b"\x30\x82"):
+            raise InvalidField("ca_pem", "must be certificates in PEM, and nothing else")
 
 
 def _target(index: int, given: str) -> tuple[str, int]:

@@ -1,18 +1,20 @@
-"""Objects that the operator makes, rendered from typed input. Nothing here talks to anybody."""
+"""Sandbox pods, and the volume claims of their workspaces."""
 
-import base64
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from . import names
-from .api.common import JSON
-from .api.environment import EnvironmentObject
-from .api.pod import PodView
-from .api.session import SessionObject
-from .recipe import Recipe
-from .settings import Settings
+from .. import names
+from ..api.common import JSON
+from ..api.environment import EnvironmentObject, Isolation
+from ..api.pod import PodView
+from ..api.session import SessionObject
+from ..recipe import Recipe
+from ..settings import Settings
 
 AGENT_UID = 1000
+ROOT_UID = 0
+ROOT_CAPABILITIES = ("CHOWN", "DAC_OVERRIDE", "FOWNER", "SETGID", "SETUID")
+"""What installing Debian packages takes, and no more: none reaches outside the user namespace."""
 _WORKSPACE = {"workspace": "/workspace"}
 _OF_THE_SESSION = {"uploads": "/mnt/session/uploads", "outputs": "/mnt/session/outputs"}
 _OF_THE_POD = {"tmp": "/tmp", "home": "/home/agent"}  # noqa: S108 - the pod's own
@@ -33,13 +35,16 @@ class SandboxPod:
 
 
 def sandbox_pod(pod: SandboxPod, settings: Settings) -> JSON:
-    """The pod, with the strict profile: it passes Pod Security `restricted`."""
+    """The pod: with the profile `strict` it passes Pod Security `restricted`, with `rootish`
+    `baseline`.
+    """
     environment, spec = pod.environment, pod.environment.spec
     labels = _copied_labels(pod, settings) | {
         names.MANAGED_BY_LABEL: names.MANAGED_BY,
         names.ENVIRONMENT_LABEL: environment.metadata.name,
         names.RECIPE_LABEL: pod.recipe.hash,
         names.STATE_LABEL: names.STATE_CLAIMED if pod.session else names.STATE_STARTING,
+        names.NETWORK_LABEL: pod.recipe.reach.network,
     }
     owner = environment.owner_reference()
     if pod.session:
@@ -61,25 +66,53 @@ def sandbox_pod(pod: SandboxPod, settings: Settings) -> JSON:
             "enableServiceLinks": False,
             "hostname": "sandbox",
             "hostUsers": not settings.user_namespaces(spec.isolation.runtime_class_name),
-            # No DNS: a sandbox reaches nothing, and a resolver would be a way out.
             "dnsPolicy": "None",
-            "dnsConfig": {"nameservers": ["127.0.0.1"]},
-            "securityContext": {
-                "runAsNonRoot": True,
-                "runAsUser": AGENT_UID,
-                "runAsGroup": AGENT_UID,
-                "fsGroup": AGENT_UID,
-                "fsGroupChangePolicy": "OnRootMismatch",
-                "seccompProfile": {"type": "RuntimeDefault"},
-            },
+            "dnsConfig": _resolver(pod, settings),
+            "securityContext": _user(spec.isolation),
             "containers": [_container(pod, settings)],
             "volumes": _volumes(pod, settings),
         },
     }
+    if pod.recipe.reach.hosts:
+        hosts = ",".join(pod.recipe.reach.hosts)
+        manifest["metadata"]["annotations"] = {names.EGRESS_HOSTS: hosts}
     _schedule(manifest["spec"], pod)
     if spec.isolation.runtime_class_name:
         manifest["spec"]["runtimeClassName"] = spec.isolation.runtime_class_name
     return manifest
+
+
+def _resolver(pod: SandboxPod, settings: Settings) -> JSON:
+    if pod.recipe.reach.network == names.NETWORK_UNRESTRICTED:
+        # Not the cluster's: it would tell the names of all Services.
+        return {
+            "nameservers": list(settings.egress_nameservers),
+            "searches": [],
+            "options": [{"name": "ndots", "value": "1"}],
+        }
+    # None: a resolver would be a way out, and the egress gateways resolve names themselves.
+    return {"nameservers": ["127.0.0.1"]}
+
+
+def _user(isolation: Isolation) -> JSON:
+    uid = ROOT_UID if isolation.profile == "rootish" else AGENT_UID
+    return {
+        **({} if uid == ROOT_UID else {"runAsNonRoot": True}),
+        "runAsUser": uid,
+        "runAsGroup": uid,
+        "fsGroup": uid,
+        "fsGroupChangePolicy": "OnRootMismatch",
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+
+
+def _privileges(isolation: Isolation) -> JSON:
+    rootish = isolation.profile == "rootish"
+    return {
+        "allowPrivilegeEscalation": False,
+        "capabilities": {"drop": ["ALL"], **({"add": list(ROOT_CAPABILITIES)} if rootish else {})},
+        "readOnlyRootFilesystem": not rootish,
+    }
 
 
 def _copied_labels(pod: SandboxPod, settings: Settings) -> dict[str, str]:
@@ -119,11 +152,7 @@ def _container(pod: SandboxPod, settings: Settings) -> JSON:
         "env": _environment(pod),
         "ports": [{"name": "exec", "containerPort": names.EXEC_PORT}],
         "resources": {"requests": requests, "limits": limits},
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "capabilities": {"drop": ["ALL"]},
-            "readOnlyRootFilesystem": True,
-        },
+        "securityContext": _privileges(pod.environment.spec.isolation),
         "volumeMounts": mounts,
     }
 
@@ -189,64 +218,13 @@ def _schedule(spec: JSON, pod: SandboxPod) -> None:
         spec["imagePullSecrets"] = [{"name": each.name} for each in wanted.image_pull_secrets]
 
 
-def _encoded(data: Mapping[str, bytes]) -> dict[str, str]:
-    return {key: base64.b64encode(value).decode() for key, value in data.items()}
-
-
-def recipe_secret(environment: EnvironmentObject, recipe: Recipe) -> JSON:
-    """The Secret that carries the recipe; its name contains the hash, so it never changes."""
-    return {
-        "apiVersion": "v1",
-        "kind": "Secret",
-        "metadata": {
-            "name": names.recipe_secret(environment.metadata.name, recipe.hash),
-            "namespace": environment.metadata.namespace,
-            "labels": {
-                names.MANAGED_BY_LABEL: names.MANAGED_BY,
-                names.ENVIRONMENT_LABEL: environment.metadata.name,
-                names.RECIPE_LABEL: recipe.hash,
-            },
-            "ownerReferences": [environment.owner_reference()],
-        },
-        "immutable": True,
-        "data": _encoded(recipe.payload),
-    }
-
-
-def identity_secret(
-    namespace: str,
-    pod: str,
-    pod_uid: str,
-    environment: str,
-    certificate: bytes,
-    key: bytes,
-    ca: bytes,
-) -> JSON:
-    """The Secret with a pod's bootstrap identity, owned by the pod."""
-    return {
-        "apiVersion": "v1",
-        "kind": "Secret",
-        "metadata": {
-            "name": pod,
-            "namespace": namespace,
-            "labels": {
-                names.MANAGED_BY_LABEL: names.MANAGED_BY,
-                names.ENVIRONMENT_LABEL: environment,
-            },
-            "ownerReferences": [_pod_reference(pod, pod_uid)],
-        },
-        "type": "kubernetes.io/tls",
-        "immutable": True,
-        "data": _encoded({"tls.crt": certificate, "tls.key": key, "ca.crt": ca}),
-    }
-
-
 def pod_reference(pod: PodView) -> JSON:
     """For objects that go with this pod."""
-    return _pod_reference(pod.name, pod.uid)
+    return owned_by_pod(pod.name, pod.uid)
 
 
-def _pod_reference(name: str, uid: str) -> JSON:
+def owned_by_pod(name: str, uid: str) -> JSON:
+    """The owner reference of what goes with a pod."""
     return {"apiVersion": "v1", "kind": "Pod", "name": name, "uid": uid, "controller": True}
 
 
@@ -277,104 +255,4 @@ def workspace_claim(
             "ownerReferences": [owner],
         },
         "spec": spec,
-    }
-
-
-def credentials_secret(session: SessionObject, certificate: bytes, key: bytes, ca: bytes) -> JSON:
-    """The Secret with the client certificate of a Session made with kubectl."""
-    return {
-        "apiVersion": "v1",
-        "kind": "Secret",
-        "metadata": {
-            "name": names.credentials_secret(session.metadata.name),
-            "namespace": session.metadata.namespace,
-            "labels": {
-                names.MANAGED_BY_LABEL: names.MANAGED_BY,
-                names.ENVIRONMENT_LABEL: session.spec.environment_name,
-                names.SESSION_LABEL: session.metadata.uid,
-            },
-            "ownerReferences": [session.owner_reference()],
-        },
-        "type": "kubernetes.io/tls",
-        "data": _encoded({"tls.crt": certificate, "tls.key": key, "ca.crt": ca}),
-    }
-
-
-def network_policies(namespace: str, settings: Settings) -> list[JSON]:
-    """Deny everything in the namespace; then let only the operator and workers reach :7443."""
-    callers: list[JSON] = [
-        {
-            "namespaceSelector": {
-                "matchLabels": {"kubernetes.io/metadata.name": settings.namespace}
-            },
-            "podSelector": {"matchLabels": {"app.kubernetes.io/component": "operator"}},
-        },
-        *(
-            {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": each}}}
-            for each in settings.worker_namespaces
-        ),
-    ]
-    exec_port = {"protocol": "TCP", "port": names.EXEC_PORT}
-    return [
-        _policy(
-            names.DENY_POLICY,
-            namespace,
-            {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]},
-        ),
-        _policy(
-            names.EXEC_POLICY,
-            namespace,
-            {
-                "podSelector": {"matchLabels": {names.MANAGED_BY_LABEL: names.MANAGED_BY}},
-                "policyTypes": ["Ingress"],
-                "ingress": [{"from": callers, "ports": [exec_port]}],
-            },
-        ),
-    ]
-
-
-def _policy(name: str, namespace: str, spec: JSON) -> JSON:
-    return {
-        "apiVersion": "networking.k8s.io/v1",
-        "kind": "NetworkPolicy",
-        "metadata": {
-            "name": name,
-            "namespace": namespace,
-            "labels": {names.MANAGED_BY_LABEL: names.MANAGED_BY},
-        },
-        "spec": spec,
-    }
-
-
-def client_config(settings: Settings, ca: bytes, address: str, version: str) -> JSON:
-    """The ConfigMap by which clients find the Sessions API."""
-    return {
-        "apiVersion": "v1",
-        "kind": "ConfigMap",
-        "metadata": {
-            "name": names.CLIENT_CONFIG,
-            "namespace": settings.namespace,
-            "labels": {names.MANAGED_BY_LABEL: names.MANAGED_BY},
-        },
-        "data": {
-            "ca.crt": ca.decode(),
-            "sessionsAddress": address,
-            "sessionsServerName": names.SESSIONS_SERVER_NAME,
-            "version": version,
-        },
-    }
-
-
-def ca_secret(settings: Settings, data: Mapping[str, bytes]) -> JSON:
-    """The Secret with the certificate authority."""
-    return {
-        "apiVersion": "v1",
-        "kind": "Secret",
-        "metadata": {
-            "name": names.CA_SECRET,
-            "namespace": settings.namespace,
-            "labels": {names.MANAGED_BY_LABEL: names.MANAGED_BY},
-        },
-        "type": "kubernetes.io/tls",
-        "data": _encoded(data),
     }

@@ -1,0 +1,1 @@
+"""The egress gateway: names decide what a sandbox reaches, and nothing leads inside."""

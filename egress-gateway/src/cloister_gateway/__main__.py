@@ -1,0 +1,58 @@
+"""Runs one container of a gateway pod: front, names, sni or agent."""
+
+import asyncio
+import logging
+import os
+import sys
+
+from . import launch
+from .settings import Settings, SettingsError
+
+
+def main() -> int:
+    """Run what the argument names.
+
+    Returns:
+        The exit code: 2 for no such part, 1 for what it cannot run with.
+    """
+    part = sys.argv[1] if len(sys.argv) == 2 else ""
+    try:
+        settings = Settings.load(os.environ)
+        logging.basicConfig(
+            level=settings.log_level, format="%(asctime)s %(levelname)s %(message)s"
+        )
+        settings = launch.fitted(settings)
+        match part:
+            case "front":
+                launch.front(settings)
+            case "names":
+                launch.names(settings)
+            case "sni":
+                launch.sni(settings)
+            case "agent":
+                return _agent()
+    except (SettingsError, launch.LaunchError, OSError) as error:
+        print(f"gateway: {error}", file=sys.stderr)
+        return 1
+    print(f"gateway: front, names, sni or agent, not {part!r}", file=sys.stderr)
+    return 2
+
+
+def _agent() -> int:
+    # Only this part needs them; the squids' containers start without.
+    from .agent import Agent
+    from .identity import IdentityError
+
+    async def serve() -> None:
+        await Agent().run()
+
+    try:
+        asyncio.run(serve())
+    except IdentityError as error:
+        print(f"gateway: no identity, not serving: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

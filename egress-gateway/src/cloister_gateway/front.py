@@ -1,0 +1,94 @@
+"""haproxy's runtime socket: which connections there are, and the end of those of one source."""
+
+import asyncio
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from .ranges import plain
+
+_SESSION = re.compile(r"(0x[0-9a-f]+): proto=tcpv[46] src=(\S+):(\d+) fe=sandboxes ")
+_TIMEOUT = 5.0
+_AT_ONCE = 64
+"""Commands in one line; haproxy bounds its length."""
+_PAUSE = 0.01
+
+
+class FrontUnreachable(Exception):
+    """haproxy is there, and does not answer as it should."""
+
+
+class Session(NamedTuple):
+    """One connection from a sandbox."""
+
+    id: str
+    address: str
+    port: int
+
+
+def sessions(answer: str) -> list[Session]:
+    """The sandboxes' connections in the answer to `show sess`."""
+    found = []
+    for each in _SESSION.finditer(answer):
+        found.append(Session(each[1], str(plain(each[2].strip("[]"))), int(each[3])))
+    return found
+
+
+class Front:
+    """Calls to haproxy; nothing listening there is a haproxy that is gone, with its connections."""
+
+    def __init__(self, socket: Path) -> None:
+        self._socket = socket
+
+    async def cut(self, addresses: frozenset[str], seconds: float = _TIMEOUT) -> int:
+        """End all connections that these addresses have now; returns how many there were.
+
+        Raises FrontUnreachable when some are left after `seconds`, or haproxy does not answer.
+        """
+        return await self._cut(lambda each: each.address in addresses, seconds)
+
+    async def _cut(self, condemned: Callable[[Session], bool], seconds: float) -> int:
+        try:
+            async with asyncio.timeout(seconds):
+                left = first = {each for each in await self.sessions() if condemned(each)}
+                while left:
+                    ids = sorted(each.id for each in left)
+                    for at in range(0, len(ids), _AT_ONCE):
+                        part = ids[at : at + _AT_ONCE]
+                        await self._ask(";".join(f"shutdown session {each}" for each in part))
+                    # Those that come meanwhile were decided by the new state.
+                    left = first.intersection(await self.sessions())
+                    if left:
+                        await asyncio.sleep(_PAUSE)
+        except TimeoutError:
+            raise FrontUnreachable("haproxy did not end the connections in time") from None
+        return len(first)
+
+    async def sessions(self) -> list[Session]:
+        """All connections of sandboxes; FrontUnreachable."""
+        return sessions(await self._ask("show sess"))
+
+    async def alive(self) -> bool:
+        """Whether haproxy answers."""
+        try:
+            async with asyncio.timeout(_TIMEOUT):
+                return "Version" in await self._ask("show info")
+        except (TimeoutError, FrontUnreachable):
+            return False
+
+    async def _ask(self, command: str) -> str:
+        try:
+            reader, writer = await asyncio.open_unix_connection(self._socket)
+        except (FileNotFoundError, ConnectionRefusedError):
+            return ""
+        except OSError as error:
+            raise FrontUnreachable(f"haproxy's socket: {error.strerror}") from None
+        try:
+            writer.write(command.encode() + b"\n")
+            answer = await reader.read(-1)
+        except OSError as error:
+            raise FrontUnreachable(f"haproxy's socket: {error.strerror}") from None
+        finally:
+            writer.close()
+        return answer.decode("ascii", "replace")

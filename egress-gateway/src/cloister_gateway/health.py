@@ -1,0 +1,89 @@
+"""Whether the pod's processes answer, asked as a sandbox would ask; served for the kubelet."""
+
+import asyncio
+import contextlib
+
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from . import metrics, places
+from .front import Front
+from .service import Holder
+
+_EVERY = 2.0
+_TIMEOUT = 5.0
+# PROXY protocol v1: the connection of nobody, from loopback. No source has such an address.
+_AS_NOBODY = b"PROXY TCP4 127.0.0.1 127.0.0.1 1 1\r\n"
+_ASK_NAMES = _AS_NOBODY + b"CONNECT health.invalid:443 HTTP/1.1\r\nHost: health.invalid\r\n\r\n"
+_ASK_SNI = b"GET http://health.invalid/ HTTP/1.1\r\nHost: health.invalid\r\n\r\n"
+_DENIED = b" 403 "
+
+
+class Health:
+    """Looks at the parts every two seconds, and serves what it saw and the metrics."""
+
+    def __init__(self, holder: Holder, front: Front) -> None:
+        self._holder = holder
+        self._front = front
+        self._problem = "nothing was looked at yet"
+        self._runner: web.AppRunner | None = None
+
+    async def run(self) -> None:
+        """Look, for ever."""
+        while True:
+            self._problem = await self.look()
+            await asyncio.sleep(_EVERY)
+
+    async def look(self) -> str:
+        """What is wrong now; empty when nothing is."""
+        parts = {
+            "front": await self._front.alive(),
+            "names": await denies(places.NAMES_PORT, _ASK_NAMES),
+            "sni": await denies(places.SNI_PORT, _ASK_SNI),
+            "state": self._holder.applied,
+        }
+        for part, fine in parts.items():
+            metrics.READY.labels(part).set(fine)
+        if not parts.pop("state"):
+            return "the operator has not told this gateway its rules since it started"
+        missing = [part for part, fine in parts.items() if not fine]
+        return f"these parts do not answer: {', '.join(missing)}" if missing else ""
+
+    async def start(self, port: int = places.HTTP_PORT) -> None:
+        """Serve /healthz, /readyz and /metrics; OSError when the port is taken."""
+        app = web.Application()
+        app.router.add_get("/healthz", self._live)
+        app.router.add_get("/readyz", self._ready)
+        app.router.add_get("/metrics", self._metrics)
+        self._runner = web.AppRunner(app, access_log=None, keepalive_timeout=30)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, None, port).start()
+
+    async def stop(self) -> None:
+        """Serve no more."""
+        if self._runner is not None:
+            await self._runner.cleanup()
+
+    async def _live(self, _: web.Request) -> web.Response:
+        return web.Response(text="ok\n")
+
+    async def _ready(self, _: web.Request) -> web.Response:
+        status = 503 if self._problem else 200
+        return web.Response(status=status, text=f"{self._problem or 'ok'}\n")
+
+    async def _metrics(self, _: web.Request) -> web.Response:
+        return web.Response(
+            body=generate_latest(metrics.REGISTRY), headers={"Content-Type": CONTENT_TYPE_LATEST}
+        )
+
+
+async def denies(port: int, question: bytes) -> bool:
+    """Whether a squid denies what must be denied."""
+    try:
+        async with asyncio.timeout(_TIMEOUT):
+            reader, writer = await asyncio.open_connection(places.LOOPBACK, port)
+            with contextlib.closing(writer):
+                writer.write(question)
+                return _DENIED in await reader.readline()
+    except (OSError, TimeoutError, ValueError):
+        return False

@@ -1,0 +1,62 @@
+"""The gateway's settings: CLOISTER_GATEWAY_* environment variables that the chart sets."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+PREFIX = "CLOISTER_GATEWAY_"
+SPARE_DESCRIPTORS = 1024
+"""For helpers, and connections that are being made."""
+PER_CONNECTION = 9 / 4
+"""Two sides, and for every eighth connection a pipe of haproxy's to splice with."""
+
+
+class SettingsError(Exception):
+    """A setting is wrong; the message names its variable."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Bounds of one gateway pod; field names are the variables' names without the prefix."""
+
+    max_connections: int = 20_000
+    """Connections of all sources together."""
+    max_connections_per_source: int = 256
+    """Connections that one source has at a time; more are refused at once."""
+    connections_per_10s: int = 1000
+    """Connections that one source opens in ten seconds; more are refused at once."""
+    idle_seconds: int = 3600
+    """A connection on which nothing moves ends after this time."""
+    threads: int = 1
+    """Threads of haproxy."""
+    log_level: str = "INFO"
+
+    @property
+    def descriptors(self) -> int:
+        """File descriptors that a process needs for so many connections."""
+        return int(PER_CONNECTION * self.max_connections) + SPARE_DESCRIPTORS
+
+    def within(self, descriptors: int) -> "Settings":
+        """These settings, with as many connections as so many file descriptors are enough for."""
+        most = max(1, int((descriptors - SPARE_DESCRIPTORS) / PER_CONNECTION))
+        return dataclasses.replace(self, max_connections=min(self.max_connections, most))
+
+    @classmethod
+    def load(cls, environment: Mapping[str, str]) -> "Settings":
+        """Read them; raises SettingsError for a number that is none or not positive."""
+        given: dict[str, int | str] = {}
+        for each in dataclasses.fields(cls):
+            variable = PREFIX + each.name.upper()
+            text = environment.get(variable)
+            if text is None:
+                continue
+            if each.type is str or each.type == "str":
+                given[each.name] = text
+            elif text.isascii() and text.isdigit() and 0 < int(text) <= 1_000_000:
+                given[each.name] = int(text)
+            else:
+                raise SettingsError(f"{variable} must be a whole number, 1 to 1000000: {text!r}")
+        settings = cls(**given)  # type: ignore[arg-type] # checked above, field by field
+        if settings.log_level not in {"DEBUG", "INFO", "WARNING", "ERROR"}:
+            raise SettingsError(f"{PREFIX}LOG_LEVEL must be DEBUG, INFO, WARNING or ERROR")
+        return settings

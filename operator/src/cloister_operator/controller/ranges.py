@@ -1,0 +1,180 @@
+"""Follows the cluster's own addresses: nodes, pods, Services, API servers, load balancers.
+
+And with them what listens there, for sandboxes to try.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from ..api.common import JSON
+from ..cache import Key
+from ..cluster.api import Api, backoff
+from ..cluster.reflector import Reflector
+from ..cluster.resources import (
+    ENDPOINT_SLICES,
+    INGRESSES,
+    NODES,
+    SERVICE_CIDRS,
+    SERVICES,
+    Resource,
+)
+from ..errors import NotFoundError, OperatorError
+from ..plan import proving, ranges
+from ..plan.proving import Landmark
+from ..plan.ranges import Network
+from ..settings import Settings
+
+log = logging.getLogger(__name__)
+
+SETTLES_SECONDS = 1.0
+"""Changes that come together, as when many nodes join, are one: each rewrites policies."""
+ABSENT_SECONDS = 300.0
+"""After this a kind that the API server did not know is asked for again."""
+
+_SHOWN = 20
+"""Ranges in a line of the log."""
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Objects that tell of the cluster's addresses."""
+
+    resource: Resource
+    read: Callable[[JSON], frozenset[Network]]
+    listens: Callable[[JSON], frozenset[Landmark]] = lambda _: frozenset()
+    namespace: str = ""
+    selector: str = ""
+    optional: bool = False
+    """Whether there are clusters that do not know the kind."""
+
+
+_SOURCES = (
+    _Source(NODES, ranges.of_node, proving.of_node),
+    # Older clusters have none: every Service's own address is known all the same.
+    _Source(SERVICE_CIDRS, ranges.of_service_cidr, optional=True),
+    _Source(SERVICES, ranges.of_service, proving.of_service),
+    _Source(
+        ENDPOINT_SLICES,
+        ranges.of_endpoint_slice,
+        proving.of_endpoint_slice,
+        namespace="default",
+        selector="kubernetes.io/service-name=kubernetes",
+    ),
+    _Source(INGRESSES, ranges.of_ingress, optional=True),
+)
+
+
+_Found = tuple[frozenset[Network], frozenset[Landmark]]
+
+
+class _Sink:
+    """cluster.reflector.Sink that keeps nothing of an object but its addresses."""
+
+    def __init__(self, source: _Source, changed: Callable[[], None]) -> None:
+        self._source = source
+        self._changed = changed
+        self.synced = False
+        self.found: dict[Key, _Found] = {}
+
+    def replace(self, objects: Iterable[JSON], version: int, namespace: str = "") -> None:  # noqa: ARG002
+        """See Sink."""
+        found = {_key(each): self._read(each) for each in objects}
+        news = not self.synced or found != self.found
+        self.synced, self.found = True, found
+        if news:
+            self._changed()
+
+    def put(self, obj: JSON) -> None:
+        """See Sink."""
+        key, found = _key(obj), self._read(obj)
+        if self.found.get(key) != found:
+            self.found[key] = found
+            self._changed()
+
+    def remove(self, obj: JSON) -> None:
+        """See Sink."""
+        if self.found.pop(_key(obj), None):
+            self._changed()
+
+    def _read(self, obj: JSON) -> _Found:
+        return self._source.read(obj), self._source.listens(obj)
+
+
+class Ranges:
+    """The cluster's own addresses as ranges, kept current by watches.
+
+    `current` is None until every kind of object was listed once: nothing that keeps sandboxes off
+    the cluster may be made of half of it.
+    """
+
+    def __init__(self, api: Api, settings: Settings) -> None:
+        self._api = api
+        self._own = frozenset(ranges.networks([*settings.egress_extra_ranges, settings.pod_ip]))
+        self._sinks = {each: _Sink(each, self._changed) for each in _SOURCES}
+        self._listeners: list[Callable[[], None]] = []
+        self._due: asyncio.TimerHandle | None = None
+        self.current: tuple[str, ...] | None = None
+        self.landmarks: tuple[Landmark, ...] = ()
+
+    def listen(self, listener: Callable[[], None]) -> None:
+        """Call back whenever `current` has changed."""
+        self._listeners.append(listener)
+
+    async def run(self) -> None:
+        """Follow until cancelled."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                for source, sink in self._sinks.items():
+                    group.create_task(self._follow(source, sink))
+        finally:
+            if self._due:
+                self._due.cancel()
+
+    async def _follow(self, source: _Source, sink: _Sink) -> None:
+        failures = 0
+        while source.optional:
+            try:
+                await self._api.list(source.resource, source.namespace, source.selector)
+                break
+            except NotFoundError:
+                sink.replace((), 0)
+                await asyncio.sleep(ABSENT_SECONDS)
+            except OperatorError as error:
+                log.warning("%s cannot be listed: %s", source.resource.plural, error)
+                failures += 1
+                await backoff(failures)
+        reflector = Reflector(self._api, source.resource, source.namespace, source.selector, sink)
+        await reflector.run()
+
+    def _changed(self) -> None:
+        if not all(each.synced for each in self._sinks.values()):
+            return
+        if self.current is None:
+            self._publish()
+        elif self._due is None:
+            loop = asyncio.get_running_loop()
+            self._due = loop.call_later(SETTLES_SECONDS, self._publish)
+
+    def _publish(self) -> None:
+        self._due = None
+        every, listening = set(self._own), set[Landmark]()
+        for sink in self._sinks.values():
+            for found, listens in sink.found.values():
+                every |= found
+                listening |= listens
+        self.landmarks = tuple(sorted(listening))
+        current = ranges.collapsed(every)
+        if current == self.current:
+            return
+        shown = ", ".join(current[:_SHOWN])
+        log.info("the cluster's own addresses are %d ranges: %s", len(current), shown)
+        self.current = current
+        for each in self._listeners:
+            each()
+
+
+def _key(obj: JSON) -> Key:
+    metadata = obj["metadata"]
+    return metadata.get("namespace", ""), metadata["name"]

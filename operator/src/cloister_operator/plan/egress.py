@@ -1,0 +1,81 @@
+"""What the sandboxes of an Environment may reach: nothing, hosts by name, or the internet."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from .. import names
+from ..api import conditions
+from ..api.environment import Networking
+from ..api.hosts import MAX_HOSTS, host, of_url
+from ..errors import PermanentError
+
+_WHERE = "spec.networking"
+
+
+@dataclass(frozen=True)
+class Reach:
+    """What pods of a recipe may reach: the kind that NetworkPolicies select, and the hosts."""
+
+    network: str = names.NETWORK_NONE
+    hosts: tuple[str, ...] = ()
+    """Sorted, each once; only with the network `gateway`."""
+
+
+def reach(
+    networking: Networking,
+    package_hosts: Iterable[str] = (),
+    cluster_domain: str = "cluster.local",
+) -> Reach:
+    """What an Environment allows its sandboxes.
+
+    Args:
+        networking: The Environment's `spec.networking`.
+        package_hosts: Hosts of the image's package managers, or of the platform's mirrors; they
+            count where the Environment allows package managers.
+        cluster_domain: The cluster's own domain, in which no name is accepted.
+
+    Raises:
+        PermanentError: A name is refused, or there are too many; names the field.
+    """
+    asked = asked_hosts(networking, cluster_domain)
+    if networking.type == "unrestricted":
+        return Reach(names.NETWORK_UNRESTRICTED)
+    found = set(asked)
+    if networking.allow_package_managers:
+        found.update(package_hosts)
+    if len(found) > MAX_HOSTS:
+        raise PermanentError(
+            conditions.INVALID_SPEC,
+            f"there are {len(found)} hosts in all, with those of MCP servers and package managers; "
+            f"at most {MAX_HOSTS} can be allowed",
+            f"{_WHERE}.allowedHosts",
+        )
+    hosts = without_covered(found)
+    return Reach(names.NETWORK_GATEWAY if hosts else names.NETWORK_NONE, hosts)
+
+
+def asked_hosts(networking: Networking, cluster_domain: str = "cluster.local") -> tuple[str, ...]:
+    """The hosts that the spec itself names; raises PermanentError that names the field."""
+    found = [
+        host(each, f"{_WHERE}.allowedHosts[{index}]", cluster_domain)
+        for index, each in enumerate(networking.allowed_hosts)
+    ]
+    servers = [
+        of_url(each, f"{_WHERE}.mcpServers[{index}]", cluster_domain)
+        for index, each in enumerate(networking.mcp_servers)
+    ]
+    if networking.allow_mcp_servers:
+        found += servers
+    return tuple(found)
+
+
+def without_covered(hosts: Iterable[str]) -> tuple[str, ...]:
+    """The same hosts, sorted, without those that a wildcard among them covers."""
+    every = set(hosts)
+    wildcards = {each[2:] for each in every if each.startswith("*.")}
+    return tuple(sorted(each for each in every if not _covered(each, wildcards)))
+
+
+def _covered(given: str, wildcards: set[str]) -> bool:
+    labels: Sequence[str] = given.removeprefix("*.").split(".")
+    return any(".".join(labels[index:]) in wildcards for index in range(1, len(labels)))

@@ -1,0 +1,121 @@
+"""Which addresses are the cluster's own, and what of the internet is left without them."""
+
+import ipaddress
+from collections.abc import Iterable, Iterator, Sequence
+
+from ..api.common import JSON
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+INTERNET_V4 = ipaddress.ip_network("0.0.0.0/0")
+INTERNET_V6 = ipaddress.ip_network("2000::/3")
+"""What is given out to the world: it leaves out loopback, IPv4 in IPv6, NAT64, link-local, private
+and multicast addresses, and with them every metadata service."""
+SPECIAL_V4 = (
+    "0.0.0.0/8",
+    "10.0.0.0/8",
+    "100.64.0.0/10",
+    "127.0.0.0/8",
+    "169.254.0.0/16",
+    "172.16.0.0/12",
+    "192.0.0.0/24",
+    "192.0.2.0/24",
+    "192.88.99.0/24",
+    "192.168.0.0/16",
+    "198.18.0.0/15",
+    "198.51.100.0/24",
+    "203.0.113.0/24",
+    "224.0.0.0/4",
+    "240.0.0.0/4",
+    # A cloud's platform service, at an address that looks public.
+    "168.63.129.16/32",
+)
+SPECIAL_V6 = ("2001::/32", "2001:10::/28", "2001:db8::/32", "2002::/16", "3fff::/20")
+"""Tunnels, which lead to IPv4 addresses, and ranges that are for nobody."""
+
+
+def networks(texts: Iterable[object]) -> Iterator[Network]:
+    """Addresses and ranges, as far as they can be read."""
+    for each in texts:
+        if not isinstance(each, str) or not each:
+            continue
+        try:
+            yield ipaddress.ip_network(each, strict=False)
+        except ValueError:
+            # Something else than an address, such as the name of a load balancer.
+            continue
+
+
+def of_node(node: JSON) -> frozenset[Network]:
+    """A node's own addresses, inside and outside, and those of its pods."""
+    spec, status = node.get("spec") or {}, node.get("status") or {}
+    addresses = [each.get("address") for each in status.get("addresses") or []]
+    return frozenset(networks([*(spec.get("podCIDRs") or []), spec.get("podCIDR"), *addresses]))
+
+
+def of_service_cidr(found: JSON) -> frozenset[Network]:
+    """A range from which Services get their addresses."""
+    return frozenset(networks((found.get("spec") or {}).get("cidrs") or []))
+
+
+def of_service(service: JSON) -> frozenset[Network]:
+    """All addresses at which a Service is reached."""
+    spec = service.get("spec") or {}
+    return frozenset(
+        networks(
+            [
+                spec.get("clusterIP"),
+                *(spec.get("clusterIPs") or []),
+                *(spec.get("externalIPs") or []),
+                *_balanced(service),
+            ]
+        )
+    )
+
+
+def of_ingress(ingress: JSON) -> frozenset[Network]:
+    """The addresses of the load balancer of an Ingress."""
+    return frozenset(networks(_balanced(ingress)))
+
+
+def of_endpoint_slice(found: JSON) -> frozenset[Network]:
+    """The addresses behind a Service; those of `kubernetes` are the API servers."""
+    endpoints = found.get("endpoints") or []
+    return frozenset(networks(each for one in endpoints for each in one.get("addresses") or []))
+
+
+def _balanced(obj: JSON) -> list[object]:
+    ingress = ((obj.get("status") or {}).get("loadBalancer") or {}).get("ingress") or []
+    return [each.get("ip") for each in ingress]
+
+
+def collapsed(found: Iterable[Network]) -> tuple[str, ...]:
+    """The same ranges in the fewest words, always in the same order."""
+    every = set(found)
+    v4 = ipaddress.collapse_addresses(each for each in every if each.version == 4)
+    v6 = ipaddress.collapse_addresses(each for each in every if each.version == 6)
+    return tuple(str(each) for each in [*v4, *v6])
+
+
+def internet(ranges: Sequence[str]) -> list[JSON]:
+    """Peers of a NetworkPolicy: the internet without what is special, and without these ranges."""
+    own = [ipaddress.ip_network(each) for each in ranges]
+    found = []
+    for base, special in ((INTERNET_V4, SPECIAL_V4), (INTERNET_V6, SPECIAL_V6)):
+        mine = [each for each in own if each.version == base.version and each.overlaps(base)]
+        if any(_within(base, each) for each in mine):
+            continue
+        reserved = [ipaddress.ip_network(each) for each in special]
+        extra = [each for each in mine if not any(_within(each, other) for other in reserved)]
+        kept = [each for each in reserved if not any(_within(each, other) for other in extra)]
+        excepted = [str(each) for each in [*kept, *extra]]
+        found.append({"ipBlock": {"cidr": str(base), "except": excepted}})
+    return found
+
+
+def _within(inner: Network, outer: Network) -> bool:
+    if isinstance(inner, ipaddress.IPv4Network) and isinstance(outer, ipaddress.IPv4Network):
+        return inner.subnet_of(outer)
+    if isinstance(inner, ipaddress.IPv6Network) and isinstance(outer, ipaddress.IPv6Network):
+        return inner.subnet_of(outer)
+    return False

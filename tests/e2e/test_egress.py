@@ -1,0 +1,116 @@
+"""Names that sandboxes may reach through the egress gateways, tried before a fake internet."""
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+
+import pytest
+
+import cloister
+from cloister_devcluster import places
+from cloister_devcluster.node import holder
+from support.cluster import SANDBOXES, SYSTEM, apply, environment, get, listing, wait_for
+from support.fake_internet import FakeInternet, fake_internet
+from support.fake_internet_names import ALLOWED, ATTACKER, EVIL, OTHERS
+
+CA = "/tmp/ca.pem"
+Make = Callable[..., str]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeInternet]:
+    node = holder(places.here())
+    assert node is not None, "these tests need the bundled cluster"
+    with fake_internet(node, tmp_path_factory.mktemp("world") / "files") as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def session(
+    world: FakeInternet, client: cloister.Client, environments: Make
+) -> Iterator["cloister.Session"]:
+    made = environments(networking={"allowedHosts": [ALLOWED]})
+    with client.create_session(made) as created:
+        created.write(CA, world.ca)
+        yield created
+
+
+def test_an_allowed_host_answers(session: cloister.Session) -> None:
+    assert session.bash(f"curl -sS http://{ALLOWED}/").text == f"the world: {ALLOWED}"
+    secured = session.bash(f"curl -sS --cacert {CA} https://{ALLOWED}/").text
+    assert secured == f"the world: {ALLOWED}"
+
+
+def test_a_denied_host_is_told_and_never_asked_for(
+    session: cloister.Session, world: FakeInternet
+) -> None:
+    mark = world.mark()
+    said = session.bash(f"curl -sS -w '%{{http_code}}' http://{EVIL}/").text
+    assert said.endswith("403")
+    assert f"{EVIL} is not allowed" in said
+    assert session.bash(f"curl -sS https://{EVIL}/").is_error
+    assert session.bash(f"curl -sS -m 3 --noproxy '*' http://{ATTACKER}/").is_error
+    assert world.since(mark) == []
+
+
+def test_what_was_decided_is_told(client: cloister.Client, session: cloister.Session) -> None:
+    """To the worker, to people by the command and an event."""
+    session.bash(f"curl -sS http://{ALLOWED}/; curl -sS http://{EVIL}/")
+
+    def told() -> dict[str, bool] | None:
+        found = {each.host: each.allowed for each in client.session_egress(session.name)}
+        return found if {ALLOWED, EVIL} <= set(found) else None
+
+    found = wait_for("both decisions", told)
+    assert (found[ALLOWED], found[EVIL]) == (True, False)
+    command = [sys.executable, "-m", "cloister", "-n", SANDBOXES, "session", "egress", session.name]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert ALLOWED in done.stdout
+    assert EVIL in done.stdout
+
+    def event() -> str | None:
+        for each in listing("events"):
+            mine = each["involvedObject"].get("name") == session.name
+            if mine and each["reason"] == "EgressDenied":
+                return str(each["message"])
+        return None
+
+    assert EVIL in wait_for("an event", event)
+
+
+def test_a_change_reaches_new_sessions_alone(
+    client: cloister.Client, environments: Make, world: FakeInternet
+) -> None:
+    made = environments(networking={"allowedHosts": [ALLOWED]})
+    fetch = f"curl -sS -o /dev/null -w '%{{http_code}}' http://{OTHERS}/"
+    with client.create_session(made) as old:
+        assert old.bash(fetch).text == "403"
+        apply(environment(made, networking={"allowedHosts": [ALLOWED, OTHERS]}))
+
+        def changed() -> bool | None:
+            with client.create_session(made) as new:
+                return new.bash(fetch).text == "200" or None
+
+        wait_for("a session that may", changed)
+        assert old.bash(fetch).text == "403"
+
+
+def test_unrestricted_is_the_internet_and_nothing_else(
+    client: cloister.Client, environments: Make, world: FakeInternet
+) -> None:
+    made = environments(networking={"type": "unrestricted"})
+    operator = listing("pods", "app.kubernetes.io/component=operator", SYSTEM)[0]
+    service = get("service", "kubernetes", "default")
+    assert service is not None
+    inside = [
+        f"https://{service['spec']['clusterIP']}/",
+        f"http://{operator['status']['podIP']}:8080/",
+        "http://169.254.169.254/",
+    ]
+    with client.create_session(made) as session:
+        assert session.bash(f"curl -sS http://{EVIL}/").text == f"the world: {EVIL}"
+        mark = world.mark()
+        for each in inside:
+            assert session.bash(f"curl -skS -m 3 -o /dev/null {each}").is_error, each
+        assert world.since(mark) == []

@@ -1,0 +1,77 @@
+"""What sandboxes are for: programs that know nothing of a gateway work through it."""
+
+import json
+
+import pytest
+
+import cloister
+from redteam.packages import NAME, WORDS, publish
+from support.fake_internet import FakeInternet
+from support.fake_internet_names import ALLOWED, EVIL, GIT, INDEX, PACKAGES, WILD
+
+CA = "/tmp/ca.pem"
+
+
+@pytest.fixture(scope="module")
+def published(world: FakeInternet) -> FakeInternet:
+    publish(world.sites)
+    return world
+
+
+@pytest.fixture
+def worker(named: cloister.Session, published: FakeInternet) -> cloister.Session:
+    """A sandbox of each kind whose programs trust the sites."""
+    named.write(CA, published.ca)
+    return named
+
+
+def run(session: cloister.Session, command: str) -> str:
+    """What a command prints; it must succeed."""
+    result = session.bash(command, timeout_ms=110_000)
+    assert not result.exit_code, result.text
+    return result.text
+
+
+def test_an_allowed_site(worker: cloister.Session) -> None:
+    for name in (ALLOWED, f"deep.under.{WILD}"):
+        assert run(worker, f"curl -sS --cacert {CA} https://{name}/") == f"the world: {name}"
+        assert run(worker, f"curl -sS http://{name}/") == f"the world: {name}"
+
+
+def test_a_large_file_both_ways(worker: cloister.Session) -> None:
+    sent = (
+        f"head -c 900000 /dev/zero | curl -sS --cacert {CA} --data-binary @- https://{ALLOWED}/up"
+    )
+    assert run(worker, sent) == f"the world: {ALLOWED}"
+
+
+def test_pip_install(worker: cloister.Session) -> None:
+    index = f"--index-url https://{INDEX}/simple --cert {CA}"
+    run(worker, f"cd /tmp && rm -rf tiny && pip install -q --target tiny {index} {NAME}")
+    shown = run(
+        worker, f"cd /tmp && PYTHONPATH=tiny python3 -c 'import {NAME}; print({NAME}.WORDS)'"
+    )
+    assert shown == WORDS
+
+
+def test_git_clone(worker: cloister.Session) -> None:
+    clone = f"git -c http.sslCAInfo={CA} clone -q https://{GIT}/{NAME}.git"
+    assert run(worker, f"cd /tmp && rm -rf {NAME} && {clone} && cat {NAME}/README") == WORDS
+
+
+def test_a_registry(worker: cloister.Session) -> None:
+    """What npm asks for: what there is of a package, and the file that it names, whole."""
+    asked = f"curl -sS --cacert {CA} https://{PACKAGES}/{NAME}"
+    told = json.loads(run(worker, asked))
+    dist = told["versions"][told["dist-tags"]["latest"]]["dist"]
+    summed = f"curl -sS --cacert {CA} {dist['tarball']} | openssl dgst -sha512 -binary | base64 -w0"
+    assert dist["integrity"] == f"sha512-{run(worker, summed)}"
+
+
+def test_a_denied_site_says_why(worker: cloister.Session) -> None:
+    plain = worker.bash(f"curl -sS -w ' %{{http_code}}' http://{EVIL}/").text
+    assert plain.endswith(" 403")
+    assert EVIL in plain
+    assert "allowedHosts" in plain
+    secured = worker.bash(f"curl -sS --cacert {CA} https://{EVIL}/").text
+    assert "403" in secured

@@ -1,0 +1,399 @@
+"""The agent's parts by themselves."""
+
+import asyncio
+import ipaddress
+import socket
+from pathlib import Path
+
+import dns.message
+import dns.rcode
+import dns.rdatatype
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cloister_api.egress.v1 import egress_pb2
+from cloister_gateway import front, helper, ledger, reports
+from cloister_gateway.connections import MEETING_SECONDS, Connections, Ended, ended
+from cloister_gateway.front import Front, FrontUnreachable
+from cloister_gateway.helper import Deciding, Rules, reply
+from cloister_gateway.hosts import Hosts
+from cloister_gateway.identity import Identity, IdentityError
+from cloister_gateway.ledger import Ledger
+from cloister_gateway.ranges import Address, Ranges
+from cloister_gateway.reports import Client, Key, Reporter, Sum
+from cloister_gateway.requests import InvalidField, to_state
+from cloister_gateway.resolver import Resolver
+from cloister_gateway.state import Reason, Source, Verdict
+from support.certificates import TestAuthority
+
+# --- requests ------------------------------------------------------------------------------------
+
+
+def request(**changes: object) -> egress_pb2.ApplyRequest:
+    values: dict[str, object] = {
+        "policies": [egress_pb2.Policy(id="p", hosts=["ok.test", "*.wild.test"])],
+        "sources": [egress_pb2.Source(address="10.0.0.1", policy_id="p", pod_uid="u")],
+        "denied_ranges": ["10.0.0.0/8"],
+        **changes,
+    }
+    return egress_pb2.ApplyRequest(term=1, revision=2, **values)  # type: ignore[arg-type]
+
+
+def source(address: str = "10.0.0.1", policy: str = "p", uid: str = "u") -> egress_pb2.Source:
+    return egress_pb2.Source(address=address, policy_id=policy, pod_uid=uid)
+
+
+def test_a_request_becomes_a_state() -> None:
+    state = to_state(request())
+    assert state.version == (1, 2)
+    assert state.policies == {"p": ("ok.test", "*.wild.test")}
+    assert state.sources == {"10.0.0.1": Source("p", "u")}
+    assert state.denied_ranges == ("10.0.0.0/8",)
+
+
+@pytest.mark.parametrize(
+    ("field", "changes"),
+    [
+        ("policies[0].hosts[0]", {"policies": [egress_pb2.Policy(id="p", hosts=[host])]})
+        for host in (
+            *(
+                "",
+                "*",
+                "*.com",
+                "OK.test",
+                "ok.test.",
+                "ok.test:443",
+                "https://ok.test",
+                "10.0.0.1",
+            ),
+            *("a b.test", "ok.test\n", "*.*.test", "x.*.test", "é.test", "ok.test/", "-a.test"),
+        )
+    ]
+    + [
+        ("policies[0].id", {"policies": [egress_pb2.Policy(id="")]}),
+        ("policies[0].id", {"policies": [egress_pb2.Policy(id="a b")]}),
+        ("policies[1].id", {"policies": [egress_pb2.Policy(id="p"), egress_pb2.Policy(id="p")]}),
+        ("policies[0].hosts", {"policies": [egress_pb2.Policy(id="p", hosts=["a.b"] * 1025)]}),
+        ("sources[0].address", {"sources": [source("")]}),
+        ("sources[0].address", {"sources": [source("ok.test")]}),
+        ("sources[0].address", {"sources": [source("127.0.0.1")]}),
+        ("sources[0].address", {"sources": [source("::")]}),
+        ("sources[0].address", {"sources": [source("10.0.0.1/8")]}),
+        ("sources[1].address", {"sources": [source(), source("::ffff:10.0.0.1")]}),
+        ("sources[0].policy_id", {"sources": [source(policy="q")]}),
+        ("sources[0].pod_uid", {"sources": [source(uid="")]}),
+        ("sources[0].pod_uid", {"sources": [source(uid="a b")]}),
+        ("sources[0].pod_uid", {"sources": [source(uid="a\nOK")]}),
+        ("denied_ranges[0]", {"denied_ranges": ["10.0.0.0/33"]}),
+        ("denied_ranges[1]", {"denied_ranges": ["10.0.0.0/8", ""]}),
+    ],
+)
+def test_a_wrong_request_is_refused_by_its_field(field: str, changes: dict[str, object]) -> None:
+    with pytest.raises(InvalidField) as caught:
+        to_state(request(**changes))
+    assert str(caught.value).startswith(f"{field}: ")
+
+
+# --- the ledger and the reports ------------------------------------------------------------------
+
+
+def key(host: str = "a.test", address: str = "10.0.0.1") -> Key:
+    return Key(address, "u", host, 443, Reason.ALLOWED.value)
+
+
+def test_pages_go_on_after_a_cursor() -> None:
+    book = Ledger()
+    for _ in range(3):
+        book.add(key(), Sum(1, 1, 1))
+        assert book.turn()
+    assert not book.turn()
+    pages, lost = book.after(1)
+    assert [each.cursor for each in pages] == [2, 3]
+    assert lost == 0
+    assert book.after(3) == ([], 0)
+
+
+def test_what_is_alike_is_summed_up() -> None:
+    book = Ledger()
+    book.add(key(), Sum(5, 6, 1, 10, 20))
+    book.add(key(), Sum(3, 4, 2, 1, 2))
+    book.turn()
+    ((page,), _) = book.after(0)
+    assert page.sums == {key(): Sum(3, 6, 3, 11, 22)}
+
+
+def test_one_source_has_a_bound_on_hosts_and_the_others_keep_theirs() -> None:
+    book = Ledger()
+    for number in range(1000):
+        book.add(key(f"h{number}.test"), Sum(1, 1, 1))
+    book.add(key("b.test", "10.0.0.2"), Sum(1, 1, 1))
+    book.turn()
+    ((page,), lost) = book.after(0)
+    assert len(page.sums) == ledger.MAX_HOSTS + 2
+    assert page.sums[key("")].count == 1000 - ledger.MAX_HOSTS
+    assert page.sums[key("b.test", "10.0.0.2")].count == 1
+    assert lost == 0
+
+
+def test_what_is_beyond_the_bounds_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger, "MAX_KEYS", 2)
+    monkeypatch.setattr(ledger, "MAX_KEPT", 3)
+    book = Ledger()
+    for page in range(4):
+        for number in range(3):
+            book.add(key(f"h{number}.test", f"10.0.0.{page}"), Sum(1, 1, 1))
+        book.lose(10)
+        book.turn()
+    pages, lost = book.after(0)
+    told = sum(each.count for page in pages for each in page.sums.values())
+    assert told + lost == 4 * (3 + 10)
+    assert [each.cursor for each in pages] == [4]
+    assert book.after(3)[1] == 11
+
+
+def test_a_report_survives_its_line() -> None:
+    report = reports.Report({key(): Sum(1, 2, 3, 4, 5)}, {Client("10.0.0.1", 1): key()}, 7)
+    assert reports.decode(reports.encode(report)) == report
+
+
+@given(st.binary())
+def test_garbage_is_no_report(line: bytes) -> None:
+    with pytest.raises(ValueError, match=r".*"):
+        reports.decode(line)
+
+
+def test_a_helper_keeps_what_it_cannot_tell_and_counts_what_it_cannot_keep(tmp_path: Path) -> None:
+    now = 0.0
+    reporter = Reporter(tmp_path / "socket", lambda: now)
+    assert reporter.wait() is None
+    for number in range(reports.MAX_PENDING + 5):
+        reporter.pending.add(key(f"h{number}.test"), Sum(1, 1, 1))
+    reporter.flush()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "socket"))
+        listener.listen()
+        now += reports.RETRY_SECONDS
+        told, lost, accepted = {}, 0, None
+        for _ in range(100):
+            reporter.flush()
+            now += reports.FLUSH_SECONDS
+            if accepted is None:
+                accepted, _ = listener.accept()
+                accepted.setblocking(False)
+                stream = b""
+            try:
+                while part := accepted.recv(65536):
+                    stream += part
+            except BlockingIOError:
+                pass
+        assert accepted is not None
+        accepted.close()
+    reporter.close()
+    for line in stream.splitlines():
+        report = reports.decode(line)
+        told.update(report.sums)
+        lost += report.lost
+    assert len(told) == reports.MAX_PENDING
+    assert lost == 5
+    assert reporter.wait() is None
+
+
+# --- the helpers ---------------------------------------------------------------------------------
+
+
+def test_lines_of_squid(tmp_path: Path) -> None:
+    told: list[Verdict] = []
+    (tmp_path / "state.json").write_bytes(to_state(request()).encode())
+    answer = Deciding(Rules(tmp_path / "state.json"), lambda verdict, _: told.append(verdict))
+    assert reply(b"7 10.0.0.1 999 CONNECT ok.test 443 named", answer) == b"7 OK\n"
+    assert told == []
+    assert reply(b"8 10.0.0.1 999 CONNECT ok.test 443 admit", answer) == b"8 OK\n"
+    assert [each.reason for each in told] == [Reason.ALLOWED]
+    denied = reply(b"9 10.0.0.1 999 GET evil.test 80 named", answer)
+    assert denied.startswith(b'9 ERR message="evil.test is not allowed.')
+    assert reply(b"1 10.0.0.1 999 GET ok%2etest%0a2%20OK 80 named", answer).count(b"\n") == 1
+    for wrong in (b"", b"5", b"5 10.0.0.1", b"5 \xff \xff \xff \xff \xff \xff \xff"):
+        assert b" BH\n" in reply(wrong, answer) or b" ERR " in reply(wrong, answer)
+
+
+@given(st.binary(max_size=200))
+def test_no_line_of_a_hostile_request_is_an_ok(line: bytes) -> None:
+    answer = Deciding(Rules(Path("/nonexistent")), lambda _, __: None)
+    said = reply(line.replace(b"\n", b"").replace(b"private", b""), answer)
+    assert said.count(b"\n") == 1
+    assert b" OK" not in said.partition(b" ")[1] + said.partition(b" ")[2][:3]
+
+
+def test_bytes_are_told_of_the_host_that_a_connection_was_for() -> None:
+    table = Connections()
+    first, second = Client("10.0.0.1", 4000), Client("10.0.0.1", 4001)
+    assert table.began({first: key("a.test")}, 1.0) == []
+    assert table.over(Ended(first, 10, 20), 2.0) == (key("a.test"), Sum(2, 2, 0, 10, 20))
+    # The end may be heard of first.
+    assert table.over(Ended(second, 1, 2), 3.0) is None
+    assert table.began({second: key("b.test")}, 4.0) == [(key("b.test"), Sum(4, 4, 0, 1, 2))]
+    # What nobody admitted is forgotten, and never another connection's under the same port.
+    assert table.over(Ended(first, 5, 5), 5.0) is None
+    table.forget(5.0 + MEETING_SECONDS)
+    assert table.began({first: key("c.test")}, 20.0) == []
+
+
+def test_lines_of_haproxy() -> None:
+    assert ended(b"10.0.0.1 4000 51 1000") == Ended(Client("10.0.0.1", 4000), 51, 1000)
+    assert ended(b"::ffff:10.0.0.1 4000 51 1000\n") == Ended(Client("10.0.0.1", 4000), 51, 1000)
+    for wrong in (b"", b"x", b"10.0.0.1 4000 51", b"10.0.0.1 4000 51 -", b"\xff 1 2 3"):
+        assert ended(wrong) is None
+
+
+def test_every_reason_that_denies_has_a_sentence() -> None:
+    silent = {Reason.ALLOWED, Reason.NAME_MISMATCH}
+    assert set(helper.SENTENCES) == set(Reason) - silent
+    for each in helper.SENTENCES.values():
+        said = each.format(host="a.test", port=1)
+        assert said.endswith(".")
+        assert '"' not in said
+        assert "\\" not in said
+
+
+# --- the resolver --------------------------------------------------------------------------------
+
+
+async def ask(
+    found: list[str] | None, asked: str = "ok.test", of: str = "A"
+) -> dns.message.Message:
+    async def lookup(name: str, kind: dns.rdatatype.RdataType) -> list[Address] | None:
+        return None if found is None else [ipaddress.ip_address(each) for each in found]
+
+    resolver = Resolver(
+        lambda each: each if each.endswith("ok.test") else None,
+        lambda: Ranges(["151.101.7.0/24"]),
+        lookup,
+    )
+    query = dns.message.make_query(asked, of)
+    return dns.message.from_wire(await resolver.answer(query.to_wire()))
+
+
+def addresses(message: dns.message.Message) -> list[str]:
+    return [str(each) for rrset in message.answer for each in rrset]
+
+
+async def test_public_addresses_pass_and_inner_ones_do_not() -> None:
+    found = ["151.101.0.1", "10.0.0.1", "169.254.169.254", "151.101.7.1"]
+    assert addresses(await ask(found)) == ["151.101.0.1"]
+
+
+async def test_names_that_nobody_may_reach_are_not_looked_up() -> None:
+    for name in ("evil.test", "ok.test.evil", "1.0.0.10.in-addr.arpa", "x"):
+        answer = await ask(["151.101.0.1"], name)
+        assert answer.rcode() == dns.rcode.REFUSED
+
+
+async def test_other_kinds_are_answered_with_nothing() -> None:
+    for kind in ("TXT", "ANY", "PTR", "SVCB", "HTTPS"):
+        assert addresses(await ask(["151.101.0.1"], of=kind)) == []
+
+
+async def test_an_upstream_that_fails_is_told() -> None:
+    assert (await ask(None)).rcode() == dns.rcode.SERVFAIL
+
+
+async def test_many_addresses_fit_into_what_squid_takes() -> None:
+    name = ".".join(["a" * 60] * 3) + ".ok.test"
+    answer = await ask([f"151.101.0.{each}" for each in range(1, 200)], name)
+    assert len(answer.to_wire()) <= 512
+    assert len(addresses(answer)) == 12
+
+
+async def test_a_zone_that_never_answers_keeps_no_other_waiting() -> None:
+    silence = asyncio.Event()
+
+    async def lookup(name: str, kind: dns.rdatatype.RdataType) -> list[Address] | None:
+        if name.endswith(".slow.test"):
+            await silence.wait()
+        return [ipaddress.ip_address("151.101.0.1")]
+
+    hosts = Hosts(["*.slow.test", "ok.test"])
+    resolver = Resolver(hosts.match, Ranges, lookup)
+
+    async def answer(name: str) -> dns.message.Message:
+        wire = dns.message.make_query(name, "A").to_wire()
+        return dns.message.from_wire(await resolver.answer(wire))
+
+    waiting = [asyncio.create_task(answer(f"n{each}.slow.test")) for each in range(64)]
+    await asyncio.sleep(0)
+    assert (await answer("more.slow.test")).rcode() == dns.rcode.SERVFAIL
+    assert addresses(await answer("ok.test")) == ["151.101.0.1"]
+    silence.set()
+    assert all(addresses(each) for each in await asyncio.gather(*waiting))
+    assert addresses(await answer("more.slow.test")) == ["151.101.0.1"]
+
+
+@given(st.binary(max_size=600))
+def test_garbage_is_not_answered_with_addresses(data: bytes) -> None:
+    async def lookup(name: str, kind: dns.rdatatype.RdataType) -> list[Address] | None:
+        raise AssertionError("looked up")
+
+    resolver = Resolver(lambda _: None, Ranges, lookup)
+    asyncio.run(resolver.answer(data))
+
+
+# --- haproxy and the identity --------------------------------------------------------------------
+
+
+def test_haproxys_list_of_sessions() -> None:
+    said = (
+        "0x55a1: proto=tcpv4 src=10.0.0.1:4000 fe=sandboxes be=names srv=names ts=00 age=1s\n"
+        "0x55a2: proto=tcpv6 src=fd90::11:4001 fe=sandboxes be=names srv=names ts=00\n"
+        "0x55a3: proto=tcpv6 src=::ffff:10.0.0.2:4002 fe=sandboxes be=names srv=names ts=00\n"
+        "0x55a4: proto=unix_stream src=unix:1 fe=GLOBAL be=<NONE> srv=<none> ts=00\n"
+    )
+    assert [(each.id, each.address, each.port) for each in front.sessions(said)] == [
+        ("0x55a1", "10.0.0.1", 4000),
+        ("0x55a2", "fd90::11", 4001),
+        ("0x55a3", "10.0.0.2", 4002),
+    ]
+
+
+async def test_a_haproxy_that_is_gone_has_nothing_to_cut(tmp_path: Path) -> None:
+    assert await Front(tmp_path / "nothing").cut(frozenset({"10.0.0.1"})) == 0
+    assert not await Front(tmp_path / "nothing").alive()
+
+
+async def test_a_haproxy_that_does_not_cut_is_told_of(tmp_path: Path) -> None:
+    async def stubborn(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readline()
+        writer.write(b"0x1: proto=tcpv4 src=10.0.0.1:4000 fe=sandboxes be=names\n")
+        writer.close()
+
+    async with await asyncio.start_unix_server(stubborn, tmp_path / "socket"):
+        with pytest.raises(FrontUnreachable):
+            await Front(tmp_path / "socket").cut(frozenset({"10.0.0.1"}), seconds=0.2)
+        assert await Front(tmp_path / "socket").cut(frozenset({"10.0.0.2"}), seconds=0.2) == 0
+
+
+def write_identity(folder: Path, authority: TestAuthority) -> None:
+    pair = authority.issue(dns="cloister-egress-gateway")
+    (folder / "tls.crt").write_bytes(pair.certificate)
+    (folder / "tls.key").write_bytes(pair.private_key)
+    (folder / "ca.crt").write_bytes(authority.pem)
+
+
+def test_a_renewed_certificate_is_used_and_half_of_one_is_not(tmp_path: Path) -> None:
+    authority = TestAuthority()
+    write_identity(tmp_path, authority)
+    identity = Identity(tmp_path)
+    assert identity._renewed() is None
+    key_of_before = (tmp_path / "tls.key").read_bytes()
+    write_identity(tmp_path, authority)
+    whole = (tmp_path / "tls.key").read_bytes()
+    (tmp_path / "tls.key").write_bytes(key_of_before)
+    assert identity._renewed() is None
+    (tmp_path / "tls.key").write_bytes(whole)
+    assert identity._renewed() is not None
+    assert identity._renewed() is None
+
+
+def test_without_an_identity_nothing_is_served(tmp_path: Path) -> None:
+    with pytest.raises(IdentityError):
+        Identity(tmp_path)

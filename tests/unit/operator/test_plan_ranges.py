@@ -1,0 +1,175 @@
+"""The cluster's own addresses, and what is left of the internet without them."""
+
+import ipaddress
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cloister_operator.plan import ranges
+
+JSON = dict[str, Any]
+
+
+def found(read: Any, obj: JSON) -> set[str]:
+    return {str(each) for each in read(obj)}
+
+
+def test_a_nodes_addresses_inside_and_outside_and_those_of_its_pods() -> None:
+    node = {
+        "spec": {"podCIDR": "10.244.1.0/24", "podCIDRs": ["10.244.1.0/24", "2001:4:1::/64"]},
+        "status": {
+            "addresses": [
+                {"type": "InternalIP", "address": "192.0.2.7"},
+                {"type": "ExternalIP", "address": "34.1.2.3"},
+                {"type": "ExternalIP", "address": "2600::7"},
+                {"type": "Hostname", "address": "node-1.example"},
+            ]
+        },
+    }
+    expected = {"10.244.1.0/24", "2001:4:1::/64", "192.0.2.7/32", "34.1.2.3/32", "2600::7/128"}
+    assert found(ranges.of_node, node) == expected
+
+
+def test_every_address_of_a_service() -> None:
+    service = {
+        "spec": {
+            "clusterIP": "10.96.0.1",
+            "clusterIPs": ["10.96.0.1", "fd00::1"],
+            "externalIPs": ["34.9.9.9"],
+            # What somebody wishes for is not what they get.
+            "loadBalancerIP": "35.1.1.1",
+        },
+        "status": {"loadBalancer": {"ingress": [{"ip": "36.1.1.1"}, {"hostname": "lb.example"}]}},
+    }
+    expected = {"10.96.0.1/32", "fd00::1/128", "34.9.9.9/32", "36.1.1.1/32"}
+    assert found(ranges.of_service, service) == expected
+    assert found(ranges.of_service, {"spec": {"clusterIP": "None"}}) == set()
+
+
+def test_the_other_kinds() -> None:
+    assert found(ranges.of_service_cidr, {"spec": {"cidrs": ["10.96.0.0/12"]}}) == {"10.96.0.0/12"}
+    slices = {"endpoints": [{"addresses": ["34.5.5.5"]}, {"addresses": ["34.5.5.6"]}]}
+    assert found(ranges.of_endpoint_slice, slices) == {"34.5.5.5/32", "34.5.5.6/32"}
+    ingress = {"status": {"loadBalancer": {"ingress": [{"ip": "34.6.6.6"}]}}}
+    assert found(ranges.of_ingress, ingress) == {"34.6.6.6/32"}
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        ranges.of_node,
+        ranges.of_service,
+        ranges.of_service_cidr,
+        ranges.of_endpoint_slice,
+        ranges.of_ingress,
+    ],
+)
+@pytest.mark.parametrize("obj", [{}, {"spec": None, "status": None, "endpoints": None}])
+def test_objects_that_say_nothing_say_nothing(read: Any, obj: JSON) -> None:
+    assert read(obj) == frozenset()
+
+
+def test_ranges_come_in_the_fewest_words_and_always_in_the_same_order() -> None:
+    given_ones = ["34.0.0.1", "10.0.1.0/24", "10.0.0.0/24", "10.0.0.7", "2600::1", "fd00::/8"]
+    expected = ("10.0.0.0/23", "34.0.0.1/32", "2600::1/128", "fd00::/8")
+    assert ranges.collapsed(ranges.networks(given_ones)) == expected
+    assert ranges.collapsed(ranges.networks(reversed(given_ones))) == expected
+
+
+def blocks(own: list[str]) -> dict[str, list[str]]:
+    return {each["ipBlock"]["cidr"]: each["ipBlock"]["except"] for each in ranges.internet(own)}
+
+
+def test_without_ranges_of_the_clusters_own_the_special_ones_are_left_out() -> None:
+    assert blocks([]) == {
+        "0.0.0.0/0": list(ranges.SPECIAL_V4),
+        "2000::/3": list(ranges.SPECIAL_V6),
+    }
+
+
+def test_what_is_covered_is_said_once() -> None:
+    made = blocks(["10.1.0.0/16", "192.0.0.0/8", "34.0.0.0/8", "fd00::/8", "2001:d00::/24"])
+    assert made["0.0.0.0/0"][-2:] == ["192.0.0.0/8", "34.0.0.0/8"]
+    assert not {"10.1.0.0/16", "192.168.0.0/16", "192.0.2.0/24"} & set(made["0.0.0.0/0"])
+    assert made["2000::/3"][-1] == "2001:d00::/24"
+    assert "2001:db8::/32" not in made["2000::/3"]
+
+
+def test_a_family_that_is_the_clusters_own_as_a_whole_is_closed() -> None:
+    assert set(blocks(["0.0.0.0/0"])) == {"2000::/3"}
+    assert set(blocks(["::/0"])) == {"0.0.0.0/0"}
+    assert set(blocks(["2000::/3"])) == {"0.0.0.0/0"}
+
+
+METADATA = [
+    "169.254.169.254",
+    "169.254.170.2",
+    "169.254.170.23",
+    "169.254.169.252",
+    "168.63.129.16",
+    "100.100.100.200",
+    "192.0.0.192",
+    "fd00:ec2::254",
+    "fd00:ec2::23",
+    "fd20:ce::254",
+    "fd00:c1::a9fe:a9fe",
+    "fd00:42::42",
+    "fe80::a9fe:a9fe",
+    "::ffff:169.254.169.254",
+    "64:ff9b::a9fe:a9fe",
+    "2002:a9fe:a9fe::1",
+    "::1",
+    "127.0.0.1",
+    "0.0.0.0",
+    "255.255.255.255",
+    "224.0.0.1",
+    "ff02::1",
+]
+
+
+def is_open(address: str, own: list[str]) -> bool:
+    """What a policy engine decides of an address."""
+    asked = ipaddress.ip_address(address)
+    for each in ranges.internet(own):
+        block = each["ipBlock"]
+        excepted = [ipaddress.ip_network(one) for one in block["except"]]
+        if asked in ipaddress.ip_network(block["cidr"]):
+            return not any(asked in one for one in excepted)
+    return False
+
+
+@pytest.mark.parametrize("address", METADATA)
+def test_metadata_and_special_addresses_are_closed(address: str) -> None:
+    assert not is_open(address, [])
+
+
+@pytest.mark.parametrize("address", ["1.1.1.1", "34.1.2.4", "2606:4700::1111", "168.63.129.17"])
+def test_the_internet_is_open(address: str) -> None:
+    assert is_open(address, ["34.1.2.3/32", "10.0.0.0/8"])
+
+
+v4 = st.tuples(st.integers(0, 2**32 - 1), st.integers(0, 32)).map(
+    lambda pair: str(ipaddress.ip_network(pair, strict=False))
+)
+v6 = st.tuples(st.integers(2**125, 2**126 - 1), st.integers(1, 128)).map(
+    lambda pair: str(ipaddress.ip_network(pair, strict=False))
+)
+
+
+@given(st.lists(st.one_of(v4, v6), max_size=12))
+def test_no_range_of_the_clusters_own_is_open_and_every_policy_is_valid(own: list[str]) -> None:
+    own = list(ranges.collapsed(ranges.networks(own)))
+    for each in own:
+        network = ipaddress.ip_network(each)
+        for address in (network[0], network[-1], network[network.num_addresses // 2]):
+            assert not is_open(str(address), own)
+    for peer in ranges.internet(own):
+        base = ipaddress.ip_network(peer["ipBlock"]["cidr"])
+        for each in peer["ipBlock"]["except"]:
+            excepted = ipaddress.ip_network(each)
+            # What the API server wants of it: a part of the range, and not the whole.
+            assert excepted.version == base.version
+            assert excepted.subnet_of(base)  # type: ignore[arg-type]
+            assert excepted != base

@@ -42,7 +42,9 @@ def deploy(target: Target, extra: Mapping[str, str] | None = None) -> None:
         *("upgrade", "--install", "cloister", chart, "-n", SYSTEM_NAMESPACE),
         *("--create-namespace", "--wait", "--timeout", "3m", *pairs),
     )
-    deployments = [f"deployment/{each}" for each in ("cloister-operator", "cloister-egress-gateway")]
+    deployments = [
+        f"deployment/{each}" for each in ("cloister-operator", "cloister-egress-gateway")
+    ]
     if existed:
         # The tag of a development image does not change with its content.
         target.kubectl("rollout", "restart", *deployments, "-n", SYSTEM_NAMESPACE)

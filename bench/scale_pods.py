@@ -42,6 +42,7 @@ class Pods(exec_pb2_grpc.RuntimeServicer):
             api_generation=1,
             boot_id="bench",
             state=exec_pb2.RuntimeInfo.STATE_WARM,
+            uid_map="0 100000 65536",
         )
 
     async def Probe(  # noqa: N802
@@ -66,6 +67,20 @@ class Pods(exec_pb2_grpc.RuntimeServicer):
         context: Any,  # noqa: ARG002
     ) -> exec_pb2.ActivityResponse:
         return exec_pb2.ActivityResponse(running_calls=1)
+
+    async def PackageSources(  # noqa: N802
+        self,
+        request: exec_pb2.PackageSourcesRequest,  # noqa: ARG002
+        context: Any,  # noqa: ARG002
+    ) -> exec_pb2.PackageSourcesResponse:
+        return exec_pb2.PackageSourcesResponse()
+
+    async def Trust(  # noqa: N802
+        self,
+        request: exec_pb2.TrustRequest,  # noqa: ARG002
+        context: Any,  # noqa: ARG002
+    ) -> exec_pb2.TrustResponse:
+        return exec_pb2.TrustResponse()
 
     async def Drain(  # noqa: N802
         self,

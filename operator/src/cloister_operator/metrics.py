@@ -196,8 +196,8 @@ EGRESS_PUSH_SECONDS = Histogram(
 )
 EGRESS_UNREVOKED = Counter(
     "cloister_egress_unrevoked",
-    "Pods that were deleted though an egress gateway had not confirmed that it forgot them; no other"
-    " pod gets in under such an address before it has.",
+    "Pods that were deleted though an egress gateway had not confirmed that it forgot them; no"
+    " other pod gets in under such an address before it has.",
     registry=REGISTRY,
 )
 

@@ -312,20 +312,21 @@ def test_a_file_may_be_as_large_as_its_disk() -> None:
 
 
 def test_hosts_need_a_gateway() -> None:
-    hosts = {"networking": {"allowedHosts": ["api.example.com"]}}
+    hosts: dict[str, Any] = {"networking": {"allowedHosts": ["api.example.com"]}}
     error = refusal(around=Around(), **hosts)
     assert (error.reason, error.field) == ("EgressGatewayMissing", "spec.networking")
-    managers = {"networking": {"allowPackageManagers": True}}
+    managers: dict[str, Any] = {"networking": {"allowPackageManagers": True}}
     assert refusal(around=Around(), **managers).reason == "EgressGatewayMissing"
-    for spec in ({}, {"networking": {"type": "unrestricted"}}):
+    specs: tuple[dict[str, Any], ...] = ({}, {"networking": {"type": "unrestricted"}})
+    for spec in specs:
         assert made(around=Around(), **spec)
 
 
 def test_the_hash_differs_with_what_it_stands_on() -> None:
     moved = Around("10.96.0.8:3128", GATEWAY.packages)
     other = Around(GATEWAY.gateway, Packages(("other.example",)))
-    hosts = {"networking": {"allowedHosts": ["api.example.com"]}}
-    managers = {"networking": {"allowPackageManagers": True}}
+    hosts: dict[str, Any] = {"networking": {"allowedHosts": ["api.example.com"]}}
+    managers: dict[str, Any] = {"networking": {"allowPackageManagers": True}}
     assert made(around=moved, **hosts).hash != made(**hosts).hash
     assert made(around=other, **managers).hash != made(**managers).hash
     # Who uses neither keeps its pods.

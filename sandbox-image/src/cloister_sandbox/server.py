@@ -5,6 +5,7 @@ import contextlib
 import ctypes
 import gc
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import grpc
@@ -158,6 +159,7 @@ class Server:
                 self._state.environment,
                 self._reaper,
                 kept_roots=self._config.kept_roots,
+                bring=self._bring,
             )
         except RecipeError as error:
             self._state.problem = str(error)
@@ -166,6 +168,15 @@ class Server:
             return
         self._state.phase = Phase.WARM
         log.info("exec server ready on port %d", self.port)
+
+    async def _bring(self, trees: Sequence[str]) -> None:
+        """Wait until the operator has uploaded these directories, however long it takes: it gives
+        the pod up itself.
+        """
+        self._state.awaits.update(trees)
+        while self._state.awaits:
+            self._state.arrived.clear()
+            await self._state.arrived.wait()
 
     async def _package_sources(self) -> list[tuple[str, str]]:
         return await package_sources(

@@ -77,6 +77,8 @@ class GitServer:
         """Passwords by name; empty lets everybody in."""
         self.redirect = ""
         """Where every question is sent instead of being answered."""
+        self.fetched = 0
+        """How often files were asked for."""
         self.asked: list[tuple[str, str | None]] = []
         """Paths, and the header by which somebody proved who they are."""
 
@@ -119,6 +121,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.site.users and self._user(who) is None:
             self._end(401, {"WWW-Authenticate": "Basic realm=git"})
             return
+        self.site.fetched += b"command=fetch" in body
         parts = urlsplit(self.path)
         env = {
             **_ENV,

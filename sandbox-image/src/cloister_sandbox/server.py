@@ -175,6 +175,8 @@ class Server:
         """
         self._state.awaits.update(trees)
         while self._state.awaits:
+            if self._stopping.is_set():
+                raise RecipeError("the pod ended before its files had come")
             self._state.arrived.clear()
             await self._state.arrived.wait()
 
@@ -204,11 +206,15 @@ class Server:
     async def run(self) -> None:
         """Serve until the pod is ended (see signals), then drain and stop."""
         loop = asyncio.get_running_loop()
-        signals.watch(lambda: loop.call_soon_threadsafe(self._stopping.set))
+        signals.watch(lambda: loop.call_soon_threadsafe(self._told_to_end))
         await self.start()
         await self._stopping.wait()
         log.info("exec server stopping")
         await self.stop()
+
+    def _told_to_end(self) -> None:
+        self._stopping.set()
+        self._state.arrived.set()
 
     async def stop(self) -> None:
         """End calls, processes and connections, in that order."""

@@ -272,7 +272,7 @@ def check_rows(heading: str, documented: list[str], present: set[str]) -> None:
 
 def reasons() -> set[str]:
     """The reasons of conditions, which Events and failures have as well."""
-    types = {"READY", "POOL_READY", "NETWORK_ENFORCED", "ADMISSION_ENFORCED"}
+    types = {"READY", "POOL_READY", "NETWORK_ENFORCED", "ADMISSION_ENFORCED", "GIT_FETCHED"}
     return {
         value
         for name, value in vars(conditions).items()

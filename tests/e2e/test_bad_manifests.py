@@ -82,10 +82,34 @@ ENVIRONMENTS: list[tuple[str, Spec, str, str]] = [
         "port 443",
     ),
     (
-        "git",
+        "repository that nobody may change",
         file("/workspace/repo", git={"url": "https://git.example.com/x"}),
-        "spec.files[0].git",
-        UNSUPPORTED,
+        "spec.files[0].readOnly",
+        "must be false with git",
+    ),
+    (
+        "repository with a mode",
+        file("/workspace/repo", readOnly=False, mode="0644", git={"url": "https://example.com/x"}),
+        "spec.files[0].mode",
+        "does not go with git",
+    ),
+    (
+        "repository with a user in its URL",
+        file("/workspace/repo", readOnly=False, git={"url": "https://me:pw@example.com/x"}),
+        "spec.files[0].git.url",
+        "no user",
+    ),
+    (
+        "repository over ssh",
+        file("/workspace/repo", readOnly=False, git={"url": "ssh://example.com/x"}),
+        "spec.files[0].git.url",
+        "https",
+    ),
+    (
+        "ref that is an option",
+        file("/workspace/repo", readOnly=False, git={"url": "https://example.com/x", "ref": "-x"}),
+        "spec.files[0].git.ref",
+        "branch, a tag",
     ),
     (
         "storage class without a volume",

@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
+import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 from cloister_operator import names
@@ -85,6 +87,8 @@ class FakeSandboxes:
         """By pod UID, the CAs that it was told to trust."""
         self.asked: list[str] = []
         """UIDs of sessions whose pods were asked for their activity."""
+        self.delivered: dict[str, dict[str, bytes]] = {}
+        """By pod UID and directory, the archives of files that it was given."""
         self.probes: defaultdict[str, int] = defaultdict(int)
         """By pod UID, how often it was made to probe."""
 
@@ -117,10 +121,21 @@ class FakeSandboxes:
                 continue
             if self.setup_problem:
                 raise SandboxFailed("SetupFailed", self.setup_problem)
+            awaits = self._awaits(pod)
+            if awaits:
+                return SandboxInfo(
+                    SandboxState.PREPARING, "0", 1, "boot", "", "", self.uid_map, awaits
+                )
             owner = self.claimed.get(pod.uid, "")
             state = SandboxState.CLAIMED if owner else SandboxState.WARM
             return SandboxInfo(state, "0", 1, "boot", owner, "", self.uid_map)
         raise TransientError(f"pod {pod.name} is not warm")
+
+    def _awaits(self, pod: PodAddress) -> tuple[str, ...]:
+        found = self._cluster.get(PODS, NAMESPACE, pod.name)
+        trees = (found["metadata"].get("annotations") or {}).get(names.GIT_TREES, "[]")
+        brought = self.delivered.get(pod.uid, {})
+        return tuple(each["path"] for each in json.loads(trees) if each["path"] not in brought)
 
     async def probe(self, pod: PodAddress, targets: list[str]) -> list[str]:
         await asyncio.sleep(0)
@@ -133,6 +148,10 @@ class FakeSandboxes:
     def _needs_gateway(self, pod: PodAddress) -> bool:
         found = self._cluster.get(PODS, NAMESPACE, pod.name)
         return bool(found["metadata"]["labels"].get(names.NETWORK_LABEL) == names.NETWORK_GATEWAY)
+
+    async def deliver(self, pod: PodAddress, path: str, archive: Path) -> None:
+        self._check(pod)
+        self.delivered.setdefault(pod.uid, {})[path] = await asyncio.to_thread(archive.read_bytes)
 
     async def package_sources(self, pod: PodAddress) -> list[tuple[str, list[str]]]:
         await asyncio.sleep(0)

@@ -25,6 +25,7 @@ from .controller.election import Election
 from .controller.events import Recorder
 from .controller.gateway_link import Lead
 from .controller.gateway_objects import GatewayObjects
+from .controller.git_servers import fetcher
 from .controller.observe import Health, keep_gauges
 from .errors import OperatorError
 from .handlers import Watcher
@@ -99,6 +100,8 @@ async def _serve(api: HttpApi, settings: Settings) -> None:
     own = bootstrap.joined(settings.pod_ip, names.SESSIONS_PORT)
     election = Election(api, settings.namespace, _identity(settings), own, now)
     context = Context(Fenced(api, election.leads), dialer, authority, settings, now)
+    if settings.git_allowed_hosts:
+        context.repositories.fetches = fetcher(settings, lambda: context.ranges.current)
     gateways = EgressGateways(authority)
     recorder = Recorder(context.api, socket.gethostname(), now)
     controller = Controller(context, recorder)

@@ -182,6 +182,18 @@ EGRESS_GATEWAYS = Gauge(
     ["state"],
     registry=REGISTRY,
 )
+GIT_FETCHES = Counter(
+    "cloister_git_fetches",
+    "Looks at git repositories by outcome: ok (files were fetched), unchanged, or why it failed.",
+    ["outcome"],
+    registry=REGISTRY,
+)
+GIT_FETCH_SECONDS = Histogram(
+    "cloister_git_fetch_seconds",
+    "Duration of looks at git repositories, fetching included.",
+    buckets=(0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120),
+    registry=REGISTRY,
+)
 EGRESS_PUSHES = Counter(
     "cloister_egress_pushes",
     "States sent to egress gateways by outcome (ok, or why not).",

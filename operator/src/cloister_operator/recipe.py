@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 
 from . import names
 from .api import conditions
-from .api.common import JSON, EnvVar, FileSpec, KeyRef, quantity
+from .api.common import JSON, EnvVar, FileSpec, GitSource, KeyRef, quantity
 from .api.environment import EnvironmentObject, EnvironmentSpec
+from .api.pod import GitTree
 from .errors import PermanentError
 from .plan import proxies
 from .plan.egress import Reach, reach
@@ -49,6 +50,8 @@ class Around:
     """host:port of the egress gateways; empty where there are none."""
     packages: Packages = field(default_factory=Packages)
     """For Environments that allow package managers."""
+    commits: Mapping[int, str] = field(default_factory=dict)
+    """What was found in the git repositories, by the place of their file in the spec."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,8 @@ class Recipe:
     """The recipe Secret's data: recipe.json and the files."""
     reach: Reach = field(default_factory=Reach)
     """What its pods may reach."""
+    trees: tuple[GitTree, ...] = ()
+    """Repositories that the operator gives its pods before they are warm."""
 
 
 def references(
@@ -126,6 +131,23 @@ def content_of(file: FileSpec, index: int, values: Mapping[str, bytes]) -> bytes
         if found is not None:
             return found
     raise PermanentError(conditions.INVALID_SPEC, "a file needs a source", f"spec.files[{index}]")
+
+
+def tree_of(file: FileSpec, git: GitSource, index: int, commits: Mapping[int, str]) -> GitTree:
+    """A repository as pods get it; raises PermanentError that names the field."""
+    where = f"spec.files[{index}]"
+    if file.read_only:
+        raise PermanentError(
+            conditions.INVALID_SPEC,
+            "what comes from git is a copy that tools may change: set readOnly to false",
+            f"{where}.readOnly",
+        )
+    commit = commits.get(index)
+    if commit is None:
+        raise PermanentError(
+            conditions.FETCHING_GIT, "the repository was not fetched yet", f"{where}.git"
+        )
+    return GitTree(file.path, git.url, commit)
 
 
 def variables(env: Iterable[EnvVar], values: Mapping[str, bytes]) -> dict[str, str]:
@@ -217,7 +239,11 @@ def build(
     files: dict[str, bytes] = {}
     copies: list[JSON] = []
     mounts: list[Mount] = []
+    trees: list[GitTree] = []
     for index, file in enumerate(spec.files):
+        if file.git:
+            trees.append(tree_of(file, file.git, index, around.commits))
+            continue
         key = f"f{index}"
         files[key] = content_of(file, index, values)
         if file.read_only:
@@ -245,10 +271,12 @@ def build(
         "copies": copies,
         "limits": limits(spec, settings),
     }
+    if trees:
+        recipe["trees"] = [{"path": each.path, "commit": each.commit} for each in trees]
     payload = {"recipe.json": json.dumps(recipe, sort_keys=True).encode(), **files}
     image = spec.image or settings.sandbox_image
     digest = _hash(spec, image, payload, settings, allowed)
-    return Recipe(digest, image, tuple(mounts), payload, allowed)
+    return Recipe(digest, image, tuple(mounts), payload, allowed, tuple(trees))
 
 
 def limits(spec: EnvironmentSpec, settings: Settings) -> dict[str, int]:

@@ -85,6 +85,16 @@ class Settings(BaseModel):
     """How long a new CA is trusted before it signs."""
     egress_gateway: bool = False
     """Whether egress gateways are installed beside the operator."""
+    git_allowed_hosts: tuple[str, ...] = ()
+    """Globs of host, or host:port, from which repositories are fetched; empty: from none."""
+    git_private_ranges: tuple[str, ...] = ()
+    """Ranges of private addresses in which git servers may be."""
+    git_ca_bundle: str = ""
+    """CAs that git servers may show beside those of the system, PEM."""
+    git_refresh_seconds: float = Field(default=300, ge=30)
+    """After this a branch or tag is looked at again."""
+    git_cache: str = "/var/cache/cloister-git"
+    """The directory for what was fetched."""
     ended_session_ttl_seconds: float = Field(default=3600, ge=0)
     log_level: str = "INFO"
     log_format: Literal["json", "text"] = "json"
@@ -101,6 +111,8 @@ class Settings(BaseModel):
         "egress_nameservers",
         "egress_package_hosts",
         "proof_skip",
+        "git_allowed_hosts",
+        "git_private_ranges",
         mode="before",
     )
     @classmethod
@@ -127,7 +139,7 @@ class Settings(BaseModel):
                 raise ValueError(f"the mirror of {name} must be an https URL")
         return value
 
-    @field_validator("egress_extra_ranges")
+    @field_validator("egress_extra_ranges", "git_private_ranges")
     @classmethod
     def _ranges(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for each in value:

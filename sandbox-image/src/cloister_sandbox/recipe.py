@@ -4,7 +4,7 @@ import asyncio
 import json
 import os
 import resource
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,8 @@ class Recipe:
     copies: tuple[Copy, ...]
     limits: Mapping[str, int] = field(default_factory=dict)
     """What this server and all that it starts may use at most; see `limit`."""
+    trees: tuple[str, ...] = ()
+    """Directories whose files the operator brings."""
 
     @classmethod
     def load(cls, directory: Path) -> "Recipe":
@@ -57,8 +59,9 @@ class Recipe:
                 setup_timeout=float(raw.get("setupTimeoutSeconds", 600)),
                 copies=tuple(Copy(**each) for each in raw.get("copies", [])),
                 limits={name: int(value) for name, value in raw.get("limits", {}).items()},
+                trees=tuple(str(each["path"]) for each in raw.get("trees", [])),
             )
-        except (ValueError, TypeError, AttributeError) as error:
+        except (ValueError, TypeError, AttributeError, KeyError) as error:
             raise RecipeError(f"recipe.json cannot be read: {error}") from None
 
 
@@ -108,10 +111,14 @@ async def carry_out(
     reaper: Reaper,
     *,
     kept_roots: Sequence[Path] = (),
+    bring: Callable[[Sequence[str]], Awaitable[None]],
 ) -> None:
-    """Copy the files, then run the setup script; raises RecipeError with what went wrong.
+    """Copy the files, wait for those that others bring, then run the setup script.
 
-    `kept_roots`: leave files that lie there already as tools have made them.
+    Raises RecipeError with what went wrong.
+
+    `kept_roots`: leave files that lie there already as tools have made them; `bring`: returns when
+    these directories have got their files.
     """
     for each in recipe.copies:
         if kept(each.path, kept_roots):
@@ -121,6 +128,9 @@ async def carry_out(
             await asyncio.to_thread(place, each.path, each.mode, content)
         except OSError as error:
             raise RecipeError(f"file {each.path} cannot be placed: {error.strerror}") from None
+    missing = [each for each in recipe.trees if not kept(each, kept_roots)]
+    if missing:
+        await bring(missing)
     if not recipe.setup:
         return
     shell = Shell("setup", state_dir, reaper)

@@ -5,6 +5,7 @@ import contextlib
 import ctypes
 import gc
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import grpc
@@ -158,6 +159,7 @@ class Server:
                 self._state.environment,
                 self._reaper,
                 kept_roots=self._config.kept_roots,
+                bring=self._bring,
             )
         except RecipeError as error:
             self._state.problem = str(error)
@@ -166,6 +168,17 @@ class Server:
             return
         self._state.phase = Phase.WARM
         log.info("exec server ready on port %d", self.port)
+
+    async def _bring(self, trees: Sequence[str]) -> None:
+        """Wait until the operator has uploaded these directories, however long it takes: it gives
+        the pod up itself.
+        """
+        self._state.awaits.update(trees)
+        while self._state.awaits:
+            if self._stopping.is_set():
+                raise RecipeError("the pod ended before its files had come")
+            self._state.arrived.clear()
+            await self._state.arrived.wait()
 
     async def _package_sources(self) -> list[tuple[str, str]]:
         return await package_sources(
@@ -193,11 +206,15 @@ class Server:
     async def run(self) -> None:
         """Serve until the pod is ended (see signals), then drain and stop."""
         loop = asyncio.get_running_loop()
-        signals.watch(lambda: loop.call_soon_threadsafe(self._stopping.set))
+        signals.watch(lambda: loop.call_soon_threadsafe(self._told_to_end))
         await self.start()
         await self._stopping.wait()
         log.info("exec server stopping")
         await self.stop()
+
+    def _told_to_end(self) -> None:
+        self._stopping.set()
+        self._state.arrived.set()
 
     async def stop(self) -> None:
         """End calls, processes and connections, in that order."""

@@ -1,5 +1,6 @@
 """What the server is right now, and how busy."""
 
+import asyncio
 import time
 import uuid
 from dataclasses import dataclass, field
@@ -26,6 +27,10 @@ class ServerState:
     phase: Phase = Phase.PREPARING
     problem: str = ""
     session_uid: str = ""
+    awaits: set[str] = field(default_factory=set)
+    """Directories whose files the operator has yet to bring."""
+    arrived: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set whenever one of them has got its files."""
     environment: dict[str, str] = field(default_factory=dict)
     """Variables of the tools' processes."""
     pace: Pace = field(default_factory=Pace)

@@ -1,6 +1,7 @@
 """Dialing exec servers: a real one, and impostors."""
 
 import asyncio
+import tarfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -100,6 +101,30 @@ async def test_a_session_is_handed_over(
     activity = await sandboxes.activity(pod, SESSION)
     assert activity.idle_for >= timedelta(0)
     assert activity.running_calls == 0
+
+
+async def test_files_are_brought_to_a_pod_that_waits_for_them(
+    authority: Authority, sandboxes: Sandboxes, tmp_path: Path
+) -> None:
+    tree = tmp_path / "s" / "workspace" / "project"
+    archive = tmp_path / "files.tar"
+    (tmp_path / "big").write_bytes(bytes(3_000_000) + b"end")
+    with tarfile.open(archive, "w") as made:
+        made.add(tmp_path / "big", "dir/big")
+    bad = tmp_path / "bad.tar"
+    with tarfile.open(bad, "w") as made:
+        made.addfile(tarfile.TarInfo("../out"))
+    with sandbox(tmp_path / "s", {"trees": [{"path": str(tree), "commit": "c"}]}) as server:
+        pod = address(server.port)
+        info = await sandboxes.wait_warm(pod, soon())
+        assert (info.state, info.awaits) == (SandboxState.PREPARING, (str(tree),))
+        with pytest.raises(SandboxFailed, match="cannot be placed") as caught:
+            await sandboxes.deliver(pod, str(tree), bad)
+        assert caught.value.reason == "SetupFailed"
+        await sandboxes.deliver(pod, str(tree), archive)
+        info = await sandboxes.wait_warm(pod, soon())
+        assert (info.state, info.awaits, info.takes_trees) == (SandboxState.WARM, (), True)
+    assert (tree / "dir" / "big").read_bytes() == (tmp_path / "big").read_bytes()
 
 
 async def test_a_drained_pod_lets_calls_finish_and_tells_what_it_did(

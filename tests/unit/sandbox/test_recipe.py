@@ -1,13 +1,16 @@
 """What the Environment asks for is done before the pod is warm, or the pod says why not."""
 
+import io
 import stat
+import tarfile
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 
-from cloister_api.exec.v1 import exec_pb2
+from cloister_api.exec.v1 import exec_pb2, exec_pb2_grpc
+from support.file_calls import eventually, frames
 from support.sandbox_server import Sandbox, Tools, processes_with, refused, sandbox
 
 WARM, FAILED = exec_pb2.RuntimeInfo.STATE_WARM, exec_pb2.RuntimeInfo.STATE_FAILED
@@ -162,3 +165,57 @@ def test_the_server_says_whose_users_are_inside(tmp_path: Path) -> None:
     launcher = ("unshare", "--user", "--map-root-user")
     with sandbox(tmp_path / "t", {}, launcher=launcher) as server:
         assert server.wait_for(WARM).uid_map.split() == ["0", "0", "1"]
+
+
+def archive(**files: bytes) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.GNU_FORMAT) as made:
+        for name, content in files.items():
+            header = tarfile.TarInfo(name)
+            header.size, header.mode = len(content), 0o755
+            made.addfile(header, io.BytesIO(content))
+    return out.getvalue()
+
+
+def test_the_setup_waits_for_the_files_that_the_operator_brings(tmp_path: Path) -> None:
+    trees = [str(tmp_path / "s" / "workspace" / each) for each in ("one", "two")]
+    recipe = {
+        "trees": [{"path": each, "commit": "c"} for each in trees],
+        "setup": "cat one/f two/f > setup.txt",
+    }
+    with sandbox(tmp_path / "s", recipe) as server, server.operator() as channel:
+        files = exec_pb2_grpc.FilesStub(channel)
+        runtime = exec_pb2_grpc.RuntimeStub(channel)
+        info = server.wait_for(exec_pb2.RuntimeInfo.STATE_PREPARING)
+        eventually(lambda: list(runtime.Info(exec_pb2.InfoRequest()).awaits) == trees)
+        assert "recipe.trees" in info.capabilities
+        # Nothing else is taken before the claim, and no archive that leads out.
+        for path, tree in ((trees[0], False), (f"{trees[0]}/x", True), ("/tmp/x", True)):
+            with refused(grpc.StatusCode.UNAVAILABLE, reason="NOT_CLAIMED"):
+                files.Upload(frames(path, archive(f=b"x"), tree=tree))
+        with refused(grpc.StatusCode.FAILED_PRECONDITION, reason="MEMBER_REFUSED"):
+            files.Upload(frames(trees[0], archive(**{"../out": b"x"}), tree=True))
+        files.Upload(frames(trees[0], archive(f=b"one"), tree=True))
+        info = runtime.Info(exec_pb2.InfoRequest())
+        assert (list(info.awaits), info.state) == (trees[1:], exec_pb2.RuntimeInfo.STATE_PREPARING)
+        files.Upload(frames(trees[1], archive(f=b"two"), tree=True))
+        assert list(server.wait_for(WARM).awaits) == []
+        with refused(grpc.StatusCode.UNAVAILABLE, reason="NOT_CLAIMED"):
+            files.Upload(frames(trees[0], archive(f=b"x"), tree=True))
+        assert (server.workspace / "setup.txt").read_bytes() == b"onetwo"
+
+
+def test_a_pod_that_waits_for_files_ends_when_it_is_told_to(tmp_path: Path) -> None:
+    recipe = {"trees": [{"path": str(tmp_path / "s" / "workspace" / "x"), "commit": "c"}]}
+    with sandbox(tmp_path / "s", recipe) as server:
+        server.wait_for(exec_pb2.RuntimeInfo.STATE_PREPARING)
+        server.process.terminate()
+        assert server.process.wait(timeout=20) == 143
+
+
+def test_a_workspace_of_an_earlier_pod_waits_for_no_repository(tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    (kept / "project").mkdir(parents=True)
+    recipe = {"trees": [{"path": str(kept / "project"), "commit": "c"}]}
+    with sandbox(tmp_path / "s", recipe, env={"CLOISTER_KEPT_ROOTS": str(kept)}) as server:
+        server.wait_for(WARM)

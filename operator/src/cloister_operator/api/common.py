@@ -68,7 +68,7 @@ class SecretRef(Model):
 
 
 class GitSource(Model):
-    """A file out of a git repository."""
+    """A git repository, of which the operator fetches one commit."""
 
     url: str
     ref: str | None = None

@@ -121,6 +121,15 @@ class PackageManagers(Model):
     sources: list[PackageSource] = Field(default_factory=list)
 
 
+class GitCommit(Model):
+    """What new pods get of a git repository."""
+
+    path: str
+    url: str
+    ref: str | None = None
+    commit: str
+
+
 class EnvironmentStatus(Model):
     """The status, written by the operator only."""
 
@@ -132,6 +141,8 @@ class EnvironmentStatus(Model):
     """All that new pods may reach by name."""
     package_managers: PackageManagers | None = None
     """Where the image's package managers get their packages, if anybody asked."""
+    git: list[GitCommit] = Field(default_factory=list)
+    """What was found in the repositories among the files."""
     pool: PoolCounts = Field(default_factory=PoolCounts)
     conditions: list[Condition] = Field(default_factory=list)
 

@@ -1,5 +1,6 @@
 """What the operator reads of a sandbox pod."""
 
+import json
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -40,6 +41,15 @@ _VOLUME_PROBLEMS = ("persistentvolumeclaim", "PersistentVolume", "binding volume
 
 
 @dataclass(frozen=True)
+class GitTree:
+    """A repository's files in a pod: the directory, where they are from, the object id there."""
+
+    path: str
+    url: str
+    commit: str
+
+
+@dataclass(frozen=True)
 class PodView:
     """A sandbox pod."""
 
@@ -72,6 +82,8 @@ class PodView:
     """What it may reach through the egress gateways."""
     own_users: bool = False
     """Whether it asked for a user namespace of its own."""
+    trees: tuple[GitTree, ...] = ()
+    """Repositories that it is given before it is warm."""
 
     @property
     def key(self) -> tuple[str, str]:
@@ -112,7 +124,22 @@ def view(raw: JSON) -> PodView:
         network=labels.get(names.NETWORK_LABEL, names.NETWORK_NONE),
         hosts=_hosts(metadata),
         own_users=(raw.get("spec") or {}).get("hostUsers") is False,
+        trees=_trees(metadata),
     )
+
+
+def _trees(metadata: JSON) -> tuple[GitTree, ...]:
+    given = (metadata.get("annotations") or {}).get(names.GIT_TREES)
+    if not given:
+        return ()
+    try:
+        return tuple(
+            GitTree(str(each["path"]), str(each["url"]), str(each["commit"]))
+            for each in json.loads(given)
+        )
+    except (ValueError, TypeError, KeyError):
+        # Somebody else's words: the pod never gets what it waits for, and is replaced.
+        return ()
 
 
 def _hosts(metadata: JSON) -> tuple[str, ...]:

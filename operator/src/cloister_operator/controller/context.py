@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Protocol
 
 from .. import names
@@ -28,6 +29,7 @@ from .gateways import GATEWAY_PODS, Gateways
 from .places import Places
 from .ranges import Ranges
 from .recent import Recent
+from .repositories import Repositories
 from .usage import Usage
 from .witness import Witness
 
@@ -43,6 +45,8 @@ class Dialer(Protocol):
     ) -> SandboxInfo: ...
 
     async def probe(self, pod: PodAddress, targets: list[str]) -> list[str]: ...
+
+    async def deliver(self, pod: PodAddress, path: str, archive: Path) -> None: ...
 
     async def package_sources(self, pod: PodAddress) -> list[tuple[str, list[str]]]: ...
 
@@ -110,6 +114,8 @@ class Context:
     places: Places = field(init=False)
     witness: Witness = field(init=False)
     egress: Gateways = field(init=False)
+    repositories: Repositories = field(init=False)
+    """What is in the git repositories that Environments name."""
     recent: Recent = field(default_factory=Recent)
     """What egress gateways decided lately."""
     ranges: Ranges = field(init=False)
@@ -155,6 +161,9 @@ class Context:
         self.witness = Witness(self.pods)
         self.egress = Gateways(self.pods, self.clock)
         self.usage = Usage(self.clock)
+        self.repositories = Repositories(
+            self.api, self.settings, lambda key: self.queue.add(("environment", *key))
+        )
         self.ranges = Ranges(self.api, self.settings)
         self.ranges.listen(lambda: self.egress.deny(self.ranges.current or ()))
         self.sessions.listen(self.usage.changed)

@@ -103,6 +103,7 @@ class Controller:
         finally:
             self._works = False
             await self._warmer.close()
+            await self._context.repositories.close()
 
     async def finish(self, seconds: float) -> None:
         """Begin nothing new, and wait for what has begun, but not for longer than `seconds`."""

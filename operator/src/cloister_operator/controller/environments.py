@@ -120,12 +120,18 @@ class EnvironmentReconciler:
         before = self._context.resolved.get(environment.key)
         fresh = now < self._resolved_at.get(environment.key, -1e9) + RECHECKED_AFTER_SECONDS
         known = before.recipe if before and before.of(environment) else None
-        if fresh and known and not asks and self._grounds.current(namespace):
+        repositories = self._context.repositories
+        current = self._grounds.current(namespace) and repositories.current(environment)
+        if fresh and known and not asks and current:
             return known
         await self._grounds.prepare(environment)
         spec = environment.spec
         values = await read(self._context.api, namespace, references(spec.files, spec.env))
-        around = Around(await self._grounds.gateway(), self._packages.of(environment))
+        around = Around(
+            await self._grounds.gateway(),
+            self._packages.of(environment),
+            repositories.commits(environment),
+        )
         # Also where the image is asked first: what is wrong is said before.
         recipe = build(environment, values, self._context.settings, around)
         if asks:
@@ -193,10 +199,10 @@ class EnvironmentReconciler:
         recipe: Recipe | None,
     ) -> None:
         status, metadata = environment.status, environment.metadata
-        found = [*found, *self._guarded(metadata.namespace)]
-        updated = conditions.update(
-            status.conditions, found, metadata.generation, self._context.clock()
-        )
+        git = self._context.repositories.findings(environment)
+        found = [*found, *self._guarded(metadata.namespace), *git]
+        present = [each for each in status.conditions if git or each.type != conditions.GIT_FETCHED]
+        updated = conditions.update(present, found, metadata.generation, self._context.clock())
         changes: JSON = {
             "observed_generation": metadata.generation,
             "conditions": updated,
@@ -208,6 +214,7 @@ class EnvironmentReconciler:
                 "recipe_hash": recipe.hash,
                 "allowed_hosts": list(recipe.reach.hosts),
                 "package_managers": self._packages.said(environment) if managers else None,
+                "git": self._context.repositories.status(environment),
             }
         new = status.model_copy(update=changes)
         if new == status:
@@ -219,7 +226,8 @@ class EnvironmentReconciler:
         self._context.environments.put(answer)
         for finding in found:
             old = next((each for each in status.conditions if each.type == finding.type), None)
-            news = finding.status != "Unknown" and finding.reason != conditions.POOL_FILLING
+            passing = (conditions.POOL_FILLING, conditions.FETCHING_GIT)
+            news = finding.status != "Unknown" and finding.reason not in passing
             if news and (old is None or old.status != finding.status):
                 self._recorder.record(
                     names.ENVIRONMENT_KIND,
@@ -235,6 +243,7 @@ class EnvironmentReconciler:
         context.resolved.pop((namespace, name), None)
         self._resolved_at.pop((namespace, name), None)
         self._pools.forget((namespace, name))
+        context.repositories.forget((namespace, name))
         for pod in context.pods.group(("environment", namespace, name)):
             if pod.state != names.STATE_CLAIMED and not pod.deleting:
                 await pods.delete_unclaimed(context, pod)

@@ -121,19 +121,26 @@ class Warmer:
                 await self._until_usable(pod, "")
 
     async def _until_usable(self, pod: PodView, session_uid: str) -> None:
-        where = address(pod)
+        where, delivered, pause = address(pod), set[str](), _FIRST_PAUSE
         while True:
             try:
                 deadline = asyncio.get_running_loop().time() + DIAL_SECONDS
                 info = await self._context.dialer.wait_warm(where, deadline, session_uid)
+                if info.awaits:
+                    await self._deliver(pod, where, info, delivered)
+                    continue
                 if info.state is SandboxState.WARM:
                     _check_users(pod, info)
+                    _check_trees(pod, info)
                     await self._prove(pod, where)
                 break
             except TransientError as error:
                 if self._context.clock() > pod.created + STARTUP_LIMIT:
                     message = f"pod {pod.name} does not get ready: {error}"
                     raise PermanentError(conditions.POD_FAILED, message) from None
+                # The pod may answer, and its files be what is missing.
+                await asyncio.sleep(pause)
+                pause = min(_LONGEST_PAUSE, pause * 2)
         if info.state is SandboxState.WARM:
             await self._until_granted(pod)
             await self._until_through(pod, where)
@@ -164,6 +171,25 @@ class Warmer:
             log.info("pod %s: again in %.2f s: %s", pod.name, pause, problem)
             await asyncio.sleep(pause)
             pause = min(_LONGEST_PAUSE, pause * 1.5)
+
+    async def _deliver(
+        self, pod: PodView, where: PodAddress, info: SandboxInfo, delivered: set[str]
+    ) -> None:
+        """Give the pod the files of the repositories that it waits for.
+
+        Raises PermanentError for a pod that is of no use, TransientError.
+        """
+        context = self._context
+        for path in info.awaits:
+            environment = context.environments.get(pod.namespace, pod.environment)
+            archive = await context.repositories.archive(pod, path, environment)
+            if archive is None or path in delivered:
+                raise PermanentError(
+                    conditions.POD_FAILED,
+                    f"pod {pod.name} waits for files at {path} that its Environment does not name",
+                )
+            await context.dialer.deliver(where, path, archive)
+            delivered.add(path)
 
     async def _prove(self, pod: PodView, where: PodAddress) -> None:
         """Return once the pod has tried to reach the cluster and could not; raises TransientError
@@ -237,6 +263,15 @@ class Warmer:
                 log.info("pod %s: again in %.2f s: %s", pod.name, pause, error)
                 await asyncio.sleep(pause)
                 pause = min(_LONGEST_PAUSE, pause * 2)
+
+
+def _check_trees(pod: PodView, info: SandboxInfo) -> None:
+    """Raise PermanentError for a pod that did not wait for its repositories."""
+    if pod.trees and not info.takes_trees:
+        raise PermanentError(
+            conditions.POD_FAILED,
+            f"pod {pod.name} took no files from git: its image's exec server is too old for that",
+        )
 
 
 def _check_users(pod: PodView, info: SandboxInfo) -> None:

@@ -1,7 +1,8 @@
 """Sandbox pods, and the volume claims of their workspaces."""
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from .. import names
 from ..api.common import JSON
@@ -73,9 +74,14 @@ def sandbox_pod(pod: SandboxPod, settings: Settings) -> JSON:
             "volumes": _volumes(pod, settings),
         },
     }
+    annotations = {}
     if pod.recipe.reach.hosts:
-        hosts = ",".join(pod.recipe.reach.hosts)
-        manifest["metadata"]["annotations"] = {names.EGRESS_HOSTS: hosts}
+        annotations[names.EGRESS_HOSTS] = ",".join(pod.recipe.reach.hosts)
+    if pod.recipe.trees:
+        trees = [asdict(each) for each in pod.recipe.trees]
+        annotations[names.GIT_TREES] = json.dumps(trees, sort_keys=True)
+    if annotations:
+        manifest["metadata"]["annotations"] = annotations
     _schedule(manifest["spec"], pod)
     if spec.isolation.runtime_class_name:
         manifest["spec"]["runtimeClassName"] = spec.isolation.runtime_class_name

@@ -16,6 +16,7 @@ from ..errors import OperatorError, PermanentError, TransientError
 _TEXT = 1024
 _IDENTIFIER = 128
 _MAX_SOURCES = 256
+_MAX_AWAITED = 64
 _LONGEST = timedelta(days=3650)
 
 
@@ -41,6 +42,10 @@ class SandboxInfo:
     problem: str
     uid_map: str = ""
     """Lines of numbers; empty where the exec server does not tell."""
+    awaits: tuple[str, ...] = ()
+    """Directories whose files it waits for."""
+    takes_trees: bool = True
+    """Whether it knows how to wait for them."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +104,8 @@ def info(pod_name: str, answer: exec_pb2.RuntimeInfo) -> SandboxInfo:
         boot_id=clean(answer.boot_id, _IDENTIFIER),
         session_uid=clean(answer.session_uid, _IDENTIFIER),
         problem=clean(answer.problem),
+        awaits=tuple(clean(each) for each in answer.awaits[:_MAX_AWAITED]),
+        takes_trees="recipe.trees" in answer.capabilities[:_MAX_SOURCES],
         uid_map="\n".join(clean(each) for each in answer.uid_map[:_TEXT].splitlines()),
     )
 

@@ -2,9 +2,11 @@
 
 import asyncio
 import functools
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import zlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TypeVar
 
 import grpc
@@ -30,6 +32,15 @@ PROBE_SECONDS = 1.0
 """For each connection that a pod tries."""
 ASK_SECONDS = 75.0
 """For package managers to say where they get their packages: some take seconds to start."""
+DELIVER_SECONDS = 300.0
+"""For the files of one repository."""
+_FRAME = 512 * 1024
+_OF_THE_DISK = (
+    grpc.StatusCode.FAILED_PRECONDITION,
+    grpc.StatusCode.INVALID_ARGUMENT,
+    grpc.StatusCode.PERMISSION_DENIED,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+)
 _Answer = TypeVar("_Answer")
 
 
@@ -67,9 +78,9 @@ class Sandboxes:
     ) -> SandboxInfo:
         """Dial until the pod is warm, until `deadline` (of the event loop's clock).
 
-        With `session_uid`, a pod that this session has claimed already is an answer too (state
-        CLAIMED): that is how a claim goes on whose reply was lost. Raises SandboxFailed when the
-        pod reports failure, TransientError when the time is over.
+        A pod that awaits files is an answer, too. With `session_uid`, so is a pod that this session
+        has claimed already (state CLAIMED): that is how a claim goes on whose reply was lost.
+        Raises SandboxFailed when the pod reports failure, TransientError when the time is over.
         """
         expected = [names.pod_server_name(pod.uid)]
         if session_uid:
@@ -85,6 +96,8 @@ class Sandboxes:
                         problem = str(error)
                         continue
                     if info.state is SandboxState.WARM:
+                        return info
+                    if info.state is SandboxState.PREPARING and info.awaits:
                         return info
                     if session_uid and info.session_uid == session_uid:
                         return info
@@ -114,6 +127,27 @@ class Sandboxes:
                 pod.name, "it says that it reached what it was not asked to reach"
             )
         return [each for each in targets if each in reached]
+
+    async def deliver(self, pod: PodAddress, path: str, archive: Path) -> None:
+        """Unpack a tar archive into a directory whose files the unclaimed pod awaits.
+
+        Raises SandboxFailed where they cannot be placed, TransientError.
+        """
+
+        async def call(channel: grpc.aio.Channel) -> exec_pb2.Entry:
+            stub: exec_pb2_grpc.FilesAsyncStub = exec_pb2_grpc.FilesStub(channel)
+            frames = _frames(path, archive)
+            try:
+                return await stub.Upload(frames, timeout=DELIVER_SECONDS)
+            except grpc.aio.AioRpcError as error:
+                if error.code() in _OF_THE_DISK:
+                    said = clean(error.details() or "")
+                    raise SandboxFailed(
+                        conditions.SETUP_FAILED, f"the files of {path} cannot be placed: {said}"
+                    ) from None
+                raise
+
+        await self._on(pod, names.pod_server_name(pod.uid), call)
 
     async def package_sources(self, pod: PodAddress) -> list[tuple[str, list[str]]]:
         """Where the unclaimed pod's package managers get their packages: URLs by manager, in the
@@ -225,9 +259,19 @@ class Sandboxes:
         server_name: str,
         call: Callable[["exec_pb2_grpc.RuntimeAsyncStub"], Awaitable[_Answer]],
     ) -> _Answer:
+        return await self._on(
+            pod, server_name, lambda channel: call(exec_pb2_grpc.RuntimeStub(channel))
+        )
+
+    async def _on(
+        self,
+        pod: PodAddress,
+        server_name: str,
+        call: Callable[[grpc.aio.Channel], Awaitable[_Answer]],
+    ) -> _Answer:
         with self._links.use(pod, server_name) as link:
             try:
-                return await call(exec_pb2_grpc.RuntimeStub(link.channel))
+                return await call(link.channel)
             except grpc.aio.AioRpcError as error:
                 if error.code() is grpc.StatusCode.UNAVAILABLE:
                     # The next attempt dials at once instead of waiting for gRPC's own backoff.
@@ -239,6 +283,16 @@ class Sandboxes:
                     # gRPC cancels the calls of a channel that is closed under them.
                     raise LostError(f"the channel to pod {pod.name} was closed") from None
                 raise
+
+
+async def _frames(path: str, archive: Path) -> AsyncIterator[exec_pb2.UploadFrame]:
+    yield exec_pb2.UploadFrame(start=exec_pb2.UploadStart(path=path, tree=True))
+    size = crc = 0
+    with await asyncio.to_thread(archive.open, "rb") as file:
+        while data := await asyncio.to_thread(file.read, _FRAME):
+            size, crc = size + len(data), zlib.crc32(data, crc)
+            yield exec_pb2.UploadFrame(data=data)
+    yield exec_pb2.UploadFrame(end=exec_pb2.UploadEnd(size=size, crc32=crc))
 
 
 async def _claim(

@@ -2281,6 +2281,7 @@ class RuntimeInfo(_message.Message):
     PROBLEM_FIELD_NUMBER: _builtins.int
     SESSION_UID_FIELD_NUMBER: _builtins.int
     UID_MAP_FIELD_NUMBER: _builtins.int
+    AWAITS_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """The product's version."""
     api_generation: _builtins.int
@@ -2300,6 +2301,12 @@ class RuntimeInfo(_message.Message):
     def capabilities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Names of optional features, such as "files" or "openat2"."""
 
+    @_builtins.property
+    def awaits(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Directories whose files the operator is to bring, by Upload of a tree to this very path, before
+        the setup script runs; only with STATE_PREPARING.
+        """
+
     def __init__(
         self,
         *,
@@ -2311,10 +2318,11 @@ class RuntimeInfo(_message.Message):
         problem: _builtins.str = ...,
         session_uid: _builtins.str = ...,
         uid_map: _builtins.str = ...,
+        awaits: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["api_generation", b"api_generation", "boot_id", b"boot_id", "capabilities", b"capabilities", "problem", b"problem", "session_uid", b"session_uid", "state", b"state", "uid_map", b"uid_map", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["api_generation", b"api_generation", "awaits", b"awaits", "boot_id", b"boot_id", "capabilities", b"capabilities", "problem", b"problem", "session_uid", b"session_uid", "state", b"state", "uid_map", b"uid_map", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -950,6 +950,7 @@ class FilesServicer:
         """Write a file: the first frame names it, the others carry bytes, and the file appears under its
         name only when the last byte arrived. Use it for anything larger than a tool's input.
         A cut upload goes on under its upload_id: UploadState tells from where.
+        Before the claim it is the operator's, for the trees that RuntimeInfo.awaits names.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

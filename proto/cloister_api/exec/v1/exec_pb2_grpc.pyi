@@ -367,6 +367,7 @@ class FilesStub:
     """Write a file: the first frame names it, the others carry bytes, and the file appears under its
     name only when the last byte arrived. Use it for anything larger than a tool's input.
     A cut upload goes on under its upload_id: UploadState tells from where.
+    Before the claim it is the operator's, for the trees that RuntimeInfo.awaits names.
     """
     UploadState: _grpc.UnaryUnaryMultiCallable[_exec_pb2.UploadStateRequest, _exec_pb2.UploadStateResponse]
     """How much of an upload has arrived. Use it before going on with one."""
@@ -404,6 +405,7 @@ class FilesAsyncStub(FilesStub):
     """Write a file: the first frame names it, the others carry bytes, and the file appears under its
     name only when the last byte arrived. Use it for anything larger than a tool's input.
     A cut upload goes on under its upload_id: UploadState tells from where.
+    Before the claim it is the operator's, for the trees that RuntimeInfo.awaits names.
     """
     UploadState: _aio.UnaryUnaryMultiCallable[_exec_pb2.UploadStateRequest, _exec_pb2.UploadStateResponse]  # type: ignore[assignment]
     """How much of an upload has arrived. Use it before going on with one."""
@@ -462,6 +464,7 @@ class FilesServicer(metaclass=_abc_1.ABCMeta):
         """Write a file: the first frame names it, the others carry bytes, and the file appears under its
         name only when the last byte arrived. Use it for anything larger than a tool's input.
         A cut upload goes on under its upload_id: UploadState tells from where.
+        Before the claim it is the operator's, for the trees that RuntimeInfo.awaits names.
         """
 
     @_abc_1.abstractmethod

@@ -23,7 +23,7 @@ from ..state import Activity, Phase, ServerState
 from .common import require_length, unary
 from .files import CAPABILITIES as FILES
 
-CAPABILITIES = ("tools", "shells", "processes", "terminal", *FILES)
+CAPABILITIES = ("tools", "shells", "processes", "terminal", "recipe.trees", *FILES)
 MAX_TARGETS = 16
 MAX_PROBE_SECONDS = 5.0
 MAX_BUNDLE = 64 * 1024
@@ -75,6 +75,7 @@ class RuntimeService(exec_pb2_grpc.RuntimeServicer):
             problem=self._state.problem,
             session_uid=self._state.session_uid,
             uid_map=_uid_map(),
+            awaits=sorted(self._state.awaits),
         )
 
     @unary

@@ -118,18 +118,27 @@ class Transfers(exec_pb2_grpc.FilesServicer):
 
     @unary
     async def Upload(self, request: AsyncIterator[exec_pb2.UploadFrame], context: Any) -> Any:  # noqa: ARG002, N802
-        require_claimed(self._state)
+        preparing = bool(self._state.awaits)
+        if not preparing:
+            require_claimed(self._state)
         with self._transfer():
             first = await anext(request, None)
             if first is None or not first.HasField("start"):
                 raise InvalidField("start", "must be the first frame")
-            _check_start(first.start)
+            start = first.start
+            if preparing and not (start.tree and start.path in self._state.awaits):
+                require_claimed(self._state)
+            _check_start(start)
             stream = object()
             try:
-                upload = await self._begin(first.start, stream)
-                return await self._receive(upload, stream, request)
+                upload = await self._begin(start, stream)
+                made = await self._receive(upload, stream, request)
             except OSError as error:
-                raise failed(first.start.path, error) from None
+                raise failed(start.path, error) from None
+            if preparing:
+                self._state.awaits.discard(start.path)
+                self._state.arrived.set()
+            return made
 
     async def _begin(self, start: exec_pb2.UploadStart, stream: object) -> uploads.Upload:
         """The upload that a stream is to write, now its own; raises CallError and OSError."""

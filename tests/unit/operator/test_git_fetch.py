@@ -1,7 +1,10 @@
 """Repositories are fetched from a real git server, over HTTPS, and no further than they may."""
 
+import asyncio
+import contextlib
 import os
 import tarfile
+import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -12,6 +15,7 @@ from cloister_operator.sources import trees, work
 from cloister_operator.sources.cache import Cache
 from cloister_operator.sources.fetcher import Fetcher, FetchFailed
 from cloister_operator.sources.work import Credentials, Fetched
+from support.eventually import until
 from support.git_server import HOST, GitServer, git_server
 from support.operator_objects import settings
 
@@ -161,6 +165,42 @@ class _Watch(list[tuple[str, str | None]]):
                     self._seen.append(line + (each / "environ").read_bytes())
             except OSError:
                 continue
+
+
+async def test_who_waits_for_the_same_shares_its_failure(
+    server: GitServer, fetcher: Fetcher
+) -> None:
+    server.repository("project.git").files({"a.txt": b"a"})
+    url = server.url("project.git")
+    found = await asyncio.gather(
+        *(fetcher.fetch("team", url, "nowhere", None) for _ in range(5)), return_exceptions=True
+    )
+    assert {getattr(each, "problem", None) for each in found} == {"no-ref"}
+    assert len([path for path, _ in server.asked if "info/refs" in path]) == 1
+    await refused(fetcher, url, "nowhere")
+    assert len([path for path, _ in server.asked if "info/refs" in path]) == 2
+
+
+async def test_a_fetch_that_is_called_off_leaves_nothing(
+    server: GitServer, fetcher: Fetcher
+) -> None:
+    server.repository("project.git").files({"a.txt": b"a"})
+    gate = server.gate = threading.Event()
+    fetch = asyncio.create_task(fetcher.fetch("team", server.url("project.git"), "main", None))
+    await until(lambda: server.asked, pause=0.01)
+    fetch.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await fetch
+    gate.set()
+    assert not any(b"cloister_operator.sources.child" in each for each in commands_of_ours())
+
+
+def commands_of_ours() -> Iterator[bytes]:
+    """Command lines of this process's children."""
+    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    for each in children:
+        with contextlib.suppress(OSError):
+            yield Path(f"/proc/{each}/cmdline").read_bytes()
 
 
 async def test_a_ref_that_is_missing(server: GitServer, fetcher: Fetcher) -> None:

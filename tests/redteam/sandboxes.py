@@ -78,6 +78,8 @@ class Sandboxes:
         client = self.client(kind.namespace)
         session = self._held.enter_context(client.create_session(environment, wait=START))
         arm(session)
+        # The pod that takes its place in the pool is tried by the operator, before it is closed.
+        wait_for("a full pool", lambda: _full(environment, kind.namespace), START)
         return session
 
     @contextmanager
@@ -108,6 +110,12 @@ def wait_ready(name: str, namespace: str, status: str = "True") -> JSON:
         return wait_for(f"Environment {name} Ready={status}", look, START)
     except AssertionError as error:
         raise AssertionError(f"{error}; its status: {last.get('status')}") from None
+
+
+def _full(name: str, namespace: str) -> bool | None:
+    found = get("environment", name, namespace) or {}
+    counts = (found.get("status") or {}).get("pool") or {}
+    return counts.get("ready", 0) >= found["spec"]["pool"]["size"] or None
 
 
 def _delete(name: str, namespace: str) -> None:

@@ -6,7 +6,7 @@ import ssl
 import subprocess
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -77,6 +77,8 @@ class GitServer:
         """Passwords by name; empty lets everybody in."""
         self.redirect = ""
         """Where every question is sent instead of being answered."""
+        self.gate: threading.Event | None = None
+        """Nothing is answered before it is set."""
         self.fetched = 0
         """How often files were asked for."""
         self.asked: list[tuple[str, str | None]] = []
@@ -110,11 +112,15 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(body)
+        # Who asked may have gone.
+        with suppress(OSError):
+            self.wfile.write(body)
 
     def _serve(self, body: bytes) -> None:
         who = self.headers.get("Authorization")
         self.site.asked.append((self.path, who))
+        if self.site.gate is not None:
+            self.site.gate.wait(60)
         if self.site.redirect:
             self._end(302, {"Location": self.site.redirect + self.path})
             return

@@ -1,17 +1,24 @@
 """Repositories are fetched from a real git server, over HTTPS, and no further than they may."""
 
+import asyncio
+import contextlib
+import json
 import os
 import tarfile
+import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
+from cloister_operator.controller.git_servers import fetcher as fetcher_of
 from cloister_operator.controller.git_servers import resolver
 from cloister_operator.sources import trees, work
 from cloister_operator.sources.cache import Cache
 from cloister_operator.sources.fetcher import Fetcher, FetchFailed
+from cloister_operator.sources.fetcher import _read as read_answer
 from cloister_operator.sources.work import Credentials, Fetched
+from support.eventually import until
 from support.git_server import HOST, GitServer, git_server
 from support.operator_objects import settings
 
@@ -161,6 +168,42 @@ class _Watch(list[tuple[str, str | None]]):
                     self._seen.append(line + (each / "environ").read_bytes())
             except OSError:
                 continue
+
+
+async def test_who_waits_for_the_same_shares_its_failure(
+    server: GitServer, fetcher: Fetcher
+) -> None:
+    server.repository("project.git").files({"a.txt": b"a"})
+    url = server.url("project.git")
+    found = await asyncio.gather(
+        *(fetcher.fetch("team", url, "nowhere", None) for _ in range(5)), return_exceptions=True
+    )
+    assert {getattr(each, "problem", None) for each in found} == {"no-ref"}
+    assert len([path for path, _ in server.asked if "info/refs" in path]) == 1
+    await refused(fetcher, url, "nowhere")
+    assert len([path for path, _ in server.asked if "info/refs" in path]) == 2
+
+
+async def test_a_fetch_that_is_called_off_leaves_nothing(
+    server: GitServer, fetcher: Fetcher
+) -> None:
+    server.repository("project.git").files({"a.txt": b"a"})
+    gate = server.gate = threading.Event()
+    fetch = asyncio.create_task(fetcher.fetch("team", server.url("project.git"), "main", None))
+    await until(lambda: server.asked, pause=0.01)
+    fetch.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await fetch
+    gate.set()
+    assert not any(b"cloister_operator.sources.child" in each for each in commands_of_ours())
+
+
+def commands_of_ours() -> Iterator[bytes]:
+    """Command lines of this process's children."""
+    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    for each in children:
+        with contextlib.suppress(OSError):
+            yield Path(f"/proc/{each}/cmdline").read_bytes()
 
 
 async def test_a_ref_that_is_missing(server: GitServer, fetcher: Fetcher) -> None:
@@ -335,3 +378,48 @@ def test_the_cache_is_bounded_and_keeps_what_is_used(tmp_path: Path) -> None:
         cache.get("a")
     assert (cache.get("a") is None, cache.get("b") is None) == (False, True)
     assert sorted(each.name for each in tmp_path.glob("*.tar")) == ["a.tar", "c.tar"]
+
+
+async def test_the_operators_own_resolver_leads_nowhere_inside(tmp_path: Path) -> None:
+    made = fetcher_of(settings(git_cache=str(tmp_path / "cache")), lambda: ())
+    assert made is not None
+    with pytest.raises(FetchFailed) as caught:
+        await made.fetch("team", "https://localhost/project.git", None, None)
+    assert caught.value.problem == "not-allowed"
+    with pytest.raises(FetchFailed) as caught:
+        await made.fetch("team", "https://nowhere.invalid/project.git", None, None)
+    assert caught.value.problem == "unreachable"
+
+
+def test_without_a_disk_nothing_is_fetched_and_the_operator_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert fetcher_of(settings(git_cache=str(tmp_path / "file" / "cache")), lambda: ()) is None
+
+
+async def test_certificates_that_are_none_are_said(server: GitServer, tmp_path: Path) -> None:
+    made = Fetcher(Cache(tmp_path / "cache"), loopback, "-----BEGIN CERTIFICATE-----\nMIIB\n")
+    error = await refused(made, server.url("project.git"))
+    assert (error.problem, "git.caBundle" in str(error)) == ("untrusted", True)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"",
+        b"[]",
+        b"{}",
+        b'{"commit": "../../etc", "entries": 1, "size": 1, "left_out": 0}',
+        b'{"commit": "%s", "entries": "x", "size": 1, "left_out": 0}' % (b"1" * 40),
+        b'{"problem": "made-up", "sentence": "x"}',
+    ],
+)
+def test_a_process_that_was_taken_over_is_not_believed(said: bytes) -> None:
+    with pytest.raises(FetchFailed) as caught:
+        read_answer(said)
+    assert caught.value.problem == "unsupported"
+
+
+def test_what_a_process_says_is_bounded() -> None:
+    with pytest.raises(FetchFailed) as caught:
+        read_answer(json.dumps({"problem": "failed", "sentence": "a\nb" * 1000}).encode())
+    assert str(caught.value) == "failed"

@@ -26,6 +26,7 @@ AT_ONCE = 2
 """Processes, of some 200 MB at most each."""
 _MAX_ANSWER = 4096
 _MAX_SENTENCE = 400
+_MAX_FAILURES = 1000
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 Resolve = Callable[[str, int], Awaitable[str]]
 """The address to dial for a host and port; raises FetchFailed."""
@@ -56,6 +57,8 @@ class Fetcher:
         self._ca_pem = ca_pem
         self._slots = asyncio.Semaphore(AT_ONCE)
         self._turns: dict[str, asyncio.Lock] = {}
+        self._failures: dict[tuple[str, str | None], tuple[float, FetchFailed]] = {}
+        """When, and how, a look failed last."""
         self._salt = secrets.token_bytes(32)
 
     async def fetch(
@@ -72,15 +75,28 @@ class Fetcher:
         Raises:
             FetchFailed: It says why, in our words.
         """
-        scope = self._scope(namespace, url, credentials)
+        scope, asked = self._scope(namespace, url, credentials), time.monotonic()
         # By commit, it never changes: who fetched it once with these very credentials has it.
         if ref is not None and (kept := self._cache.get(f"{scope}-{ref}")) is not None:
             return Fetched(ref), kept
         async with self._turns.setdefault(namespace, asyncio.Lock()):
             if ref is not None and (kept := self._cache.get(f"{scope}-{ref}")) is not None:
                 return Fetched(ref), kept
-            async with self._slots:
-                return await self._fetch(scope, url, ref, credentials)
+            # Who waited for another one's turn shares its failure: a server that hangs would
+            # otherwise take that time of each pod in line.
+            at, problem = self._failures.get((scope, ref), (0.0, None))
+            if problem is not None and at >= asked:
+                raise FetchFailed(problem.problem, str(problem))
+            try:
+                async with self._slots:
+                    found = await self._fetch(scope, url, ref, credentials)
+            except FetchFailed as error:
+                if len(self._failures) >= _MAX_FAILURES:
+                    self._failures.clear()
+                self._failures[scope, ref] = time.monotonic(), error
+                raise
+            self._failures.pop((scope, ref), None)
+            return found
 
     def _scope(self, namespace: str, url: str, credentials: Credentials | None) -> str:
         who = [credentials.username, credentials.password] if credentials else []

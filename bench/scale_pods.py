@@ -75,6 +75,13 @@ class Pods(exec_pb2_grpc.RuntimeServicer):
     ) -> exec_pb2.PackageSourcesResponse:
         return exec_pb2.PackageSourcesResponse()
 
+    async def Prepare(  # noqa: N802
+        self,
+        request: exec_pb2.PrepareRequest,  # noqa: ARG002
+        context: Any,  # noqa: ARG002
+    ) -> exec_pb2.PrepareResponse:
+        return exec_pb2.PrepareResponse()
+
     async def Trust(  # noqa: N802
         self,
         request: exec_pb2.TrustRequest,  # noqa: ARG002

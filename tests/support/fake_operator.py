@@ -58,6 +58,10 @@ class FakeSandboxes:
         self.longest_pause = 0.005
         """Seconds between two looks at a pod that is not up yet."""
         self.setup_problem = ""
+        self.has_setup = False
+        """Whether there is a script that waits until the operator lets it run."""
+        self.prepared: dict[str, int] = {}
+        """How often a pod had been probed when that was, by UID."""
         """What the setup script says when it fails."""
         self.reachable: list[str] = []
         """What sandboxes reach in spite of the policies."""
@@ -126,10 +130,26 @@ class FakeSandboxes:
                 return SandboxInfo(
                     SandboxState.PREPARING, "0", 1, "boot", "", "", self.uid_map, awaits
                 )
+            if self.has_setup and pod.uid not in self.prepared:
+                return SandboxInfo(
+                    SandboxState.PREPARING,
+                    "0",
+                    1,
+                    "boot",
+                    "",
+                    "",
+                    self.uid_map,
+                    awaits_proof=True,
+                )
             owner = self.claimed.get(pod.uid, "")
             state = SandboxState.CLAIMED if owner else SandboxState.WARM
             return SandboxInfo(state, "0", 1, "boot", owner, "", self.uid_map)
         raise TransientError(f"pod {pod.name} is not warm")
+
+    async def prepare(self, pod: PodAddress) -> None:
+        await asyncio.sleep(0)
+        self._check(pod)
+        self.prepared[pod.uid] = self.probes[pod.uid]
 
     def _awaits(self, pod: PodAddress) -> tuple[str, ...]:
         found = self._cluster.get(PODS, NAMESPACE, pod.name)

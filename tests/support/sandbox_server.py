@@ -70,6 +70,8 @@ class Sandbox:
                     info: exec_pb2.RuntimeInfo = stub.Info(exec_pb2.InfoRequest(), timeout=5)
                     if info.state == state:
                         return info
+                    if info.awaits_proof:
+                        stub.Prepare(exec_pb2.PrepareRequest(), timeout=5)
                 assert self.process.poll() is None, "the exec server ended"
                 assert time.monotonic() < end, f"state {state} was not reached"
                 time.sleep(0.005)

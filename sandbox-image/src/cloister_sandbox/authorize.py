@@ -15,7 +15,7 @@ from .state import ServerState
 OPERATOR = "operator:cloister"
 OPERATOR_ONLY = frozenset(
     f"/cloister.exec.v1.Runtime/{name}"
-    for name in ("Claim", "Probe", "PackageSources", "Drain", "Trust")
+    for name in ("Claim", "Probe", "PackageSources", "Prepare", "Drain", "Trust")
 )
 BULK = frozenset(f"/cloister.exec.v1.Files/{name}" for name in ("Download", "Upload"))
 """Calls that others go before."""

@@ -112,13 +112,14 @@ async def carry_out(
     *,
     kept_roots: Sequence[Path] = (),
     bring: Callable[[Sequence[str]], Awaitable[None]],
+    proof: Callable[[], Awaitable[None]],
 ) -> None:
-    """Copy the files, wait for those that others bring, then run the setup script.
+    """Copy the files, wait for those that others bring, then run the setup script, once it may.
 
     Raises RecipeError with what went wrong.
 
     `kept_roots`: leave files that lie there already as tools have made them; `bring`: returns when
-    these directories have got their files.
+    these directories have got their files; `proof`: returns when the network is known to be closed.
     """
     for each in recipe.copies:
         if kept(each.path, kept_roots):
@@ -133,6 +134,7 @@ async def carry_out(
         await bring(missing)
     if not recipe.setup:
         return
+    await proof()
     shell = Shell("setup", state_dir, reaper)
     try:
         await shell.open(str(workspace), env)

@@ -160,6 +160,7 @@ class Server:
                 self._reaper,
                 kept_roots=self._config.kept_roots,
                 bring=self._bring,
+                proof=self._proof,
             )
         except RecipeError as error:
             self._state.problem = str(error)
@@ -179,6 +180,14 @@ class Server:
                 raise RecipeError("the pod ended before its files had come")
             self._state.arrived.clear()
             await self._state.arrived.wait()
+
+    async def _proof(self) -> None:
+        """Wait until the operator says that the network is closed: what is next may be hostile."""
+        self._state.awaits_proof = True
+        await self._state.proven.wait()
+        self._state.awaits_proof = False
+        if self._stopping.is_set():
+            raise RecipeError("the pod ended before its network was proven closed")
 
     async def _package_sources(self) -> list[tuple[str, str]]:
         return await package_sources(
@@ -215,6 +224,7 @@ class Server:
     def _told_to_end(self) -> None:
         self._stopping.set()
         self._state.arrived.set()
+        self._state.proven.set()
 
     async def stop(self) -> None:
         """End calls, processes and connections, in that order."""

@@ -31,6 +31,10 @@ class ServerState:
     """Directories whose files the operator has yet to bring."""
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
     """Set whenever one of them has got its files."""
+    awaits_proof: bool = False
+    """Whether the setup script waits for the operator."""
+    proven: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when the operator has said that it may run, or the server stops."""
     environment: dict[str, str] = field(default_factory=dict)
     """Variables of the tools' processes."""
     pace: Pace = field(default_factory=Pace)

@@ -779,6 +779,28 @@ async def test_an_open_network_stops_everything_until_it_is_closed(
     await operator.until(lambda: world.served("s1") and world.pool_is(1))
 
 
+async def test_a_setup_script_waits_until_the_network_is_proven(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(warmer, "ENFORCEMENT_GRACE_SECONDS", 0.05)
+    monkeypatch.setattr(warmer, "_LONGEST_PAUSE", 0.05)
+    world.sandboxes.has_setup = True
+    world.sandboxes.reachable = ["10.96.0.1:443"]
+    world.apply_environment()
+    operator = world.start()
+    await operator.until(
+        lambda: (
+            world.condition(world.environment(), "NetworkEnforced")
+            == ("False", "NetworkNotEnforced")
+        )
+    )
+    assert world.sandboxes.prepared == {}
+    world.sandboxes.reachable = []
+    await operator.until(lambda: world.pool_is(1))
+    (pod,) = world.pods()
+    assert world.sandboxes.prepared[pod["metadata"]["uid"]] > 0
+
+
 async def test_a_cold_session_does_not_run_on_an_open_network(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

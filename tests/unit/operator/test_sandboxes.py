@@ -165,12 +165,23 @@ async def test_before_the_server_listens_it_is_dialed_again(
         assert (await waiting).state is SandboxState.WARM
 
 
+async def _until_it_is_over(sandboxes: Sandboxes, pod: PodAddress) -> None:
+    info = await sandboxes.wait_warm(pod, soon())
+    while info.awaits_proof:
+        info = await sandboxes.wait_warm(pod, soon())
+
+
 async def test_a_failed_setup_is_reported_with_its_reason(
     authority: Authority, sandboxes: Sandboxes, tmp_path: Path
 ) -> None:
     recipe = {"setup": "echo broken >&2; exit 3"}
-    with sandbox(tmp_path, recipe) as server, pytest.raises(SandboxFailed) as failure:
-        await sandboxes.wait_warm(address(server.port), soon())
+    with sandbox(tmp_path, recipe) as server:
+        pod = address(server.port)
+        waiting = await sandboxes.wait_warm(pod, soon())
+        assert (waiting.state, waiting.awaits_proof) == (SandboxState.PREPARING, True)
+        await sandboxes.prepare(pod)
+        with pytest.raises(SandboxFailed) as failure:
+            await _until_it_is_over(sandboxes, pod)
     assert failure.value.reason == "SetupFailed"
     assert failure.value.sentence
 
@@ -299,6 +310,9 @@ class FakeRuntime(exec_pb2_grpc.RuntimeServicer):
         if self.fault:
             await context.abort(grpc.StatusCode.INTERNAL, self.fault)
         return self.activity
+
+    async def Prepare(self, request: Any, context: Any) -> exec_pb2.PrepareResponse:  # noqa: N802
+        raise AssertionError
 
     async def Trust(self, request: Any, context: Any) -> exec_pb2.TrustResponse:  # noqa: N802
         raise AssertionError

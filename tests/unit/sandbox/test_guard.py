@@ -54,6 +54,19 @@ for task in tasks:
             print(name, task)
 print(libc.kill(os.getpid(), 0))
 """
+PINGS = """
+import errno, socket
+for family, protocol in ((socket.AF_INET, 1), (socket.AF_INET6, 58)):
+    for kind in (socket.SOCK_DGRAM, socket.SOCK_RAW, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC):
+        try:
+            socket.socket(family, kind, protocol)
+            print(family, kind)
+        except OSError as error:
+            # Where the kernel itself refuses, it says EACCES, or that it has no such protocol.
+            print(errno.errorcode[error.errno])
+socket.socket(socket.AF_INET, socket.SOCK_DGRAM, 17)
+socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM, 1)
+"""
 FLOODS = """
 import os, signal
 signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 65))
@@ -104,6 +117,10 @@ def test_no_tool_sets_a_limit_of_the_server(tools: Tools) -> None:
 
 def test_no_tool_sends_what_ends_the_pod(tools: Tools) -> None:
     assert run(tools, SENDS_STOP) == "0"
+
+
+def test_no_tool_pings(tools: Tools) -> None:
+    assert tools.bash(f"{sys.executable} -c '{PINGS}'").split() == ["EPERM"] * 6
 
 
 def test_there_is_no_other_way_to_call(tools: Tools) -> None:

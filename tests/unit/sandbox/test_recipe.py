@@ -117,6 +117,21 @@ def test_a_recipe_that_is_no_json_fails(tmp_path: Path) -> None:
         assert server.wait_for(FAILED).problem.startswith("recipe.json cannot be read: ")
 
 
+def test_the_setup_script_waits_until_the_network_is_proven(tmp_path: Path) -> None:
+    with sandbox(tmp_path / "s", {"setup": "echo ran > setup.txt"}) as server:
+        with server.operator() as channel:
+            stub = exec_pb2_grpc.RuntimeStub(channel)
+            while not stub.Info(exec_pb2.InfoRequest(), wait_for_ready=True).awaits_proof:
+                pass
+            stub.Probe(exec_pb2.ProbeRequest(targets=["127.0.0.1:1"]), timeout=5)
+            info = stub.Info(exec_pb2.InfoRequest())
+            assert (info.state, info.awaits_proof) == (exec_pb2.RuntimeInfo.STATE_PREPARING, True)
+            assert not (server.workspace / "setup.txt").exists()
+            stub.Prepare(exec_pb2.PrepareRequest(), timeout=5)
+        server.wait_for(exec_pb2.RuntimeInfo.STATE_WARM)
+        assert (server.workspace / "setup.txt").read_text() == "ran\n"
+
+
 def test_only_the_operator_is_answered_while_the_setup_runs(tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     recipe = {"setup": f"until test -e {gate}; do sleep 0.01; done"}

@@ -122,12 +122,24 @@ class Warmer:
 
     async def _until_usable(self, pod: PodView, session_uid: str) -> None:
         where, delivered, pause = address(pod), set[str](), _FIRST_PAUSE
+        prepared = False
         while True:
             try:
                 deadline = asyncio.get_running_loop().time() + DIAL_SECONDS
                 info = await self._context.dialer.wait_warm(where, deadline, session_uid)
                 if info.awaits:
                     await self._deliver(pod, where, info, delivered)
+                    continue
+                if info.awaits_proof:
+                    if not prepared:
+                        _check_users(pod, info)
+                        # A setup script is a tenant's: it runs where its pod's calls would.
+                        await self._prove(pod, where)
+                        await self._until_granted(pod)
+                        await self._until_through(pod, where)
+                        await self._context.dialer.prepare(where)
+                        prepared = True
+                    await asyncio.sleep(_FIRST_PAUSE)
                     continue
                 if info.state is SandboxState.WARM:
                     _check_users(pod, info)

@@ -43,6 +43,7 @@ class SandboxInfo:
     uid_map: str = ""
     """Lines of numbers; empty where the exec server does not tell."""
     awaits: tuple[str, ...] = ()
+    awaits_proof: bool = False
     """Directories whose files it waits for."""
     takes_trees: bool = True
     """Whether it knows how to wait for them."""
@@ -105,6 +106,7 @@ def info(pod_name: str, answer: exec_pb2.RuntimeInfo) -> SandboxInfo:
         session_uid=clean(answer.session_uid, _IDENTIFIER),
         problem=clean(answer.problem),
         awaits=tuple(clean(each) for each in answer.awaits[:_MAX_AWAITED]),
+        awaits_proof=answer.awaits_proof,
         takes_trees="recipe.trees" in answer.capabilities[:_MAX_SOURCES],
         uid_map="\n".join(clean(each) for each in answer.uid_map[:_TEXT].splitlines()),
     )

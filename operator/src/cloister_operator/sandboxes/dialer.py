@@ -78,8 +78,9 @@ class Sandboxes:
     ) -> SandboxInfo:
         """Dial until the pod is warm, until `deadline` (of the event loop's clock).
 
-        A pod that awaits files is an answer, too. With `session_uid`, so is a pod that this session
-        has claimed already (state CLAIMED): that is how a claim goes on whose reply was lost.
+        A pod that awaits files, or to be proven, is an answer, too. With `session_uid`, so is a pod
+        that this session has claimed already (state CLAIMED): that is how a claim goes on whose
+        reply was lost.
         Raises SandboxFailed when the pod reports failure, TransientError when the time is over.
         """
         expected = [names.pod_server_name(pod.uid)]
@@ -97,7 +98,7 @@ class Sandboxes:
                         continue
                     if info.state is SandboxState.WARM:
                         return info
-                    if info.state is SandboxState.PREPARING and info.awaits:
+                    if info.state is SandboxState.PREPARING and (info.awaits or info.awaits_proof):
                         return info
                     if session_uid and info.session_uid == session_uid:
                         return info
@@ -160,6 +161,14 @@ class Sandboxes:
             lambda stub: stub.PackageSources(request, timeout=ASK_SECONDS),
         )
         return answers.package_sources(pod.name, answer)
+
+    async def prepare(self, pod: PodAddress) -> None:
+        """Let the setup script of an unclaimed pod run: its network is closed."""
+        await self._call(
+            pod,
+            names.pod_server_name(pod.uid),
+            lambda stub: stub.Prepare(exec_pb2.PrepareRequest(), timeout=CALL_SECONDS),
+        )
 
     async def claim(self, pod: PodAddress, claim: ClaimPayload) -> None:
         """Give the pod to a session; claiming it again for the same session changes nothing.

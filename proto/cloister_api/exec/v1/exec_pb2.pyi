@@ -2282,6 +2282,7 @@ class RuntimeInfo(_message.Message):
     SESSION_UID_FIELD_NUMBER: _builtins.int
     UID_MAP_FIELD_NUMBER: _builtins.int
     AWAITS_FIELD_NUMBER: _builtins.int
+    AWAITS_PROOF_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """The product's version."""
     api_generation: _builtins.int
@@ -2296,6 +2297,10 @@ class RuntimeInfo(_message.Message):
     uid_map: _builtins.str
     """The server's /proc/self/uid_map: which users outside the pod those inside are. The operator
     believes in a user namespace when it reads so, not when it has asked for one.
+    """
+    awaits_proof: _builtins.bool
+    """All is there but what the setup script makes, which runs after Prepare; only with
+    STATE_PREPARING.
     """
     @_builtins.property
     def capabilities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -2319,10 +2324,11 @@ class RuntimeInfo(_message.Message):
         session_uid: _builtins.str = ...,
         uid_map: _builtins.str = ...,
         awaits: _abc.Iterable[_builtins.str] | None = ...,
+        awaits_proof: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["api_generation", b"api_generation", "awaits", b"awaits", "boot_id", b"boot_id", "capabilities", b"capabilities", "problem", b"problem", "session_uid", b"session_uid", "state", b"state", "uid_map", b"uid_map", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["api_generation", b"api_generation", "awaits", b"awaits", "awaits_proof", b"awaits_proof", "boot_id", b"boot_id", "capabilities", b"capabilities", "problem", b"problem", "session_uid", b"session_uid", "state", b"state", "uid_map", b"uid_map", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2551,6 +2557,36 @@ class PackageSource(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PackageSource: _TypeAlias = PackageSource  # noqa: Y015
+
+@_typing.final
+class PrepareRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PrepareRequest: _TypeAlias = PrepareRequest  # noqa: Y015
+
+@_typing.final
+class PrepareResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PrepareResponse: _TypeAlias = PrepareResponse  # noqa: Y015
 
 @_typing.final
 class ActivityRequest(_message.Message):

@@ -1443,6 +1443,11 @@ class RuntimeStub:
                 request_serializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.PackageSourcesRequest.SerializeToString,
                 response_deserializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.PackageSourcesResponse.FromString,
                 _registered_method=True)
+        self.Prepare = channel.unary_unary(
+                '/cloister.exec.v1.Runtime/Prepare',
+                request_serializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.PrepareRequest.SerializeToString,
+                response_deserializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.PrepareResponse.FromString,
+                _registered_method=True)
         self.Activity = channel.unary_unary(
                 '/cloister.exec.v1.Runtime/Activity',
                 request_serializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.ActivityRequest.SerializeToString,
@@ -1497,6 +1502,15 @@ class RuntimeServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Prepare(self, request, context):
+        """Run the setup script. It is a tenant's code, and policy engines cover a new pod only after a
+        moment: the operator calls this once a Probe has shown that the network is closed. Repeating it
+        changes nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Activity(self, request, context):
         """What happens in the pod: the operator's idle detection reads it. A running command is activity.
         """
@@ -1542,6 +1556,11 @@ def add_RuntimeServicer_to_server(servicer, server):
                     servicer.PackageSources,
                     request_deserializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.PackageSourcesRequest.FromString,
                     response_serializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.PackageSourcesResponse.SerializeToString,
+            ),
+            'Prepare': grpc.unary_unary_rpc_method_handler(
+                    servicer.Prepare,
+                    request_deserializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.PrepareRequest.FromString,
+                    response_serializer=cloister__api_dot_exec_dot_v1_dot_exec__pb2.PrepareResponse.SerializeToString,
             ),
             'Activity': grpc.unary_unary_rpc_method_handler(
                     servicer.Activity,
@@ -1668,6 +1687,33 @@ class Runtime:
             '/cloister.exec.v1.Runtime/PackageSources',
             cloister__api_dot_exec_dot_v1_dot_exec__pb2.PackageSourcesRequest.SerializeToString,
             cloister__api_dot_exec_dot_v1_dot_exec__pb2.PackageSourcesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Prepare(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cloister.exec.v1.Runtime/Prepare',
+            cloister__api_dot_exec_dot_v1_dot_exec__pb2.PrepareRequest.SerializeToString,
+            cloister__api_dot_exec_dot_v1_dot_exec__pb2.PrepareResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -557,6 +557,11 @@ class RuntimeStub:
     operator asks it of a pod in which neither a setup script nor an agent's code has run; refused
     with FAILED_PRECONDITION once claimed.
     """
+    Prepare: _grpc.UnaryUnaryMultiCallable[_exec_pb2.PrepareRequest, _exec_pb2.PrepareResponse]
+    """Run the setup script. It is a tenant's code, and policy engines cover a new pod only after a
+    moment: the operator calls this once a Probe has shown that the network is closed. Repeating it
+    changes nothing.
+    """
     Activity: _grpc.UnaryUnaryMultiCallable[_exec_pb2.ActivityRequest, _exec_pb2.ActivityResponse]
     """What happens in the pod: the operator's idle detection reads it. A running command is activity."""
     Drain: _grpc.UnaryUnaryMultiCallable[_exec_pb2.DrainRequest, _exec_pb2.DrainResponse]
@@ -589,6 +594,11 @@ class RuntimeAsyncStub(RuntimeStub):
     """Where the image's package managers get their packages, as their own configuration says. The
     operator asks it of a pod in which neither a setup script nor an agent's code has run; refused
     with FAILED_PRECONDITION once claimed.
+    """
+    Prepare: _aio.UnaryUnaryMultiCallable[_exec_pb2.PrepareRequest, _exec_pb2.PrepareResponse]  # type: ignore[assignment]
+    """Run the setup script. It is a tenant's code, and policy engines cover a new pod only after a
+    moment: the operator calls this once a Probe has shown that the network is closed. Repeating it
+    changes nothing.
     """
     Activity: _aio.UnaryUnaryMultiCallable[_exec_pb2.ActivityRequest, _exec_pb2.ActivityResponse]  # type: ignore[assignment]
     """What happens in the pod: the operator's idle detection reads it. A running command is activity."""
@@ -643,6 +653,17 @@ class RuntimeServicer(metaclass=_abc_1.ABCMeta):
         """Where the image's package managers get their packages, as their own configuration says. The
         operator asks it of a pod in which neither a setup script nor an agent's code has run; refused
         with FAILED_PRECONDITION once claimed.
+        """
+
+    @_abc_1.abstractmethod
+    def Prepare(
+        self,
+        request: _exec_pb2.PrepareRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_exec_pb2.PrepareResponse, _abc.Awaitable[_exec_pb2.PrepareResponse]]:
+        """Run the setup script. It is a tenant's code, and policy engines cover a new pod only after a
+        moment: the operator calls this once a Probe has shown that the network is closed. Repeating it
+        changes nothing.
         """
 
     @_abc_1.abstractmethod

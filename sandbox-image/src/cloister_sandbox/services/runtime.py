@@ -76,6 +76,7 @@ class RuntimeService(exec_pb2_grpc.RuntimeServicer):
             session_uid=self._state.session_uid,
             uid_map=_uid_map(),
             awaits=sorted(self._state.awaits),
+            awaits_proof=self._state.awaits_proof,
         )
 
     @unary
@@ -107,6 +108,11 @@ class RuntimeService(exec_pb2_grpc.RuntimeServicer):
         self._state.session_uid = request.session_uid
         self._state.phase = Phase.CLAIMED
         self._activity.reset()
+
+    @unary
+    async def Prepare(self, request: exec_pb2.PrepareRequest, context: Any) -> Any:  # noqa: ARG002, N802
+        self._state.proven.set()
+        return exec_pb2.PrepareResponse()
 
     @unary
     async def Probe(self, request: exec_pb2.ProbeRequest, context: Any) -> Any:  # noqa: ARG002, N802

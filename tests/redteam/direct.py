@@ -195,8 +195,9 @@ def _kernel() -> Iterator[Attack]:
               for each in (1, 6, 17, 255)]  # fmt: skip
     whole = {"kind": "raw", "family": packet, "form": int(socket.SOCK_RAW), "protocol": 768}
     yield row("raw-sockets", *stream, whole)
-    mark = {"kind": "option", "level": int(socket.SOL_SOCKET), "name": 36, "value": 1}
-    transparent = {"kind": "option", "level": 0, "name": 19, "value": 1}
+    way: JSON = {"kind": "option", "value": 1, "host": "169.254.169.254", "port": 80}
+    mark = {**way, "level": int(socket.SOL_SOCKET), "name": 36}
+    transparent = {**way, "level": 0, "name": 19}
     yield row("marks-and-transparency", mark, transparent)
     paths = [f"/proc/{each}/ns/net" for each in (1, "self")]
     yield row("namespaces", *({"kind": "entered", "path": each} for each in paths), control=_none)

@@ -32,7 +32,7 @@ from support.cluster import (
 from support.cluster import (
     session as session_manifest,
 )
-from support.fake_internet import PROBE, FakeInternet
+from support.fake_internet import PROBE, Event, FakeInternet
 from support.fake_internet_names import ALLOWED, ATTACKER, BESIDE, EVIL, NAME_SERVER, OTHERS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -238,8 +238,15 @@ def test_a_pods_first_moments(
     name = more.environment(kind, setup=setup)
     session = more.session(kind, name)
     results = json.loads(session.bash("cat /workspace/first.json").text)
-    row = Attack("first moments", lambda _: attempts, harmless=harmless)
+    row = Attack("first moments", lambda _: attempts, harmless=_no_words)
     judge(row, attempts, results, world.since(mark))
+
+
+def _no_words(event: Event) -> bool:
+    """Until the policy engine covers a pod, the operator's own attempts may connect: they say
+    nothing. Whether the script's did, it says itself.
+    """
+    return harmless(event) or event.kind == "packet" or (event.kind == "raw" and not event.first)
 
 
 @pytest.mark.attack

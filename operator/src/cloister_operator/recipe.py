@@ -67,6 +67,8 @@ class Recipe:
     """What its pods may reach."""
     trees: tuple[GitTree, ...] = ()
     """Repositories that the operator gives its pods before they are warm."""
+    ipv6: bool = False
+    """Whether its pods' tools get IPv6 sockets."""
 
 
 def references(
@@ -276,7 +278,9 @@ def build(
     payload = {"recipe.json": json.dumps(recipe, sort_keys=True).encode(), **files}
     image = spec.image or settings.sandbox_image
     digest = _hash(spec, image, payload, settings, allowed)
-    return Recipe(digest, image, tuple(mounts), payload, allowed, tuple(trees))
+    # Where pods have no IPv6 address, the link-local ones lead past policies and nowhere else.
+    ipv6 = allowed.network != names.NETWORK_NONE and ":" in settings.pod_ip
+    return Recipe(digest, image, tuple(mounts), payload, allowed, tuple(trees), ipv6)
 
 
 def limits(spec: EnvironmentSpec, settings: Settings) -> dict[str, int]:

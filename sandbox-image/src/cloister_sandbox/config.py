@@ -38,6 +38,8 @@ class Config:
     """Directories of an earlier pod of the session: what lies in them is not overwritten."""
     mount_table: Path = Path("/proc/self/mountinfo")
     """Tells which single files are mounted; they may be read wherever they are."""
+    ipv6: bool = False
+    """Whether tools may open IPv6 sockets: where pods have addresses for them."""
 
     @classmethod
     def from_environment(cls, environ: dict[str, str] | None = None) -> "Config":
@@ -71,6 +73,7 @@ class Config:
             kept_roots=tuple(
                 Path(each) for each in env.get("CLOISTER_KEPT_ROOTS", "").split(":") if each
             ),
+            ipv6=env.get("CLOISTER_IPV6", "") == "true",
             mount_table=Path(env.get("CLOISTER_MOUNT_TABLE", "/proc/self/mountinfo")),
         )
 

@@ -28,6 +28,7 @@ import resource
 import secrets
 import socket
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 
 STOP = 37
@@ -60,13 +61,14 @@ class _Calls:
     """Calls whose second argument is the signal to send."""
     signal_third: tuple[int, ...]
     socket: int
-    """i386 has an older way too, whose arguments no filter sees; gVisor runs no such programs."""
+    socket_call: int = -1
+    """An older way to the same, whose arguments no filter sees; gVisor runs no such programs."""
 
 
 _X86_64 = _Calls(0xC000_003E, 302, (72,), (62, 200, 129, 424), (234, 297), 41)
-_I386 = _Calls(0x4000_0003, 340, (55, 221), (37, 238, 178, 424), (270, 335), 359)
+_I386 = _Calls(0x4000_0003, 340, (55, 221), (37, 238, 178, 424), (270, 335), 359, 102)
 _AARCH64 = _Calls(0xC000_00B7, 261, (25,), (129, 130, 138, 424), (131, 240), 198)
-_ARM = _Calls(0x4000_0028, 369, (55, 221), (37, 238, 178, 424), (268, 363), 281)
+_ARM = _Calls(0x4000_0028, 369, (55, 221), (37, 238, 178, 424), (268, 363), 281, 102)
 _MACHINES = {"x86_64": (317, (_X86_64, _I386)), "aarch64": (277, (_AARCH64, _ARM))}
 """The number of seccomp(2), and the ways in which programs of the machine may call."""
 _MACHINE = _MACHINES.get(os.uname().machine)
@@ -168,14 +170,58 @@ def program(kinds: tuple[_Calls, ...]) -> bytes:
     return built.assembled()
 
 
+def without_ipv6(kinds: tuple[_Calls, ...]) -> bytes:
+    """A filter by which there is no IPv6, as on a machine that has none.
+
+    Policy engines that know IPv4 alone leave the link-local addresses of pods and nodes open.
+    """
+    built = _Program()
+    built.add(_LOAD, _ARCHITECTURE)
+    for number, kind in enumerate(kinds):
+        built.add(_EQUAL, kind.architecture, f"calls{number}")
+    built.add(_RETURN, _REFUSE | errno.ENOSYS)
+    for number, kind in enumerate(kinds):
+        built.place(f"calls{number}")
+        built.add(_LOAD, _NUMBER)
+        built.add(_EQUAL, kind.socket, "socket")
+        if kind.socket_call >= 0:
+            built.add(_EQUAL, kind.socket_call, "unknown")
+        built.add(_RETURN, _ALLOW)
+    built.place("unknown")
+    built.add(_RETURN, _REFUSE | errno.ENOSYS)
+    built.place("socket")
+    built.argument(0)
+    built.add(_EQUAL, socket.AF_INET6, "refuse", "allow")
+    built.place("allow")
+    built.add(_RETURN, _ALLOW)
+    built.place("refuse")
+    built.add(_RETURN, _REFUSE | errno.EAFNOSUPPORT)
+    return built.assembled()
+
+
 def install() -> bool:
     """Put this process, and all that it starts, behind the filter; says whether that succeeded.
 
     Without it the server serves all the same: what tools can do then harms their own pod alone.
     """
+    if _put(program):
+        return True
+    log.warning("the kernel takes no filter of calls: tools can end this server by limits")
+    return False
+
+
+def close_ipv6() -> bool:
+    """Let nothing that is started from now on open an IPv6 socket; says whether that succeeded."""
+    if _put(without_ipv6):
+        return True
+    log.warning("the kernel takes no filter of calls: tools have IPv6 where the pod has it")
+    return False
+
+
+def _put(made: Callable[[tuple[_Calls, ...]], bytes]) -> bool:
     if _MACHINE is not None:
         call, kinds = _MACHINE
-        instructions = program(kinds)
+        instructions = made(kinds)
         kept = ctypes.create_string_buffer(instructions, len(instructions))
         whole = struct.pack("@HP", len(instructions) // 8, ctypes.addressof(kept))
         # Only who cannot gain privileges any more may install a filter.
@@ -184,7 +230,6 @@ def install() -> bool:
         for flags in (_EVERY_THREAD | _ALLOW_SPECULATION, _EVERY_THREAD):
             if _libc.syscall(call, _SET_MODE_FILTER, flags, whole) == 0:
                 return True
-    log.warning("the kernel takes no filter of calls: tools can end this server by limits")
     return False
 
 

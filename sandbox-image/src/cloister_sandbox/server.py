@@ -147,6 +147,9 @@ class Server:
 
     async def _prepare(self) -> None:
         self._config.state_dir.mkdir(parents=True, exist_ok=True)
+        if not self._config.ipv6:
+            # Our own port is open by now.
+            guard.close_ipv6()
         try:
             recipe = Recipe.load(self._config.recipe_dir)
             limit(recipe.limits)

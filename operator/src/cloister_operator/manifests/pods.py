@@ -167,6 +167,8 @@ def _environment(pod: SandboxPod) -> list[JSON]:
     found: list[JSON] = [
         {"name": "CLOISTER_POD_UID", "valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}}}
     ]
+    if pod.recipe.ipv6:
+        found.append({"name": "CLOISTER_IPV6", "value": "true"})
     if pod.session and pod.session.resumed:
         found.append({"name": "CLOISTER_KEPT_ROOTS", "value": ":".join(KEPT)})
     return found

@@ -106,13 +106,31 @@ class _Program:
         )
 
 
-def program(kinds: tuple[_Calls, ...]) -> bytes:
-    """The filter for a machine whose programs may call in these ways."""
+def _begun(kinds: tuple[_Calls, ...]) -> _Program:
+    """A filter that leads each architecture to its `calls`, by number, and no other anywhere."""
     built = _Program()
     built.add(_LOAD, _ARCHITECTURE)
     for number, kind in enumerate(kinds):
         built.add(_EQUAL, kind.architecture, f"calls{number}")
     built.add(_RETURN, _REFUSE | errno.ENOSYS)
+    return built
+
+
+def _finished(built: _Program, error: int) -> bytes:
+    """The filter with its ends: `allow`, `refuse` with this error, `unknown` for no such call."""
+    for name, answer in (
+        ("allow", _ALLOW),
+        ("refuse", _REFUSE | error),
+        ("unknown", _REFUSE | errno.ENOSYS),
+    ):
+        built.place(name)
+        built.add(_RETURN, answer)
+    return built.assembled()
+
+
+def program(kinds: tuple[_Calls, ...]) -> bytes:
+    """The filter for a machine whose programs may call in these ways."""
+    built = _begun(kinds)
     for number, kind in enumerate(kinds):
         built.place(f"calls{number}")
         built.add(_LOAD, _NUMBER)
@@ -130,8 +148,6 @@ def program(kinds: tuple[_Calls, ...]) -> bytes:
         ):
             built.add(_EQUAL, call, rule)
         built.add(_RETURN, _ALLOW)
-    built.place("unknown")
-    built.add(_RETURN, _REFUSE | errno.ENOSYS)
     built.place("fcntl")
     built.argument(1)
     built.add(_EQUAL, _SET_SIGNAL, "third", "allow")
@@ -163,11 +179,7 @@ def program(kinds: tuple[_Calls, ...]) -> bytes:
     built.add(_EQUAL, _SECRET & 0xFFFF_FFFF, "", "refuse")
     built.argument(5, 1)
     built.add(_EQUAL, _SECRET >> 32, "allow", "refuse")
-    built.place("allow")
-    built.add(_RETURN, _ALLOW)
-    built.place("refuse")
-    built.add(_RETURN, _REFUSE | errno.EPERM)
-    return built.assembled()
+    return _finished(built, errno.EPERM)
 
 
 def without_ipv6(kinds: tuple[_Calls, ...]) -> bytes:
@@ -175,11 +187,7 @@ def without_ipv6(kinds: tuple[_Calls, ...]) -> bytes:
 
     Policy engines that know IPv4 alone leave the link-local addresses of pods and nodes open.
     """
-    built = _Program()
-    built.add(_LOAD, _ARCHITECTURE)
-    for number, kind in enumerate(kinds):
-        built.add(_EQUAL, kind.architecture, f"calls{number}")
-    built.add(_RETURN, _REFUSE | errno.ENOSYS)
+    built = _begun(kinds)
     for number, kind in enumerate(kinds):
         built.place(f"calls{number}")
         built.add(_LOAD, _NUMBER)
@@ -187,16 +195,10 @@ def without_ipv6(kinds: tuple[_Calls, ...]) -> bytes:
         if kind.socket_call >= 0:
             built.add(_EQUAL, kind.socket_call, "unknown")
         built.add(_RETURN, _ALLOW)
-    built.place("unknown")
-    built.add(_RETURN, _REFUSE | errno.ENOSYS)
     built.place("socket")
     built.argument(0)
     built.add(_EQUAL, socket.AF_INET6, "refuse", "allow")
-    built.place("allow")
-    built.add(_RETURN, _ALLOW)
-    built.place("refuse")
-    built.add(_RETURN, _REFUSE | errno.EAFNOSUPPORT)
-    return built.assembled()
+    return _finished(built, errno.EAFNOSUPPORT)
 
 
 def install() -> bool:

@@ -6,7 +6,7 @@ import errno
 import functools
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from typing import Any, cast
 
 import grpc
 
@@ -67,6 +67,14 @@ def unary(method: Callable[[Any, Any, Any], Awaitable[Any]]) -> Callable[[Any, A
     return guarded
 
 
+async def _write(context: Any, message: Any) -> None:
+    try:
+        await context.write(message)
+    except grpc.aio.InternalError:
+        # The caller left while this waited for it: nobody hears an error.
+        raise asyncio.CancelledError from None
+
+
 def streaming(
     method: Callable[[Any, Any, Any], AsyncIterator[Any]],
 ) -> Callable[[Any, Any, Any], Any]:
@@ -76,21 +84,12 @@ def streaming(
     is closed as soon as the caller is gone.
     """
 
+    @unary
     @functools.wraps(method)
     async def guarded(self: Any, request: Any, context: Any) -> None:
-        messages: Any = method(self, request, context)
-        try:
-            async with contextlib.aclosing(messages):
-                async for each in messages:
-                    try:
-                        await context.write(each)
-                    except grpc.aio.InternalError:
-                        # The caller left while this waited for it: nobody hears an error.
-                        raise asyncio.CancelledError from None
-        except grpc.aio.AbortError:
-            raise
-        except Exception as error:
-            await abort(context, _failure(method.__name__, error))
+        async with contextlib.aclosing(cast("Any", method(self, request, context))) as messages:
+            async for each in messages:
+                await _write(context, each)
 
     return guarded
 
@@ -107,25 +106,16 @@ def concluding(
     def decorate(
         method: Callable[[Any, Any, Any], AsyncIterator[Any]],
     ) -> Callable[[Any, Any, Any], Any]:
+        @unary
         @functools.wraps(method)
         async def guarded(self: Any, request: Any, context: Any) -> Any:
-            events: Any = method(self, request, context)
-            try:
-                async with contextlib.aclosing(events):
-                    async for each in events:
-                        if each.WhichOneof("event") in conclusions:
-                            return each
-                        try:
-                            # gRPC serializes the answer alone where it expects nothing else.
-                            await context.write(each.SerializeToString())
-                        except grpc.aio.InternalError:
-                            # The caller left while this waited for it: nobody hears an error.
-                            raise asyncio.CancelledError from None
-                raise RuntimeError("a stream without its last event")
-            except grpc.aio.AbortError:
-                raise
-            except Exception as error:
-                return await abort(context, _failure(method.__name__, error))
+            async with contextlib.aclosing(cast("Any", method(self, request, context))) as events:
+                async for each in events:
+                    if each.WhichOneof("event") in conclusions:
+                        return each
+                    # gRPC serializes the answer alone where it expects nothing else.
+                    await _write(context, each.SerializeToString())
+            raise RuntimeError("a stream without its last event")
 
         guarded.concludes = True  # type: ignore[attr-defined]
         return guarded

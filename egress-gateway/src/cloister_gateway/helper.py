@@ -11,6 +11,7 @@ import select
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -56,6 +57,7 @@ class Rules:
         return self._decider
 
 
+@dataclass(frozen=True)
 class Deciding:
     """Answers `address port method host port word`.
 
@@ -63,40 +65,33 @@ class Deciding:
     reported; `private` when it leads nowhere public, which is only reported; `admit` at the end.
     """
 
-    def __init__(self, rules: Rules, report: Callable[[Verdict, int], None]) -> None:
-        self._rules = rules
-        self._report = report
+    rules: Rules
+    report: Callable[[Verdict, int], None]
 
     def __call__(self, words: list[str]) -> str:
         if len(words) != 6:
             return "BH"
         address, client, method, host, port, step = words
         client_port = int(client) if client.isascii() and client.isdigit() else 0
-        verdict = self._rules.current().decide(address, method, host, port)
+        verdict = self.rules.current().decide(address, method, host, port)
         if step == "private":
             if verdict.allowed:
-                verdict = Verdict(
-                    Reason.ADDRESS_DENIED,
-                    verdict.address,
-                    verdict.pod_uid,
-                    verdict.host,
-                    verdict.port,
-                )
-            self._report(verdict, client_port)
+                verdict = replace(verdict, reason=Reason.ADDRESS_DENIED)
+            self.report(verdict, client_port)
             return f'OK message="{_sentence(verdict)}"'
         if step == "admit" or not verdict.allowed:
-            self._report(verdict, client_port)
+            self.report(verdict, client_port)
         if verdict.allowed:
             return "OK"
         return f'ERR message="{_sentence(verdict)}"'
 
 
+@dataclass(frozen=True)
 class Sni:
     """Answers `address port sni host port word`: whether the TLS name is the host."""
 
-    def __init__(self, rules: Rules, report: Callable[[Verdict, int], None]) -> None:
-        self._rules = rules
-        self._report = report
+    rules: Rules
+    report: Callable[[Verdict, int], None]
 
     def __call__(self, words: list[str]) -> str:
         if len(words) != 6:
@@ -105,10 +100,8 @@ class Sni:
         name = canonical(host)
         if name is not None and canonical(sni) == name:
             return "OK"
-        known = self._rules.current().decide(address, "CONNECT", host, port)
-        self._report(
-            Verdict(Reason.NAME_MISMATCH, known.address, known.pod_uid, known.host, known.port), 0
-        )
+        known = self.rules.current().decide(address, "CONNECT", host, port)
+        self.report(replace(known, reason=Reason.NAME_MISMATCH), 0)
         return "ERR"
 
 

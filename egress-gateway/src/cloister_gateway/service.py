@@ -6,6 +6,7 @@ import logging
 import time
 import uuid
 from collections.abc import AsyncIterator, Iterable
+from dataclasses import replace
 from typing import Any, NoReturn
 
 import grpc
@@ -68,7 +69,7 @@ class Holder:
                 raise LookupError(f"another state is held under {held.version}")
             wider = set(state.denied_ranges) - set(held.denied_ranges)
             cutting = held.cutting | losers(held, state)
-            self._hold(State(**{**vars(state), "cutting": cutting}))
+            self._hold(replace(state, cutting=cutting))
             if cutting:
                 cut = await self._front.cut(cutting)
                 metrics.CUT.inc(cut)

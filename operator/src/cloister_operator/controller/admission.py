@@ -55,9 +55,7 @@ class SelfTest:
         if before != verdict:
             level = logging.INFO if verdict.enforced else logging.ERROR
             log.log(level, "admission to namespace %s: %s", namespace, verdict.message)
-            for key in list(context.environments):
-                if key[0] == namespace:
-                    context.queue.add(("environment", *key))
+            context.enqueue_environments(namespace)
         return verdict
 
     async def _try(self, namespace: str, attempt: Attempt) -> Tried:

@@ -195,9 +195,7 @@ class Context:
         before = self.proofs.get(key)
         self.proofs[key] = proof
         if before is None or before.enforced != proof.enforced:
-            for namespace, name in list(self.environments):
-                if namespace == pod.namespace:
-                    self.queue.add(("environment", namespace, name))
+            self.enqueue_environments(pod.namespace)
 
     def series(self, namespace: str, environment: str) -> Key:
         """The labels of an Environment; of one that is not there, which anybody may name, blank."""
@@ -211,6 +209,12 @@ class Context:
         if known is None or known.reason != failure.reason:
             FAILURES.labels("pod", failure.reason).inc()
         self.failures[pod_uid] = failure
+
+    def enqueue_environments(self, namespace: str = "") -> None:
+        """Look again at all Environments, or at those of a namespace."""
+        for key in list(self.environments):
+            if namespace in ("", key[0]):
+                self.queue.add(("environment", *key))
 
     def enqueue_pod_owners(self, pod: PodView) -> None:
         """Look again at the Environment and the Session of a pod."""

@@ -158,8 +158,7 @@ class Controller:
         return WorkQueue(self._handle, lane=self._lane)
 
     def _add_all(self) -> None:
-        for key in list(self._context.environments):
-            self._context.queue.add(("environment", *key))
+        self._context.enqueue_environments()
         for key in list(self._context.sessions):
             self._context.queue.add(("session", *key))
 
@@ -212,8 +211,7 @@ class Controller:
     def _ranges_changed(self) -> None:
         """Policies name the cluster's addresses: every namespace's are written again."""
         if self._works:
-            for key in list(self._context.environments):
-                self._context.queue.add(("environment", *key))
+            self._context.enqueue_environments()
 
     def _lane(self, key: WorkKey) -> Lane:
         """Sessions stand in the lane of their Environment, so that no flood of them keeps those of

@@ -120,6 +120,4 @@ class Prover:
                 # Each must prove itself before it may be claimed.
                 context.usable.discard(each.uid)
         context.record(pod, Proof(False, message, context.clock()))
-        for key in list(context.environments):
-            if key[0] == pod.namespace:
-                context.queue.add(("environment", *key))
+        context.enqueue_environments(pod.namespace)

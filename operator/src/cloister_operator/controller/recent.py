@@ -30,17 +30,7 @@ class Recent:
             self._pods.popitem(last=False)
         key = (decision.host, decision.port, decision.allowed, decision.reason)
         before = mine.get(key)
-        new = EgressRecord(
-            host=decision.host,
-            port=decision.port,
-            allowed=decision.allowed,
-            reason=decision.reason,
-            count=decision.count,
-            first=decision.first,
-            last=decision.last,
-            bytes_sent=decision.bytes_sent,
-            bytes_received=decision.bytes_received,
-        )
+        new: EgressRecord = decision
         if before:
             new = replace(
                 new,

@@ -131,20 +131,18 @@ class Warmer:
                     await self._deliver(pod, where, info, delivered)
                     continue
                 if info.awaits_proof:
-                    if not prepared:
-                        _check_users(pod, info)
-                        # A setup script is a tenant's: it runs where its pod's calls would.
-                        await self._prove(pod, where)
-                        await self._until_granted(pod)
-                        await self._until_through(pod, where)
-                        await self._context.dialer.prepare(where)
-                        prepared = True
-                    await asyncio.sleep(_FIRST_PAUSE)
+                    if prepared:
+                        raise TransientError("it does not begin its setup")
+                    _check_users(pod, info)
+                    # A setup script is a tenant's: it runs where its pod's calls would.
+                    await self._until_open(pod, where)
+                    await self._context.dialer.prepare(where)
+                    prepared = True
                     continue
                 if info.state is SandboxState.WARM:
                     _check_users(pod, info)
                     _check_trees(pod, info)
-                    await self._prove(pod, where)
+                    await self._until_open(pod, where)
                 break
             except TransientError as error:
                 if self._context.clock() > pod.created + STARTUP_LIMIT:
@@ -153,11 +151,14 @@ class Warmer:
                 # The pod may answer, and its files be what is missing.
                 await asyncio.sleep(pause)
                 pause = min(_LONGEST_PAUSE, pause * 2)
-        if info.state is SandboxState.WARM:
-            await self._until_granted(pod)
-            await self._until_through(pod, where)
         if pod.state == names.STATE_STARTING:
             await self._repeat(pod, lambda: self._label(pod))
+
+    async def _until_open(self, pod: PodView, where: PodAddress) -> None:
+        """Return once the pod's network is proven closed, and open where it is to be."""
+        await self._prove(pod, where)
+        await self._until_granted(pod)
+        await self._until_through(pod, where)
 
     async def _until_granted(self, pod: PodView) -> None:
         """Return once all egress gateways know the pod, if it needs them."""

@@ -12,6 +12,7 @@ from cloister_api.egress.v1 import egress_pb2, egress_pb2_grpc
 
 from .. import names
 from ..api import conditions
+from ..api.backend import EgressRecord
 from ..api.gateway import GatewayPod
 from ..errors import ConflictError, OperatorError, PermanentError, TransientError
 from ..identity import Authority
@@ -43,21 +44,11 @@ class GatewayInfo:
 
 
 @dataclass(frozen=True)
-class Decision:
+class Decision(EgressRecord):
     """Connections that a gateway decided alike, as it says."""
 
     pod_uid: str
     """Empty where no source had the address."""
-    host: str
-    """As the pod asked for it: hostile input, cleaned; may be empty."""
-    port: int
-    allowed: bool
-    reason: str
-    count: int
-    first: datetime
-    last: datetime
-    bytes_sent: int
-    bytes_received: int
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,11 @@ Two things to the server, which shares its user with them:
   place, and whoever receives it knows that it came from outside the pod.
 - Set a limit of another process: a server that may open no file, or take no memory, has ended.
 
-And one to the network: open a socket for pings. Policy engines let ICMP pass, or leave it open, so
-that it would be a way out; gVisor gives such sockets to everybody.
+And one to the network: open a socket that policies say nothing about. They name TCP, UDP and SCTP;
+engines let ICMP pass, or leave it open, and gVisor gives sockets for pings to everybody. Sockets to
+the hypervisor, and of other families, are no network to them at all, and each family is code of the
+kernel that nobody here needs. So tools have TCP and UDP over IP, Unix sockets and netlink. Rings of
+calls (io_uring) are not there: they open sockets that no filter sees.
 
 The filter looks at nothing but numbers in registers, which no other thread can change meanwhile,
 and names no process: it cannot know which thread ids the server's threads will have. So tools
@@ -44,8 +47,14 @@ _X32 = 0x4000_0000
 """The first number of the third way of calls that x86-64 kernels may have."""
 _NUMBER, _ARCHITECTURE = 0, 4
 """Where a filter finds them (linux/seccomp.h)."""
-_LOAD, _EQUAL, _AT_LEAST, _RETURN = 0x20, 0x15, 0x35, 0x06
+_LOAD, _AND, _EQUAL, _AT_LEAST, _RETURN = 0x20, 0x54, 0x15, 0x35, 0x06
 _ALLOW, _REFUSE = 0x7FFF_0000, 0x0005_0000
+_LOCAL = (socket.AF_UNIX, socket.AF_NETLINK)
+_KIND = 0xF
+"""Of a socket's type; the rest are flags."""
+_KINDS = (socket.SOCK_STREAM, socket.SOCK_DGRAM)
+_PROTOCOLS = (0, socket.IPPROTO_TCP, socket.IPPROTO_UDP, 262)
+"""The last one is MPTCP, which is TCP to all on the way."""
 _libc = ctypes.CDLL(None, use_errno=True)
 log = logging.getLogger(__name__)
 
@@ -63,6 +72,8 @@ class _Calls:
     socket: int
     socket_call: int = -1
     """An older way to the same, whose arguments no filter sees; gVisor runs no such programs."""
+    rings: int = 425
+    """Sets up rings of calls; the same number everywhere."""
 
 
 _X86_64 = _Calls(0xC000_003E, 302, (72,), (62, 200, 129, 424), (234, 297), 41)
@@ -116,11 +127,14 @@ def _begun(kinds: tuple[_Calls, ...]) -> _Program:
     return built
 
 
-def _finished(built: _Program, error: int) -> bytes:
-    """The filter with its ends: `allow`, `refuse` with this error, `unknown` for no such call."""
+def _finished(built: _Program) -> bytes:
+    """The filter with its ends: `allow`, `refuse`, `absent` for no such family of sockets,
+    `unknown` for no such call.
+    """
     for name, answer in (
         ("allow", _ALLOW),
-        ("refuse", _REFUSE | error),
+        ("refuse", _REFUSE | errno.EPERM),
+        ("absent", _REFUSE | errno.EAFNOSUPPORT),
         ("unknown", _REFUSE | errno.ENOSYS),
     ):
         built.place(name)
@@ -142,6 +156,7 @@ def program(kinds: tuple[_Calls, ...]) -> bytes:
             ("third", kind.signal_third),
             ("limit", (kind.set_limit,)),
             ("socket", (kind.socket,)),
+            ("unknown", (kind.rings, *((kind.socket_call,) if kind.socket_call >= 0 else ()))),
         )
         for rule, call in itertools.chain.from_iterable(
             ((rule, call) for call in calls) for rule, calls in rules
@@ -159,14 +174,21 @@ def program(kinds: tuple[_Calls, ...]) -> bytes:
     built.add(_EQUAL, STOP, "refuse", "allow")
     built.place("socket")
     built.argument(0)
-    built.add(_EQUAL, socket.AF_INET, "ping")
-    built.add(_EQUAL, socket.AF_INET6, "ping6", "allow")
-    built.place("ping")
+    for family in _LOCAL:
+        built.add(_EQUAL, family, "allow")
+    built.add(_EQUAL, socket.AF_INET, "internet")
+    built.add(_EQUAL, socket.AF_INET6, "internet", "absent")
+    built.place("internet")
+    built.argument(1)
+    built.add(_AND, _KIND)
+    for shape in _KINDS:
+        built.add(_EQUAL, shape, "protocol")
+    built.add(_RETURN, _REFUSE | errno.EPERM)
+    built.place("protocol")
     built.argument(2)
-    built.add(_EQUAL, socket.IPPROTO_ICMP, "refuse", "allow")
-    built.place("ping6")
-    built.argument(2)
-    built.add(_EQUAL, socket.IPPROTO_ICMPV6, "refuse", "allow")
+    for protocol in _PROTOCOLS:
+        built.add(_EQUAL, protocol, "allow")
+    built.add(_RETURN, _REFUSE | errno.EPERM)
     built.place("limit")
     built.argument(0)  # 0 is the caller itself
     built.add(_EQUAL, 0, "allow")
@@ -179,7 +201,7 @@ def program(kinds: tuple[_Calls, ...]) -> bytes:
     built.add(_EQUAL, _SECRET & 0xFFFF_FFFF, "", "refuse")
     built.argument(5, 1)
     built.add(_EQUAL, _SECRET >> 32, "allow", "refuse")
-    return _finished(built, errno.EPERM)
+    return _finished(built)
 
 
 def without_ipv6(kinds: tuple[_Calls, ...]) -> bytes:
@@ -192,23 +214,24 @@ def without_ipv6(kinds: tuple[_Calls, ...]) -> bytes:
         built.place(f"calls{number}")
         built.add(_LOAD, _NUMBER)
         built.add(_EQUAL, kind.socket, "socket")
-        if kind.socket_call >= 0:
-            built.add(_EQUAL, kind.socket_call, "unknown")
         built.add(_RETURN, _ALLOW)
     built.place("socket")
     built.argument(0)
-    built.add(_EQUAL, socket.AF_INET6, "refuse", "allow")
-    return _finished(built, errno.EAFNOSUPPORT)
+    built.add(_EQUAL, socket.AF_INET6, "absent", "allow")
+    return _finished(built)
 
 
 def install() -> bool:
     """Put this process, and all that it starts, behind the filter; says whether that succeeded.
 
-    Without it the server serves all the same: what tools can do then harms their own pod alone.
+    Without it the server serves all the same: what tools can do to it then harms their own pod
+    alone, and the network is closed by policies first.
     """
     if _put(program):
         return True
-    log.warning("the kernel takes no filter of calls: tools can end this server by limits")
+    log.warning(
+        "the kernel takes no filter of calls: tools can end this server, and have all sockets"
+    )
     return False
 
 

@@ -3,7 +3,9 @@
 The server is PID 1 of a PID namespace, as in a pod, and without any privilege.
 """
 
+import errno
 import signal
+import struct
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +13,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from cloister_sandbox.guard import STOP
+from cloister_sandbox.guard import _AARCH64, _ARM, _I386, _X86_64, STOP, program
 from support.jobs import Jobs
 from support.pods import claimed_pod
 from support.sandbox_server import Sandbox, Tools, refused
@@ -66,6 +68,23 @@ for family, protocol in ((socket.AF_INET, 1), (socket.AF_INET6, 58)):
             print(errno.errorcode[error.errno])
 socket.socket(socket.AF_INET, socket.SOCK_DGRAM, 17)
 socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM, 1)
+"""
+OTHER_SOCKETS = """
+import errno, socket
+unknown = (2, 5, 132), (2, 1, 132), (2, 2, 136), (2, 6, 33), (2, 1, 256), (2, 3, 255)
+for family, kind, protocol in (*unknown, *((each, 2, 0) for each in (17, 30, 38, 40, 43))):
+    try:
+        socket.socket(family, kind | socket.SOCK_NONBLOCK, protocol)
+        print("opened", family, kind, protocol)
+    except OSError as error:
+        print(errno.errorcode[error.errno])
+for family, kind, protocol in ((2, 1, 0), (2, 1, 6), (2, 2, 0), (2, 2, 17), (1, 5, 0), (16, 3, 0)):
+    socket.socket(family, kind | socket.SOCK_CLOEXEC, protocol)
+"""
+SETS_UP_RINGS = """
+import ctypes
+libc = ctypes.CDLL(None, use_errno=True)
+print(libc.syscall(425, 4, ctypes.create_string_buffer(120)), ctypes.get_errno())
 """
 FLOODS = """
 import os, signal
@@ -127,6 +146,44 @@ def test_there_is_no_ipv6_where_pods_have_no_address_of_it(tools: Tools) -> None
 def test_no_tool_pings(tools: Tools) -> None:
     refused = ["EPERM"] * 3 + ["EAFNOSUPPORT"] * 3
     assert tools.bash(f"{sys.executable} -c '{PINGS}'").split() == refused
+
+
+def test_no_tool_has_sockets_that_policies_do_not_know(tools: Tools) -> None:
+    refused = ["EPERM"] * 6 + ["EAFNOSUPPORT"] * 5
+    assert run(tools, OTHER_SOCKETS).split() == refused
+
+
+def test_no_tool_opens_sockets_past_the_filter(tools: Tools) -> None:
+    assert run(tools, SETS_UP_RINGS) == "-1 38"
+
+
+def test_programs_of_32_bits_open_no_sockets_by_a_call_that_hides_them() -> None:
+    old_way = 102
+    for kinds in ((_X86_64, _I386), (_AARCH64, _ARM)):
+        assert answer(program(kinds), kinds[1].architecture, old_way, (1, 0)) == errno.ENOSYS
+        allowed = answer(program(kinds), kinds[1].architecture, kinds[1].socket, (2, 1, 0))
+        assert allowed == 0
+
+
+def answer(filter_: bytes, architecture: int, number: int, arguments: tuple[int, ...]) -> int:
+    """The error that a filter gives for a call, 0 where it allows it: its steps as the kernel
+    takes them (linux/filter.h).
+    """
+    steps = list(struct.iter_unpack("<HBBI", filter_))
+    filled = (*arguments, *(0,) * (6 - len(arguments)))
+    data = struct.pack("<IIQ6Q", number, architecture, 0, *filled)
+    at = held = 0
+    while True:
+        code, yes, no, value = steps[at]
+        at += 1
+        if code == 0x06:
+            return 0 if value == 0x7FFF_0000 else value & 0xFFFF
+        if code == 0x20:
+            (held,) = struct.unpack_from("<I", data, value)
+        elif code == 0x54:
+            held &= value
+        else:
+            at += yes if (held == value if code == 0x15 else held >= value) else no
 
 
 def test_there_is_no_other_way_to_call(tools: Tools) -> None:

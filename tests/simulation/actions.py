@@ -7,7 +7,7 @@ from typing import Any
 from cloister_operator import names
 from cloister_operator.api.backend import NewSession
 from cloister_operator.cluster.resources import ENVIRONMENTS, NAMESPACES, PODS, SESSIONS
-from cloister_operator.errors import PermanentError, TransientError
+from cloister_operator.errors import PermanentError, QuotaError, TransientError
 from simulation.schedule import Step
 from simulation.world import SimOperator, SimWorld
 from support.fake_api import Fault
@@ -166,7 +166,7 @@ class Actions:
                     self._got(request, uid)
                     await backend.wait_settled(*made.key, 10)
                     return
-            except PermanentError:
+            except (PermanentError, QuotaError):
                 return
             except (TransientError, TimeoutError):
                 await asyncio.sleep(1)

@@ -107,6 +107,10 @@ def _session(world: SimWorld, session: JSON, environments: dict[str, JSON]) -> I
         if status.get("reason") != "EnvironmentNotFound":
             yield f"session {name} does not say that its Environment is missing"
         return
+    if 0 < world.invariants.most <= _before(session, world):
+        if status.get("reason") not in ("NamespaceFull", "Queued"):
+            yield f"session {name} does not say that its namespace is full"
+        return
     most = environment["spec"]["pool"].get("maxSessions")
     others = sum(
         1
@@ -116,3 +120,17 @@ def _session(world: SimWorld, session: JSON, environments: dict[str, JSON]) -> I
     )
     if most is None or others < most:
         yield f"session {name} is {phase} ({status.get('reason')})"
+
+
+def _before(session: JSON, world: SimWorld) -> int:
+    """Sessions of the namespace that run, or have waited for longer than this one."""
+    found = 0
+    for each in world.cluster.peek_all(SESSIONS, NAMESPACE):
+        phase = (each.get("status") or {}).get("phase", "Pending")
+        waits = phase == "Pending" and each["spec"].get("state", "Running") == "Running"
+        found += phase == "Running" or (waits and _age(each) < _age(session))
+    return found
+
+
+def _age(session: JSON) -> tuple[str, str]:
+    return session["metadata"]["creationTimestamp"], session["metadata"]["name"]

@@ -85,6 +85,11 @@ def draw(seed: int) -> list[Step]:
     return steps
 
 
+def limit(seed: int) -> int:
+    """The sessions that the platform allows in a namespace; 0: any number."""
+    return 3 if seed % 4 == 3 else 0
+
+
 def shrink(
     steps: Sequence[Step], fails: Callable[[Sequence[Step]], bool], attempts: int = 150
 ) -> list[Step]:

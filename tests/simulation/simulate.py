@@ -15,7 +15,7 @@ from cloister_operator.errors import OperatorError
 from simulation.actions import Actions
 from simulation.expectations import unmet
 from simulation.loop import Deadlock, Runaway, SimulatedLoop
-from simulation.schedule import Step, draw, shrink
+from simulation.schedule import Step, draw, limit, shrink
 from simulation.world import SimWorld
 from support.fake_operator import Operator
 
@@ -79,14 +79,23 @@ def _determined(rng: random.Random, world: SimWorld) -> Iterator[None]:
         _LOG.propagate = before[2]
 
 
-def run(seed: int, steps: Sequence[Step] | None = None, change: Change | None = None) -> Outcome:
+def run(
+    seed: int,
+    steps: Sequence[Step] | None = None,
+    change: Change | None = None,
+    most: int | None = None,
+) -> Outcome:
     """Run the schedule of a seed, or other steps with the chances of that seed.
 
-    `change` is called with each operator when it starts, to make something wrong with it.
+    `change` is called with each operator when it starts, to make something wrong with it. `most`:
+    sessions that the platform allows in a namespace; without it as the seed has it, and any number
+    for other steps.
     """
     rng = random.Random(f"world {seed}")
     loop = SimulatedLoop(rng)
-    world = SimWorld(rng, loop)
+    if most is None:
+        most = limit(seed) if steps is None else 0
+    world = SimWorld(rng, loop, most)
     loop.set_exception_handler(
         lambda _, context: world.invariants.violated(f"loop: {context.get('exception')!r}")
     )
@@ -163,11 +172,11 @@ def explain(seed: int, outcome: Outcome, change: Change | None = None) -> str:
     """What went wrong with a seed, and the shortest schedule found that goes wrong as well."""
 
     def fails(steps: Sequence[Step]) -> bool:
-        found = run(seed, steps, change).violations
+        found = run(seed, steps, change, limit(seed)).violations
         return bool(found) and _kind(found[0]) == _kind(outcome.violations[0])
 
     steps = shrink(draw(seed), fails)
-    shrunk = run(seed, steps, change)
+    shrunk = run(seed, steps, change, limit(seed))
     lines = [
         f"seed {seed}: {'; '.join(outcome.violations)}",
         f"shrunk to {len(steps)} steps: {'; '.join(shrunk.violations)}",

@@ -103,6 +103,21 @@ def test_two_leaders_together_let_no_more_sessions_run_than_may() -> None:
     assert any(run(seed, TWO_LEADERS, mutant).violations for seed in range(12))
 
 
+TWO_LEADERS_OF_A_NAMESPACE = (
+    Step(0.0, "environment", 0, 3),
+    Step(3.0, "second", 0, 0),
+    Step(3.0, "hold_watches", 0, 2),
+    *(Step(0.003, "call", n, 0) for n in range(6)),
+)
+
+
+def test_two_leaders_together_keep_to_the_limit_of_a_namespace() -> None:
+    steps = TWO_LEADERS_OF_A_NAMESPACE
+    assert [run(seed, steps, most=2).violations for seed in range(12)] == [()] * 12
+    mutant = mutants.places_not_checked_again
+    assert any(run(seed, steps, mutant, most=2).violations for seed in range(12))
+
+
 FLOOD = (
     Step(0.0, "environment", 0, 1),
     Step(0.0, "environment", 1, 1),

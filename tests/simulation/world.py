@@ -164,11 +164,14 @@ class Wire:
 class SimWorld(World):
     """A World in virtual time."""
 
-    def __init__(self, rng: random.Random, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, rng: random.Random, loop: asyncio.AbstractEventLoop, most: int = 0) -> None:
+        """`most`: sessions that the platform allows in a namespace; 0: any number."""
         self.sea = Sea(rng)
         self._loop = loop
         super().__init__(
-            cast("Authority", QuickAuthority()), ended_session_ttl_seconds=ENDED_TTL_SECONDS
+            cast("Authority", QuickAuthority()),
+            ended_session_ttl_seconds=ENDED_TTL_SECONDS,
+            max_sessions_per_namespace=most,
         )
         self.sandboxes.longest_pause = 5.0
         self.an_hour = timedelta(hours=1)
@@ -179,6 +182,7 @@ class SimWorld(World):
         self.most_pods = 4
         """More than any pool asks for."""
         self.invariants = Invariants(self.cluster, self.sandboxes.claimed, self.sandboxes.probes)
+        self.invariants.most = most
 
     def _clock(self) -> Clock:
         return VirtualClock(self._loop)

@@ -87,6 +87,8 @@ class Invariants:
         """By Environment UID, the largest pool it asked for."""
         self._limits: defaultdict[str, list[int | None]] = defaultdict(list)
         """By Environment name, every `maxSessions` that it had."""
+        self.most = 0
+        """Sessions that the platform allows in a namespace; 0: any number."""
         self.allowance = 0
         """Pods that there may be beyond a pool's size: each dead operator and second operator may
         cost some. A lost answer costs none.
@@ -172,7 +174,7 @@ class Invariants:
             return
         full = self._limits.get(pod["metadata"]["labels"][names.ENVIRONMENT_LABEL], [None])
         never_ran = pod["metadata"]["uid"] not in self._session_of
-        if never_ran and any(each is not None for each in full):
+        if never_ran and (self.most or any(each is not None for each in full)):
             return
         uid = pod["metadata"]["labels"].get(names.SESSION_LABEL)
         for session in self._cluster.peek_all(SESSIONS, change.namespace) if uid else ():
@@ -236,19 +238,25 @@ class Invariants:
         if kept and [each["uid"] for each in owners] != [session["metadata"]["uid"]]:
             name = session["metadata"]["name"]
             self.violated(f"session {name} runs, and its workspace {kept} is not its own")
+        running = [
+            each
+            for each in self._cluster.peek_all(SESSIONS, namespace)
+            if (each.get("status") or {}).get("phase") == "Running"
+            and self._is_alive(namespace, each["status"]["podName"])
+        ]
+        if 0 < self.most < len(running):
+            self.violated(f"{len(running)} sessions run in a namespace that may have {self.most}")
         limits = self._limits[environment]
         if not limits or None in limits:
             return
-        running = [
+        mine = [
             each["metadata"]["name"]
-            for each in self._cluster.peek_all(SESSIONS, namespace)
+            for each in running
             if each["spec"]["environmentName"] == environment
-            and (each.get("status") or {}).get("phase") == "Running"
-            and self._is_alive(namespace, each["status"]["podName"])
         ]
         most = max(each for each in limits if each is not None)
-        if len(running) > most:
-            self.violated(f"{', '.join(running)} run, and {most} may")
+        if len(mine) > most:
+            self.violated(f"{', '.join(mine)} run, and {most} may")
 
     def _in_turn(self, namespace: str, environment: str, uid: str) -> None:
         """A session gets its first pod: not while those that have waited for longer have no place.

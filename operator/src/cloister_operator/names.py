@@ -19,6 +19,9 @@ STATE_LABEL: Final = f"{GROUP}/state"
 SESSION_LABEL: Final = f"{GROUP}/session"
 COMPONENT_LABEL: Final = "app.kubernetes.io/component"
 
+NAMESPACE_LIMIT: Final = "sessions.maxPerNamespace"
+"""The chart's value that limits the sessions of a namespace, as messages and errors name it."""
+
 STATE_STARTING: Final = "starting"
 STATE_WARM: Final = "warm"
 STATE_CLAIMED: Final = "claimed"

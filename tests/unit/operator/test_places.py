@@ -1,6 +1,7 @@
 """Who has a place, who waits for one, and what is known of pods that no answer told of."""
 
 import asyncio
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -9,10 +10,10 @@ import pytest
 from cloister_operator import names
 from cloister_operator.api.pod import PodView, view
 from cloister_operator.api.session import SessionObject
-from cloister_operator.cache import Store
+from cloister_operator.cache import Key, Store
 from cloister_operator.controller import witness
 from cloister_operator.controller.flights import EXPIRES_AFTER, Flights
-from cloister_operator.controller.places import Places
+from cloister_operator.controller.places import Places, of_environment, of_namespace
 from cloister_operator.controller.witness import Witness
 from cloister_operator.errors import TransientError
 from support.operator_objects import JSON, NAMESPACE, NOW, session_body
@@ -27,10 +28,10 @@ def pods_of(pod: PodView) -> list[tuple[str, ...]]:
 class Mirrors:
     """The mirrors, and changes as a watch tells them."""
 
-    def __init__(self) -> None:
+    def __init__(self, whose: Callable[[str, str], Key] = of_environment) -> None:
         self.pods = Store(view, pods_of)
         self.sessions = Store(SessionObject.parse, lambda _: ())
-        self.places = Places(self.pods, self.sessions)
+        self.places = Places(self.pods, self.sessions, whose)
         self.left: list[tuple[str, str]] = []
         self.places.listen(self.left.append)
         self._version = 1
@@ -92,6 +93,19 @@ def test_the_oldest_goes_first_and_each_counts_once(mirrors: Mirrors) -> None:
     assert [mirrors.before(each) for each in "abc"] == [1, 0, 2]
     assert mirrors.places.front(KEY, 2)[:1] == ["a"]
     assert [mirrors.ahead(each) for each in "abc"] == [0, 0, 1]
+
+
+def test_the_environments_of_a_namespace_share_its_places() -> None:
+    mirrors = Mirrors(of_namespace)
+    for second, (name, environment) in enumerate([("a", "py"), ("b", "go"), ("c", "py")]):
+        mirrors.session(name, second, environment=environment)
+    mirrors.pod("p", "b")
+    key = of_namespace(*KEY)
+    assert mirrors.places.taken(key) == 1
+    assert [mirrors.before(each) for each in "abc"] == [1, 0, 2]
+    assert mirrors.places.front(key, 2)[:1] == ["a"]
+    mirrors.session("b", 1, phase="Failed", environment="go")
+    assert mirrors.left[-1] == key
 
 
 @pytest.mark.parametrize("phase", ["Terminated", "Failed", "Suspended"])

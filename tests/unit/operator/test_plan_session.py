@@ -134,6 +134,27 @@ def plan(
             id="none allowed",
         ),
         pytest.param(
+            plan(session(), namespace_others=3, namespace_most=3),
+            Step.WAIT,
+            Phase.PENDING,
+            "NamespaceFull",
+            id="its namespace is full",
+        ),
+        pytest.param(
+            plan(session(), namespace_others=2, namespace_most=3),
+            Step.GET_POD,
+            Phase.PENDING,
+            "",
+            id="the last one that its namespace may have",
+        ),
+        pytest.param(
+            plan(session(), namespace_others=9, namespace_most=0),
+            Step.GET_POD,
+            Phase.PENDING,
+            "",
+            id="a namespace without a limit",
+        ),
+        pytest.param(
             plan(session(), mine()), Step.WAIT, Phase.PENDING, "Starting", id="its pod starts"
         ),
         pytest.param(

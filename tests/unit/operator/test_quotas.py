@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from google.rpc import error_details_pb2  # type: ignore[import-untyped]
 from cloister_operator.api.backend import NewSession
 from cloister_operator.controller.backend import Backend
 from cloister_operator.errors import QuotaError
+from cloister_operator.plan.session import namespace_full
 from cloister_operator.sessions_api.servicer import SessionsServicer
 from cloister_operator.sessions_api.status import QuotaReached, from_error
 from support.fake_api import Connection, FakeCluster
@@ -49,6 +51,15 @@ def test_a_quota_of_kubernetes_is_resource_exhausted_with_its_name() -> None:
         if isinstance(each, error_details_pb2.QuotaFailure)
     ]
     assert [(each.subject, each.description) for each in violations] == [("team-a", EXCEEDED)]
+
+
+@pytest.mark.parametrize("time_is_over", [True, False])
+def test_a_session_that_waits_for_the_platforms_limit_names_its_value(time_is_over: bool) -> None:
+    full = namespace_full(NAMESPACE, 2)
+    waiting = made(phase="Pending", conditions=not_ready(full.reason, full.message))
+    failed = SessionsServicer._not_running(waiting, time_is_over=time_is_over)
+    assert isinstance(failed, QuotaReached)
+    assert failed.metadata["quota"] == "sessions.maxPerNamespace"
 
 
 @pytest.mark.parametrize("time_is_over", [True, False])
@@ -131,3 +142,52 @@ async def test_what_is_suspended_has_no_place_and_is_resumed_within_the_limit(
     await operator.until(lambda: backend.get_session(*second.key) is None)
     assert await backend.set_state(*first.key, "Running")
     await operator.until(lambda: world.served("first"))
+
+
+def _waits(world: World, name: str) -> bool:
+    return world.condition(world.session(name))[1] == "NamespaceFull"
+
+
+async def test_kubectl_gets_no_more_sessions_than_the_api(make_world: Callable[..., World]) -> None:
+    """They wait, in the order in which they were made, whatever their Environment."""
+    world = make_world(max_sessions_per_namespace=2)
+    world.apply_environment("py")
+    world.apply_environment("go")
+    operator = world.start()
+    backend = Backend(operator.context)
+    names = ["s1", "s2", "s3", "s4"]
+    for each in names:
+        world.apply_session(each, "go" if each == "s3" else "py")
+        world.clock.now += timedelta(seconds=1)
+    await operator.until(lambda: _waits(world, "s3") and _waits(world, "s4"))
+    await operator.until(lambda: world.served("s1") and world.served("s2"))
+    message = world.session("s3")["status"]["conditions"][0]["message"]
+    assert "sessions.maxPerNamespace" in message
+    assert "allows" in message
+    with pytest.raises(QuotaError, match="allows 2"):
+        await backend.create_session(NewSession(NAMESPACE, "py", "", "1", "alice"))
+    await operator.settle()
+    before = len(world.cluster.writes)
+    for each in names:
+        operator.context.queue.add(("session", NAMESPACE, each))
+    await operator.settle()
+    assert [each for each in world.cluster.writes[before:] if each.verb != "apply"] == []
+    await backend.delete_session(NAMESPACE, "s1")
+    await operator.until(lambda: world.served("s3"))
+    assert _waits(world, "s4")
+
+
+async def test_a_limit_that_is_lowered_ends_nothing(make_world: Callable[..., World]) -> None:
+    world = make_world()
+    world.apply_environment()
+    operator = world.start()
+    world.apply_session("s1")
+    world.apply_session("s2")
+    await operator.until(lambda: world.served("s1") and world.served("s2"))
+    await operator.kill()
+    world.settings = world.settings.model_copy(update={"max_sessions_per_namespace": 1})
+    operator = world.start()
+    world.apply_session("s3")
+    await operator.until(lambda: _waits(world, "s3"))
+    assert world.served("s1")
+    assert world.served("s2")

@@ -135,9 +135,9 @@ class Backend:
             if len(others) >= most:
                 raise QuotaError(
                     f"namespace {namespace} has {len(others)} sessions that run or wait, and the "
-                    f"platform allows {most} (sessions.maxPerNamespace in the chart's values); end "
-                    "or suspend one first",
-                    "sessions.maxPerNamespace",
+                    f"platform allows {most} ({names.NAMESPACE_LIMIT} in the chart's values); "
+                    "end or suspend one first",
+                    names.NAMESPACE_LIMIT,
                 )
         coming = self._coming.setdefault(namespace, Counter())
         coming[name] += 1

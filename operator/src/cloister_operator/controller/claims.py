@@ -16,11 +16,12 @@ from ..cluster.resources import PODS
 from ..errors import ConflictError, NotFoundError, RefusedError, TransientError
 from ..logs import about
 from ..metrics import CLAIM_CONFLICTS, CLAIM_SECONDS, CLAIMS, OK
-from ..plan.session import SessionPlan, Step, limits
+from ..plan.session import SessionPlan, Step, limits, namespace_full
 from ..recipe import Recipe, content_of, references, variables
 from ..sandboxes import ClaimPayload
 from . import owned, pods, volumes
 from .context import Context, address
+from .places import of_namespace
 from .references import read
 from .statuses import SessionStatuses
 
@@ -206,30 +207,44 @@ class Claims:
     async def _check_place(
         self, session: SessionObject, environment: EnvironmentObject | None, pod: PodView
     ) -> None:
-        """With two operators at work, both may give the last place away. Each first takes a pod and
-        then waits until the watch tells of that: of those that are one too many the last one sees
-        all the others, and steps back.
+        """With two operators at work, both may give the last place away, be it an Environment's or
+        a namespace's. Each first takes a pod and then waits until the watch tells of that: of those
+        that are one too many the last one sees all the others, and steps back.
 
         The status is written first, on the version that was looked at: another operator may be
         handing over the very same pod, and if it has written that the session runs, it runs.
         """
         context = self._context
         most = environment.spec.pool.max_sessions if environment else None
-        if environment is None or most is None or pod.uid in self._placed:
+        limited = most is not None or context.namespace_places is not None
+        if not limited or pod.uid in self._placed:
             return
         await context.witness.reached(pod.namespace, pod.resource_version)
-        if context.places.taken(environment.key) > most:
+        full = self._one_too_many(environment, pod)
+        if full:
+            await self._statuses.gave_back(session, full, pod)
+            await pods.delete(context, pod)
+            raise ConflictError(f"there is no place for session {session.metadata.name} by now")
+        self._placed.add(pod.uid)
+
+    def _one_too_many(
+        self, environment: EnvironmentObject | None, pod: PodView
+    ) -> SessionPlan | None:
+        """What a session is told whose pod was taken when the last place was gone."""
+        context = self._context
+        most = environment.spec.pool.max_sessions if environment else None
+        if environment and most is not None and context.places.taken(environment.key) > most:
             message = (
                 f"pod {pod.name} was given back, as {most} other sessions run; this one gets "
                 "a pod when another ends"
             )
-            full = SessionPlan(
+            return SessionPlan(
                 Step.WAIT, reason=conditions.QUEUED, message=message, queue_position=1
             )
-            await self._statuses.gave_back(session, full, pod)
-            await pods.delete(context, pod)
-            raise ConflictError(f"Environment {environment.metadata.name} is full by now")
-        self._placed.add(pod.uid)
+        most, places = context.settings.max_sessions_per_namespace, context.namespace_places
+        if places and places.taken(of_namespace(*pod.key)) > most:
+            return namespace_full(pod.namespace, most)
+        return None
 
     async def _tell(self, session: SessionObject, pod: PodView, payload: ClaimPayload) -> None:
         """Claim the exec server, and beside it the workspace: before the status says that the

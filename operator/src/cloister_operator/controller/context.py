@@ -26,7 +26,7 @@ from ..settings import Settings
 from ..workqueue import WorkQueue
 from .flights import Flights
 from .gateways import GATEWAY_PODS, Gateways
-from .places import Places
+from .places import Places, of_namespace
 from .ranges import Ranges
 from .recent import Recent
 from .repositories import Repositories
@@ -114,6 +114,8 @@ class Context:
     queue: WorkQueue[WorkKey] = field(init=False)
     usage: Usage = field(init=False)
     places: Places = field(init=False)
+    namespace_places: Places | None = field(init=False, default=None)
+    """Where the platform limits the sessions of a namespace, its places."""
     witness: Witness = field(init=False)
     egress: Gateways = field(init=False)
     repositories: Repositories = field(init=False)
@@ -160,6 +162,8 @@ class Context:
 
     def __post_init__(self) -> None:
         self.places = Places(self.pods, self.sessions)
+        if self.settings.max_sessions_per_namespace:
+            self.namespace_places = Places(self.pods, self.sessions, of_namespace)
         self.witness = Witness(self.pods)
         self.egress = Gateways(self.pods, self.clock)
         self.usage = Usage(self.clock)

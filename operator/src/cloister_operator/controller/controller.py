@@ -22,6 +22,7 @@ from ..workqueue import WorkQueue
 from .context import Context, WorkKey
 from .environments import EnvironmentReconciler
 from .events import Recorder
+from .places import Places
 from .prover import Prover
 from .sessions import SessionReconciler
 from .warmer import Warmer
@@ -50,6 +51,8 @@ class Controller:
         context.sessions.listen(self._session_changed)
         context.pods.listen(self._pod_changed)
         context.places.listen(self._place_left)
+        if context.namespace_places:
+            context.namespace_places.listen(self._namespace_place_left)
         context.ranges.listen(self._ranges_changed)
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -203,9 +206,17 @@ class Controller:
         """Those that wait for a place look again: as many as there are places for."""
         environment = self._context.environments.get(*key)
         most = environment.spec.pool.max_sessions if environment else None
-        if most is None:
-            return
-        for name in self._context.places.front(key, most):
+        if most is not None:
+            self._look_at_front(self._context.places, key, most)
+
+    def _namespace_place_left(self, key: Key) -> None:
+        context = self._context
+        if context.namespace_places:
+            most = context.settings.max_sessions_per_namespace
+            self._look_at_front(context.namespace_places, key, most)
+
+    def _look_at_front(self, places: Places, key: Key, most: int) -> None:
+        for name in places.front(key, most):
             self._context.queue.add(("session", key[0], name))
 
     def _ranges_changed(self) -> None:

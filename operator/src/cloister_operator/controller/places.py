@@ -1,4 +1,5 @@
-"""Places of an Environment with `maxSessions`: who has one, and who waits for one.
+"""Places of an Environment with `maxSessions`, or of a namespace with a limit of the platform's:
+who has one, and who waits for one.
 
 Kept up to date by each change of a Session or a pod, so that a look at it costs the same however
 many wait.
@@ -14,10 +15,29 @@ from ..cache import Key, Store
 from ..plan.line import SHOWN, Entry, Line
 
 
-class Places:
-    """What every Environment's sessions have and wait for, as far as this process knows."""
+def of_environment(namespace: str, environment: str) -> Key:
+    """Places are an Environment's own."""
+    return namespace, environment
 
-    def __init__(self, pods: Store[PodView], sessions: Store[SessionObject]) -> None:
+
+def of_namespace(namespace: str, _environment: str) -> Key:
+    """All Environments of a namespace share its places."""
+    return namespace, ""
+
+
+class Places:
+    """What the sessions of every Environment, or namespace, have and wait for, as far as this
+    process knows.
+    """
+
+    def __init__(
+        self,
+        pods: Store[PodView],
+        sessions: Store[SessionObject],
+        whose: Callable[[str, str], Key] = of_environment,
+    ) -> None:
+        """`whose`: the key of what gives out the places, by namespace and Environment."""
+        self._whose = whose
         self._pods = pods
         self._sessions: dict[str, SessionObject] = {}
         self._lines: dict[Key, Line] = {}
@@ -30,7 +50,7 @@ class Places:
         pods.listen(self._pod_changed)
 
     def listen(self, listener: Callable[[Key], None]) -> None:
-        """Call back when somebody left the line of an Environment, or a place in it."""
+        """Call back with the key when somebody left a line, or a place."""
         self._listeners.append(listener)
 
     def taken(self, key: Key) -> int:
@@ -39,13 +59,13 @@ class Places:
 
     def before(self, session: SessionObject) -> int:
         """Sessions that count before this one: they have a place, or have waited for longer."""
-        key, uid = session.environment_key, session.metadata.uid
+        key, uid = self._key(session), session.metadata.uid
         having = self._taken.get(key, set()) | self._admitted.get(key, set())
         return len(having - {uid}) + self.ahead(session)
 
     def ahead(self, session: SessionObject) -> int:
         """Sessions that wait for a place as well, and have waited for longer."""
-        key, uid, mine = session.environment_key, session.metadata.uid, _entry(session)
+        key, uid, mine = self._key(session), session.metadata.uid, _entry(session)
         taken = self._taken.get(key, set())
         if uid in taken:
             return 0
@@ -65,7 +85,7 @@ class Places:
     @contextlib.contextmanager
     def admitting(self, session: SessionObject) -> Iterator[None]:
         """While it gets a pod it has its place, whoever comes meanwhile."""
-        key, uid = session.environment_key, session.metadata.uid
+        key, uid = self._key(session), session.metadata.uid
         self._admitted.setdefault(key, set()).add(uid)
         try:
             yield
@@ -80,16 +100,21 @@ class Places:
                 self._sessions[session.metadata.uid] = session
         if before and (after is None or after.metadata.uid != before.metadata.uid):
             del self._sessions[before.metadata.uid]
-            self._look(before.environment_key, before.metadata.uid, _entry(before))
+            self._look(self._key(before), before.metadata.uid, _entry(before))
         if after:
-            self._look(after.environment_key, after.metadata.uid, _entry(after))
+            self._look(self._key(after), after.metadata.uid, _entry(after))
 
     def _pod_changed(self, before: PodView | None, after: PodView | None) -> None:
         for pod in (before, after):
             if pod and pod.session_uid:
                 session = self._sessions.get(pod.session_uid)
-                key = session.environment_key if session else (pod.namespace, pod.environment)
+                key = self._whose(pod.namespace, pod.environment)
+                if session:
+                    key = self._key(session)
                 self._look(key, pod.session_uid, _entry(session) if session else None)
+
+    def _key(self, session: SessionObject) -> Key:
+        return self._whose(*session.environment_key)
 
     def _look(self, key: Key, uid: str, entry: Entry | None) -> None:
         """Put a session where it belongs now."""

@@ -1,5 +1,6 @@
 """Reconciles a Session: one pod for it, from its claim to its end."""
 
+import contextlib
 from datetime import timedelta
 
 from .. import names
@@ -114,6 +115,10 @@ class SessionReconciler:
             pod_failure=context.failures.get(pod.uid) if pod else None,
             others=context.places.before(session),
             in_line=context.places.ahead(session),
+            namespace_others=context.namespace_places.before(session)
+            if context.namespace_places
+            else 0,
+            namespace_most=context.settings.max_sessions_per_namespace,
             environment_problem=self._environment_problem(environment),
             volume_problem=volume_problem,
             recipe_gone=await self._recipe_gone(session, environment, pod),
@@ -176,7 +181,10 @@ class SessionReconciler:
             resolved = self._resolved(environment)
             if resolved is None or resolved.recipe is None:
                 raise TransientError("the Environment changed meanwhile")
-            with context.places.admitting(session):
+            with contextlib.ExitStack() as admitted:
+                admitted.enter_context(context.places.admitting(session))
+                if context.namespace_places:
+                    admitted.enter_context(context.namespace_places.admitting(session))
                 return await self._claims.get_pod(session, environment, resolved.recipe)
         if plan.step is Step.HAND_OVER and pod:
             await self._claims.hand_over(session, environment, pod)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import Enum
 
+from .. import names
 from ..api import conditions
 from ..api.common import duration
 from ..api.conditions import parse_time
@@ -74,6 +75,10 @@ class Observed:
     """Why the pod does not get its workspace, by the events about it."""
     in_line: int = 0
     """Of the others, those that wait for a place as well."""
+    namespace_others: int = 0
+    """Other sessions of the namespace that have a pod, or have waited for one for longer."""
+    namespace_most: int = 0
+    """Of them all, how many the platform allows; 0 is any number."""
     recipe_gone: bool = False
     """The pod has yet to start, and the Secret with its recipe went with its Environment."""
 
@@ -258,7 +263,24 @@ def _without_pod(session: SessionObject, observed: Observed, now: datetime) -> S
             look_again=now + QUEUE_LOOK,
             queue_position=position,
         )
+    if 0 < observed.namespace_most <= observed.namespace_others:
+        return namespace_full(session.metadata.namespace, observed.namespace_most, now + QUEUE_LOOK)
     return SessionPlan(Step.GET_POD)
+
+
+def namespace_full(namespace: str, most: int, look_again: datetime | None = None) -> SessionPlan:
+    """The platform's limit keeps a session waiting, however it was made: the Sessions API refuses
+    to make one more, and what came by kubectl is there already.
+    """
+    return SessionPlan(
+        Step.WAIT,
+        reason=conditions.NAMESPACE_FULL,
+        message=f"namespace {namespace} has the {most} sessions, running or waiting for longer, "
+        f"that the platform allows ({names.NAMESPACE_LIMIT} in the chart's values); this one "
+        "gets a pod when others end or are suspended: end those that nobody needs, or ask for a "
+        "higher limit",
+        look_again=look_again,
+    )
 
 
 def _lifetime_over(session: SessionObject, observed: Observed, now: datetime) -> SessionPlan | None:

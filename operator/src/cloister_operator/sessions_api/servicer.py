@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from cloister_api.sessions.v1 import sessions_pb2, sessions_pb2_grpc
 
+from .. import names
 from ..api import conditions
 from ..api.backend import SessionsBackend
 from ..api.session import Phase, SessionObject
@@ -219,10 +220,10 @@ class SessionsServicer(sessions_pb2_grpc.SessionsServicer):
             about["queue_position"] = str(found.status.queue_position)
         # A suspended one that is to run has not been looked at yet.
         coming = phase is Phase.PENDING or (found.spec.state == "Running" and not phase.ended)
-        if coming and (quota := QUOTA.search(message)) and reason == conditions.QUOTA_EXCEEDED:
+        if coming and (quota := _quota(reason, message)):
             return QuotaReached(
                 f"session {name} has to wait{because}; it stays, and may run later",
-                quota[1],
+                quota,
                 QUOTA_SECONDS,
                 **about,
             )
@@ -250,6 +251,14 @@ class _Patience:
     def left(self) -> float:
         """Seconds."""
         return max(0.0, self._until - time.monotonic())
+
+
+def _quota(reason: str, message: str) -> str | None:
+    """The quota that a session waits for, if it waits for one."""
+    if reason == conditions.NAMESPACE_FULL:
+        return names.NAMESPACE_LIMIT
+    found = QUOTA.search(message) if reason == conditions.QUOTA_EXCEEDED else None
+    return found[1] if found else None
 
 
 def _no_such(namespace: str, name: str) -> NotFound:

@@ -195,6 +195,13 @@ def _kernel() -> Iterator[Attack]:
               for each in (1, 6, 17, 255)]  # fmt: skip
     whole = {"kind": "raw", "family": packet, "form": int(socket.SOCK_RAW), "protocol": 768}
     yield row("raw-sockets", *stream, whole)
+    # Which of them the node's own kernel has says nothing of the sandbox.
+    families = [{"kind": "raw", "family": each, "form": int(socket.SOCK_SEQPACKET), "protocol": 0}
+                for each in (30, 38, 40)]  # fmt: skip
+    unnamed = [{"kind": "raw", "family": inet, "form": form, "protocol": each}
+               for form, each in ((1, 132), (5, 132), (2, UDPLITE), (6, 33))]  # fmt: skip
+    yield row("unnamed-sockets", *families, *unnamed, control=_none)
+    yield row("rings-of-calls", {"kind": "rings"}, control=_none)
     way: JSON = {"kind": "option", "value": 1, "host": "169.254.169.254", "port": 80}
     mark = {**way, "level": int(socket.SOL_SOCKET), "name": 36}
     transparent = {**way, "level": 0, "name": 19}

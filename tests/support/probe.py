@@ -129,6 +129,14 @@ def vsock(cid: int, port: int) -> Result:
         return True, "open"
 
 
+def rings() -> Result:
+    """A ring of calls (io_uring_setup), which opens sockets that no filter of calls sees."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.syscall(425, 4, ctypes.create_string_buffer(120)) < 0:
+        raise OSError(ctypes.get_errno(), "io_uring_setup")
+    return True, "made"
+
+
 def resolve(name: str) -> Result:
     """A name, as every program looks it up."""
     found = socket.getaddrinfo(name, 443)

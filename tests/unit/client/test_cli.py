@@ -55,6 +55,15 @@ def test_environments(kube: FakeKube, capsys: Out) -> None:
     assert capsys.readouterr() == ("", "no Environments found in namespace cloister-sandboxes\n")
 
 
+@pytest.mark.parametrize("command", [["session", "list"], ["session", "rm", "mine"]])
+def test_an_error_moves_no_cursor(command: list[str], sessions: FakeSessions, capsys: Out) -> None:
+    hostile = "no\x1b]52;c;ZXZpbA==\x07\r\ncloister: all is well\u202e"
+    sessions.failures.append((grpc.StatusCode.INTERNAL, hostile, b""))
+    assert main(command) == 1
+    expected = "cloister: no?]52;c;ZXZpbA==? cloister: all is well?\n"
+    assert capsys.readouterr().err == expected
+
+
 def test_sessions(sessions: FakeSessions, capsys: Out) -> None:
     assert main(["session", "create", "env", "--name", "mine", "--env", "A=b=c"]) == 0
     assert capsys.readouterr().out == "mine\n"

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from .._errors import CloisterError
 from .._sync import Client
+from . import output
 from .arguments import parse
 
 INTERRUPTED = 130
@@ -28,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             code: int = arguments.run(client, arguments)
         sys.stdout.flush()
     except CloisterError as error:
-        print(f"cloister: {error}", file=sys.stderr)
+        output.problem(error)
         return 1
     except KeyboardInterrupt:
         return INTERRUPTED

@@ -63,7 +63,7 @@ def remove_session(client: Client, arguments: argparse.Namespace) -> int:
         try:
             client.delete_session(name)
         except CloisterError as error:
-            print(f"cloister: {error}", file=sys.stderr)
+            output.problem(error)
             code = 1
     return code
 

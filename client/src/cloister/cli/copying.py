@@ -10,6 +10,7 @@ from typing import TextIO
 
 from .._errors import LocalFileError
 from .._sync import Client
+from .output import visible
 
 _REMOTE = re.compile(r"([a-z0-9][a-z0-9.-]*):(.*)", re.DOTALL)
 _EVERY_SECONDS = 0.1
@@ -120,11 +121,6 @@ def size(count: int) -> str:
             return f"{count} B" if unit == "B" else f"{value:.1f} {unit}"
         value /= _UNIT
     return f"{value:.1f} TiB"
-
-
-def visible(text: str) -> str:
-    """A name as a terminal may show it: it comes from the sandbox, and must not move the cursor."""
-    return "".join(each if each.isprintable() else "?" for each in text)
 
 
 def _duration(seconds: int) -> str:

@@ -97,6 +97,11 @@ def _state(program: ProcessInfo) -> tuple[str, str]:
     return program.exit.reason.replace("_", " "), str(program.exit.status)
 
 
+def problem(error: Exception) -> None:
+    """Print what went wrong as one line on stderr: a sandbox may have chosen its words."""
+    print(f"cloister: {visible(' '.join(str(error).split()))}", file=sys.stderr)
+
+
 def session(made: SessionInfo, form: str) -> None:
     """Print a new session: its name alone, ready for use in a script, or everything."""
     if form == "json":
@@ -127,7 +132,7 @@ def _iso(value: object) -> str:
 
 def _table(header: list[str], rows: list[list[str]]) -> None:
     # Names and messages come from the cluster: none of them may move a terminal's cursor.
-    cells = [header, *([_visible(cell) for cell in row] for row in rows)]
+    cells = [header, *([visible(cell) or "-" for cell in row] for row in rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
     for row in cells:
         print(
@@ -135,8 +140,9 @@ def _table(header: list[str], rows: list[list[str]]) -> None:
         )
 
 
-def _visible(text: str) -> str:
-    return "".join(each if each.isprintable() else "?" for each in text) or "-"
+def visible(text: str) -> str:
+    """A text as a terminal may show it: it comes from elsewhere, and must not move the cursor."""
+    return "".join(each if each.isprintable() else "?" for each in text)
 
 
 def _age(since: datetime | None, now: datetime) -> str:

@@ -53,7 +53,7 @@ def execute(client: Client, arguments: argparse.Namespace) -> int:
                 threading.Thread(target=_feed, args=(source, process), daemon=True).start()
             return _pass_on(process)
         except StartFailedError as error:
-            print(f"cloister: {error}", file=sys.stderr)
+            output.problem(error)
             return _CODES.get(error.kind, 1)
         except BaseException:
             with contextlib.suppress(CloisterError):

@@ -140,6 +140,9 @@ ENVIRONMENTS: list[tuple[str, Spec, str, str]] = [
     ("file over the recipe", file("/run/cloister/recipe/x"), "spec.files[0].path", "/run"),
     ("file over the recipe by a link", file("/var/run/cloister/x"), "spec.files[0].path", "/run"),
     ("file over the exec server", file("/opt/cloister/bin/x"), "files[0].path", "/opt/cloister"),
+    ("file before Python's own", file("/usr/lib/python311.zip"), "files[0].path", "/usr/local"),
+    ("file over a library", file("/lib64/ld-linux-x86-64.so.2"), "files[0].path", "/usr/local"),
+    ("file over a program", file("/bin/bash"), "files[0].path", "/usr/local"),
     ("file over /etc/passwd", file("/etc/passwd"), "spec.files[0].path", "/etc/passwd"),
     ("file over a directory", file("/workspace"), "spec.files[0].path", "directory"),
     (

@@ -67,6 +67,8 @@ class Settings(BaseModel):
     """Address ranges beside the cluster's own that sandboxes and gateways must not reach."""
     egress_unrestricted: bool = True
     """Whether Environments may have networking of type unrestricted."""
+    egress_smtp: bool = False
+    """Whether unrestricted sandboxes may reach TCP port 25."""
     egress_nameservers: tuple[str, ...] = ("1.1.1.1", "8.8.8.8")
     """Public DNS servers of unrestricted sandboxes."""
     egress_package_hosts: tuple[str, ...] = ()

@@ -280,6 +280,14 @@ def test_a_platform_that_forbids_the_internet_closes_it() -> None:
         assert made["cloister-egress-unrestricted"]["egress"] == []
 
 
+def test_the_internet_is_opened_without_the_port_of_mail_servers() -> None:
+    (rule,) = policies(settings())["cloister-egress-unrestricted"]["egress"]
+    opened = [(each["protocol"], each.get("port"), each.get("endPort")) for each in rule["ports"]]
+    assert opened == [("TCP", 1, 24), ("TCP", 26, 65535), ("UDP", None, None)]
+    (rule,) = policies(settings(egress_smtp=True))["cloister-egress-unrestricted"]["egress"]
+    assert rule["ports"] == [{"protocol": "TCP"}, {"protocol": "UDP"}]
+
+
 def test_ranges_that_cover_everything_leave_nothing_open() -> None:
     made = policies(settings(), ("0.0.0.0/0", "::/0"))
     # A rule without peers would let everything through.

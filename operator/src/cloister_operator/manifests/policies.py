@@ -1,11 +1,15 @@
 """The NetworkPolicies of a sandbox namespace."""
 
 from collections.abc import Sequence
+from typing import Final
 
 from .. import names
 from ..api.common import JSON
 from ..plan.ranges import internet
 from ..settings import Settings
+
+SMTP_PORT: Final = 25
+"""Mail from server to server, which takes no credentials."""
 
 
 def network_policies(
@@ -45,7 +49,7 @@ def network_policies(
     if ranges is None and settings.egress_unrestricted:
         return made
     # A platform that forbids it closes what was open before.
-    rules = _internet(ranges or ()) if settings.egress_unrestricted else []
+    rules = _internet(ranges or (), settings) if settings.egress_unrestricted else []
     made.append(
         _egress(names.EGRESS_UNRESTRICTED_POLICY, namespace, names.NETWORK_UNRESTRICTED, rules)
     )
@@ -69,10 +73,18 @@ def _gateway(settings: Settings) -> JSON:
     }
 
 
-def _internet(ranges: Sequence[str]) -> list[JSON]:
+def _internet(ranges: Sequence[str], settings: Settings) -> list[JSON]:
     peers = internet(ranges)
+    tcp: list[JSON] = [{"protocol": "TCP"}]
+    if not settings.egress_smtp:
+        # Who sends mail from the platform's addresses gets them onto everybody's block lists.
+        tcp = [_tcp(1, SMTP_PORT - 1), _tcp(SMTP_PORT + 1, 65535)]
     # A rule without peers would be one for everybody.
-    return [{"to": peers, "ports": [{"protocol": "TCP"}, {"protocol": "UDP"}]}] if peers else []
+    return [{"to": peers, "ports": [*tcp, {"protocol": "UDP"}]}] if peers else []
+
+
+def _tcp(first: int, last: int) -> JSON:
+    return {"protocol": "TCP", "port": first, "endPort": last}
 
 
 def _pods(namespace: str, component: str) -> JSON:

@@ -22,6 +22,7 @@ from cloister_operator.controller.context import address
 from cloister_operator.controller.warmer import STARTUP_LIMIT
 from cloister_operator.errors import NotFoundError, PermanentError, RefusedError
 from cloister_operator.plan.packages import read
+from cloister_operator.plan.ranges import MAX_CLAIMED
 from support.fake_api import Connection
 from support.fake_operator import World
 from support.operator_objects import NAMESPACE
@@ -179,6 +180,21 @@ async def test_many_changes_at_once_are_one(world: World, monkeypatch: pytest.Mo
         world.cluster.create(NODES, "", node(f"n{index}", f"34.1.{index}.3"))
     await operator.until(lambda: "34.1.99.3/32" in (operator.context.ranges.current or ()))
     assert len(changes) <= 20
+
+
+async def test_a_flood_of_claimed_addresses_closes_the_rest_all_the_same(world: World) -> None:
+    claimed = [f"34.{each // 256}.{each % 256}.7" for each in range(5000)]
+    for name, addresses in (("greedy", claimed), ("honest", ["36.1.1.1"])):
+        world.cluster.create(NAMESPACES, "", {"metadata": {"name": name}})
+        service = {"metadata": {"name": name}, "spec": {"externalIPs": addresses}}
+        world.cluster.create(SERVICES, name, service)
+    world.cluster.create(NODES, "", node("n1", "35.1.2.3"))
+    world.apply_environment(networking={"type": "unrestricted"})
+    operator = world.start()
+    await operator.until(lambda: world.pool_is(1))
+    closed = unrestricted(world)
+    assert {"35.1.2.3/32", "36.1.1.1/32"} <= set(closed)
+    assert sum(each.startswith("34.") for each in closed) == MAX_CLAIMED - 1
 
 
 class WithoutRights(Connection):

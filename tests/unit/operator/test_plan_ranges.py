@@ -43,9 +43,25 @@ def test_every_address_of_a_service() -> None:
         },
         "status": {"loadBalancer": {"ingress": [{"ip": "36.1.1.1"}, {"hostname": "lb.example"}]}},
     }
-    expected = {"10.96.0.1/32", "fd00::1/128", "34.9.9.9/32", "36.1.1.1/32"}
-    assert found(ranges.of_service, service) == expected
+    assert found(ranges.of_service, service) == {"10.96.0.1/32", "fd00::1/128", "36.1.1.1/32"}
+    assert found(ranges.claimed_by_service, service) == {"34.9.9.9/32"}
     assert found(ranges.of_service, {"spec": {"clusterIP": "None"}}) == set()
+
+
+def test_nobody_claims_so_many_addresses_that_others_do_not_count() -> None:
+    def claims(first: int, count: int) -> list[ranges.Network]:
+        return [ipaddress.ip_network(first + 2 * each) for each in range(count)]
+
+    honest, larger, greedy = claims(1 << 28, 3), claims(1 << 29, 20), claims(1 << 30, 90_000)
+    assert ranges.believed({"honest": honest}) == set(honest)
+    kept = ranges.believed({"greedy": greedy, "honest": honest, "larger": larger})
+    assert kept > {*honest, *larger}
+    assert len(kept) == ranges.MAX_CLAIMED
+    many = {f"greedy-{each}": claims(each << 20, 5000) for each in range(1, 99)}
+    crowded = ranges.believed({**many, "honest": honest})
+    assert set(honest) < crowded
+    assert len(crowded) <= ranges.MAX_CLAIMED
+    assert ranges.believed({}) == set()
 
 
 def test_the_other_kinds() -> None:

@@ -44,6 +44,7 @@ class _Source:
     resource: Resource
     read: Callable[[JSON], frozenset[Network]]
     listens: Callable[[JSON], frozenset[Landmark]] = lambda _: frozenset()
+    claims: Callable[[JSON], frozenset[Network]] = lambda _: frozenset()
     namespace: str = ""
     selector: str = ""
     optional: bool = False
@@ -54,7 +55,7 @@ _SOURCES = (
     _Source(NODES, ranges.of_node, proving.of_node),
     # Older clusters have none: every Service's own address is known all the same.
     _Source(SERVICE_CIDRS, ranges.of_service_cidr, optional=True),
-    _Source(SERVICES, ranges.of_service, proving.of_service),
+    _Source(SERVICES, ranges.of_service, proving.of_service, ranges.claimed_by_service),
     _Source(
         ENDPOINT_SLICES,
         ranges.of_endpoint_slice,
@@ -66,7 +67,8 @@ _SOURCES = (
 )
 
 
-_Found = tuple[frozenset[Network], frozenset[Landmark]]
+_Found = tuple[frozenset[Network], frozenset[Landmark], frozenset[Network]]
+"""Addresses, what listens at them, and addresses that are somebody's word alone."""
 
 
 class _Sink:
@@ -99,7 +101,8 @@ class _Sink:
             self._changed()
 
     def _read(self, obj: JSON) -> _Found:
-        return self._source.read(obj), self._source.listens(obj)
+        source = self._source
+        return source.read(obj), source.listens(obj), source.claims(obj)
 
 
 class Ranges:
@@ -160,10 +163,18 @@ class Ranges:
     def _publish(self) -> None:
         self._due = None
         every, listening = set(self._own), set[Landmark]()
+        claims: dict[str, set[Network]] = {}
         for sink in self._sinks.values():
-            for found, listens in sink.found.values():
+            for (namespace, _), (found, listens, claimed) in sink.found.items():
                 every |= found
                 listening |= listens
+                if claimed:
+                    claims.setdefault(namespace, set()).update(claimed)
+        believed = ranges.believed(claims)
+        left_out = len(set[Network]().union(*claims.values()) - believed)
+        if left_out:
+            log.warning("Services claim too many addresses: %d of them are left out", left_out)
+        every |= believed
         self.landmarks = tuple(sorted(listening))
         current = ranges.collapsed(every)
         if current == self.current:

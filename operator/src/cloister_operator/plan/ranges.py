@@ -1,7 +1,7 @@
 """Which addresses are the cluster's own, and what of the internet is left without them."""
 
 import ipaddress
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from ..api.common import JSON
 
@@ -34,6 +34,10 @@ SPECIAL_V6 = ("2001::/32", "2001:10::/28", "2001:db8::/32", "2002::/16", "3fff::
 """Tunnels, which lead to IPv4 addresses, and ranges that are for nobody."""
 
 
+MAX_CLAIMED = 1024
+"""Addresses that count because somebody wrote them into a Service."""
+
+
 def networks(texts: Iterable[object]) -> Iterator[Network]:
     """Addresses and ranges, as far as they can be read."""
     for each in texts:
@@ -59,18 +63,33 @@ def of_service_cidr(found: JSON) -> frozenset[Network]:
 
 
 def of_service(service: JSON) -> frozenset[Network]:
-    """All addresses at which a Service is reached."""
+    """The addresses that the cluster gave a Service."""
     spec = service.get("spec") or {}
-    return frozenset(
-        networks(
-            [
-                spec.get("clusterIP"),
-                *(spec.get("clusterIPs") or []),
-                *(spec.get("externalIPs") or []),
-                *_balanced(service),
-            ]
-        )
-    )
+    given = [spec.get("clusterIP"), *(spec.get("clusterIPs") or []), *_balanced(service)]
+    return frozenset(networks(given))
+
+
+def claimed_by_service(service: JSON) -> frozenset[Network]:
+    """The addresses that whoever made a Service says are its own."""
+    return frozenset(networks((service.get("spec") or {}).get("externalIPs") or []))
+
+
+def believed(
+    claims: Mapping[str, Collection[Network]], most: int = MAX_CLAIMED
+) -> frozenset[Network]:
+    """Of the addresses that Services claim, by namespace, so many at most.
+
+    Whoever may make a Service anywhere can claim any address of the world, and a policy or a
+    gateway that is told of too many takes none of them. So namespaces have equal shares, and what
+    one does not need is for those that need more: none takes what another one claims modestly.
+    """
+    found: set[Network] = set()
+    waiting = sorted(claims, key=lambda each: (len(claims[each]), each))
+    for at, namespace in enumerate(waiting):
+        share = (most - len(found)) // (len(waiting) - at)
+        mine = sorted(claims[namespace], key=lambda each: (each.version, each.network_address))
+        found.update(mine[:share])
+    return frozenset(found)
 
 
 def of_ingress(ingress: JSON) -> frozenset[Network]:

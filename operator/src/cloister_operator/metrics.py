@@ -249,6 +249,13 @@ SESSIONS_API_CALLS = Counter(
     ["method", "code"],
     registry=REGISTRY,
 )
+SESSIONS_API_FORWARDED = Counter(
+    "cloister_sessions_api_forwarded",
+    "Calls of the Sessions API that reached a process which does not lead, by method and what the"
+    " leader did: answered, or lost (it did not answer), or no_leader (there was none to ask).",
+    ["method", "outcome"],
+    registry=REGISTRY,
+)
 SESSIONS_API_SECONDS = Histogram(
     "cloister_sessions_api_seconds",
     "Duration of calls of the Sessions API by method; Watch lasts as long as its caller wants.",

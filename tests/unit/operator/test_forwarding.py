@@ -12,6 +12,7 @@ import pytest
 from cloister_api.sessions.v1 import sessions_pb2, sessions_pb2_grpc
 from cloister_operator.errors import PermanentError
 from cloister_operator.identity import Authority
+from cloister_operator.metrics import REGISTRY
 from cloister_operator.sessions_api.limits import Rate, RateLimits
 from cloister_operator.sessions_api.server import SessionsServer
 from support.sessions_parts import (
@@ -242,3 +243,30 @@ async def test_nobody_but_our_own_ca_passes_for_the_leader(pair: tuple[Process, 
     assert failed.reason == "LEADER_LOST"
     assert stranger.reviewer.token_reviews == []
     await stranger.server.stop(0)
+
+
+def _forwarded(outcome: str) -> float:
+    name = "cloister_sessions_api_forwarded_total"
+    return REGISTRY.get_sample_value(name, {"method": "Create", "outcome": outcome}) or 0.0
+
+
+async def test_what_became_of_forwarded_calls_is_counted(pair: tuple[Process, Process]) -> None:
+    leader, follower = pair
+    outcomes = ("answered", "lost", "no_leader")
+    before = [_forwarded(each) for each in outcomes]
+
+    def counted() -> list[float]:
+        return [_forwarded(each) - so_far for each, so_far in zip(outcomes, before, strict=True)]
+
+    await leader.call("Create", create())
+    assert counted() == [0, 0, 0], "who leads forwards nothing"
+    await follower.call("Create", create())
+    # A refusal is an answer, too.
+    await failure(follower.call("Create", create(), token=BOB))
+    assert counted() == [2, 0, 0]
+    await leader.server.stop(0)
+    await failure(follower.call("Create", create()))
+    assert counted() == [2, 1, 0]
+    follower.follows = ""
+    await failure(follower.call("Create", create()))
+    assert counted() == [2, 1, 1]

@@ -16,6 +16,7 @@ from cloister_api.sessions.v1 import sessions_pb2_grpc
 
 from .. import names
 from ..api.backend import Leadership
+from ..metrics import SESSIONS_API_FORWARDED
 from .status import CallError, Unavailable
 
 FORWARDED: Final = "cloister-forwarded"
@@ -78,14 +79,19 @@ class Forwarder:
         metadata = dict(context.invocation_metadata() or ())
         leader = self._leadership.leader()
         if not leader or FORWARDED in metadata:
+            SESSIONS_API_FORWARDED.labels(method, "no_leader").inc()
             if here:
                 return None
             raise Unavailable(
                 "NO_LEADER", "no operator leads at this moment; try again", RETRY_SECONDS
             )
         try:
-            return await self._ask(leader, method, request, context, metadata)
+            answer = await self._ask(leader, method, request, context, metadata)
+        except Relayed:
+            SESSIONS_API_FORWARDED.labels(method, "answered").inc()
+            raise
         except _Lost as error:
+            SESSIONS_API_FORWARDED.labels(method, "lost").inc()
             log.info("%s: the leader at %s did not answer: %s", method, leader, error)
             if here:
                 return None
@@ -94,6 +100,8 @@ class Forwarder:
                 "the operator that leads did not answer; repeat the call under its request id",
                 RETRY_SECONDS,
             ) from None
+        SESSIONS_API_FORWARDED.labels(method, "answered").inc()
+        return answer
 
     async def close(self) -> None:
         """Close the way; calls under way fail."""

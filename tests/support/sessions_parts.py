@@ -139,10 +139,15 @@ class FakeReviewer:
         self.token_reviews: list[str] = []
         self.access_reviews: list[tuple[str, str, str, str, str, str]] = []
         self.down = False
+        self.slow = asyncio.Event()
+        """Unset, it holds the reviews of tokens back that are not valid."""
+        self.slow.set()
 
     async def review_token(self, token: str) -> Caller | None:
         self.token_reviews.append(token)
         await asyncio.sleep(0)
+        if token not in self.valid:
+            await self.slow.wait()
         if self.down:
             raise TransientError("connection refused")
         name = self.valid.get(token)

@@ -15,9 +15,18 @@ from cloister_operator import logs
 from cloister_operator.api.backend import EgressRecord, SessionChange
 from cloister_operator.errors import PermanentError, TransientError
 from cloister_operator.identity import Authority
-from cloister_operator.sessions_api.auth import ACCESS_SECONDS, RIGHTS, TOKEN_SECONDS, Auth
+from cloister_operator.sessions_api.auth import (
+    ACCESS_SECONDS,
+    MAX_ENTRIES,
+    MAX_STRANGERS,
+    MAX_STRANGERS_OF_ONE,
+    RIGHTS,
+    TOKEN_SECONDS,
+    Auth,
+)
 from cloister_operator.sessions_api.guard import Guard
 from cloister_operator.sessions_api.server import SessionsServer, _Renewed
+from cloister_operator.sessions_api.status import Busy, Unauthenticated
 from support.sessions_parts import (
     ALICE,
     BOB,
@@ -427,6 +436,59 @@ async def test_refusals_are_forgotten_soon(api: Api) -> None:
     api.clock.now += 2
     await api.call("Get", get())
     await api.call("Get", get(), token="new")
+
+
+def bearer(token: str) -> list[tuple[str, str | bytes]]:
+    return [("authorization", f"Bearer {token}")]
+
+
+async def test_strangers_keep_neither_places_nor_the_api_server_from_others() -> None:
+    reviewer = FakeReviewer()
+    auth = Auth(reviewer, Clock())
+    await auth.authenticate(bearer(ALICE))
+    reviewer.slow.clear()
+
+    async def guesses(address: str, count: int) -> list[asyncio.Task[Any]]:
+        """Those that the API server is asked about; the others are refused at once."""
+        tasks = [
+            asyncio.create_task(auth.authenticate(bearer(f"{address}-{each}"), f"{address}:{each}"))
+            for each in range(count)
+        ]
+        before = len(reviewer.token_reviews)
+        waiting = {each for each in tasks if not each.done()}
+        while len(reviewer.token_reviews) - before < len(waiting):
+            done, waiting = await asyncio.wait(waiting, timeout=0.01)
+            for each in done:
+                with pytest.raises(Busy):
+                    each.result()
+        return list(waiting)
+
+    asked = await guesses("ipv4:10.0.0.1", 40)
+    assert len(asked) == MAX_STRANGERS_OF_ONE
+    for each in asked:
+        # Who goes away leaves the question behind.
+        each.cancel()
+    with pytest.raises(Busy):
+        await auth.authenticate(bearer("another"), "ipv4:10.0.0.1:9")
+    for last in range(2, 6):
+        asked += await guesses(f"ipv4:10.0.0.{last}", 40)
+    assert len(asked) == MAX_STRANGERS
+    assert (await auth.authenticate(bearer(ALICE), "ipv4:10.0.0.1:9")).username == "alice"
+    reviewer.slow.set()
+    await asyncio.gather(*asked, return_exceptions=True)
+    with pytest.raises(Unauthenticated):
+        await auth.authenticate(bearer("another"), "ipv4:10.0.0.1:9")
+
+
+async def test_who_is_refused_without_end_makes_nobody_be_asked_about_again() -> None:
+    reviewer = FakeReviewer()
+    auth = Auth(reviewer, Clock())
+    await auth.authenticate(bearer(ALICE))
+    for each in range(MAX_ENTRIES + 1):
+        with pytest.raises(Unauthenticated):
+            await auth.authenticate(bearer(f"guess-{each}"))
+    await auth.authenticate(bearer(ALICE))
+    assert reviewer.token_reviews.count(ALICE) == 1
 
 
 async def test_equal_questions_at_the_same_time_are_one(api: Api) -> None:

@@ -7,7 +7,7 @@ import asyncio
 import functools
 import hashlib
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable, Iterable
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from typing import Final, Generic, NamedTuple, TypeVar
 from .. import names
 from ..api.backend import Caller, Reviewer
 from ..errors import OperatorError
-from .status import Forbidden, Unauthenticated, Unavailable
+from .status import Busy, Forbidden, Unauthenticated, Unavailable
 
 TOKEN_SECONDS: Final = 60.0
 """How long a valid token is not asked about again, and so the longest that a revoked one works."""
@@ -28,6 +28,11 @@ REFRESH_AFTER_SECONDS: Final = 0.2
 """What is asked again beside a call that has its answer waits until that call is likely over."""
 MAX_TOKEN: Final = 16 * 1024
 MAX_ENTRIES: Final = 4096
+MAX_STRANGERS: Final = 64
+"""Tokens that nobody has seen yet and that are asked about at the same time. Anybody in the cluster
+may send some: they share the API server's patience with the operator's own work."""
+MAX_STRANGERS_OF_ONE: Final = 16
+"""Of them, those that come from one address."""
 
 CALLER: Final[ContextVar[Caller]] = ContextVar("caller")
 """Who makes the call that is being served; the guard sets it."""
@@ -80,9 +85,19 @@ class _Remembered(Generic[_Question, _Value]):
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._answers: OrderedDict[_Question, _Answer[_Value]] = OrderedDict()
+        self._refusals: OrderedDict[_Question, _Answer[_Value]] = OrderedDict()
+        """Apart: whoever is refused without end makes nobody else be asked about again."""
         self._asking: dict[_Question, asyncio.Task[_Value]] = {}
         self._due: set[_Question] = set()
         """Questions that will be asked again in a moment."""
+
+    def knows(self, question: _Question) -> bool:
+        """Whether `get` asks nothing new."""
+        known = self._found(question)
+        return question in self._asking or (known is not None and self._clock() < known.until)
+
+    def _found(self, question: _Question) -> _Answer[_Value] | None:
+        return self._answers.get(question) or self._refusals.get(question)
 
     async def get(
         self,
@@ -91,7 +106,7 @@ class _Remembered(Generic[_Question, _Value]):
         lifetime: Callable[[_Value], float],
     ) -> _Value:
         """The remembered answer, or a new one; failures are not remembered."""
-        known, now = self._answers.get(question), self._clock()
+        known, now = self._found(question), self._clock()
         if known is not None and now < known.until:
             if now > known.refresh_at and question not in self._due:
                 self._due.add(question)
@@ -140,11 +155,13 @@ class _Remembered(Generic[_Question, _Value]):
         asked: float,
     ) -> _Value:
         answer = await ask()
-        self._answers.pop(question, None)
+        for each in (self._answers, self._refusals):
+            each.pop(question, None)
         seconds = lifetime(answer)
-        self._answers[question] = _Answer(answer, asked + seconds, asked + seconds / 2)
-        while len(self._answers) > MAX_ENTRIES:
-            self._answers.popitem(last=False)
+        kept = self._answers if answer else self._refusals
+        kept[question] = _Answer(answer, asked + seconds, asked + seconds / 2)
+        while len(kept) > MAX_ENTRIES:
+            kept.popitem(last=False)
         return answer
 
 
@@ -157,15 +174,24 @@ class Auth:
         # Keyed by digest: a token is nowhere kept.
         self._callers: _Remembered[bytes, Caller | None] = _Remembered(clock)
         self._access: _Remembered[tuple[object, ...], bool] = _Remembered(clock)
+        self._strangers: Counter[str] = Counter()
+        """Tokens that are asked about for the first time, by the address that they come from."""
 
-    async def authenticate(self, metadata: Iterable[tuple[str, str | bytes]]) -> Caller:
-        """The caller whose bearer token is in the metadata; raises Unauthenticated, Unavailable."""
+    async def authenticate(
+        self, metadata: Iterable[tuple[str, str | bytes]], peer: str = ""
+    ) -> Caller:
+        """The caller whose bearer token is in the metadata; raises Unauthenticated, Unavailable,
+        and Busy for too many tokens that are new. `peer`: as gRPC names it.
+        """
         token = bearer_token(metadata)
+        digest = hashlib.sha256(token.encode()).digest()
+        ask: Callable[[], Awaitable[Caller | None]]
+        ask = functools.partial(self._reviewer.review_token, token)
+        if not self._callers.knows(digest):
+            ask = self._counted(ask, peer.rpartition(":")[0])
         try:
             caller = await self._callers.get(
-                hashlib.sha256(token.encode()).digest(),
-                lambda: self._reviewer.review_token(token),
-                lambda found: TOKEN_SECONDS if found else REFUSAL_SECONDS,
+                digest, ask, lambda found: TOKEN_SECONDS if found else REFUSAL_SECONDS
             )
         except OperatorError:
             raise Unavailable(
@@ -176,6 +202,27 @@ class Auth:
                 "INVALID_TOKEN", "the API server does not accept this token: it may have expired"
             )
         return caller
+
+    def _counted(
+        self, ask: Callable[[], Awaitable[Caller | None]], address: str
+    ) -> Callable[[], Awaitable[Caller | None]]:
+        """A question that has a place until it is answered, also when its caller goes away before;
+        raises Busy when there is none.
+        """
+        strangers = self._strangers
+        if strangers[address] >= MAX_STRANGERS_OF_ONE or strangers.total() >= MAX_STRANGERS:
+            raise Busy("TOO_MANY_CALLS", "too many new tokens at the same time; try again")
+        strangers[address] += 1
+
+        async def asked() -> Caller | None:
+            try:
+                return await ask()
+            finally:
+                strangers[address] -= 1
+                if not strangers[address]:
+                    del strangers[address]
+
+        return asked
 
     async def authorize(self, caller: Caller, method: str, namespace: str, name: str) -> None:
         """Raise Forbidden unless the caller has every right that the method needs, Unavailable

@@ -198,7 +198,7 @@ class Guard(grpc.aio.ServerInterceptor):
                     with self._place("relays"):
                         # Whom nobody knows is not waited for.
                         seen.caller = await self._auth.authenticate(
-                            tuple(context.invocation_metadata() or ())
+                            tuple(context.invocation_metadata() or ()), context.peer()
                         )
                         with self._callers_place(seen.caller, "relays"):
                             first = await _first(requests)
@@ -225,7 +225,7 @@ class Guard(grpc.aio.ServerInterceptor):
         asked = "" if method in _NAMELESS else name
 
         async def admit(*, again: bool = True) -> None:
-            seen.caller = await self._auth.authenticate(metadata)
+            seen.caller = await self._auth.authenticate(metadata, context.peer())
             CALLER.set(seen.caller)
             if self._limits is not None and not again:
                 self._limits.take(seen.caller.username, method)

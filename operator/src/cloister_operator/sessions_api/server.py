@@ -28,6 +28,8 @@ _OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_metadata_size", 24 * 1024),
     ("grpc.absolute_max_metadata_size", 32 * 1024),
     ("grpc.max_concurrent_streams", 256),
+    # Anybody in the cluster may connect; each takes 40 KB and a descriptor.
+    ("grpc.max_allowed_incoming_connections", 4096),
     ("grpc.server_handshake_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),

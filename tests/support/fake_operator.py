@@ -67,6 +67,8 @@ class FakeSandboxes:
         """What sandboxes reach in spite of the policies."""
         self.gateway = "10.96.0.7:3128"
         """What those with the network `gateway` reach by the policies."""
+        self.by_name = "10.96.0.7:443"
+        self.by_name_closed = False
         self.way_closed = False
         """Whether the policy engine has yet to open their way."""
         self.uid_map = "0 100000 65536"
@@ -161,9 +163,10 @@ class FakeSandboxes:
         await asyncio.sleep(0)
         self._check(pod)
         self.probes[pod.uid] += 1
-        if self.gateway in targets and self._needs_gateway(pod) and not self.way_closed:
-            return [self.gateway, *(each for each in targets if each in self.reachable)]
-        return [each for each in targets if each in self.reachable]
+        reachable = set(self.reachable)
+        if self._needs_gateway(pod) and not self.way_closed:
+            reachable |= {self.gateway, *([] if self.by_name_closed else [self.by_name])}
+        return [each for each in targets if each in reachable]
 
     def _needs_gateway(self, pod: PodAddress) -> bool:
         found = self._cluster.get(PODS, NAMESPACE, pod.name)

@@ -30,7 +30,7 @@ _UNPRIVILEGED = (
     "--inh-caps=-all",
     "--bounding-set=-all",
 )
-PARTS = ("front", "names", "sni", "agent")
+PARTS = ("front", "names", "sni", "by-name", "agent")
 
 
 def debian() -> Path:
@@ -108,7 +108,7 @@ class Pod:
 
     def _script(self, part: str) -> str:
         root, folder = self._root, self.folder
-        shared = {"names": "state", "sni": "state", "front": "front"}[part]
+        shared = "front" if part == "front" else "state"
         only = ",ro" if shared == "state" else ""
         return f"""
 mount --bind {root} {root}

@@ -19,7 +19,7 @@ import grpc
 
 from cloister_api.egress.v1 import egress_pb2, egress_pb2_grpc
 from support.certificates import TestAuthority
-from support.gateway_rig import Pod, until
+from support.gateway_rig import PARTS, Pod, until
 from support.netns import Netns, join
 
 GATEWAY, GATEWAY6 = "10.90.0.1", "fd90::1"
@@ -182,8 +182,8 @@ class Client:
         # Which name was asked for is seen at the server; one certificate is for all.
         self.tls.check_hostname = False
 
-    def connect(self, source: str) -> socket.socket:
-        """A connection to the gateway."""
+    def connect(self, source: str, port: int = 3128) -> socket.socket:
+        """A connection to the gateway: to the proxy, or to 443 as a client that knows of none."""
         family = socket.AF_INET6 if ":" in source else socket.AF_INET
         target = GATEWAY6 if ":" in source else GATEWAY
 
@@ -192,7 +192,7 @@ class Client:
             made.settimeout(TIMEOUT)
             try:
                 made.bind((source, 0))
-                made.connect((target, 3128))
+                made.connect((target, port))
             except OSError:
                 made.close()
                 raise
@@ -244,6 +244,15 @@ class Client:
             raise ConnectionRefusedError(head)
         try:
             return self.tls.wrap_socket(made, server_hostname=server_name or host)
+        except BaseException:
+            made.close()
+            raise
+
+    def direct(self, source: str, server_name: str | None) -> ssl.SSLSocket:
+        """TLS to the gateway itself, by a name; ssl.SSLError or OSError when it is cut."""
+        made = self.connect(source, 443)
+        try:
+            return self.tls.wrap_socket(made, server_hostname=server_name)
         except BaseException:
             made.close()
             raise
@@ -427,7 +436,7 @@ def world(
             until(made.ready, "readiness")
         except BaseException:
             print(made.http("/readyz"), made.http("/metrics")[-400:])
-            for part in ("front", "names", "sni", "agent"):
+            for part in PARTS:
                 print(f"--- {part}\n{pod.log(part)[-3000:]}")
             raise
         yield made

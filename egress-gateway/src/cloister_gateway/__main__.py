@@ -1,11 +1,11 @@
-"""Runs one container of a gateway pod: front, names, sni or agent."""
+"""Runs one container of a gateway pod: front, names, sni, by-name or agent."""
 
 import asyncio
 import logging
 import os
 import sys
 
-from . import launch
+from . import byname, launch
 from .settings import Settings, SettingsError
 
 
@@ -29,22 +29,25 @@ def main() -> int:
                 launch.names(settings)
             case "sni":
                 launch.sni(settings)
+            case "by-name":
+                byname.main(settings)
+                return 0
             case "agent":
-                return _agent()
+                return _agent(settings)
     except (SettingsError, launch.LaunchError, OSError) as error:
         print(f"gateway: {error}", file=sys.stderr)
         return 1
-    print(f"gateway: front, names, sni or agent, not {part!r}", file=sys.stderr)
+    print(f"gateway: front, names, sni, by-name or agent, not {part!r}", file=sys.stderr)
     return 2
 
 
-def _agent() -> int:
+def _agent(settings: Settings) -> int:
     # Only this part needs them; the squids' containers start without.
     from .agent import Agent
     from .identity import IdentityError
 
     async def serve() -> None:
-        await Agent().run()
+        await Agent(by_name=settings.by_name).run()
 
     try:
         asyncio.run(serve())

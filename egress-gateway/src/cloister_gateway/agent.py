@@ -15,6 +15,7 @@ from . import places
 from .front import Front
 from .health import Health
 from .identity import Identity
+from .refusals import Refusals
 from .reports import MAX_LINE
 from .resolver import Lookup, Resolver, Upstream
 from .service import Feed, HaproxyLog, Holder, Service, read_reports
@@ -34,6 +35,8 @@ class Agent:
         front: Path = places.FRONT,
         identity: Path = places.IDENTITY,
         lookup: Lookup | None = None,
+        *,
+        by_name: bool = True,
     ) -> None:
         """Raises IdentityError without a certificate to serve with."""
         self._state = state
@@ -41,7 +44,8 @@ class Agent:
         runtime = Front(front / places.RUNTIME_SOCKET)
         self._holder = Holder(Store(state), runtime)
         self._feed = Feed()
-        self._health = Health(self._holder, runtime)
+        self._refusals = Refusals(self._holder, runtime, self._feed)
+        self._health = Health(self._holder, runtime, by_name=by_name)
         self._resolver = Resolver(
             self._holder.known, lambda: self._holder.ranges, lookup or Upstream()
         )
@@ -79,7 +83,8 @@ class Agent:
         await server.start()
         await self._health.start()
         log.info("the agent serves; it holds revision %d", self._holder.state.revision)
-        tasks = [asyncio.create_task(self._feed.run()), asyncio.create_task(self._health.run())]
+        parts = (self._feed.run(), self._health.run(), self._refusals.run())
+        tasks = [asyncio.create_task(each) for each in parts]
         await stopping.wait()
         for each in tasks:
             each.cancel()

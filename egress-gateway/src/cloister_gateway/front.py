@@ -9,6 +9,7 @@ from typing import NamedTuple
 from .ranges import plain
 
 _SESSION = re.compile(r"(0x[0-9a-f]+): proto=tcpv[46] src=(\S+):(\d+) fe=sandboxes ")
+_REFUSED = re.compile(r"key=(\S+) .*\bgpc0=(\d+)")
 _TIMEOUT = 5.0
 _AT_ONCE = 64
 """Commands in one line; haproxy bounds its length."""
@@ -35,6 +36,11 @@ def sessions(answer: str) -> list[Session]:
     return found
 
 
+def refused(answer: str) -> dict[str, int]:
+    """By source, how many connections were refused, in the answer to `show table`."""
+    return {str(plain(each[1])): int(each[2]) for each in _REFUSED.finditer(answer)}
+
+
 class Front:
     """Calls to haproxy; nothing listening there is a haproxy that is gone, with its connections."""
 
@@ -47,6 +53,10 @@ class Front:
         Raises FrontUnreachable when some are left after `seconds`, or haproxy does not answer.
         """
         return await self._cut(lambda each: each.address in addresses, seconds)
+
+    async def cut_all(self, seconds: float = _TIMEOUT) -> int:
+        """End all connections that there are now; as `cut`."""
+        return await self._cut(lambda _: True, seconds)
 
     async def _cut(self, condemned: Callable[[Session], bool], seconds: float) -> int:
         try:
@@ -68,6 +78,14 @@ class Front:
     async def sessions(self) -> list[Session]:
         """All connections of sandboxes; FrontUnreachable."""
         return sessions(await self._ask("show sess"))
+
+    async def refused(self) -> dict[str, int]:
+        """By source, how many connections were over its bounds lately; FrontUnreachable."""
+        try:
+            async with asyncio.timeout(_TIMEOUT):
+                return refused(await self._ask("show table sandboxes data.gpc0 gt 0"))
+        except TimeoutError:
+            raise FrontUnreachable("haproxy does not answer in time") from None
 
     async def alive(self) -> bool:
         """Whether haproxy answers."""

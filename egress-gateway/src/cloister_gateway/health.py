@@ -17,14 +17,17 @@ _AS_NOBODY = b"PROXY TCP4 127.0.0.1 127.0.0.1 1 1\r\n"
 _ASK_NAMES = _AS_NOBODY + b"CONNECT health.invalid:443 HTTP/1.1\r\nHost: health.invalid\r\n\r\n"
 _ASK_SNI = b"GET http://health.invalid/ HTTP/1.1\r\nHost: health.invalid\r\n\r\n"
 _DENIED = b" 403 "
+_NO_TLS = _AS_NOBODY + b"health\n"
 
 
 class Health:
     """Looks at the parts every two seconds, and serves what it saw and the metrics."""
 
-    def __init__(self, holder: Holder, front: Front) -> None:
+    def __init__(self, holder: Holder, front: Front, *, by_name: bool = True) -> None:
+        """`by_name`: whether that container is there."""
         self._holder = holder
         self._front = front
+        self._by_name = by_name
         self._problem = "nothing was looked at yet"
         self._runner: web.AppRunner | None = None
 
@@ -42,6 +45,8 @@ class Health:
             "sni": await denies(places.SNI_PORT, _ASK_SNI),
             "state": self._holder.applied,
         }
+        if self._by_name:
+            parts["by-name"] = await turns_away(places.BY_NAME_PORT, _NO_TLS)
         for part, fine in parts.items():
             metrics.READY.labels(part).set(fine)
         if not parts.pop("state"):
@@ -86,4 +91,16 @@ async def denies(port: int, question: bytes) -> bool:
                 writer.write(question)
                 return _DENIED in await reader.readline()
     except (OSError, TimeoutError, ValueError):
+        return False
+
+
+async def turns_away(port: int, question: bytes) -> bool:
+    """Whether what asks for no name is hung up on."""
+    try:
+        async with asyncio.timeout(_TIMEOUT):
+            reader, writer = await asyncio.open_connection(places.LOOPBACK, port)
+            with contextlib.closing(writer):
+                writer.write(question)
+                return await reader.read(1) == b""
+    except (OSError, TimeoutError):
         return False

@@ -133,12 +133,8 @@ def serve(handle: Callable[[bytes], bytes], reporter: Reporter) -> None:
         reporter.flush()
 
 
-def main() -> int:
-    """Serve squid until it closes our stdin."""
-    kind = sys.argv[1] if len(sys.argv) > 1 else ""
-    folder = Path(os.environ.get("CLOISTER_GATEWAY_STATE_DIR", str(places.STATE)))
-    reporter = Reporter(folder / places.REPORTS_SOCKET, time.monotonic)
-    rules = Rules(folder / places.STATE_FILE)
+def teller(reporter: Reporter) -> Callable[[Verdict, int], None]:
+    """Takes a verdict and the client's port, for the reporter to tell."""
 
     def report(verdict: Verdict, client_port: int) -> None:
         # The pod's own health checks come from here, and are nobody's decisions.
@@ -151,6 +147,16 @@ def main() -> int:
             if verdict.allowed:
                 reporter.pending.open(Client(verdict.address, client_port), key)
 
+    return report
+
+
+def main() -> int:
+    """Serve squid until it closes our stdin."""
+    kind = sys.argv[1] if len(sys.argv) > 1 else ""
+    folder = Path(os.environ.get("CLOISTER_GATEWAY_STATE_DIR", str(places.STATE)))
+    reporter = Reporter(folder / places.REPORTS_SOCKET, time.monotonic)
+    rules = Rules(folder / places.STATE_FILE)
+    report = teller(reporter)
     if kind == "decide":
         deciding = Deciding(rules, report)
         serve(lambda line: reply(line, deciding), reporter)

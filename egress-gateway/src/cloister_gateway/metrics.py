@@ -32,7 +32,7 @@ REVISION = Gauge(
 )
 READY = Gauge(
     "cloister_gateway_ready",
-    "1 while the gateway's part answers, by part (front, names, sni, state).",
+    "1 while the gateway's part answers, by part (front, names, sni, by-name, state).",
     ["part"],
     registry=REGISTRY,
 )

@@ -15,7 +15,10 @@ REPORTS_SOCKET = "reports.sock"
 RUNTIME_SOCKET = "haproxy.sock"
 
 FRONT_PORT = 3128
+DIRECT_PORT = 443
+"""Where clients that know of no proxy are led to: haproxy's, too."""
 NAMES_PORT = 3129
+BY_NAME_PORT = 3130
 SNI_PORT = 3141
 GRPC_PORT = 7444
 HTTP_PORT = 8081

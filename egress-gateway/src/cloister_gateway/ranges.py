@@ -62,6 +62,14 @@ class Ranges:
         self._v4 = [each for each in networks if isinstance(each, ipaddress.IPv4Network)]
         self._v6 = [each for each in networks if isinstance(each, ipaddress.IPv6Network)]
 
+    def covers(self, text: str) -> bool:
+        """Whether all of a range is denied already; False in doubt."""
+        given = ipaddress.ip_network(text, strict=False)
+        if isinstance(given, ipaddress.IPv4Network):
+            return any(given.subnet_of(each) for each in (*_V4, *self._v4))
+        beyond = not given.overlaps(_GLOBAL)
+        return beyond or any(given.subnet_of(each) for each in (*_V6, *self._v6))
+
     def public(self, address: Address) -> bool:
         """Whether a sandbox may reach the address."""
         if isinstance(address, ipaddress.IPv4Address):

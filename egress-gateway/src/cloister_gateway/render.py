@@ -25,10 +25,17 @@ class Layout:
 
 def front(settings: Settings, layout: Layout = Layout()) -> str:
     """haproxy.cfg: bounds for each source, and the source's address for squid."""
-    binds = [f"bind 0.0.0.0:{places.FRONT_PORT}"]
+    ports = [places.FRONT_PORT, *([places.DIRECT_PORT] if settings.by_name else [])]
+    binds = [f"bind 0.0.0.0:{port}" for port in ports]
     if layout.has_ipv6:
-        binds.append(f"bind [::]:{places.FRONT_PORT} v6only")
+        binds += [f"bind [::]:{port} v6only" for port in ports]
     listen = "\n    ".join(binds)
+    direct = f"use_backend by-name if {{ dst_port {places.DIRECT_PORT} }}\n    "
+    by_name = f"""
+# Who knows of no proxy speaks TLS at once: `by-name` makes a CONNECT of it.
+backend by-name
+    server by-name {places.LOOPBACK}:{places.BY_NAME_PORT} send-proxy
+"""
     return f"""\
 global
     log stderr format raw local0 notice
@@ -52,15 +59,18 @@ frontend sandboxes
     no log
     log {places.LOOPBACK}:{places.LOG_PORT} len 256 format raw local0
     log-format "%ci %cp %U %B"
-    stick-table type ipv6 size 128k expire 30s store conn_cur,conn_rate(10s)
+    stick-table type ipv6 size 128k expire 30s store conn_cur,conn_rate(10s),gpc0
     tcp-request connection track-sc0 src
-    tcp-request connection reject if {{ sc0_conn_cur gt {settings.max_connections_per_source} }}
-    tcp-request connection reject if {{ sc0_conn_rate gt {settings.connections_per_10s} }}
-    default_backend names
+    acl crowded sc0_conn_cur gt {settings.max_connections_per_source}
+    acl hasty sc0_conn_rate gt {settings.connections_per_10s}
+    # The agent reads how many there were, and tells of them.
+    tcp-request connection sc-inc-gpc0(0) if crowded or hasty
+    tcp-request connection reject if crowded or hasty
+    {direct if settings.by_name else ""}default_backend names
 
 backend names
     server names {places.LOOPBACK}:{places.NAMES_PORT} send-proxy-v2
-"""
+{by_name if settings.by_name else ""}"""
 
 
 def names(settings: Settings, layout: Layout = Layout()) -> str:

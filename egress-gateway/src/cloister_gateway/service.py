@@ -21,6 +21,7 @@ from .ledger import Ledger, Page
 from .ranges import Ranges
 from .reports import Key, Report, Sum, decode
 from .requests import InvalidField, to_state
+from .sockets import leads_inside
 from .state import Reason, State, losers
 from .store import Store
 
@@ -44,6 +45,8 @@ class Holder:
         # states stay refused. Readiness waits for an Apply all the same.
         self.state = store.load() or State()
         self.applied = False
+        # Of the one before this agent nobody knows how far it came.
+        self._unlooked = True
         self._derive()
 
     def _derive(self) -> None:
@@ -67,7 +70,8 @@ class Holder:
                 raise LookupError(f"{state.version} is older than {held.version}, which is held")
             if state.version == held.version and not state.same_rules(held):
                 raise LookupError(f"another state is held under {held.version}")
-            wider = set(state.denied_ranges) - set(held.denied_ranges)
+            wider = not all(self.ranges.covers(each) for each in state.denied_ranges)
+            self._unlooked |= wider
             cutting = held.cutting | losers(held, state)
             self._hold(replace(state, cutting=cutting))
             if cutting:
@@ -77,7 +81,19 @@ class Holder:
                 self._hold(state)
             if wider and self.applied:
                 await asyncio.sleep(CACHED_SECONDS)
+            if self._unlooked:
+                await self._cut_inside()
+                self._unlooked = False
             self.applied = True
+
+    async def _cut_inside(self) -> None:
+        """See that no connection leads to a range that is denied. Whose one is, is known to squid
+        alone: everybody's are cut, which is rare, for what is denied newly is the cluster's.
+        """
+        if await asyncio.to_thread(leads_inside, self.ranges):
+            cut = await self._front.cut_all()
+            metrics.CUT.inc(cut)
+            log.warning("all connections cut: %d; one led to a range that is denied now", cut)
 
     def _hold(self, state: State) -> None:
         self._store.save(state)

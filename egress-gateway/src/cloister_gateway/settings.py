@@ -29,6 +29,8 @@ class Settings:
     """A connection on which nothing moves ends after this time."""
     threads: int = 1
     """Threads of haproxy."""
+    by_name: bool = True
+    """Whether clients that know of no proxy are served."""
     log_level: str = "INFO"
 
     @property
@@ -43,15 +45,19 @@ class Settings:
 
     @classmethod
     def load(cls, environment: Mapping[str, str]) -> "Settings":
-        """Read them; raises SettingsError for a number that is none or not positive."""
-        given: dict[str, int | str] = {}
+        """Read them; raises SettingsError for one that is no number above 0, true or false."""
+        given: dict[str, int | bool | str] = {}
         for each in dataclasses.fields(cls):
             variable = PREFIX + each.name.upper()
             text = environment.get(variable)
             if text is None:
                 continue
-            if each.type is str or each.type == "str":
+            if each.type is str:
                 given[each.name] = text
+            elif each.type is bool:
+                if text not in ("true", "false"):
+                    raise SettingsError(f"{variable} must be true or false: {text!r}")
+                given[each.name] = text == "true"
             elif text.isascii() and text.isdigit() and 0 < int(text) <= 1_000_000:
                 given[each.name] = int(text)
             else:

@@ -24,6 +24,7 @@ class Reason(StrEnum):
     ADDRESS_DENIED = "AddressDenied"
     NAME_MISMATCH = "NameMismatch"
     NO_STATE = "NoState"
+    TOO_MANY_CONNECTIONS = "TooManyConnections"
 
 
 @dataclass(frozen=True)
@@ -104,8 +105,8 @@ def losers(before: State, after: State) -> frozenset[str]:
     """Sources that may do less than before, or are another pod: their connections are to end.
 
     All of them, not only those to hosts that were lost: which host a connection leads to is known
-    two processes further on, and a recipe that loses a host is rare. A range that is denied now
-    cuts nothing: nodes come and go, and their addresses were denied before by where they lie.
+    two processes further on, and a recipe that loses a host is rare. Ranges that
+    are denied now are another matter; see service.Holder.
     """
     was = {key: Hosts(each) for key, each in before.policies.items()}
     now = {key: Hosts(each) for key, each in after.policies.items()}

@@ -62,6 +62,8 @@ SESSIONS_PORT: Final = 8443
 HTTP_PORT: Final = 8080
 EGRESS_PORT: Final = 3128
 """Of egress gateways, for sandboxes."""
+EGRESS_BY_NAME_PORT: Final = 443
+"""Of egress gateways, for tools in sandboxes that know of no proxy."""
 EGRESS_AGENT_PORT: Final = 7444
 """Of egress gateways, for the operator."""
 EGRESS_GATEWAY: Final = "cloister-egress-gateway"

@@ -14,7 +14,7 @@ from .api.environment import EnvironmentObject, EnvironmentSpec
 from .api.pod import GitTree
 from .errors import PermanentError
 from .plan import proxies
-from .plan.egress import Reach, reach
+from .plan.egress import Aliases, Reach, by_name, reach
 from .plan.packages import Packages
 from .settings import Settings
 
@@ -69,6 +69,8 @@ class Recipe:
     """Repositories that the operator gives its pods before they are warm."""
     ipv6: bool = False
     """Whether its pods' tools get IPv6 sockets."""
+    aliases: Aliases | None = None
+    """Names for its pods' /etc/hosts."""
 
 
 def references(
@@ -277,10 +279,11 @@ def build(
         recipe["trees"] = [{"path": each.path, "commit": each.commit} for each in trees]
     payload = {"recipe.json": json.dumps(recipe, sort_keys=True).encode(), **files}
     image = spec.image or settings.sandbox_image
-    digest = _hash(spec, image, payload, settings, allowed)
+    aliases = by_name(allowed, around.gateway) if settings.egress_by_name else None
+    digest = _hash(spec, image, payload, settings, allowed, aliases)
     # Where pods have no IPv6 address, the link-local ones lead past policies and nowhere else.
     ipv6 = allowed.network != names.NETWORK_NONE and ":" in settings.pod_ip
-    return Recipe(digest, image, tuple(mounts), payload, allowed, tuple(trees), ipv6)
+    return Recipe(digest, image, tuple(mounts), payload, allowed, tuple(trees), ipv6, aliases)
 
 
 def limits(spec: EnvironmentSpec, settings: Settings) -> dict[str, int]:
@@ -302,6 +305,7 @@ def _hash(
     payload: Mapping[str, bytes],
     settings: Settings,
     allowed: Reach,
+    aliases: Aliases | None,
 ) -> str:
     """Ten hex digits that change with all that makes a new pod differ from an old one.
 
@@ -320,7 +324,9 @@ def _hash(
         allowed.hosts,
         settings.egress_nameservers if allowed.network == names.NETWORK_UNRESTRICTED else (),
     ]
-    digest = hashlib.sha256(json.dumps([shape, image, paths, defaults], sort_keys=True).encode())
+    # The address is of the proxy, too, which is in the payload.
+    known = [shape, image, paths, defaults, *([aliases.hosts] if aliases else [])]
+    digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode())
     for key in sorted(payload):
         digest.update(hashlib.sha256(payload[key]).digest())
     return digest.hexdigest()[:10]

@@ -87,6 +87,8 @@ class Settings(BaseModel):
     """How long a new CA is trusted before it signs."""
     egress_gateway: bool = False
     """Whether egress gateways are installed beside the operator."""
+    egress_by_name: bool = False
+    """Whether they serve tools that know of no proxy, whom sandboxes' /etc/hosts lead to them."""
     git_allowed_hosts: tuple[str, ...] = ()
     """Globs of host, or host:port, from which repositories are fetched; empty: from none."""
     git_private_ranges: tuple[str, ...] = ()

@@ -13,6 +13,7 @@ OPTIONS = pytest.mark.parametrize(
     "options", [(), ("-f", str(ALL_VALUES))], ids=["default", "all-values"]
 )
 NAME = names.EGRESS_GATEWAY
+PARTS = ["front", "names", "sni", "by-name", AGENT]
 
 
 def pod(rendered: Rendered) -> JSON:
@@ -27,7 +28,7 @@ def containers(rendered: Rendered) -> dict[str, JSON]:
 @OPTIONS
 def test_its_parts_are_those_of_its_image(options: tuple[str, ...]) -> None:
     found = containers(render(*options))
-    assert list(found) == ["front", "names", "sni", AGENT]
+    assert list(found) == PARTS
     for name, each in found.items():
         assert each["args"] == [name]
         environ = {one["name"]: one["value"] for one in each["env"]}
@@ -42,7 +43,7 @@ def test_only_the_agent_has_its_key_and_may_write_who_may_reach_what() -> None:
         assert ("identity" in mounts) == (name == AGENT)
         assert mounts["state"] == (name != AGENT)
         # Its own configuration, and nobody else's.
-        assert {"front", "names", "sni", AGENT} & set(mounts) == {name}
+        assert set(PARTS) & set(mounts) == {name}
 
 
 def test_no_token_reaches_it() -> None:
@@ -66,7 +67,11 @@ def test_names_are_those_that_the_operator_uses() -> None:
     assert labels[names.COMPONENT_LABEL] == names.EGRESS_COMPONENT
     service = rendered.one("Service", NAME)["spec"]
     assert service["selector"].items() <= labels.items()
-    assert service["ports"][0]["port"] == names.EGRESS_PORT
+    leads = {each["port"]: each["targetPort"] for each in service["ports"]}
+    front = {each["name"]: each["containerPort"] for each in containers(rendered)["front"]["ports"]}
+    # NetworkPolicies may see the Service's port or the pod's.
+    for port in (names.EGRESS_PORT, names.EGRESS_BY_NAME_PORT):
+        assert front[leads[port]] == port
     ports = [one["containerPort"] for one in containers(rendered)[AGENT]["ports"]]
     assert names.EGRESS_AGENT_PORT in ports
     (secret,) = (each["secret"] for each in pod(rendered)["spec"]["volumes"] if "secret" in each)
@@ -100,6 +105,8 @@ def test_who_reaches_it_where() -> None:
     (policy,) = [each for each in render().of("NetworkPolicy") if each["metadata"]["name"] == NAME]
     by_port = {each["ports"][0]["port"]: each["from"] for each in policy["spec"]["ingress"]}
     assert set(by_port) == {3128, 7444, 8081}
+    (rule,) = [each for each in policy["spec"]["ingress"] if each["ports"][0]["port"] == 3128]
+    assert [each["port"] for each in rule["ports"]] == [3128, 443]
     (sandboxes,) = by_port[3128]
     assert sandboxes["podSelector"]["matchLabels"] == {names.NETWORK_LABEL: names.NETWORK_GATEWAY}
     assert sandboxes["namespaceSelector"]["matchExpressions"][0]["values"] == ["cloister-sandboxes"]
@@ -128,6 +135,22 @@ def test_one_gateway_is_not_kept_from_being_drained() -> None:
     budgets = render("--set", "egress.gateway.replicas=1").of("PodDisruptionBudget")
     assert NAME not in {each["metadata"]["name"] for each in budgets}
     assert NAME in {each["metadata"]["name"] for each in render().of("PodDisruptionBudget")}
+
+
+def test_tools_that_know_of_no_proxy_can_be_turned_away() -> None:
+    rendered = render("--set", "egress.gateway.byName=false")
+    assert list(containers(rendered)) == [each for each in PARTS if each != "by-name"]
+    assert "by-name" not in {each["name"] for each in pod(rendered)["spec"]["volumes"]}
+    for each in containers(rendered).values():
+        environ = {one["name"]: one["value"] for one in each["env"]}
+        assert not Settings.load(environ).by_name
+    assert 443 not in {each["port"] for each in rendered.one("Service", NAME)["spec"]["ports"]}
+    policies = [x for x in rendered.of("NetworkPolicy") if x["metadata"]["name"] == NAME]
+    ports = {p["port"] for x in policies for i in x["spec"]["ingress"] for p in i["ports"]}
+    assert 443 not in ports
+    operator = rendered.one("Deployment", "cloister-operator")["spec"]["template"]["spec"]
+    environ = {each["name"]: each.get("value") for each in operator["containers"][0]["env"]}
+    assert environ["CLOISTER_EGRESS_BY_NAME"] == "false"
 
 
 def test_without_gateways_nothing_of_them_is_there() -> None:

@@ -41,7 +41,13 @@ def test_every_object_of_ours_in_the_schema_is_closed() -> None:
         *(
             f".egress.gateway.{each}"
             for each in (
-                *("resources.front", "resources.names", "resources.sni", "resources.agent"),
+                *(
+                    "resources.front",
+                    "resources.names",
+                    "resources.sni",
+                    "resources.byName",
+                    "resources.agent",
+                ),
                 *("nodeSelector", "tolerations[]", "affinity", "podAnnotations"),
             )
         ),

@@ -1,5 +1,7 @@
 """States that change, parts that die, and floods; each test has a gateway that it may disturb."""
 
+import contextlib
+import json
 import os
 import signal
 import socket
@@ -13,7 +15,7 @@ import pytest
 
 from cloister_api.egress.v1 import egress_pb2
 from support.certificates import TestAuthority
-from support.gateway_rig import until
+from support.gateway_rig import PARTS, until
 from support.gateway_world import CLUSTER, OTHER_CLUSTER, SERVER, Operator, World, pod_uid, world
 
 ONE, TWO, FLOODER = "10.90.0.11", "10.90.0.12", "10.90.0.20"
@@ -34,7 +36,7 @@ def one_world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 @pytest.fixture
 def here(one_world: World) -> World:
     """The gateway with two sandboxes, everything running."""
-    for part in ("front", "names", "sni", "agent"):
+    for part in PARTS:
         if not one_world.pod.alive(part):
             one_world.pod.start(part)
     until(lambda: one_world.http("/readyz") != "", "the agent")
@@ -113,6 +115,17 @@ def test_another_pod_under_the_same_address_gets_no_connection_of_the_one_before
         assert echo(stays)
 
 
+def test_a_revoked_source_that_knows_no_proxy_is_cut_too(here: World) -> None:
+    with here.client.direct(ONE, "ok.test") as gone, here.client.direct(TWO, "ok.test") as stays:
+        assert echo(gone)
+        assert echo(stays)
+        here.operator.apply({TWO: "p"}, HOSTS)
+        assert cut(gone)
+        assert echo(stays)
+        with pytest.raises((OSError, ssl.SSLError)):
+            here.client.direct(ONE, "ok.test")
+
+
 def test_who_gains_keeps_what_is_open(here: World) -> None:
     with here.client.open(ONE, "ok.test") as stays:
         here.operator.apply({ONE: "more", TWO: "p"}, {**HOSTS, "more": (*HOSTS["p"], "new.test")})
@@ -165,8 +178,45 @@ def test_a_range_that_is_denied_now_is_not_reached(here: World) -> None:
     assert here.client.fetch(ONE, "cluster.wild.test").endswith(b"hello\n")
     here.operator.apply(BOTH, HOSTS, denied=(f"{CLUSTER}/32", "151.101.9.0/24"))
     assert here.client.status(ONE, "cluster.wild.test:443") == 403
+    with pytest.raises((OSError, ssl.SSLError)):
+        here.client.direct(ONE, "cluster.wild.test")
     here.operator.apply(BOTH, HOSTS)
     until(lambda: here.client.status(ONE, "cluster.wild.test:443") == 200, "squid to look again")
+
+
+@pytest.mark.parametrize("way", ["open", "direct"])
+def test_what_leads_to_a_range_that_is_denied_now_is_cut(here: World, way: str) -> None:
+    opened = here.client.open if way == "open" else here.client.direct
+    with opened(ONE, "cluster.wild.test") as inside:
+        assert echo(inside)
+        here.operator.apply(BOTH, HOSTS, denied=(f"{CLUSTER}/32", f"{OTHER_CLUSTER}/32"))
+        assert cut(inside)
+    here.operator.apply(BOTH, HOSTS)
+
+
+@pytest.mark.parametrize("denied", ["151.101.77.0/24", "10.3.0.0/16", "fd01::/16", "2001:4:1::/64"])
+def test_a_range_that_nobody_uses_cuts_nobody(here: World, denied: str) -> None:
+    with here.client.open(ONE, "ok.test") as one, here.client.direct(TWO, "ok.test") as two:
+        here.operator.apply(BOTH, HOSTS, denied=(f"{CLUSTER}/32", denied))
+        assert echo(one)
+        assert echo(two)
+    here.operator.apply(BOTH, HOSTS)
+
+
+def test_an_agent_that_ended_in_between_cuts_what_leads_inside_when_it_is_back(here: World) -> None:
+    """Whether the one before it came as far as cutting, nobody knows."""
+    with here.client.open(ONE, "cluster.wild.test") as inside:
+        assert echo(inside)
+        here.pod.kill("agent")
+        file = here.pod.folder / "state" / "state.json"
+        state = json.loads(file.read_bytes())
+        state["denied"].append(f"{OTHER_CLUSTER}/32")
+        file.write_text(json.dumps(state))
+        here.pod.start("agent")
+        until(lambda: here.http("/readyz") != "", "the agent")
+        here.operator.apply(BOTH, HOSTS, denied=(f"{CLUSTER}/32", f"{OTHER_CLUSTER}/32"))
+        assert cut(inside)
+    here.operator.apply(BOTH, HOSTS)
 
 
 # --- what the operator says ----------------------------------------------------------------------
@@ -254,18 +304,25 @@ def test_a_killed_squid_comes_back_and_lets_nobody_pass_meanwhile(here: World, p
     assert {each.server_name for each in here.internet.seen} <= {"ok.test"}
 
 
-@pytest.mark.parametrize("part", ["front", "names", "sni"])
+@pytest.mark.parametrize("part", ["front", "names", "sni", "by-name"])
 def test_a_killed_container_lets_nobody_pass(here: World, part: str) -> None:
     here.pod.kill(part)
     for host in ("ok.test", "evil.test"):
         try:
-            assert here.client.status(ONE, f"{host}:443") != 200
+            with here.client.direct(ONE, host) as made:
+                assert not echo(made)
+        except (OSError, ssl.SSLError):
+            pass
+        try:
+            assert part == "by-name" or here.client.status(ONE, f"{host}:443") != 200
         except OSError:
             continue
     until(lambda: part in here.http("/readyz"), "readiness to end")
     here.pod.start(part)
     until(here.ready, "readiness")
     assert here.client.fetch(ONE, "ok.test").endswith(b"hello\n")
+    with here.client.direct(ONE, "ok.test") as made:
+        assert echo(made)
 
 
 def test_a_killed_helper_is_replaced_and_denies_meanwhile(here: World) -> None:
@@ -325,6 +382,33 @@ def test_a_flood_of_one_source_does_not_keep_another_from_working(here: World) -
             each.join()
         for connection in held:
             connection.close()
+
+
+def test_a_flood_of_those_who_name_nobody_does_not_keep_others_from_working(here: World) -> None:
+    """They open, say half a word and wait; those who open too many are refused and told of."""
+    flooder = "10.90.0.44"
+    here.operator.apply({TWO: "p", flooder: "p"}, HOSTS)
+    feed = Feed(here, flooder)
+    held = []
+    try:
+        for number in range(400):
+            with contextlib.suppress(OSError):
+                held.append(here.client.connect(flooder, (443, 3128)[number % 2]))
+                held[-1].sendall(b"\x16\x03\x01\x02")
+        for _ in range(10):
+            with here.client.direct(TWO, "ok.test") as made:
+                assert echo(made)
+        # The bound is on what a source has at both ports together.
+        front = str(here.pod.folder / "front" / "haproxy.sock")
+        assert runtime(front, "show sess").count(f"src={flooder}:") <= 256
+        key = (pod_uid(flooder), "", 0, "TooManyConnections")
+        until(lambda: feed.counts.get(key, 0) > 0, "the refusals")
+        told = 'cloister_gateway_decisions_total{reason="TooManyConnections",verdict="denied"}'
+        assert told in here.http("/metrics")
+    finally:
+        for each in held:
+            each.close()
+        feed.close()
 
 
 def refused_connections(here: World, source: str) -> bool:
@@ -427,6 +511,35 @@ def test_what_was_decided_is_told_exactly(here: World) -> None:
         again.close()
         assert not any(again.counts.values())
         assert feed.lost == 0
+    finally:
+        feed.close()
+
+
+def test_what_tools_that_know_no_proxy_asked_for_is_told(here: World) -> None:
+    one, stranger = "10.90.0.41", "10.90.0.43"
+    here.operator.apply({one: "p"}, HOSTS)
+    feed = Feed(here, one, stranger)
+    try:
+        with here.client.direct(one, "ok.test") as made:
+            assert echo(made)
+        for source, name in (
+            (one, "evil.test"),
+            (one, None),
+            (stranger, "ok.test"),
+            (stranger, None),
+        ):
+            with pytest.raises((OSError, ssl.SSLError)):
+                here.client.direct(source, name)
+        expected = {
+            (pod_uid(one), "ok.test", 443, "Allowed"): 1,
+            (pod_uid(one), "evil.test", 443, "HostNotAllowed"): 1,
+            (pod_uid(one), "", 443, "NotAName"): 1,
+            ("", "ok.test", 443, "UnknownSource"): 1,
+            ("", "", 443, "UnknownSource"): 1,
+        }
+        until(lambda: sum(feed.counts.values()) >= len(expected), "all decisions")
+        assert {key: count for key, count in feed.counts.items() if count} == expected
+        until(lambda: feed.received.get("ok.test", 0) > 0, "the bytes")
     finally:
         feed.close()
 

@@ -12,6 +12,7 @@ from support.gateway_rig import debian, prepare
 GOLDEN = Path(__file__).resolve().parents[2] / "golden" / "gateway"
 CONFIGURATIONS = {
     "haproxy.cfg": render.front(Settings(), render.Layout(has_ipv6=True)),
+    "haproxy-proxy-only.cfg": render.front(Settings(by_name=False)),
     "names.conf": render.names(Settings()),
     "sni.conf": render.sni(Settings()),
 }
@@ -57,6 +58,7 @@ def test_no_answer_is_kept() -> None:
     ("name", "command"),
     [
         ("haproxy.cfg", ("haproxy", "-c", "-f")),
+        ("haproxy-proxy-only.cfg", ("haproxy", "-c", "-f")),
         ("names.conf", ("squid", "-k", "parse", "-f")),
         ("sni.conf", ("squid", "-k", "parse", "-f")),
     ],
@@ -101,9 +103,12 @@ exec chroot {root} {" ".join(command)} {places.OWN}/{name}
 
 
 def test_settings_come_from_the_environment() -> None:
-    given = {"CLOISTER_GATEWAY_MAX_CONNECTIONS": "100", "CLOISTER_GATEWAY_LOG_LEVEL": "DEBUG"}
-    settings = Settings.load(given)
-    assert (settings.max_connections, settings.log_level) == (100, "DEBUG")
+    given = {
+        "CLOISTER_GATEWAY_MAX_CONNECTIONS": "100",
+        "CLOISTER_GATEWAY_LOG_LEVEL": "DEBUG",
+        "CLOISTER_GATEWAY_BY_NAME": "false",
+    }
+    assert Settings.load(given) == Settings(max_connections=100, log_level="DEBUG", by_name=False)
     assert Settings.load({}) == Settings()
 
 
@@ -111,6 +116,12 @@ def test_settings_come_from_the_environment() -> None:
 def test_a_wrong_setting_is_named(wrong: str) -> None:
     with pytest.raises(SettingsError, match="CLOISTER_GATEWAY_MAX_CONNECTIONS"):
         Settings.load({"CLOISTER_GATEWAY_MAX_CONNECTIONS": wrong})
+
+
+@pytest.mark.parametrize("wrong", ["", "0", "True", "yes", "false "])
+def test_a_wrong_switch_is_named(wrong: str) -> None:
+    with pytest.raises(SettingsError, match="CLOISTER_GATEWAY_BY_NAME"):
+        Settings.load({"CLOISTER_GATEWAY_BY_NAME": wrong})
 
 
 def test_a_wrong_log_level_is_named() -> None:

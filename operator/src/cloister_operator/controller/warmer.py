@@ -12,6 +12,7 @@ from ..cluster.resources import PODS
 from ..errors import ConflictError, NotFoundError, PermanentError, TransientError
 from ..logs import about
 from ..plan import proving
+from ..plan.egress import gateway_ways
 from ..plan.failure import Failure, Proof
 from ..sandboxes import PodAddress, SandboxInfo, SandboxState
 from . import pods
@@ -170,12 +171,14 @@ class Warmer:
         new pod's way only after a moment, and a session's first request must pass.
         """
         context, pause = self._context, _FIRST_PAUSE
-        gateway = context.gateway
-        while pod.network == names.NETWORK_GATEWAY and gateway:
+        ways = gateway_ways(context.gateway, by_name=context.settings.egress_by_name)
+        while pod.network == names.NETWORK_GATEWAY and ways:
             try:
-                if await context.dialer.probe(where, [gateway]):
+                reached = await context.dialer.probe(where, ways)
+                closed = [each for each in ways if each not in reached]
+                if not closed:
                     return
-                problem = f"it does not reach the egress gateways at {gateway}"
+                problem = f"it does not reach the egress gateways at {' and '.join(closed)}"
             except TransientError as error:
                 problem = str(error)
             if context.clock() > pod.created + STARTUP_LIMIT:

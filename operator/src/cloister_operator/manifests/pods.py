@@ -74,6 +74,9 @@ def sandbox_pod(pod: SandboxPod, settings: Settings) -> JSON:
             "volumes": _volumes(pod, settings),
         },
     }
+    if aliases := pod.recipe.aliases:
+        spec_of_pod: JSON = manifest["spec"]
+        spec_of_pod["hostAliases"] = [{"ip": aliases.address, "hostnames": list(aliases.hosts)}]
     annotations = {}
     if pod.recipe.reach.hosts:
         annotations[names.EGRESS_HOSTS] = ",".join(pod.recipe.reach.hosts)

@@ -67,9 +67,10 @@ def _callers(settings: Settings) -> list[JSON]:
 
 
 def _gateway(settings: Settings) -> JSON:
+    by_name = [names.EGRESS_BY_NAME_PORT] if settings.egress_by_name else []
     return {
         "to": [_pods(settings.namespace, names.EGRESS_COMPONENT)],
-        "ports": [{"protocol": "TCP", "port": names.EGRESS_PORT}],
+        "ports": [{"protocol": "TCP", "port": port} for port in (names.EGRESS_PORT, *by_name)],
     }
 
 

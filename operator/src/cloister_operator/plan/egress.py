@@ -21,6 +21,37 @@ class Reach:
     """Sorted, each once; only with the network `gateway`."""
 
 
+@dataclass(frozen=True)
+class Aliases:
+    """Names that a pod's /etc/hosts leads to one address."""
+
+    address: str
+    hosts: tuple[str, ...]
+
+
+def by_name(reach: Reach, gateway: str) -> Aliases | None:
+    """What leads tools that know of no proxy to the gateways: the hosts that are allowed by their
+    whole names. Those below a wildcard are not known, and no resolver is there to ask.
+
+    Args:
+        reach: What the pods may reach.
+        gateway: host:port of the gateways' proxy; empty where there is none.
+
+    Returns:
+        None when there is no such host.
+    """
+    hosts = tuple(each for each in reach.hosts if not each.startswith("*."))
+    if not hosts or not gateway or reach.network != names.NETWORK_GATEWAY:
+        return None
+    return Aliases(gateway.rpartition(":")[0].strip("[]"), hosts)
+
+
+def gateway_ways(gateway: str, *, by_name: bool) -> list[str]:
+    """host:port that pods with the network `gateway` must reach; none without `gateway`."""
+    direct = f"{gateway.rpartition(':')[0]}:{names.EGRESS_BY_NAME_PORT}"
+    return [gateway, *([direct] if by_name else [])] if gateway else []
+
+
 def reach(
     networking: Networking,
     package_hosts: Iterable[str] = (),

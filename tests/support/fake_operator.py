@@ -68,7 +68,9 @@ class FakeSandboxes:
         self.gateway = "10.96.0.7:3128"
         """What those with the network `gateway` reach by the policies."""
         self.by_name = "10.96.0.7:443"
+        """What they reach, too, where the platform has it."""
         self.by_name_closed = False
+        """Whether the policy engine has yet to open that way."""
         self.way_closed = False
         """Whether the policy engine has yet to open their way."""
         self.uid_map = "0 100000 65536"

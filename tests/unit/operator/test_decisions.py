@@ -112,6 +112,16 @@ def test_a_denied_host_is_an_event_a_line_and_a_number(
     assert (record.host, record.count, record.allowed) == ("evil.example", 7, False)
 
 
+def test_connections_that_were_too_many_are_told_of(office: Office) -> None:
+    office.decided(decision("", port=0, reason="TooManyConnections", count=9))
+    ((_, name, what, message),) = office.notes.notes
+    assert (name, what) == ("s1", "Warning EgressDenied")
+    assert message == (
+        "a connection to the egress gateway was denied: the sandbox has, or opens, more "
+        "connections than the platform allows"
+    )
+
+
 def test_what_is_allowed_is_counted_and_kept(office: Office) -> None:
     before = requests("allowed")
     late = NOW + timedelta(seconds=9)

@@ -15,6 +15,7 @@ from .events import Recorder
 
 log = logging.getLogger(__name__)
 
+_TOO_MANY: Final = "TooManyConnections"
 _WHY: Final = {
     "HostNotAllowed": "the Environment allows no such host; add it to its "
     "spec.networking.allowedHosts if it should",
@@ -24,6 +25,7 @@ _WHY: Final = {
     "NameMismatch": "the TLS connection was for another name, or it was none",
     "NoState": "the gateway was starting",
     "UnknownSource": "the gateway did not know the sandbox",
+    _TOO_MANY: "the sandbox has, or opens, more connections than the platform allows",
 }
 
 
@@ -60,6 +62,8 @@ class Decisions:
     def _tell(self, pod: PodView, decision: Decision, *, news: bool) -> None:
         context = self._context
         where = f"{decision.host or 'what is no name'}:{decision.port}"
+        if decision.reason == _TOO_MANY:
+            where = "the egress gateway"
         why = _WHY.get(decision.reason, decision.reason)
         session = context.sessions.get(pod.namespace, pod.session_name) if pod.session_uid else None
         if news:

@@ -278,7 +278,8 @@ class Decision(_message.Message):
     reason: _builtins.str
     """Allowed, or why not: HostNotAllowed, PortNotAllowed, UnknownSource, NotAName (an address, or
     nonsense), AddressDenied (the name leads to no public address, or does not exist), NameMismatch
-    (TLS to another name than was asked for, or no TLS), NoState.
+    (TLS to another name than was asked for, or no TLS), NoState, TooManyConnections (refused before
+    anything was asked for: without host and port).
     """
     count: _builtins.int
     bytes_sent: _builtins.int

@@ -202,6 +202,11 @@ def _kernel() -> Iterator[Attack]:
                for form, each in ((1, 132), (5, 132), (2, UDPLITE), (6, 33))]  # fmt: skip
     yield row("unnamed-sockets", *families, *unnamed, control=_none)
     yield row("rings-of-calls", {"kind": "rings"}, control=_none)
+    # Over IPv6 it needs no right; the socket is one of IPv4 where there are no others.
+    taken = [
+        {"kind": "settable", "level": level, "name": name} for level, name in ((0, 15), (41, 78))
+    ]
+    yield row("addresses-of-others", *taken, control=_none)
     way: JSON = {"kind": "option", "value": 1, "host": "169.254.169.254", "port": 80}
     mark = {**way, "level": int(socket.SOL_SOCKET), "name": 36}
     transparent = {**way, "level": 0, "name": 19}

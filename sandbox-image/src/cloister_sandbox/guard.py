@@ -10,7 +10,9 @@ And one to the network: open a socket that policies say nothing about. They name
 engines let ICMP pass, or leave it open, and gVisor gives sockets for pings to everybody. Sockets to
 the hypervisor, and of other families, are no network to them at all, and each family is code of the
 kernel that nobody here needs. So tools have TCP and UDP over IP, Unix sockets and netlink. Rings of
-calls (io_uring) are not there: they open sockets that no filter sees.
+calls (io_uring) are not there: they open sockets that no filter sees. Nor does a socket take an
+address that is not the pod's: over IPv6 everybody may send under such a one (IP_FREEBIND), and
+policies know pods by their addresses.
 
 The filter looks at nothing but numbers in registers, which no other thread can change meanwhile,
 and names no process: it cannot know which thread ids the server's threads will have. So tools
@@ -55,6 +57,8 @@ _KIND = 0xF
 _KINDS = (socket.SOCK_STREAM, socket.SOCK_DGRAM)
 _PROTOCOLS = (0, socket.IPPROTO_TCP, socket.IPPROTO_UDP, 262)
 """The last one is MPTCP, which is TCP to all on the way."""
+_FREE_BINDING = ((socket.IPPROTO_IP, 15), (socket.IPPROTO_IPV6, 78))
+"""Options by which a socket takes an address that is not its own, each on its level."""
 _libc = ctypes.CDLL(None, use_errno=True)
 log = logging.getLogger(__name__)
 
@@ -70,16 +74,17 @@ class _Calls:
     """Calls whose second argument is the signal to send."""
     signal_third: tuple[int, ...]
     socket: int
+    set_option: int
     socket_call: int = -1
     """An older way to the same, whose arguments no filter sees; gVisor runs no such programs."""
     rings: int = 425
     """Sets up rings of calls; the same number everywhere."""
 
 
-_X86_64 = _Calls(0xC000_003E, 302, (72,), (62, 200, 129, 424), (234, 297), 41)
-_I386 = _Calls(0x4000_0003, 340, (55, 221), (37, 238, 178, 424), (270, 335), 359, 102)
-_AARCH64 = _Calls(0xC000_00B7, 261, (25,), (129, 130, 138, 424), (131, 240), 198)
-_ARM = _Calls(0x4000_0028, 369, (55, 221), (37, 238, 178, 424), (268, 363), 281, 102)
+_X86_64 = _Calls(0xC000_003E, 302, (72,), (62, 200, 129, 424), (234, 297), 41, 54)
+_I386 = _Calls(0x4000_0003, 340, (55, 221), (37, 238, 178, 424), (270, 335), 359, 366, 102)
+_AARCH64 = _Calls(0xC000_00B7, 261, (25,), (129, 130, 138, 424), (131, 240), 198, 208)
+_ARM = _Calls(0x4000_0028, 369, (55, 221), (37, 238, 178, 424), (268, 363), 281, 294, 102)
 _MACHINES = {"x86_64": (317, (_X86_64, _I386)), "aarch64": (277, (_AARCH64, _ARM))}
 """The number of seccomp(2), and the ways in which programs of the machine may call."""
 _MACHINE = _MACHINES.get(os.uname().machine)
@@ -156,6 +161,7 @@ def program(kinds: tuple[_Calls, ...]) -> bytes:
             ("third", kind.signal_third),
             ("limit", (kind.set_limit,)),
             ("socket", (kind.socket,)),
+            ("option", (kind.set_option,)),
             ("unknown", (kind.rings, *((kind.socket_call,) if kind.socket_call >= 0 else ()))),
         )
         for rule, call in itertools.chain.from_iterable(
@@ -189,6 +195,15 @@ def program(kinds: tuple[_Calls, ...]) -> bytes:
     for protocol in _PROTOCOLS:
         built.add(_EQUAL, protocol, "allow")
     built.add(_RETURN, _REFUSE | errno.EPERM)
+    built.place("option")
+    built.argument(1)
+    for level, _ in _FREE_BINDING:
+        built.add(_EQUAL, level, f"level{level}")
+    built.add(_RETURN, _ALLOW)
+    for level, option in _FREE_BINDING:
+        built.place(f"level{level}")
+        built.argument(2)
+        built.add(_EQUAL, option, "refuse", "allow")
     built.place("limit")
     built.argument(0)  # 0 is the caller itself
     built.add(_EQUAL, 0, "allow")

@@ -81,6 +81,18 @@ for family, kind, protocol in (*unknown, *((each, 2, 0) for each in (17, 30, 38,
 for family, kind, protocol in ((2, 1, 0), (2, 1, 6), (2, 2, 0), (2, 2, 17), (1, 5, 0), (16, 3, 0)):
     socket.socket(family, kind | socket.SOCK_CLOEXEC, protocol)
 """
+TAKES_ADDRESSES = """
+import errno, socket
+held = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+for level, option in ((0, 15), (41, 78)):
+    try:
+        held.setsockopt(level, option, 1)
+        print("set", level, option)
+    except OSError as error:
+        print(errno.errorcode[error.errno])
+held.setsockopt(socket.SOL_SOCKET, 15, 1)  # SO_REUSEPORT has the same number on another level
+held.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, 9)
+"""
 SETS_UP_RINGS = """
 import ctypes
 libc = ctypes.CDLL(None, use_errno=True)
@@ -155,6 +167,14 @@ def test_no_tool_has_sockets_that_policies_do_not_know(tools: Tools) -> None:
 
 def test_no_tool_opens_sockets_past_the_filter(tools: Tools) -> None:
     assert run(tools, SETS_UP_RINGS) == "-1 38"
+
+
+def test_no_tool_sends_under_an_address_that_is_not_the_pods(tools: Tools) -> None:
+    assert run(tools, TAKES_ADDRESSES).split() == ["EPERM", "EPERM"]
+    for kind in (_X86_64, _I386, _AARCH64, _ARM):
+        made = program((kind,))
+        assert answer(made, kind.architecture, kind.set_option, (3, 41, 78)) == errno.EPERM
+        assert answer(made, kind.architecture, kind.set_option, (3, 41, 26)) == 0
 
 
 def test_programs_of_32_bits_open_no_sockets_by_a_call_that_hides_them() -> None:

@@ -67,6 +67,12 @@ class ByName:
             self._tasks.add(task)
             task.add_done_callback(self._ended)
 
+    async def close(self) -> None:
+        """End all connections."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         self._free.release()

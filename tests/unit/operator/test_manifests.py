@@ -47,9 +47,11 @@ def platform(case: str) -> Settings:
     )
 
 
-def render(case: str) -> list[JSON]:
-    """All that is made for the Environment of a case, and for its Session if it has one."""
-    folder, given = GOLDEN / case, platform(case)
+def render(case: str, **changes: Any) -> list[JSON]:
+    """All that is made for the Environment of a case, and for its Session if it has one;
+    `changes`: of the settings.
+    """
+    folder, given = GOLDEN / case, platform(case).model_copy(update=changes)
     environment = EnvironmentObject.parse(
         yaml.safe_load((folder / "environment.yaml").read_text("utf-8"))
     )
@@ -286,6 +288,24 @@ def test_the_internet_is_opened_without_the_port_of_mail_servers() -> None:
     assert opened == [("TCP", 1, 24), ("TCP", 26, 65535), ("UDP", None, None)]
     (rule,) = policies(settings(egress_smtp=True))["cloister-egress-unrestricted"]["egress"]
     assert rule["ports"] == [{"protocol": "TCP"}, {"protocol": "UDP"}]
+
+
+@pytest.mark.parametrize(
+    ("case", "address", "given"),
+    [
+        ("unrestricted", "10.244.0.9", False),
+        ("unrestricted", "fd00:10:244::9", True),
+        ("allowed_hosts", "fd00:10:244::9", True),
+        ("minimal", "fd00:10:244::9", False),
+    ],
+)
+def test_tools_have_ipv6_where_pods_first_address_is_one(
+    case: str, address: str, given: bool
+) -> None:
+    """Of both families the proof tries the one that the operator has: the other stays closed."""
+    (pod,) = (each for each in render(case, pod_ip=address) if each["kind"] == "Pod")
+    names = [each["name"] for each in pod["spec"]["containers"][0]["env"]]
+    assert ("CLOISTER_IPV6" in names) is given
 
 
 def test_ranges_that_cover_everything_leave_nothing_open() -> None:

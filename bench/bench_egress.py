@@ -73,37 +73,40 @@ class Bench:
             "new_connection_ms_p50": round(p50["new"], 3),
             "new_connection_direct_ms_p50": round(p50["new_direct"], 3),
             "added_open_ms_p50": round(p50["open"] - p50["open_direct"], 3),
+            "by_name_added_ms_p50": round(p50["new_by_name"] - p50["new_direct"], 3),
+            "by_name_added_open_ms_p50": round(p50["open_by_name"] - p50["open_direct"], 3),
         }
 
     def bulk(self, seconds: float, rounds: int) -> Figures:
         """Gbit/s for each core that the gateway uses, and what both ways reach here."""
-        spent: dict[str, float] = {}
-        moved = 0.0
-        rates: dict[str, list[float]] = {"gateway": [], "direct": []}
+        spent: dict[str, dict[str, float]] = {"gateway": {}, "by_name": {}, "direct": {}}
+        gbits = dict.fromkeys(spent, 0.0)
+        rates: dict[str, list[float]] = {way: [] for way in spent}
         for _ in range(rounds):
-            for way in rates:
+            for way, used in spent.items():
                 before = self._here.pod.cpu_seconds()
                 done = self._end("bulk", way, seconds)
+                gbits[way] += done["bytes"] * 8 / 1e9
                 rates[way].append(done["bytes"] * 8 / done["seconds"] / 1e9)
-                if way == "gateway":
-                    moved += done["bytes"]
-                    for part, used in self._spent(before).items():
-                        spent[part] = spent.get(part, 0.0) + used
-        bits = moved * 8 / 1e9
-        return {
-            "gbit_per_core": round(bits / sum(spent.values()), 3),
-            "cpu_seconds_per_gbit": {k: round(v / bits, 3) for k, v in spent.items()},
-            "gbit": round(statistics.median(rates["gateway"]), 3),
-            "gbit_direct": round(statistics.median(rates["direct"]), 3),
-        }
+                for part, more in self._spent(before).items():
+                    used[part] = used.get(part, 0.0) + more
+        found: Figures = {"gbit_direct": round(statistics.median(rates["direct"]), 3)}
+        for way, prefix in (("gateway", ""), ("by_name", "by_name_")):
+            parts = {part: round(used / gbits[way], 3) for part, used in spent[way].items()}
+            found[f"{prefix}gbit_per_core"] = round(gbits[way] / sum(spent[way].values()), 3)
+            found[f"{prefix}cpu_seconds_per_gbit"] = parts
+            found[f"{prefix}gbit"] = round(statistics.median(rates[way]), 3)
+        return found
 
     def connections(self, seconds: float) -> Figures:
         """Connections a second, here with both ends on the same cores, and per core of CPU time."""
         before = self._here.pod.cpu_seconds()
         through = self._end("connections", "gateway", seconds, 32)
         spent = self._spent(before)
+        by_name = self._end("connections", "by_name", seconds, 32)
         direct = self._end("connections", "direct", seconds, 32)
         return {
+            "by_name_connections_per_s": round(by_name["count"] / by_name["seconds"], 1),
             "connections_per_s": round(through["count"] / through["seconds"], 1),
             "connections_direct_per_s": round(direct["count"] / direct["seconds"], 1),
             "connections_per_core_s": round(through["count"] / sum(spent.values()), 1),
@@ -112,17 +115,21 @@ class Bench:
             },
         }
 
-    def memory(self, count: int) -> Figures:
+    def memory(self, count: int, *, by_name: bool = False) -> Figures:
         """Megabytes that open tunnels take."""
         before = self._here.pod.memory_kb()
         with subprocess.Popen(
-            self._command("hold", count), stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            self._command("hold", "by_name" if by_name else "gateway", count),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
         ) as holder:
             assert holder.stdout is not None
             if not holder.stdout.readline():
                 raise RuntimeError("the tunnels could not be opened")
             after = self._here.pod.memory_kb()
         grown = {part: (after[part] - before[part]) / 1024 for part in after}
+        if by_name:
+            return {"by_name_memory_per_1000_mb": round(sum(grown.values()) * 1000 / count, 1)}
         return {
             "memory_per_1000_tunnels_mb": round(sum(grown.values()) * 1000 / count, 1),
             "memory_of_parts_mb": {part: round(kb / 1024, 1) for part, kb in before.items()},
@@ -158,6 +165,7 @@ def measure(scale: float) -> Figures:
                 figures.update(bench.bulk(4 * scale, 3))
                 figures.update(bench.connections(8 * scale))
                 figures.update(bench.memory(1000))
+                figures.update(bench.memory(1000, by_name=True))
             finally:
                 server.kill()
     return figures

@@ -5,6 +5,7 @@ client TASK ...         prints its figures as JSON
 """
 
 import asyncio
+import contextlib
 import json
 import os
 import socket
@@ -15,6 +16,7 @@ import time
 from collections.abc import Callable
 
 GATEWAY = ("10.90.0.1", 3128)
+BY_NAME = ("10.90.0.1", 443)
 SERVER, STREAM, SHORT = "151.101.0.10", "151.101.0.66", "151.101.0.53"
 HOSTS = {SERVER: "ok.test", STREAM: "stream.test", SHORT: "short.test"}
 _REQUEST = b"GET / HTTP/1.1\r\nHost: ok.test\r\n\r\n"
@@ -63,12 +65,12 @@ async def _short(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
     writer.close()
 
 
-def dial(address: str, through: bool, source: str = "") -> socket.socket:
-    """A connection to a server, through the gateway or directly."""
-    bound = (source, 0) if source else None
-    made = socket.create_connection(GATEWAY if through else (address, 443), 30, bound)
+def dial(address: str, way: str) -> socket.socket:
+    """A connection to a server: by the gateway's `gateway` or `by_name` port, or `direct`."""
+    ways = {"gateway": GATEWAY, "by_name": BY_NAME, "direct": (address, 443)}
+    made = socket.create_connection(ways[way], 30)
     made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    if through:
+    if way == "gateway":
         host = HOSTS[address]
         made.sendall(f"CONNECT {host}:443 HTTP/1.1\r\nHost: {host}:443\r\n\r\n".encode())
         head = made.recv(4096)
@@ -89,13 +91,15 @@ def hello(host: str) -> bytes:
 
 
 def latency(count: int) -> dict[str, list[float]]:
-    """Milliseconds of requests: each on a new connection with TLS, and on one that is open."""
+    """Milliseconds of requests: each on a new connection with TLS, and on one that is open; by the
+    gateway, by its port for those who know of no proxy, and directly, in turns.
+    """
     tls = ssl.create_default_context()
     tls.check_hostname, tls.verify_mode = False, ssl.CERT_NONE
 
-    def whole(through: bool) -> float:
+    def whole(way: str) -> float:
         began = time.perf_counter()
-        with tls.wrap_socket(dial(SERVER, through), server_hostname="ok.test") as made:
+        with tls.wrap_socket(dial(SERVER, way), server_hostname="ok.test") as made:
             made.sendall(_REQUEST)
             made.recv(4096)
             return (time.perf_counter() - began) * 1000
@@ -106,24 +110,26 @@ def latency(count: int) -> dict[str, list[float]]:
         made.recv(4096)
         return (time.perf_counter() - began) * 1000
 
-    found: dict[str, list[float]] = {"new": [], "new_direct": [], "open": [], "open_direct": []}
+    ways = {"": "gateway", "_by_name": "by_name", "_direct": "direct"}
+    found: dict[str, list[float]] = {}
     for _ in range(count):
-        found["new"].append(whole(True))
-        found["new_direct"].append(whole(False))
-    with (
-        tls.wrap_socket(dial(SERVER, True), server_hostname="ok.test") as far,
-        tls.wrap_socket(dial(SERVER, False), server_hostname="ok.test") as near,
-    ):
+        for name, way in ways.items():
+            found.setdefault(f"new{name}", []).append(whole(way))
+    with contextlib.ExitStack() as stack:
+        made = {
+            name: stack.enter_context(tls.wrap_socket(dial(SERVER, way), server_hostname="ok.test"))
+            for name, way in ways.items()
+        }
         for _ in range(count * 4):
-            found["open"].append(again(far))
-            found["open_direct"].append(again(near))
+            for name, each in made.items():
+                found.setdefault(f"open{name}", []).append(again(each))
     return found
 
 
-def bulk(through: bool, seconds: float) -> dict[str, float]:
+def bulk(way: str, seconds: float) -> dict[str, float]:
     """Bytes of two downloads, for so many seconds."""
     first = hello(HOSTS[STREAM])
-    connections = [dial(STREAM, through) for _ in range(2)]
+    connections = [dial(STREAM, way) for _ in range(2)]
     totals = [0, 0]
     began = time.monotonic()
 
@@ -139,7 +145,7 @@ def bulk(through: bool, seconds: float) -> dict[str, float]:
     return {"bytes": sum(totals), "seconds": time.monotonic() - began}
 
 
-def connections(through: bool, seconds: float, threads: int) -> dict[str, float]:
+def connections(way: str, seconds: float, threads: int) -> dict[str, float]:
     """Connections that were made, spoken over and ended, one after the other in each thread."""
     first = hello(HOSTS[SHORT])
     counts = [0] * threads
@@ -147,7 +153,7 @@ def connections(through: bool, seconds: float, threads: int) -> dict[str, float]
 
     def loop(index: int) -> None:
         while time.monotonic() - began < seconds:
-            with dial(SHORT, through) as made:
+            with dial(SHORT, way) as made:
                 made.sendall(first)
                 if made.recv(10) == b"x":
                     counts[index] += 1
@@ -156,12 +162,12 @@ def connections(through: bool, seconds: float, threads: int) -> dict[str, float]
     return {"count": sum(counts), "seconds": time.monotonic() - began}
 
 
-def hold(count: int) -> None:
+def hold(way: str, count: int) -> None:
     """Open tunnels, say so, and keep them until stdin ends."""
     first = hello(HOSTS[SHORT])
     held = []
     for _ in range(count):
-        made = dial(SHORT, True)
+        made = dial(SHORT, way)
         made.sendall(first)
         made.recv(10)
         held.append(made)
@@ -185,12 +191,12 @@ def main() -> None:
             asyncio.run(serve(certificate))
         case ["latency", count]:
             print(json.dumps(latency(int(count))))
-        case ["bulk", through, seconds]:
-            print(json.dumps(bulk(through == "gateway", float(seconds))))
-        case ["connections", through, seconds, threads]:
-            print(json.dumps(connections(through == "gateway", float(seconds), int(threads))))
-        case ["hold", count]:
-            hold(int(count))
+        case ["bulk", way, seconds]:
+            print(json.dumps(bulk(way, float(seconds))))
+        case ["connections", way, seconds, threads]:
+            print(json.dumps(connections(way, float(seconds), int(threads))))
+        case ["hold", way, count]:
+            hold(way, int(count))
         case _:
             sys.exit(__doc__)
 

@@ -52,7 +52,12 @@ def prepare(root: Path) -> None:
     python = root / "opt/gateway/bin/python"
     if not python.is_symlink():
         python.symlink_to("/usr/bin/python3")
-    (root / "usr/lib/python3/dist-packages/cloister.pth").write_text("/opt/gateway/app\n")
+    found = root / "usr/lib/python3/dist-packages/cloister.pth"
+    if not found.exists():
+        # At once and whole: others may start theirs just now.
+        fresh = found.with_name(f"cloister.{os.getpid()}")
+        fresh.write_text("/opt/gateway/app\n")
+        fresh.replace(found)
     if not (root / "dev").exists():
         (root / "dev").mkdir()
 

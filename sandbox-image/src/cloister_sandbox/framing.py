@@ -62,10 +62,11 @@ def unread(fd: int) -> int:
 def waits(pid: int) -> bool:
     """Whether a process sleeps."""
     try:
-        stat_line = Path(f"/proc/{pid}/stat").read_text()
+        # A name in it is whatever bytes its owner likes.
+        stat_line = Path(f"/proc/{pid}/stat").read_bytes()
     except OSError:
         return False
-    return stat_line[stat_line.rindex(")") + 2] == "S"
+    return stat_line[stat_line.rindex(b")") + 2 :].startswith(b"S")
 
 
 def replace(path: str, data: bytes) -> None:

@@ -182,12 +182,10 @@ def _table() -> dict[int, tuple[int, int]]:
         if not entry.name.isdigit():
             continue
         try:
-            stat = Path(f"/proc/{entry.name}/stat").read_text()
+            fields = _fields(int(entry.name))
         except OSError:
             continue
-        fields = stat[stat.rindex(")") + 2 :].split()
-        # One whose first thread has ended may go on in another.
-        if fields[0] not in "ZX" or int(fields[17]) > 1:
+        if not _is_over(fields):
             found[int(entry.name)] = (int(fields[1]), int(fields[3]))
     return found
 
@@ -298,11 +296,20 @@ def background(leader: int, mark: str) -> list[int]:
 def _has_ended(pid: int) -> bool:
     """Whether a process is gone, or only waits for its parent to take notice."""
     try:
-        line = Path(f"/proc/{pid}/stat").read_text()
+        return _is_over(_fields(pid))
     except OSError:
         return True
-    fields = line[line.rindex(")") + 2 :].split()
-    return fields[0] in "ZX" and int(fields[17]) <= 1
+
+
+def _fields(pid: int) -> list[bytes]:
+    """What the kernel says of a process behind its name, which may be any bytes; raises OSError."""
+    line = Path(f"/proc/{pid}/stat").read_bytes()
+    return line[line.rindex(b")") + 2 :].split()
+
+
+def _is_over(fields: list[bytes]) -> bool:
+    # One whose first thread has ended may go on in another.
+    return fields[0] in (b"Z", b"X") and int(fields[17]) <= 1
 
 
 def signal_all(pids: Iterable[int], number: int) -> None:

@@ -1,5 +1,7 @@
 """What a command may do to its shell: the next command gets an answer, and nobody else notices."""
 
+import shlex
+
 import pytest
 
 from support.sandbox_server import Tools
@@ -97,3 +99,14 @@ def test_a_job_that_writes_to_the_status_pipe_costs_its_own_shell(tools: Tools) 
         tools.call("bash", context_id="noisy", command="true", timeout_ms=30_000)
     result = tools.call("bash", context_id="noisy", command="echo on; (exit 6)")
     assert (result.content[0].text, result.exit.code) == ("on\n[exit code 6]", 6)
+
+
+@pytest.mark.parametrize("whose", ["$$/comm", "self/comm"], ids=["the-shell", "a-program"])
+def test_a_process_whose_name_is_no_text_ends_like_every_other(tools: Tools, whose: str) -> None:
+    tools.call("bash", context_id="spoilt", restart=True)
+    own = tools.bash("echo $$", context_id="spoilt") if "$$" in whose else "self"
+    renamed = f"exec 3>/proc/{own}/comm; printf '\\377)\\n\\376 (' >&3; sleep 600 & sleep 601"
+    command = renamed if "$$" in whose else f"bash -c {shlex.quote(renamed)}"
+    result = tools.call("bash", context_id="spoilt", command=command, timeout_ms=700)
+    assert "timed out" in result.content[0].text
+    assert tools.bash("pgrep -f 'sleep 60[01]' || echo none", context_id="spoilt") == "none"

@@ -41,6 +41,18 @@ def test_an_allowed_host_answers(session: cloister.Session) -> None:
     assert secured == f"the world: {ALLOWED}"
 
 
+def test_a_tool_that_knows_no_proxy_reaches_it_too(
+    session: cloister.Session, world: FakeInternet
+) -> None:
+    bare = f"curl -sS -m 10 --noproxy '*' --cacert {CA}"
+    assert session.bash(f"{bare} https://{ALLOWED}/").text == f"the world: {ALLOWED}"
+    mark = world.mark()
+    address = session.bash(f"getent hosts {ALLOWED}").text.split()[0]
+    denied = session.bash(f"{bare} --resolve {EVIL}:443:{address} https://{EVIL}/")
+    assert denied.is_error
+    assert world.since(mark) == []
+
+
 def test_a_denied_host_is_told_and_never_asked_for(
     session: cloister.Session, world: FakeInternet
 ) -> None:

@@ -318,7 +318,7 @@ def _identity() -> Iterator[Attack]:
 
 def _gateway() -> Iterator[Attack]:
     """The gateway itself."""
-    inner = (3129, 3141, 7444, 8081, 22, 53, 80, 443, 8080)
+    inner = (3129, 3130, 3141, 7444, 8081, 22, 53, 80, 8080, 8443)
 
     def every(targets: Targets) -> list[JSON]:
         addresses = (*targets.gateways, targets.gateway)

@@ -24,7 +24,7 @@ def test_the_gateway_is_not_for_everybody(
     """A sandbox that may reach nothing does not reach the gateways either."""
     attack = Attack(
         "the-gateways-door",
-        lambda t: [tcp(each, 3128) for each in (*t.gateways, t.gateway)],
-        lambda t: [tcp(each, 3128) for each in t.gateways],
+        lambda t: [tcp(each, port) for each in (*t.gateways, t.gateway) for port in (3128, 443)],
+        lambda t: [tcp(each, port) for each in t.gateways for port in (3128, 443)],
     )
     carry_out(attack, sealed, world, targets)

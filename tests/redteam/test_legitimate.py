@@ -68,6 +68,21 @@ def test_a_registry(worker: cloister.Session) -> None:
     assert dist["integrity"] == f"sha512-{run(worker, summed)}"
 
 
+def test_a_tool_that_knows_no_proxy(worker: cloister.Session) -> None:
+    """By TLS, and by names that are listed whole."""
+    bare = f"env -i PATH=$PATH HOME=/tmp curl -sS --cacert {CA}"
+    assert run(worker, f"{bare} https://{ALLOWED}/") == f"the world: {ALLOWED}"
+    clone = (
+        f"env -i PATH=$PATH HOME=/tmp git -c http.sslCAInfo={CA} clone -q https://{GIT}/{NAME}.git"
+    )
+    assert run(worker, f"cd /tmp && rm -rf {NAME} && {clone} && cat {NAME}/README") == WORDS
+    sent = f"head -c 900000 /dev/zero | {bare} --data-binary @- https://{ALLOWED}/up"
+    assert run(worker, sent) == f"the world: {ALLOWED}"
+    # What only a wildcard allows has no address, and what is denied has none either.
+    for name in (f"deep.under.{WILD}", EVIL):
+        assert worker.bash(f"{bare} https://{name}/").exit_code == 6
+
+
 def test_a_denied_site_says_why(worker: cloister.Session) -> None:
     plain = worker.bash(f"curl -sS -w ' %{{http_code}}' http://{EVIL}/").text
     assert plain.endswith(" 403")

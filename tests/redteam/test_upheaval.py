@@ -56,7 +56,8 @@ def proxied(targets: Targets) -> list[JSON]:
             connect(f"{ALLOWED}:443", BESIDE), get("http://169.254.169.254/")]  # fmt: skip
     for each in targets.gateways:
         made.append(connect(f"{OTHERS}:443", OTHERS, proxy=f"{each}:3128"))
-        made += [tcp(each, port, wait=1) for port in (3129, 3141, 7444)]
+        made += [tls(each, OTHERS), tls(each, EVIL)]
+        made += [tcp(each, port, wait=1) for port in (3129, 3130, 3141, 7444)]
     return made
 
 
@@ -257,7 +258,10 @@ def _no_words(event: Event) -> bool:
 
 
 @pytest.mark.attack
-@pytest.mark.parametrize(("what", "threads"), [("kept", 300), ("denied", 30), ("tunnels", 30)])
+@pytest.mark.parametrize(
+    ("what", "threads"),
+    [("kept", 300), ("denied", 30), ("tunnels", 30), ("half-said", 300), ("by-name", 30)],
+)
 def test_a_flood(
     what: str, threads: int, attacker: cloister.Session, more: Sandboxes, targets: Targets
 ) -> None:
@@ -267,6 +271,11 @@ def test_a_flood(
     attempts = {
         "kept": [{"kind": "held", "proxy": one} for one in each],
         "denied": [connect(f"{EVIL}:443", EVIL, proxy=one) for one in each],
+        "half-said": [
+            {"kind": "held", "host": one, "port": 443, "send": "\x16\x03"}
+            for one in targets.gateways
+        ],
+        "by-name": [tls(one, EVIL) for one in targets.gateways],
         "tunnels": [connect(f"{ALLOWED}:443", send="", proxy=one) for one in each],
     }[what]
     ready = in_pod(other, [LEGITIMATE], 3)[0]

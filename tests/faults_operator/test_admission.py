@@ -284,6 +284,25 @@ async def test_a_pod_that_no_network_policy_selects_is_refused(
 
 
 @pytest.mark.parametrize(
+    ("network", "addresses", "admitted"),
+    [("gateway", 1, True), ("gateway", 2, False), ("none", 1, False), ("unrestricted", 1, False)],
+)
+async def test_only_a_sandbox_with_hosts_knows_names_and_of_one_address(
+    plane: ControlPlane, network: str, addresses: int, admitted: bool
+) -> None:
+    body = pod("minimal")
+    body["metadata"]["labels"][names.NETWORK_LABEL] = network
+    if network == "unrestricted":
+        body["spec"]["dnsConfig"] = {"nameservers": ["8.8.8.8"]}
+    body["spec"]["hostAliases"] = [
+        {"ip": f"10.96.0.{each}", "hostnames": ["api.example.com", "a.example.org"]}
+        for each in range(1, addresses + 1)
+    ]
+    refused = await ask(plane, OPERATOR, "POST", PODS + DRY, body)
+    assert (refused is None) is admitted, refused
+
+
+@pytest.mark.parametrize(
     ("servers", "admitted"),
     [(["8.8.8.8"], True), (["2001:4860:4860::8888"], True), (["10.96.0.10"], False),
      (["169.254.20.10"], False), (["8.8.8.8", "192.168.1.1"], False), (["fd00::10"], False),

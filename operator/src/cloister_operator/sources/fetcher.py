@@ -23,7 +23,7 @@ from .work import SECONDS, TRANSIENT, Credentials, Fetched, Job, Problem
 log = logging.getLogger(__name__)
 
 AT_ONCE = 2
-"""Processes, of some 200 MB at most each."""
+"""Processes, each bounded by `child.MEMORY`; the chart's limit has room for all."""
 _MAX_ANSWER = 4096
 _MAX_SENTENCE = 400
 _MAX_FAILURES = 1000

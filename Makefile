@@ -14,6 +14,8 @@ CACHE := $(or $(CLOISTER_CACHE),$(if $(filter 0,$(shell id -u)),/var/cache/clois
 # What Python and mypy compile lies beside the binaries: the tree stays clean, the next run starts sooner.
 export PYTHONPYCACHEPREFIX := $(CACHE)/pycache
 export MYPY_CACHE_DIR := $(CACHE)/mypy
+# Where it is set, every worker of pytest compiles all of it, in every run.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help
 help: ## list every command

@@ -142,6 +142,7 @@ class Server:
         self._grpc = server
         # What is there now stays: no collection needs to look at it again.
         gc.freeze()
+        gc.enable()
         self._memory = asyncio.create_task(memory.watch())
         await self._prepare()
 

@@ -1,8 +1,8 @@
 """What the server is right now, and how busy."""
 
 import asyncio
+import secrets
 import time
-import uuid
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -23,7 +23,7 @@ class Phase(Enum):
 class ServerState:
     """Shared by all services; changed on the event loop only."""
 
-    boot_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    boot_id: str = field(default_factory=lambda: secrets.token_hex(16))
     phase: Phase = Phase.PREPARING
     problem: str = ""
     session_uid: str = ""

@@ -1,0 +1,53 @@
+"""What the server's process does without, so that it starts sooner and stays small."""
+
+import os
+import subprocess
+import sys
+
+_SCRIPT = """
+import sys
+import cloister_sandbox.__main__
+from google.protobuf import duration_pb2, struct_pb2, timestamp_pb2
+from cloister_api.exec.v1 import exec_pb2
+
+request = exec_pb2.CallRequest(request_id="one", tool="read")
+request.input.update({"file_path": "a", "lines": [1, {"b": None}], "all": True})
+request.budget.FromMicroseconds(1_500_000)
+again = exec_pb2.CallRequest.FromString(request.SerializeToString())
+copy = exec_pb2.CallRequest()
+copy.CopyFrom(again)
+assert copy == request
+assert dict(copy.input)["all"] is True and copy.input["lines"][1]["b"] is None
+assert copy.budget.ToMicroseconds() == 1_500_000
+assert 'request_id: "one"' in str(copy) and "CallRequest" in repr(type(copy))
+assert exec_pb2.OutputEvent(exited=exec_pb2.ExitInfo(code=1)).HasField("exited")
+assert exec_pb2.ExecFailure.Kind.Value("KIND_OTHER") > 0
+try:
+    exec_pb2.CallRequest.FromString(b"\\xff")
+except Exception as error:
+    assert type(error).__name__ == "DecodeError", error
+else:
+    raise AssertionError("a malformed message was read")
+print(*sorted(sys.modules))
+"""
+
+
+def test_messages_work_without_the_implementation_in_python() -> None:
+    paths = os.pathsep.join(each for each in sys.path if each)
+    done = subprocess.run(
+        [sys.executable, "-c", _SCRIPT],
+        env={"PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    loaded = set(done.stdout.split())
+    unwanted = {
+        "google.protobuf.text_format",
+        "google.protobuf.internal.decoder",
+        "platform",
+        "uuid",
+        "pydantic",
+    }
+    assert "cloister_sandbox.server" in loaded
+    assert loaded & unwanted == set()

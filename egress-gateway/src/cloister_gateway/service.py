@@ -70,7 +70,8 @@ class Holder:
                 raise LookupError(f"{state.version} is older than {held.version}, which is held")
             if state.version == held.version and not state.same_rules(held):
                 raise LookupError(f"another state is held under {held.version}")
-            wider = not all(self.ranges.covers(each) for each in state.denied_ranges)
+            added = set(state.denied_ranges) - set(held.denied_ranges)
+            wider = not all(self.ranges.covers(each) for each in added)
             self._unlooked |= wider
             cutting = held.cutting | losers(held, state)
             self._hold(replace(state, cutting=cutting))

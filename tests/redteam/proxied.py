@@ -295,6 +295,75 @@ def _requests() -> Iterator[Attack]:
     )
 
 
+def _readings() -> Iterator[Attack]:
+    """What two programs may read differently: a first line, a name in a URL, the end of a head."""
+    hidden = "".join(f"%{ord(each):02x}" for each in EVIL)
+    wide = EVIL.replace(".", "\xe3\x80\x82")  # the full stop of ideographs, in UTF-8
+    yield _row(
+        "spellings-of-a-url",
+        *(get("", f"Host: {ALLOWED}", line=f"GET {each} HTTP/1.1") for each in (
+            f"HTTP://{EVIL}/", f"http:///{EVIL}/", f"http:\\\\{EVIL}/", f"//{EVIL}/", f"/{EVIL}/",
+            f"http:{EVIL}/", f"http://{ALLOWED}\\@{EVIL}/", f"http://{ALLOWED};@{EVIL}/",
+            f"http://{ALLOWED}%2f@{EVIL}/", f"http://{hidden}/", f"http://{wide}/",
+            f"http://{EVIL}:80:443/", f"http://{EVIL}:/", f"http://{EVIL}:+80/", f"http://{EVIL}:0x50/",
+            f"http://@{EVIL}/", f"http://:@{EVIL}/", f"http://{EVIL}\x0b/", f"http://\x00{EVIL}/",
+            f"http://{ALLOWED},{EVIL}/", f"http://({EVIL})/", f"http://[{EVIL}]/", f"http://{EVIL}\xa0/",
+        )),
+    )  # fmt: skip
+    yield _row(
+        "spellings-of-a-tunnel",
+        *(get("", f"Host: {ALLOWED}", line=each) for each in (
+            f"CONNECT http://{EVIL}/ HTTP/1.1", f"CONNECT {EVIL} HTTP/1.1",
+            f"connect {EVIL}:443 HTTP/1.1", f"GET {EVIL}:443 HTTP/1.1",
+            f"CONNECT //{EVIL}:443 HTTP/1.1", f"CONNECT {ALLOWED}:443@{EVIL}:443 HTTP/1.1",
+            f"CONNECT {EVIL}:443 HTTP/2.0", f"CONNECT\t{EVIL}:443\tHTTP/1.1",
+            f"CONNECT {EVIL}:443", f" CONNECT {EVIL}:443 HTTP/1.1", f"PRI {EVIL}:443 HTTP/1.1",
+        )),
+    )  # fmt: skip
+    good = f"http://{ALLOWED}/"
+    evil = f"GET http://{EVIL}/ HTTP/1.1\r\nHost: {EVIL}\r\n\r\n"
+    head = f"GET {good} HTTP/1.1\r\n"
+    yield _row(
+        "ends-of-a-head",
+        *({**wire(each), "answered": True} for each in (
+            f"{head}Host : {EVIL}\r\n\r\n", f"{head}Host:\r\n {EVIL}\r\n\r\n",
+            f"{head}Host: {ALLOWED}\r\n\r{evil}", f"{head}Host: {ALLOWED}\r\n\n{evil}",
+            f"{head}Host: {ALLOWED}\r\nX: \0\r\n\r\n{evil}", f"{head} Host: {EVIL}\r\n\r\n",
+            f"{head}Host: {ALLOWED}\r\nExpect: 100-continue\r\nContent-Length: 9\r\n\r\n{evil}",
+            f"{head}Host: {ALLOWED}\r\nContent-Length: -1\r\n\r\n{evil}",
+            f"{head}Host: {ALLOWED}\r\nContent-Length: +0\r\n\r\n{evil}",
+            f"{head}Host: {ALLOWED}\r\nTransfer-Encoding: identity, chunked\r\n\r\n0\r\n\r\n{evil}",
+            f"{head}Host: {ALLOWED}\r\nX: {'a' * 70_000}\r\n\r\n{evil}",
+            f"{head}Host: {ALLOWED}\r\nProxy-Connection: keep-alive\r\n\r\n{evil}",
+        )),
+    )  # fmt: skip
+    through = f"CONNECT {EVIL}:443 HTTP/1.1\r\nHost: {EVIL}\r\n"
+    allowed = f"CONNECT {ALLOWED}:443 HTTP/1.1\r\nHost: {ALLOWED}\r\n"
+    yield _row(
+        "bodies-of-tunnels",
+        wire(f"{through}Content-Length: {len(evil)}\r\n\r\n{evil}"),
+        wire(f"{allowed}Content-Length: {len(evil)}\r\n\r\n{evil}"),
+        wire(f"{allowed}Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n{evil}"),
+        wire(f"{allowed}\r\n{evil}"),
+        wire(f"{allowed}\r\n{allowed}\r\n{evil}"),
+        wire(f"{allowed}Upgrade: h2c\r\nConnection: Upgrade\r\n\r\n{evil}"),
+        wire(f"{through}\r\n{allowed}\r\n"),
+    )
+    told = (
+        "Max-Forwards: 0",
+        f"X-Forwarded-Host: {EVIL}",
+        f"X-Original-URL: http://{EVIL}/",
+        f"Forwarded: host={EVIL}",
+        "X-HTTP-Method-Override: CONNECT",
+        f"Alt-Used: {EVIL}:443",
+    )
+    yield _row(
+        "headers-that-lead-elsewhere",
+        *({**get(good, each, method=method), "answered": True} for each in told
+          for method in ("GET", "TRACE", "OPTIONS")),
+    )  # fmt: skip
+
+
 def _identity() -> Iterator[Attack]:
     """Posing as a sandbox that may reach OTHERS."""
     ask = f"GET http://{OTHERS}/ HTTP/1.1\r\nHost: {OTHERS}\r\nConnection: close\r\n\r\n"
@@ -347,6 +416,7 @@ PROXIED = (
     *_leading(),
     *_tunnels(),
     *_requests(),
+    *_readings(),
     *_identity(),
     *_gateway(),
 )

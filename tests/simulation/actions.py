@@ -6,6 +6,7 @@ from typing import Any
 
 from cloister_operator import names
 from cloister_operator.api.backend import NewSession
+from cloister_operator.api.session import Phase
 from cloister_operator.cluster.resources import ENVIRONMENTS, NAMESPACES, PODS, SESSIONS
 from cloister_operator.errors import PermanentError, QuotaError, TransientError
 from simulation.schedule import Step
@@ -164,7 +165,9 @@ class Actions:
                     made = await backend.create_session(new)
                     uid = made.metadata.uid
                     self._got(request, uid)
-                    await backend.wait_settled(*made.key, 10)
+                    settled = await backend.wait_settled(*made.key, 10)
+                    if settled and settled.status.phase is Phase.RUNNING:
+                        self._world.invariants.answered(settled)
                     return
             except (PermanentError, QuotaError):
                 return

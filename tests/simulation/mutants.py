@@ -11,6 +11,7 @@ from cloister_operator.api.pod import PodView
 from cloister_operator.api.session import SessionObject
 from cloister_operator.controller.context import Context
 from cloister_operator.errors import ConflictError, TransientError
+from cloister_operator.plan.session import Promise
 from cloister_operator.sandboxes import ClaimPayload
 from support.fake_operator import Operator
 
@@ -108,15 +109,49 @@ def volume_conflicts_taken_for_claims(operator: Operator) -> None:
     claims = operator.controller._sessions._claims
     tell = claims._tell
 
-    async def mistaken(session: SessionObject, pod: PodView, payload: ClaimPayload) -> None:
+    async def mistaken(session: SessionObject, pod: PodView, payload: ClaimPayload) -> bool:
         try:
-            await tell(session, pod, payload)
+            return await tell(session, pod, payload)
         except TransientError as error:
             if isinstance(error.__cause__, ConflictError):
                 raise error.__cause__ from error
             raise
 
     claims._tell = mistaken  # type: ignore[method-assign]
+
+
+def promises_unknown(operator: Operator) -> None:
+    """Who looks after a session that another process made believes that no caller was told of its
+    pod yet.
+    """
+
+    async def nothing(session: Any, pod: Any) -> Promise:
+        return Promise.NONE
+
+    operator.controller._sessions._promise = nothing  # type: ignore[method-assign]
+
+
+def first_pods_unknown(operator: Operator) -> None:
+    """... and gives it any pod of the pool."""
+    promises_unknown(operator)
+    claims, promises = operator.controller._sessions._claims, operator.context.promises
+    get_first = claims._get_first
+
+    async def mine_only(session: SessionObject, environment: EnvironmentObject) -> float | None:
+        return await get_first(session, environment) if promises.made(session) else None
+
+    claims._get_first = mine_only  # type: ignore[method-assign]
+
+
+def start_taken_from_the_write(operator: Operator) -> None:
+    """A session runs since its status was written."""
+    statuses = operator.controller._sessions._statuses
+    running = statuses.running
+
+    async def now(session: Any, pod: Any, credentials: Any, start: Any) -> None:
+        await running(session, pod, credentials, operator.context.clock())
+
+    statuses.running = now  # type: ignore[method-assign]
 
 
 MUTANTS = (

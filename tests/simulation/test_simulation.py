@@ -118,6 +118,39 @@ def test_two_leaders_together_keep_to_the_limit_of_a_namespace() -> None:
     assert any(run(seed, steps, mutant, most=2).violations for seed in range(12))
 
 
+CALLED = (
+    Step(0.0, "environment", 0, 3),
+    Step(3.0, "kill_at", 0, 5),
+    Step(0.0, "call", 0, 0),
+)
+"""An operator dies when its caller has the answer, and before it writes the session's status."""
+TWO_CALLED = (
+    Step(0.0, "environment", 0, 3),
+    Step(3.0, "second", 0, 0),
+    Step(3.0, "faults", 1, 2),
+    *(Step(0.003, "call", n, 0) for n in range(6)),
+)
+
+
+@pytest.mark.parametrize(
+    ("mutant", "steps"),
+    [
+        (mutants.start_taken_from_the_write, CALLED),
+        (mutants.promises_unknown, (*CALLED, Step(0.05, "suspend"))),
+        (
+            mutants.first_pods_unknown,
+            (*CALLED, *(Step(after, "delete_pod", n) for n, after in enumerate((0.05, 0.0, 0.0)))),
+        ),
+        (mutants.first_pods_unknown, TWO_CALLED),
+    ],
+)
+def test_what_a_caller_was_told_is_what_the_status_says(
+    mutant: Change, steps: tuple[Step, ...]
+) -> None:
+    assert [run(seed, steps).violations for seed in range(20)] == [()] * 20
+    assert any(run(seed, steps, mutant).violations for seed in range(20))
+
+
 FLOOD = (
     Step(0.0, "environment", 0, 1),
     Step(0.0, "environment", 1, 1),

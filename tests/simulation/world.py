@@ -143,14 +143,15 @@ class Wire:
         await self._travel()
         return found
 
-    async def claim(self, pod: PodAddress, claim: ClaimPayload) -> None:
+    async def claim(self, pod: PodAddress, claim: ClaimPayload) -> bool:
         await self._travel()
         if not self._world.sandboxes.answering.is_set():
             raise TransientError(f"pod {pod.name} does not answer")
-        await self._world.sandboxes.claim(pod, claim)
+        replayed = await self._world.sandboxes.claim(pod, claim)
         await self._travel()
         if self._world.sea.rng.random() < self._world.sea.rough:
             raise TransientError(f"no answer from pod {pod.name}")
+        return replayed
 
     async def activity(self, pod: PodAddress, session_uid: str) -> Activity:
         await self._travel()

@@ -183,16 +183,18 @@ class FakeSandboxes:
         self._check(pod)
         return self.package_sources_said
 
-    async def claim(self, pod: PodAddress, claim: ClaimPayload) -> None:
+    async def claim(self, pod: PodAddress, claim: ClaimPayload) -> bool:
         await asyncio.sleep(0)
         if not self._up(pod):
             raise TransientError(f"pod {pod.name} does not answer")
         if pod.uid in self.refusing:
             raise ConflictError("claimed by another session")
+        replayed = pod.uid in self.claimed
         if self.claimed.setdefault(pod.uid, claim.session_uid) != claim.session_uid:
             raise ConflictError("claimed by another session")
         self.payloads[claim.session_uid] = claim
         await asyncio.sleep(0)
+        return replayed
 
     async def activity(self, pod: PodAddress, session_uid: str) -> Activity:
         await asyncio.sleep(0)

@@ -11,6 +11,7 @@ from typing import Any
 
 from cloister_operator import names
 from cloister_operator.api.conditions import parse_time
+from cloister_operator.api.session import FirstPod, SessionObject
 from cloister_operator.cluster.resources import (
     ENVIRONMENTS,
     NETWORK_POLICIES,
@@ -81,6 +82,8 @@ class Invariants:
         """By pod UID, the session whose status named it."""
         self._pods_of: defaultdict[str, set[str]] = defaultdict(set)
         """By session UID, the pods that carried its label."""
+        self._answered: dict[str, tuple[str, str, str]] = {}
+        """By session UID, what its first caller was told: its name, its pod's UID, its start."""
         self._harmed: set[str] = set()
         """UIDs of pods that others than the operator changed the fate of."""
         self._sizes: defaultdict[str, int] = defaultdict(int)
@@ -99,6 +102,22 @@ class Invariants:
     def harm(self, pod_uid: str) -> None:
         """Somebody else than the operator ends this pod, or keeps it from starting."""
         self._harmed.add(pod_uid)
+
+    def answered(self, session: SessionObject) -> None:
+        """A caller was told that a session runs, be it before or after its status says so."""
+        metadata, status = session.metadata, session.status
+        uid, pod = metadata.uid, status.pod_uid or ""
+        if self._claimed.get(pod) != uid:
+            self.violated(f"session {metadata.name} was answered with a pod that does not know it")
+        labelled = (each["metadata"] for each in self._cluster.peek_all(PODS, metadata.namespace))
+        mine = {each["uid"]: each["labels"].get(names.SESSION_LABEL) for each in labelled}
+        if mine.get(pod, uid) != uid:
+            self.violated(f"session {metadata.name} was answered with another session's pod")
+        told = metadata.name, pod, status.running_since or ""
+        if status.restarts == status.recoveries == 0:
+            before = self._answered.setdefault(uid, told)
+            if before != told:
+                self.violated(f"session {metadata.name} was answered with {told} after {before}")
 
     def violated(self, message: str) -> None:
         """Note that something is wrong."""
@@ -214,15 +233,41 @@ class Invariants:
                 self.violated(f"session {name} runs in a pod that does not know it")
         if now == "Running" != was:
             self._started(session)
+        told = self._answered.get(uid)
+        if told and was == "Pending" != now:
+            self._kept(told, after)
         for meter in ("runningSeconds", "activeSeconds"):
             if after.get(meter, 0) < before.get(meter, 0):
                 self.violated(f"session {name}: {meter} went back")
         wrong = meter_problem(before, after)
         if wrong:
             self.violated(f"session {name}: {wrong}")
-        if (lost or now == "Failed" != was) and not self._pods_of[uid] & self._harmed:
+        if (lost or now == "Failed" != was) and not self._may_fail(session):
             reason = after.get("reason")
             self.violated(f"session {name} failed ({reason}), and nothing happened to its pod")
+
+    def _kept(self, told: tuple[str, str, str], status: JSON) -> None:
+        """The first status that follows from what a caller was told."""
+        written = (told[0], status.get("podUID"), status.get("runningSince"))
+        if status["phase"] == "Running" and not status.get("restarts") and written != told:
+            self.violated(f"session {told[0]} was answered with {told} and is {written}")
+        if status["phase"] == "Suspended" and not status.get("workspaceClaim"):
+            self.violated(f"session {told[0]} was answered and is Suspended, without its work")
+
+    def _may_fail(self, session: JSON) -> bool:
+        """Whether something happened to its pod. An operator that did not make the session cannot
+        know whether it ran in the pod that it was made for, when that is gone.
+        """
+        uid = session["metadata"]["uid"]
+        if self._pods_of[uid] & self._harmed:
+            return True
+        given = session["metadata"].get("annotations", {}).get(names.FIRST_POD)
+        first = FirstPod.parse(given) if given else None
+        gone = first and not any(
+            each["metadata"]["uid"] == first.uid
+            for each in self._cluster.peek_all(PODS, session["metadata"]["namespace"])
+        )
+        return bool(gone and self.allowance)
 
     def _started(self, session: JSON) -> None:
         """One more session runs: no more than may, however many operators let them, and in a

@@ -57,6 +57,10 @@ REQUEST: Final = f"{GROUP}/request"
 REQUEST_ID: Final = f"{GROUP}/request-id"
 """Annotation with a digest of the caller and the call's request id: one Session for each."""
 
+FIRST_POD: Final = f"{GROUP}/first-pod"
+"""Annotation of a Session made through the Sessions API: the warm pod that it was made for. Whoever
+looks after the Session claims that one before any other."""
+
 EXEC_PORT: Final = 7443
 SESSIONS_PORT: Final = 8443
 HTTP_PORT: Final = 8080

@@ -1,5 +1,7 @@
 """The Session: one claimed pod, its life bounded by policy."""
 
+from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
 from typing import Literal
 
@@ -7,6 +9,7 @@ from pydantic import Field
 
 from .. import names
 from .common import JSON, Condition, EnvVar, FileSpec, Model, ObjectMeta
+from .conditions import parse_time, precise
 
 
 class Phase(StrEnum):
@@ -77,6 +80,29 @@ class SessionStatus(Model):
     restarts: int = 0
 
 
+@dataclass(frozen=True)
+class FirstPod:
+    """The warm pod that a Session was made for."""
+
+    name: str
+    uid: str
+    at: datetime
+    """When it was chosen; what is told at once as the session's start."""
+
+    def __str__(self) -> str:
+        return f"{self.name}/{self.uid}/{precise(self.at)}"
+
+    @classmethod
+    def parse(cls, text: str) -> "FirstPod | None":
+        """Read an annotation; None for what nobody here wrote."""
+        try:
+            name, uid, at = text.split("/")
+            when = parse_time(at)
+        except ValueError:
+            return None
+        return cls(name, uid, when) if when.tzinfo else None
+
+
 class SessionObject(Model):
     """A Session as the API server has it."""
 
@@ -108,6 +134,17 @@ class SessionObject(Model):
     def through_api(self) -> bool:
         """Whether the Sessions API made it, and handed its credentials to the caller."""
         return self.metadata.annotations.get(names.ISSUED_BY) == names.ISSUED_BY_API
+
+    @property
+    def first_pod(self) -> FirstPod | None:
+        """The pod that it was made for, until it ran, or until its status says that this one is
+        not its pod.
+        """
+        given = self.metadata.annotations.get(names.FIRST_POD)
+        if given is None or not self.through_api or self.status.started_at is not None:
+            return None
+        found = FirstPod.parse(given)
+        return found if found and found.uid != self.status.pod_uid else None
 
     @property
     def suspended_when_idle(self) -> bool:

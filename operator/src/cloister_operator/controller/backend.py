@@ -13,7 +13,7 @@ from .. import names
 from ..api import conditions
 from ..api.backend import ALREADY_EXISTS, EgressRecord, NewFile, NewSession, SessionChange
 from ..api.common import JSON
-from ..api.session import Phase, SessionObject
+from ..api.session import FirstPod, Phase, SessionObject
 from ..cluster.resources import SESSIONS
 from ..errors import (
     ConflictError,
@@ -44,11 +44,13 @@ class Backend:
         self._coming: dict[str, Counter[str]] = {}
         """By namespace, the sessions that calls under way make or resume."""
         context.sessions.listen(self._changed)
+        context.promises.listen(lambda session: self._changed(None, session))
 
     def _changed(self, before: SessionObject | None, after: SessionObject | None) -> None:
         session = after or before
         if session is None:
             return
+        after = self._context.promises.shown(after) if after else None
         if after is None or _settled(after):
             for future in self._settled.pop(session.key, ()):
                 if not future.done():
@@ -88,22 +90,51 @@ class Backend:
         with self._within_limit(new.namespace, name):
             under_way = self._making.setdefault(key, Counter())
             under_way[name] += 1
+            first = self._choose_first(new.namespace, name, new.environment)
             try:
-                made = await self._make(new, name, request)
+                made = await self._make(new, name, request, first)
                 context.sessions.put(made)
             finally:
+                there = context.sessions.get(new.namespace, name)
+                if first and (there is None or there.first_pod != first):
+                    context.promises.drop((new.namespace, name))
                 under_way[name] -= 1
                 if not under_way[name]:
                     # All of them have this name.
                     self._making.pop(key, None)
         session = SessionObject.parse(made)
         context.queue.add(("session", *session.key))
-        return context.sessions.get(*session.key) or session
+        return self.get_session(*session.key) or session
 
-    async def _make(self, new: NewSession, name: str, request: str) -> JSON:
+    def _choose_first(self, namespace: str, name: str, environment: str) -> FirstPod | None:
+        """Reserve a warm pod for a Session that is about to be made.
+
+        None where there is none, or where the Session's status has to decide: about places, of
+        which another operator may give away the last, and about volumes, which outlive their pods.
+        """
+        context, key = self._context, (namespace, name)
+        found = context.environments.get(namespace, environment)
+        resolved = context.resolved.get((namespace, environment))
+        if found is None or resolved is None or not resolved.of(found) or resolved.recipe is None:
+            return None
+        limited = found.spec.pool.max_sessions is not None or context.namespace_places is not None
+        if limited or found.spec.workspace.persistent or not context.queue.runs:
+            return None
+        if key in context.promises or context.sessions.get(*key):
+            return None
+        pod = context.take_warm(found, resolved.recipe.hash)
+        if pod is None:
+            return None
+        first = FirstPod(pod.name, pod.uid, context.clock())
+        context.promises.make(key, first)
+        return first
+
+    async def _make(self, new: NewSession, name: str, request: str, first: FirstPod | None) -> JSON:
         fingerprint = _fingerprint(new, request)
         try:
             body = _body(new, name, fingerprint, request)
+            if first:
+                body["metadata"]["annotations"][names.FIRST_POD] = str(first)
             return await self._context.api.create(SESSIONS, new.namespace, body)
         except (ConflictError, LostError):
             made = await self._made(new.namespace, name)
@@ -168,7 +199,8 @@ class Backend:
 
     def get_session(self, namespace: str, name: str) -> SessionObject | None:
         """See SessionsBackend."""
-        return self._context.sessions.get(namespace, name)
+        found = self._context.sessions.get(namespace, name)
+        return self._context.promises.shown(found) if found else None
 
     def exec_address(self, session: SessionObject) -> tuple[str, int] | None:
         """See SessionsBackend."""
@@ -182,7 +214,8 @@ class Backend:
         """See SessionsBackend."""
         group = ("environment", namespace, environment) if environment else ("namespace", namespace)
         found = self._context.sessions.group(group)
-        return sorted(found, key=lambda session: session.metadata.name)
+        shown = map(self._context.promises.shown, found)
+        return sorted(shown, key=lambda session: session.metadata.name)
 
     async def watch_sessions(self, namespace: str, name: str) -> AsyncIterator[SessionChange]:
         """See SessionsBackend."""

@@ -8,7 +8,7 @@ from .. import manifests, names
 from ..api import conditions
 from ..api.backend import NewFile
 from ..api.common import JSON
-from ..api.conditions import timestamp
+from ..api.conditions import parse_time, timestamp
 from ..api.environment import EnvironmentObject
 from ..api.pod import PodView, view
 from ..api.session import Phase, SessionObject
@@ -22,6 +22,7 @@ from ..sandboxes import ClaimPayload
 from . import owned, pods, volumes
 from .context import Context, address
 from .places import of_namespace
+from .promises import is_first, may_be_first
 from .references import read
 from .statuses import SessionStatuses
 
@@ -31,6 +32,12 @@ CREDENTIALS_MARGIN = timedelta(minutes=5)
 """A certificate outlives its session by this, so that a clock that is behind ends nothing."""
 PROOF_PATIENCE = 2.0
 """Seconds that a session waits for a warm pod that is being proven, before it gets a new one."""
+TAKEN_LOOK = 0.05
+"""Seconds until a session looks again that has to know what became of the pod it was made for."""
+FRESH = timedelta(seconds=1)
+"""A session that is not claimed within this starts when it is, and not when its pod was chosen."""
+ANSWER_FIRST_SECONDS = 0.005
+"""Before a status is written that a caller has been told: both would want the same processors."""
 _KEPT = tuple(f"{root}/" for root in manifests.KEPT)
 
 
@@ -70,6 +77,9 @@ class Claims:
         runs.
         """
         context = self._context
+        again = await self._get_first(session, environment)
+        if again is not None:
+            return again
         if not await self._has_workspace(session, environment):
             while candidate := context.take_warm(environment, recipe.hash):
                 claimed = await self._claim(candidate, session)
@@ -89,6 +99,30 @@ class Claims:
             refused = SessionPlan(Step.WAIT, reason=pods.refusal(error), message=str(error))
             await self._statuses.waiting(session, refused)
             raise
+        return 0.0
+
+    async def _get_first(
+        self, session: SessionObject, environment: EnvironmentObject
+    ) -> float | None:
+        """Claim the pod that the session was made for; None when it can have another one."""
+        context, first = self._context, session.first_pod
+        if first is None:
+            return None
+        mine = context.promises.made(session)
+        pod = context.pods.get(session.metadata.namespace, first.name)
+        if pod is None or not may_be_first(pod, session) or pod.state != names.STATE_WARM:
+            return None if mine else TAKEN_LOOK
+        if not context.promises.take(session):
+            if pod.uid in context.reserved:
+                # Another session of this process is about to have it, or not to have it.
+                return None if mine else TAKEN_LOOK
+            context.reserved.add(pod.uid)
+        claimed = await self._claim(pod, session)
+        if claimed is None or not claimed.alive:
+            return None if mine else TAKEN_LOOK
+        self._warm_claims.add(session.metadata.uid)
+        if claimed.uid in context.usable:
+            await self.hand_over(session, environment, claimed)
         return 0.0
 
     async def _has_workspace(self, session: SessionObject, environment: EnvironmentObject) -> bool:
@@ -184,13 +218,15 @@ class Claims:
         """Tell the exec server whose it is, then write that the session runs; raises ConflictError
         where another operator gave its place away.
         """
-        await self._check_place(session, environment, pod)
         context, metadata = self._context, session.metadata
+        if not is_first(pod, session) or context.promises.made(session):
+            # Of another one a caller may have been told that it runs there.
+            await self._check_place(session, environment, pod)
         now = context.clock()
         lifetime = limits(session, environment)[1] + CREDENTIALS_MARGIN
         payload = await self._payload(session, now, lifetime)
         try:
-            await self._tell(session, pod, payload)
+            replayed = await self._tell(session, pod, payload)
         except ConflictError as error:
             # It cannot be: the label is ours. Whatever it is, this pod serves nobody.
             with about(pod=pod.name):
@@ -200,9 +236,47 @@ class Claims:
         credentials = None
         if not session.through_api:
             credentials = await self._write_credentials(session, lifetime, now)
-        await self._statuses.running(session, pod, credentials, now)
         self._placed.discard(pod.uid)
+        start, at_once = self._start(session, pod, now, replayed=replayed)
+        if at_once:
+            context.promises.tell(self._statuses.as_running(session, pod, start), pod)
+            self._observe_claim(session, pod)
+            await asyncio.sleep(ANSWER_FIRST_SECONDS)
+            newest = context.sessions.get(*session.key)
+            if newest:
+                await self.settle(newest)
+            return
+        await self._statuses.running(session, pod, credentials, start)
         self._observe_claim(session, pod)
+
+    def _start(
+        self, session: SessionObject, pod: PodView, now: datetime, *, replayed: bool
+    ) -> tuple[datetime, bool]:
+        """Since when a session runs that its exec server knows now, and whether its caller is told
+        before the status is written.
+
+        Whoever writes the status, and when, it has the start that the caller was told. An exec
+        server that knew the session before was claimed by a process that may have told.
+        """
+        first = session.first_pod
+        if first is None or not is_first(pod, session):
+            return now, False
+        at_once = not replayed and self._context.promises.made(session) and now < first.at + FRESH
+        if not at_once and not replayed:
+            return now, False
+        # The annotation is anybody's who may change the Session.
+        made = parse_time(session.metadata.creation_timestamp or timestamp(now))
+        return min(now, max(first.at, made)), at_once
+
+    async def settle(self, session: SessionObject) -> bool:
+        """Write what callers were told already, if they were."""
+        told = self._context.promises.told(session)
+        if told is None or session.status.phase is not Phase.PENDING:
+            return False
+        since = told.session.status.running_since
+        start = parse_time(since) if since else self._context.clock()
+        await self._statuses.running(session, told.pod, None, start)
+        return True
 
     async def _check_place(
         self, session: SessionObject, environment: EnvironmentObject | None, pod: PodView
@@ -246,18 +320,21 @@ class Claims:
             return namespace_full(pod.namespace, most)
         return None
 
-    async def _tell(self, session: SessionObject, pod: PodView, payload: ClaimPayload) -> None:
+    async def _tell(self, session: SessionObject, pod: PodView, payload: ClaimPayload) -> bool:
         """Claim the exec server, and beside it the workspace: before the status says that the
         session runs, the workspace must not be one that goes with the pod.
+
+        The answer is whether the exec server had been claimed for it before, by what it says.
         """
         claim = self._context.dialer.claim(address(pod), payload)
         if pod.claim != pod.name:
-            await claim
-            return
+            return await claim
         adoption = volumes.adopt(self._context, session, pod)
-        for result in await asyncio.gather(claim, adoption, return_exceptions=True):
+        replayed, adopted = await asyncio.gather(claim, adoption, return_exceptions=True)
+        for result in (replayed, adopted):
             if isinstance(result, BaseException):
                 raise result
+        return replayed is True
 
     async def _payload(
         self, session: SessionObject, now: datetime, lifetime: timedelta

@@ -10,7 +10,7 @@ from typing import Protocol
 from .. import names
 from ..api.environment import EnvironmentObject
 from ..api.pod import PodView, view
-from ..api.session import SessionObject
+from ..api.session import Phase, SessionObject
 from ..cache import Key, Store
 from ..cluster.api import Api
 from ..identity import Authority
@@ -27,6 +27,7 @@ from ..workqueue import WorkQueue
 from .flights import Flights
 from .gateways import GATEWAY_PODS, Gateways
 from .places import Places, of_namespace
+from .promises import Promises
 from .ranges import Ranges
 from .recent import Recent
 from .repositories import Repositories
@@ -52,7 +53,7 @@ class Dialer(Protocol):
 
     async def package_sources(self, pod: PodAddress) -> list[tuple[str, list[str]]]: ...
 
-    async def claim(self, pod: PodAddress, claim: ClaimPayload) -> None: ...
+    async def claim(self, pod: PodAddress, claim: ClaimPayload) -> bool: ...
 
     async def activity(self, pod: PodAddress, session_uid: str) -> Activity: ...
 
@@ -97,6 +98,9 @@ def _session_groups(session: SessionObject) -> Iterable[tuple[str, ...]]:
     if request:
         yield ("request", session.metadata.namespace, request)
     yield ("namespace", session.metadata.namespace)
+    first = session.first_pod
+    if first and session.status.phase is Phase.PENDING:
+        yield ("first", *session.environment_key, first.uid)
 
 
 @dataclass
@@ -116,6 +120,7 @@ class Context:
     places: Places = field(init=False)
     namespace_places: Places | None = field(init=False, default=None)
     """Where the platform limits the sessions of a namespace, its places."""
+    promises: Promises = field(init=False)
     witness: Witness = field(init=False)
     egress: Gateways = field(init=False)
     repositories: Repositories = field(init=False)
@@ -161,6 +166,7 @@ class Context:
     """By namespace, whether the admission policies have an effect."""
 
     def __post_init__(self) -> None:
+        self.promises = Promises(self.sessions, self.reserved)
         self.places = Places(self.pods, self.sessions)
         if self.settings.max_sessions_per_namespace:
             self.namespace_places = Places(self.pods, self.sessions, of_namespace)
@@ -247,13 +253,20 @@ class Context:
         free = [
             pod
             for pod in self.pods.group(group)
-            if pod.alive and pod.uid in self.usable and pod.uid not in self.reserved
+            if pod.alive
+            and pod.uid in self.usable
+            and pod.uid not in self.reserved
+            and not self.promised(pod)
         ]
         # Where the channel is open, the claim pays no handshake.
         chosen = choose([pod for pod in free if self.dialer.connected(pod.uid)] or free)
         if chosen:
             self.reserved.add(chosen.uid)
         return chosen
+
+    def promised(self, pod: PodView) -> bool:
+        """Whether a Session that waits was made for this pod."""
+        return bool(self.sessions.group(("first", pod.namespace, pod.environment, pod.uid)))
 
     def about_to_be_usable(self, environment: EnvironmentObject, recipe: str) -> bool:
         """Whether a warm pod is there that this process, just started, has yet to prove."""

@@ -152,7 +152,7 @@ async def delete_unclaimed(context: Context, pod: PodView) -> None:
 
     Claims change the pod, so that the precondition on its version sees them.
     """
-    if pod.uid in context.reserved:
+    if pod.uid in context.reserved or context.promised(pod):
         return
     context.reserved.add(pod.uid)
     await context.egress.revoke(pod)

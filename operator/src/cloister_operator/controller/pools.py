@@ -1,8 +1,9 @@
 """Keeps pools at the size that their Environments, the demand and the platform make of it."""
 
 import asyncio
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
+from functools import partial
 
 from .. import names
 from ..api.environment import EnvironmentObject
@@ -87,7 +88,7 @@ class Pools:
         again = context.flights.count(pods.pool_of(environment, recipe), now)
         results = await asyncio.gather(
             self._make(environment, recipe, granted + again),
-            *(_problem(pods.delete_unclaimed(context, pod)) for pod in plan.delete),
+            *(_problem(partial(pods.delete_unclaimed, context, pod)) for pod in plan.delete),
         )
         problems = [each for result in results for each in result]
         delays = [(each - context.clock()).total_seconds() for each in self._times(plan, key)]
@@ -111,7 +112,7 @@ class Pools:
         """Few at first, and no more once one could not be made."""
         for batch in slow_start(count, AT_ONCE):
             results = await asyncio.gather(
-                *(_problem(self._make_one(environment, recipe)) for _ in range(batch))
+                *(_problem(partial(self._make_one, environment, recipe)) for _ in range(batch))
             )
             problems = [each for result in results for each in result]
             if problems:
@@ -147,9 +148,9 @@ def _is_free(pod: PodView) -> bool:
     return pod.state != names.STATE_CLAIMED and pod.alive
 
 
-async def _problem(work: Awaitable[object]) -> list[OperatorError]:
+async def _problem(work: Callable[[], Awaitable[object]]) -> list[OperatorError]:
     try:
-        await work
+        await work()
     except OperatorError as error:
         return [error]
     return []

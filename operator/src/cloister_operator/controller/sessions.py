@@ -12,12 +12,13 @@ from ..cluster.resources import PODS, SECRETS
 from ..errors import NotFoundError, PermanentError, TransientError
 from ..plan.failure import Failure
 from ..plan.line import worth_telling
-from ..plan.session import Observed, SessionPlan, Step, plan_session
+from ..plan.session import Observed, Promise, SessionPlan, Step, plan_session
 from . import pods, volumes
 from .claims import Claims
 from .context import Context, Resolved
 from .endings import Endings
 from .events import Recorder
+from .promises import may_be_first
 from .statuses import SessionStatuses
 from .warmer import Warmer
 
@@ -47,6 +48,8 @@ class SessionReconciler:
             return None
         if session.status.phase is Phase.PENDING:
             self._claims.waits(session)
+        if await self._claims.settle(session):
+            return 0.0
         pod = await self._own_pod(session)
         environment = context.environments.get(namespace, session.spec.environment_name)
         observed = await self._observe(session, environment, pod)
@@ -122,7 +125,31 @@ class SessionReconciler:
             environment_problem=self._environment_problem(environment),
             volume_problem=volume_problem,
             recipe_gone=await self._recipe_gone(session, environment, pod),
+            promise=await self._promise(session, pod),
         )
+
+    async def _promise(self, session: SessionObject, pod: PodView | None) -> Promise:
+        """What is known of the pod that the session was made for, and of what callers know."""
+        context, first = self._context, session.first_pod
+        if first is None or session.status.phase is not Phase.PENDING:
+            return Promise.NONE
+        # What this process itself has told is written before anything is planned.
+        mine = context.promises.made(session)
+        if pod:
+            return Promise.KEPT if pod.uid == first.uid and not mine else Promise.NONE
+        found = context.pods.get(session.metadata.namespace, first.name)
+        if found is None or found.uid != first.uid:
+            if mine:
+                return Promise.NONE
+            try:
+                raw = await context.api.get(PODS, session.metadata.namespace, first.name)
+            except NotFoundError:
+                return Promise.GONE
+            context.pods.put(raw)
+            found = view(raw)
+        if found.uid != first.uid:
+            return Promise.GONE
+        return Promise.OPEN if may_be_first(found, session) else Promise.NONE
 
     async def _recipe_gone(
         self, session: SessionObject, environment: EnvironmentObject | None, pod: PodView | None

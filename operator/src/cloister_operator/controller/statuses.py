@@ -7,7 +7,7 @@ from .. import names
 from ..api import conditions
 from ..api.conditions import Finding, timestamp
 from ..api.pod import PodView
-from ..api.session import Phase, SessionObject
+from ..api.session import Phase, SessionObject, SessionStatus
 from ..cluster.resources import SESSIONS
 from ..errors import ConflictError
 from ..metrics import CLAIMS, FAILURES
@@ -29,9 +29,21 @@ class SessionStatuses:
         self._recorder = recorder
 
     async def running(
-        self, session: SessionObject, pod: PodView, credentials: str | None, now: datetime
+        self, session: SessionObject, pod: PodView, credentials: str | None, start: datetime
     ) -> None:
-        """The pod is the session's and answers."""
+        """The pod is the session's since `start`, and answers."""
+        status, said = self._as_running(session, pod, credentials, start)
+        await self._write(session, status)
+        self._record(session, said.reason, said.message)
+
+    def as_running(self, session: SessionObject, pod: PodView, start: datetime) -> SessionObject:
+        """What `running` makes of a session whose caller gets the credentials."""
+        status, _ = self._as_running(session, pod, None, start)
+        return session.model_copy(update={"status": status})
+
+    def _as_running(
+        self, session: SessionObject, pod: PodView, credentials: str | None, start: datetime
+    ) -> tuple[SessionStatus, Finding]:
         status, metadata = session.status, session.metadata
         again = status.started_at is not None
         reason, message = conditions.CLAIMED, f"pod {pod.name} is the session's"
@@ -45,7 +57,7 @@ class SessionStatuses:
         findings = [ready]
         if any(each.type == conditions.SUSPENDED for each in status.conditions):
             findings.append(Finding(conditions.SUSPENDED, "False", reason, message))
-        changes = meters.started(status, now) | {
+        changes = meters.started(status, start) | {
             "phase": Phase.RUNNING,
             "reason": reason,
             "pod_name": pod.name,
@@ -57,8 +69,7 @@ class SessionStatuses:
             "recipe_hash": pod.recipe,
             "restarts": status.restarts + again,
         }
-        await self._turn(session, changes, findings)
-        self._record(session, reason, message)
+        return self._turned(session, changes, findings), ready
 
     async def waiting(self, session: SessionObject, plan: SessionPlan) -> None:
         """It has no pod yet; written only when the reason changed."""
@@ -160,7 +171,8 @@ class SessionStatuses:
 
     async def read(self, session: SessionObject, reading: Reading) -> None:
         """What its pod says of its work."""
-        await self._patch(session, meters.read(session.status, reading))
+        new = session.status.model_copy(update=meters.read(session.status, reading))
+        await self._write(session, new)
 
     def _record(
         self,
@@ -174,18 +186,22 @@ class SessionStatuses:
     async def _turn(
         self, session: SessionObject, changes: dict[str, Any], findings: list[Finding]
     ) -> None:
+        await self._write(session, self._turned(session, changes, findings))
+
+    def _turned(
+        self, session: SessionObject, changes: dict[str, Any], findings: list[Finding]
+    ) -> SessionStatus:
         generation = session.metadata.generation
         updated = conditions.update(
             session.status.conditions, findings, generation, self._context.clock()
         )
         said = {"observed_generation": generation, "conditions": updated}
-        await self._patch(session, {"queue_position": None} | changes | said)
+        return session.status.model_copy(update={"queue_position": None} | changes | said)
 
-    async def _patch(self, session: SessionObject, changes: dict[str, Any]) -> None:
+    async def _write(self, session: SessionObject, new: SessionStatus) -> None:
         """Write a status, but only on the Session as it was planned for: another operator may have
         given it a pod, or ended it.
         """
-        new = session.status.model_copy(update=changes)
         body = new.model_dump(mode="json", by_alias=True, exclude_none=True)
         before = session.status.model_dump(mode="json", by_alias=True, exclude_none=True)
         # What is not there any more has to be said: the patch is merged.

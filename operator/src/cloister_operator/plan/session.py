@@ -42,6 +42,15 @@ class Step(Enum):
     FORGET = "ended long ago: delete the Session"
 
 
+class Promise(Enum):
+    """What a caller may know of the pod that a session was made for."""
+
+    NONE = "nothing: it was made for none, or cannot have it"
+    OPEN = "nothing yet: the pod is there, and to be claimed before any other"
+    KEPT = "another process may have said that the session runs in its pod"
+    GONE = "the same, of a pod that is gone"
+
+
 @dataclass(frozen=True)
 class SessionPlan:
     """A step, why (for END, RECOVER, SUSPEND and WAIT), and when to look again (None: at the next
@@ -79,6 +88,7 @@ class Observed:
     """Other sessions of the namespace that have a pod, or have waited for one for longer."""
     namespace_most: int = 0
     """Of them all, how many the platform allows; 0 is any number."""
+    promise: Promise = Promise.NONE
     recipe_gone: bool = False
     """The pod has yet to start, and the Secret with its recipe went with its Environment."""
 
@@ -139,7 +149,13 @@ def _pending(session: SessionObject, observed: Observed, now: datetime) -> Sessi
     if pod and pod.uid == status.pod_uid:
         # The pod that it lost, or that it was suspended from: never used again.
         return _without_old_pod(session, pod)
-    if session.spec.state == "Suspended":
+    if observed.promise is Promise.GONE or (
+        observed.promise is Promise.KEPT and pod and pod.deleting and not pod.end
+    ):
+        # Somebody may have worked in it.
+        reason, message = (pod and pod.disruption) or _GONE
+        return _lost(session, reason, message, now=now)
+    if session.spec.state == "Suspended" and observed.promise is Promise.NONE:
         return SessionPlan(Step.SUSPEND, Phase.SUSPENDED, *_ASKED)
     if pod and pod.end:
         return _lost(session, *pod.end, now=now)
@@ -219,6 +235,7 @@ def _after_end(
     return SessionPlan(Step.WAIT, phase, look_again=ended + ended_ttl)
 
 
+_GONE = (conditions.POD_DELETED, "the pod is gone, with all its work")
 _ASKED = (
     conditions.SUSPENDED,
     "it has no pod, as asked; its workspace is kept. Resume it to go on",
@@ -250,6 +267,9 @@ def _without_pod(session: SessionObject, observed: Observed, now: datetime) -> S
     problem = observed.environment_problem
     if problem:
         return SessionPlan(Step.WAIT, reason=problem.reason, message=problem.message)
+    if observed.promise is Promise.OPEN:
+        # There was a place for it, and its pod is nobody else's meanwhile.
+        return SessionPlan(Step.GET_POD)
     most = environment.spec.pool.max_sessions
     if most is not None and observed.others >= most:
         # Those for which there is a place are as good as gone; where more run than may, which a
@@ -307,7 +327,7 @@ def _running(session: SessionObject, observed: Observed, now: datetime) -> Sessi
     if pod and pod.end:
         return _lost(session, *pod.end, now=now)
     if pod is None or pod.deleting:
-        gone = (conditions.POD_DELETED, "the pod is gone, with all its work")
+        gone = _GONE
         if status.workspace_claim:
             gone = (conditions.POD_DELETED, "the pod is gone; the workspace is kept")
         return _lost(session, *((pod and pod.disruption) or gone), now=now)

@@ -170,8 +170,10 @@ class Sandboxes:
             lambda stub: stub.Prepare(exec_pb2.PrepareRequest(), timeout=CALL_SECONDS),
         )
 
-    async def claim(self, pod: PodAddress, claim: ClaimPayload) -> None:
+    async def claim(self, pod: PodAddress, claim: ClaimPayload) -> bool:
         """Give the pod to a session; claiming it again for the same session changes nothing.
+
+        The answer is whether it says that the session had it already.
 
         Raises PermanentError when the pod refuses the session's files or variables (with the
         field), ConflictError when another session owns it, LostError when no answer came.
@@ -196,14 +198,15 @@ class Sandboxes:
             )
         call = functools.partial(_claim, request)
         try:
-            await self._call(pod, names.pod_server_name(pod.uid), call)
+            answer = await self._call(pod, names.pod_server_name(pod.uid), call)
         except Unreachable as first:
             # A pod that was claimed before shows the session's certificate by now.
             try:
-                await self._call(pod, names.session_server_name(claim.session_uid), call)
+                answer = await self._call(pod, names.session_server_name(claim.session_uid), call)
             except Unreachable:
                 raise first from None
         self.forget(pod.uid)
+        return answer.replayed
 
     async def activity(self, pod: PodAddress, session_uid: str) -> Activity:
         """What happens in a claimed pod."""

@@ -1,0 +1,111 @@
+"""What callers of the Sessions API are told before a Session's status says it.
+
+A Session that is made for a warm pod names it (`FIRST_POD`), and the pod's label names the Session.
+When both are written and the exec server knows the session, it runs, whatever happens to this
+process: its status follows from the two. So the caller is answered then, and the status is written
+after that. Only the process that made the Session answers so early. Any other one, which may know
+less, has to claim that very pod, and takes the session for lost when that pod is gone.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ..api.pod import PodView
+from ..api.session import FirstPod, Phase, SessionObject
+from ..cache import Key, Store
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a caller was told: the session as it runs, and the pod that it runs in."""
+
+    session: SessionObject
+    pod: PodView
+
+
+class Promises:
+    """Sessions that this process made for a pod, until their status is written."""
+
+    def __init__(self, sessions: Store[SessionObject], reserved: set[str]) -> None:
+        """`reserved`: UIDs of the pods that nobody else may take."""
+        self._sessions = sessions
+        self._reserved = reserved
+        self._made: dict[Key, FirstPod] = {}
+        self._held: dict[Key, str] = {}
+        """UIDs of pods that are reserved for a session whose claim has not begun."""
+        self._told: dict[str, Told] = {}
+        """By UID of the session."""
+        self._listeners: list[Callable[[SessionObject], None]] = []
+        sessions.listen(self._changed)
+
+    def __contains__(self, key: Key) -> bool:
+        return key in self._made
+
+    def listen(self, listener: Callable[[SessionObject], None]) -> None:
+        """Call back with each Session of which callers may be told that it runs."""
+        self._listeners.append(listener)
+
+    def make(self, key: Key, first: FirstPod) -> None:
+        """A Session is about to be made for a pod, which is reserved."""
+        self._made[key] = first
+        self._held[key] = first.uid
+
+    def drop(self, key: Key) -> None:
+        """It was not made for that pod, or is settled."""
+        self._made.pop(key, None)
+        held = self._held.pop(key, None)
+        if held is not None:
+            self._reserved.discard(held)
+
+    def made(self, session: SessionObject) -> bool:
+        """Whether it was made here for its first pod, so that nobody else can have told anything
+        of it.
+        """
+        first = session.first_pod
+        return first is not None and self._made.get(session.key) == first
+
+    def take(self, session: SessionObject) -> bool:
+        """Whether its pod is held for it: from now on its claim has the pod."""
+        return self._held.pop(session.key, None) is not None
+
+    def tell(self, running: SessionObject, pod: PodView) -> None:
+        """Let callers know that a Session runs whose status is yet to be written."""
+        now = self._sessions.get(*running.key)
+        if now is None or now.metadata.uid != running.metadata.uid:
+            return
+        self._told[running.metadata.uid] = Told(running, pod)
+        for listener in self._listeners:
+            listener(running)
+
+    def told(self, session: SessionObject) -> Told | None:
+        """What callers know of a Session whose status does not say it yet."""
+        return self._told.get(session.metadata.uid)
+
+    def shown(self, session: SessionObject) -> SessionObject:
+        """The Session as callers are shown it."""
+        told = self.told(session)
+        if told is None or session.status.phase is not Phase.PENDING:
+            return session
+        return session.model_copy(update={"status": told.session.status})
+
+    def _changed(self, before: SessionObject | None, after: SessionObject | None) -> None:
+        if before and (after is None or after.metadata.uid != before.metadata.uid):
+            self._told.pop(before.metadata.uid, None)
+            self.drop(before.key)
+        if after and after.status.phase is not Phase.PENDING:
+            self._told.pop(after.metadata.uid, None)
+            self.drop(after.key)
+
+
+def may_be_first(pod: PodView, session: SessionObject) -> bool:
+    """Whether a session may yet have the pod that it was made for, by what is known of that: who
+    writes annotations is not trusted.
+    """
+    free = pod.session_uid in ("", session.metadata.uid)
+    return free and is_first(pod, session) and pod.environment == session.spec.environment_name
+
+
+def is_first(pod: PodView, session: SessionObject) -> bool:
+    """Whether a pod is the one that a session was made for, and may still run in."""
+    first = session.first_pod
+    return first is not None and first.uid == pod.uid

@@ -31,9 +31,13 @@ _MOST = {dns.rdatatype.A: 12, dns.rdatatype.AAAA: 7}
 """Addresses that fit into 512 bytes beside the longest name."""
 _LIFETIME = 8.0
 _CACHED = 8192
+_QUESTIONS = 4096
 _AT_ONCE = 2048
+"""Lookups. Whoever runs the DNS of an allowed name may answer late, and must not keep others
+waiting: not with one name, nor with the hundreds that an Environment may list."""
 _AT_ONCE_OF_PATTERN = 64
-"""Whoever runs the DNS of an allowed `*.name` may answer late, and must not keep others waiting."""
+_SHARE = 16
+"""A pattern has one of so many parts of the lookups that nobody has: some are always left."""
 _TTL = 1
 log = logging.getLogger(__name__)
 
@@ -79,6 +83,7 @@ class Resolver(asyncio.DatagramProtocol):
         self._lookup = lookup
         self._tasks: set[asyncio.Task[None]] = set()
         self._under_way: Counter[str] = Counter()
+        self._all_under_way = 0
         self._transport: asyncio.DatagramTransport | None = None
 
     async def start(self, port: int = places.DNS_PORT) -> None:
@@ -99,7 +104,7 @@ class Resolver(asyncio.DatagramProtocol):
 
     def datagram_received(self, data: bytes, addr: Any) -> None:
         """A question, answered when its answer is known."""
-        if len(self._tasks) >= _AT_ONCE:
+        if len(self._tasks) >= _QUESTIONS:
             return  # squid asks again
         task = asyncio.get_running_loop().create_task(self._serve(data, addr))
         self._tasks.add(task)
@@ -143,12 +148,15 @@ class Resolver(asyncio.DatagramProtocol):
     async def _bounded(
         self, pattern: str, name: str, kind: dns.rdatatype.RdataType
     ) -> list[Address] | None:
-        if self._under_way[pattern] >= _AT_ONCE_OF_PATTERN:
+        share = (_AT_ONCE - self._all_under_way) // _SHARE
+        if self._under_way[pattern] >= max(1, min(_AT_ONCE_OF_PATTERN, share)):
             return None
         self._under_way[pattern] += 1
+        self._all_under_way += 1
         try:
             return await self._lookup(name, kind)
         finally:
+            self._all_under_way -= 1
             self._under_way[pattern] -= 1
             if not self._under_way[pattern]:
                 del self._under_way[pattern]

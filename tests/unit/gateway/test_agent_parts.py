@@ -3,6 +3,7 @@
 import asyncio
 import ipaddress
 import socket
+from collections import Counter
 from pathlib import Path
 
 import dns.message
@@ -327,6 +328,33 @@ async def test_a_zone_that_never_answers_keeps_no_other_waiting() -> None:
     silence.set()
     assert all(addresses(each) for each in await asyncio.gather(*waiting))
     assert addresses(await answer("more.slow.test")) == ["151.101.0.1"]
+
+
+async def test_many_zones_that_never_answer_keep_no_other_waiting() -> None:
+    silence = asyncio.Event()
+    under_way: Counter[str] = Counter()
+
+    async def lookup(name: str, kind: dns.rdatatype.RdataType) -> list[Address] | None:
+        under_way["honest" if name.endswith("ok.test") else "silent"] += 1
+        await silence.wait()
+        return [ipaddress.ip_address("151.101.0.1")]
+
+    zones = 256
+    hosts = Hosts([*(f"*.z{each}.test" for each in range(zones)), "*.ok.test"])
+    resolver = Resolver(hosts.match, Ranges, lookup)
+
+    def asked(name: str) -> "asyncio.Task[bytes]":
+        query = dns.message.make_query(name, "A").to_wire()
+        return asyncio.create_task(resolver.answer(query))
+
+    tasks = [asked(f"n{at}.z{zone}.test") for at in range(64) for zone in range(zones)]
+    await asyncio.sleep(0)
+    assert 0 < under_way["silent"] < 2048
+    tasks += [asked(f"n{at}.ok.test") for at in range(5)]
+    await asyncio.sleep(0)
+    assert under_way["honest"] == 5
+    silence.set()
+    await asyncio.gather(*tasks)
 
 
 @given(st.binary(max_size=600))

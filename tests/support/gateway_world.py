@@ -30,6 +30,8 @@ OTHER_CLUSTER = "151.101.9.9"
 INNER6 = ("64:ff9b::a9fe:a9fe", "fd00:ec2::254", "2002:a42:5::1", "2001:0:a42:5::1")
 OPERATOR = "operator:cloister"
 TIMEOUT = 10.0
+START = 120.0
+"""Five programs, on a machine that does much else."""
 Answers = Sequence[str] | Callable[[int], Sequence[str]]
 
 
@@ -431,9 +433,10 @@ def world(
         stack.callback(operator.close)
         made = World(pod, internet, Client(sandboxes, authority.pem), operator, authority, gateway)
         try:
-            until(lambda: "these parts" not in (said := made.http("/readyz")) and said, "the start")
+            up = "these parts"
+            until(lambda: up not in (said := made.http("/readyz")) and said, "the start", START)
             operator.apply({}, {})
-            until(made.ready, "readiness")
+            until(made.ready, "readiness", START)
         except BaseException:
             print(made.http("/readyz"), made.http("/metrics")[-400:])
             for part in PARTS:

@@ -1,18 +1,35 @@
 """Names that sandboxes may reach through the egress gateways, tried before a fake internet."""
 
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
 
 import pytest
 
 import cloister
 from cloister_devcluster import places
 from cloister_devcluster.node import holder
-from support.cluster import SANDBOXES, SYSTEM, apply, environment, get, listing, wait_for
+from support.cluster import (
+    SANDBOXES,
+    SYSTEM,
+    apply,
+    environment,
+    get,
+    kubectl,
+    listing,
+    wait_condition,
+    wait_for,
+    wait_gone,
+)
 from support.fake_internet import FakeInternet, fake_internet
 from support.fake_internet_names import ALLOWED, ATTACKER, EVIL, OTHERS
 
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLE_NAME = "hosts-by-name"
+EXAMPLE = ROOT / "examples" / f"03-{EXAMPLE_NAME}"
 CA = "/tmp/ca.pem"
 Make = Callable[..., str]
 
@@ -89,6 +106,51 @@ def test_what_was_decided_is_told(client: cloister.Client, session: cloister.Ses
         return None
 
     assert EVIL in wait_for("an event", event)
+
+
+@pytest.fixture
+def example(world: FakeInternet) -> Iterator[Path]:
+    """The example's Environment is there."""
+    manifest = EXAMPLE / "environment.yaml"
+    kubectl("apply", "-f", str(manifest), "-n", SANDBOXES)
+    wait_condition("environment", EXAMPLE_NAME, "Ready")
+    yield EXAMPLE
+    kubectl("delete", "-f", str(manifest), "-n", SANDBOXES)
+    wait_gone("environment", EXAMPLE_NAME)
+
+
+def _printed(*command: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=180)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_example(example: Path) -> None:
+    shown = (example / "expected.txt").read_text()
+    assert _printed(sys.executable, str(example / "main.py")) == shown
+    assert shown in (example / "README.md").read_text()
+
+
+def test_the_readmes_commands(example: Path, name: str) -> None:
+    """As they are written, but for the session's name, and with the answers that are written."""
+    text = (ROOT / "README.md").read_text()
+    assert (example / "environment.yaml").read_text().partition("\n")[2] in text
+    transcript = text[text.index("$ cloister session create hosts-by-name") :].partition("```")[0]
+    cloister_command = str(Path(sys.executable).parent / "cloister")
+    for step in transcript.split("$ cloister ")[1:]:
+        command, _, expected = step.partition("\n")
+        words = [name if each == "mine" else each for each in shlex.split(command)]
+        run = partial(_printed, cloister_command, "-n", SANDBOXES, *words)
+        if words[1] == "egress":
+            # Gateways tell within moments, and ages and widths are of the moment.
+            wanted = sorted(line.split()[:4] for line in expected.splitlines())
+
+            def told(run: Callable[[], str] = run, wanted: list[list[str]] = wanted) -> bool | None:
+                return sorted(each.split()[:4] for each in run().splitlines()) == wanted or None
+
+            wait_for("both decisions", told)
+        else:
+            assert run().strip() == expected.strip().replace("mine", name)
 
 
 def test_a_change_reaches_new_sessions_alone(

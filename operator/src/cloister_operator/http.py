@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import time
+from collections.abc import Callable
 
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
@@ -10,6 +12,9 @@ from . import names
 from .api.backend import HealthState
 from .metrics import LOOP_LAG_SECONDS, REGISTRY
 
+METRICS_SECONDS = 1.0
+"""Whoever asks again within this time gets the same answer: anybody in the cluster may ask, and
+what writes it down keeps everybody else waiting."""
 LAG_INTERVAL = 0.5
 """Seconds between two looks at the event loop's lag."""
 
@@ -20,9 +25,18 @@ class HttpServer:
     A health answer is 200 `ok`, or 503 with the sentence that HealthState gives.
     """
 
-    def __init__(self, health: HealthState, registry: CollectorRegistry = REGISTRY) -> None:
+    def __init__(
+        self,
+        health: HealthState,
+        registry: CollectorRegistry = REGISTRY,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`clock`: monotonic seconds."""
         self._health = health
         self._registry = registry
+        self._clock = clock
+        self._written: tuple[float, bytes] | None = None
+        """The metrics, and when they were written down."""
         self._runner: web.AppRunner | None = None
         self._lag: asyncio.Task[None] | None = None
 
@@ -50,9 +64,10 @@ class HttpServer:
             await self._runner.cleanup()
 
     async def _metrics(self, _: web.Request) -> web.Response:
-        return web.Response(
-            body=generate_latest(self._registry), headers={"Content-Type": CONTENT_TYPE_LATEST}
-        )
+        now = self._clock()
+        if self._written is None or now - self._written[0] >= METRICS_SECONDS:
+            self._written = now, generate_latest(self._registry)
+        return web.Response(body=self._written[1], headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     async def _live(self, _: web.Request) -> web.Response:
         return _answer(self._health.live())

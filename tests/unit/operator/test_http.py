@@ -1,12 +1,13 @@
 """Metrics and health."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 import aiohttp
 import pytest
+from prometheus_client import CollectorRegistry, Metric
 
 from cloister_operator import metrics
-from cloister_operator.http import HttpServer
+from cloister_operator.http import METRICS_SECONDS, HttpServer
 
 
 class Health:
@@ -49,6 +50,25 @@ async def test_health_answers_a_sentence(base: str, health: Health) -> None:
     assert await fetch(f"{base}/healthz") == (200, "ok\n")
     health.stuck = "The work queue has not moved for 60 s."
     assert await fetch(f"{base}/healthz") == (503, "The work queue has not moved for 60 s.\n")
+
+
+async def test_who_asks_for_metrics_without_end_keeps_nobody_waiting(health: Health) -> None:
+    now = 100.0
+    written: list[float] = []
+
+    class Registry(CollectorRegistry):
+        def collect(self) -> Iterator[Metric]:
+            written.append(now)
+            yield from ()
+
+    server = HttpServer(health, Registry(), lambda: now)
+    url = f"http://127.0.0.1:{await server.start('127.0.0.1', 0)}/metrics"
+    for _ in range(5):
+        assert (await fetch(url))[0] == 200
+    now += METRICS_SECONDS
+    await fetch(url)
+    assert written == [100.0, 101.0]
+    await server.stop()
 
 
 async def test_metrics_are_served(base: str) -> None:

@@ -110,7 +110,9 @@ class Claims:
             return None
         mine = context.promises.made(session)
         pod = context.pods.get(session.metadata.namespace, first.name)
-        if pod is None or not may_be_first(pod, session) or pod.state != names.STATE_WARM:
+        if pod and is_first(pod, session) and not may_be_first(pod, session):
+            return None
+        if pod is None or not is_first(pod, session) or pod.state != names.STATE_WARM:
             return None if mine else TAKEN_LOOK
         if not context.promises.take(session):
             if pod.uid in context.reserved:

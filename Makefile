@@ -32,7 +32,8 @@ test: check long ## everything: `make check`, `make long`, then the end-to-end t
 	$(PY) scripts/e2e.py
 
 .PHONY: check
-check: $(STAMP) lint types unit ## what needs no cluster: lint, types, unit, contract and chart tests
+check: $(STAMP) lint ## what needs no cluster: lint, types, unit, contract and chart tests
+	@$(MAKE) --no-print-directory -j 2 types unit
 
 .PHONY: long
 long: $(STAMP) ## the rest of what needs no cluster: a thousand schedules, a thousand calls, floods, leaks

@@ -307,6 +307,7 @@ async def test_the_same_name_twice_is_refused(server: GitServer, fetcher: Fetche
     assert (await refused(fetcher, server.url("project.git"))).problem == "unsafe"
 
 
+@pytest.mark.long
 async def test_a_pack_that_is_too_large_is_given_up(server: GitServer, fetcher: Fetcher) -> None:
     repository = server.repository("project.git")
     blobs = [repository.blob(os.urandom(23 * 1024 * 1024)) for _ in range(3)]
@@ -316,6 +317,7 @@ async def test_a_pack_that_is_too_large_is_given_up(server: GitServer, fetcher: 
     assert "64 MiB" in str(error)
 
 
+@pytest.mark.long
 async def test_files_that_unpack_to_too_much_are_given_up(
     server: GitServer, fetcher: Fetcher
 ) -> None:
@@ -340,6 +342,7 @@ async def test_trees_that_hold_each_other_many_times_are_given_up(
     assert (error.problem, str(work.MAX_ENTRIES) in str(error)) == ("too-large", True)
 
 
+@pytest.mark.long
 async def test_a_repository_near_the_bounds_fits(server: GitServer, fetcher: Fetcher) -> None:
     repository = server.repository("project.git")
     blobs = [repository.blob(os.urandom(20 * 1024 * 1024)) for _ in range(3)]

@@ -545,7 +545,14 @@ def in_a_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("in_a_hurry")
 # Of those that ask to come again later one is enough: the other makes the test wait for real.
-@pytest.mark.parametrize("fault", [each for each in Fault if each is not Fault.BUSY])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param(each, marks=() if each is Fault.LOST else pytest.mark.long)
+        for each in Fault
+        if each is not Fault.BUSY
+    ],
+)
 async def test_whatever_happens_to_a_write_the_workspace_is_kept(
     make_world: MakeWorld, fault: Fault
 ) -> None:

@@ -147,7 +147,11 @@ def floor(target: Target, count: int = 100) -> dict[str, float]:
     finally:
         target.kubectl("scale", *deployment, f"--replicas={replicas}")
     together = [sum(each) for each in zip(*found.values(), strict=True)]
+    # The caller is answered before the status is written.
+    waited = [sum(each) for each in zip(*list(found.values())[:2], strict=True)]
     return {key: round(percentile(values, 0.5), 2) for key, values in found.items()} | {
         "p50_ms": round(percentile(together, 0.5), 1),
         "p99_ms": round(percentile(together, 0.99), 1),
+        "waited_p50_ms": round(percentile(waited, 0.5), 1),
+        "waited_p99_ms": round(percentile(waited, 0.99), 1),
     }

@@ -262,6 +262,10 @@ def measure(target: Target, warm_count: int, cold_count: int) -> None:
                 f"{alone['p50_ms']} / {alone['p99_ms']} ms",
             ),
             ("ratio of the medians", f"{figures['floor_ratio']}"),
+            (
+                "the two of them that the caller waits for, p50 / p99",
+                f"{alone['waited_p50_ms']} / {alone['waited_p99_ms']} ms",
+            ),
             ("cold, to the first answer p50", f"{figures['cold_ms']} ms"),
             ("cold, to the first answer p99", f"{figures['cold_p99_ms']} ms"),
             ("a bare pod of the same image and volumes, p50", f"{figures['bare_pod_ms']} ms"),

@@ -64,6 +64,13 @@ class FakeInternet:
         """The folder whose folder NAME holds the files of the site NAME."""
         return self.folder / "sites"
 
+    @property
+    def repositories(self) -> Path:
+        """The folder of the repositories that the site GIT gives out by git's smart protocol, to
+        those whose passwords are in its users.json, by name.
+        """
+        return self.folder / "repositories"
+
     def mark(self) -> int:
         """A point in the log, for `since`: after all that was on its way."""
         self._heard()

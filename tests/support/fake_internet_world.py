@@ -5,6 +5,7 @@ python fake_internet_world.py FOLDER
 Every address of the world is here: whatever TCP and UDP arrives at the interface is answered,
 wherever it was sent, and everything that arrives is told in FOLDER/log.jsonl, packet by packet.
 FOLDER/sites/NAME holds the files of the site NAME; FOLDER/ca.pem is who signs the certificates.
+FOLDER/repositories holds git repositories, and users.json with the passwords of who may fetch them.
 """
 
 import contextlib
@@ -31,8 +32,9 @@ from dnslib import DNSRecord
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from support import git_server
 from support.certificates import TestAuthority
-from support.fake_internet_names import answer
+from support.fake_internet_names import GIT, answer
 
 FRONT, DNS, REST = 1, 53, 9
 LINK = "eth0"
@@ -115,6 +117,10 @@ class Site(http.server.SimpleHTTPRequestHandler):
         if url.path == "/redirect":
             self._plain(302, "", {"Location": parse_qs(url.query)["to"][0]})
             return
+        repository = self.world.folder / "repositories" / url.path.split("/")[1]
+        if name == GIT and url.path != "/" and repository.is_dir():
+            self._git(sent)
+            return
         root = self.world.folder / "sites" / name
         found = root / url.path.lstrip("/")
         if name and found.exists() and found.resolve().is_relative_to(root):
@@ -124,6 +130,21 @@ class Site(http.server.SimpleHTTPRequestHandler):
         self._plain(200, f"the world: {name}\n", {})
 
     do_GET = do_POST = do_PUT = do_HEAD = do_OPTIONS = respond  # noqa: N815 - http.server's
+
+    def _git(self, body: bytes) -> None:
+        root = self.world.folder / "repositories"
+        passwords = json.loads((root / "users.json").read_text())
+        if git_server.user(self.headers.get("Authorization"), passwords) is None:
+            self._plain(401, "who are you?", {"WWW-Authenticate": "Basic realm=git"})
+            return
+        status, headers, content = git_server.answer(
+            root, self.command, self.path, self.headers, body
+        )
+        self.send_response(status)
+        for key, value in {**headers, "Content-Length": str(len(content))}.items():
+            self.send_header(key, value)
+        self.end_headers()
+        self.wfile.write(content)
 
     def _plain(self, status: int, text: str, headers: dict[str, str]) -> None:
         self.send_response(status)

@@ -5,8 +5,9 @@ import os
 import ssl
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -93,6 +94,43 @@ class GitServer:
         return f"https://{HOST}:{self.port}/{name}"
 
 
+def user(header: str | None, passwords: Mapping[str, str]) -> str | None:
+    """Who proves by this header who they are, of those with these passwords."""
+    if not header or not header.startswith("Basic "):
+        return None
+    name, _, password = base64.b64decode(header[6:]).decode().partition(":")
+    return name if passwords.get(name) == password else None
+
+
+def answer(
+    root: Path, method: str, target: str, asked: Message, body: bytes
+) -> tuple[int, dict[str, str], bytes]:
+    """What git's own program says to a request about the repositories in a directory: the status,
+    the headers, the body.
+    """
+    parts = urlsplit(target)
+    env = {
+        **_ENV,
+        "GIT_PROJECT_ROOT": str(root),
+        "GIT_HTTP_EXPORT_ALL": "1",
+        "PATH_INFO": parts.path,
+        "QUERY_STRING": parts.query,
+        "REQUEST_METHOD": method,
+        "CONTENT_TYPE": asked.get("Content-Type", ""),
+        "CONTENT_LENGTH": str(len(body)),
+        "GIT_PROTOCOL": asked.get("Git-Protocol", ""),
+        "REMOTE_USER": "",
+        "HOME": str(root),
+    }
+    # It ends with 1 where it tells its caller of an error.
+    ran = subprocess.run(
+        ["git", "http-backend"], env=env, input=body, check=False, capture_output=True
+    )
+    head, _, content = ran.stdout.partition(b"\r\n\r\n")
+    headers = dict(line.split(": ", 1) for line in head.decode().split("\r\n"))
+    return int(headers.pop("Status", "200 OK").split()[0]), headers, content
+
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     site: GitServer
@@ -124,38 +162,11 @@ class _Handler(BaseHTTPRequestHandler):
         if self.site.redirect:
             self._end(302, {"Location": self.site.redirect + self.path})
             return
-        if self.site.users and self._user(who) is None:
+        if self.site.users and user(who, self.site.users) is None:
             self._end(401, {"WWW-Authenticate": "Basic realm=git"})
             return
         self.site.fetched += b"command=fetch" in body
-        parts = urlsplit(self.path)
-        env = {
-            **_ENV,
-            "GIT_PROJECT_ROOT": str(self.site.root),
-            "GIT_HTTP_EXPORT_ALL": "1",
-            "PATH_INFO": parts.path,
-            "QUERY_STRING": parts.query,
-            "REQUEST_METHOD": self.command,
-            "CONTENT_TYPE": self.headers.get("Content-Type", ""),
-            "CONTENT_LENGTH": str(len(body)),
-            "GIT_PROTOCOL": self.headers.get("Git-Protocol", ""),
-            "REMOTE_USER": "",
-            "HOME": str(self.site.root),
-        }
-        # It ends with 1 where it tells its caller of an error.
-        ran = subprocess.run(
-            ["git", "http-backend"], env=env, input=body, check=False, capture_output=True
-        )
-        head, _, content = ran.stdout.partition(b"\r\n\r\n")
-        headers = dict(line.split(": ", 1) for line in head.decode().split("\r\n"))
-        status = int(headers.pop("Status", "200 OK").split()[0])
-        self._end(status, headers, content)
-
-    def _user(self, header: str | None) -> str | None:
-        if not header or not header.startswith("Basic "):
-            return None
-        name, _, password = base64.b64decode(header[6:]).decode().partition(":")
-        return name if self.site.users.get(name) == password else None
+        self._end(*answer(self.site.root, self.command, self.path, self.headers, body))
 
 
 @contextmanager

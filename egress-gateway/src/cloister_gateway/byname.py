@@ -33,6 +33,10 @@ _MAX_ANSWER = 16_384
 _MAX_PARTS = 64
 """Reads of one first message: each costs time that all connections share."""
 _PAUSE = 0.1
+_BUFFER = 65_536
+"""Bytes in each of a socket's buffers (the kernel takes it twice): by itself it takes megabytes for
+who reads slowly, and one source may have hundreds of connections.
+"""
 
 
 class Refused(Exception):
@@ -79,7 +83,7 @@ class ByName:
 
     async def _handle(self, near: socket.socket) -> None:
         with contextlib.closing(near):
-            near.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            _bound(near)
             try:
                 async with asyncio.timeout(HELLO_SECONDS):
                     head, name, hello = await self._asked(near)
@@ -130,7 +134,7 @@ class ByName:
         far = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         try:
             far.setblocking(False)
-            far.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            _bound(far)
             async with asyncio.timeout(ANSWER_SECONDS):
                 await loop.sock_connect(far, (places.LOOPBACK, places.NAMES_PORT))
                 target = f"{host}:{HTTPS}"
@@ -143,6 +147,12 @@ class ByName:
             far.close()
             raise
         return far, early
+
+
+def _bound(made: socket.socket) -> None:
+    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    for each in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+        made.setsockopt(socket.SOL_SOCKET, each, _BUFFER)
 
 
 async def _until(made: socket.socket, end: bytes, most: int) -> tuple[bytes, bytes]:

@@ -224,9 +224,9 @@ class Run:
         """Delete something."""
         await self.rig.plane.admin.call("DELETE", resource.path(self.namespace, name))
 
-    async def claim(self, request: sessions_pb2.CreateSessionRequest) -> str:
+    async def claim(self, request: sessions_pb2.CreateSessionRequest) -> sessions_pb2.Session:
         """Create a session through the Sessions API, again and again with the same request id until
-        it is answered; returns its name.
+        it is answered.
         """
         found = await self.until(
             "the CA", lambda: self.rig.history.peek(SECRETS, self.system, names.CA_SECRET)
@@ -256,7 +256,7 @@ class Run:
                     said.append(f"{error.code().name}: {error.details()}")
                     await self._after_refusal(error)
                     continue
-                return str(answer.session.name)
+                return answer.session
         raise AssertionError(f"a session was refused again and again: {said[-3:]}")
 
     async def _after_refusal(self, error: grpc.aio.AioRpcError) -> None:

@@ -1,5 +1,6 @@
 """What a person and a worker do, from an empty namespace to an empty namespace."""
 
+from collections.abc import Callable
 from typing import Any
 
 from cloister_api.sessions.v1 import sessions_pb2
@@ -24,9 +25,9 @@ async def everything(run: Run) -> None:
     request = sessions_pb2.CreateSessionRequest(
         namespace=run.namespace, environment="py", request_id="r1"
     )
-    two = await run.claim(request)
+    two = (await run.claim(request)).name
     await run.until("session two", lambda: run.served(two))
-    assert await run.claim(request) == two
+    assert (await run.claim(request)).name == two
     made = {each["metadata"]["name"] for each in run.rig.history.peek_all(SESSIONS, run.namespace)}
     assert made == {"one", two}, f"one request made {sorted(made - {'one'})}"
     await run.until("a full pool again", lambda: run.pool_is(POOL, 2))
@@ -40,6 +41,27 @@ async def everything(run: Run) -> None:
 
     for each in ("one", two):
         await run.delete(SESSIONS, each)
+    await run.until("no sessions, and a full pool", lambda: _only_the_pool(run))
+    await run.delete(ENVIRONMENTS, "py")
+    await run.until("nothing", lambda: not run.left())
+
+
+async def one_answer(run: Run, begin: Callable[[], None]) -> None:
+    """A call that is answered before its session's status is written: that says the same then.
+    `begin` is called when the pool is full.
+    """
+    await run.create(ENVIRONMENTS, names.ENVIRONMENT_KIND, "py", {"pool": {"size": POOL}})
+    await run.until("a full pool", lambda: run.pool_is(POOL, 0))
+    begin()
+    request = sessions_pb2.CreateSessionRequest(
+        namespace=run.namespace, environment="py", request_id="r1"
+    )
+    told = await run.claim(request)
+    await run.until("the session", lambda: run.served(told.name))
+    status = run.session(told.name)["status"]
+    assert (status["podName"], status["endpoint"]) == (told.pod_name, told.endpoint)
+    await run.until("a full pool again", lambda: run.pool_is(POOL, 1))
+    await run.delete(SESSIONS, told.name)
     await run.until("no sessions, and a full pool", lambda: _only_the_pool(run))
     await run.delete(ENVIRONMENTS, "py")
     await run.until("nothing", lambda: not run.left())

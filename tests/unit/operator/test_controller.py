@@ -630,6 +630,22 @@ async def test_a_deleted_session_takes_its_pod_along(world: World) -> None:
     assert world.leaks() == set()
 
 
+async def test_a_session_that_somebodys_finalizer_keeps_has_no_pod(world: World) -> None:
+    operator = await running(world)
+    world.cluster.collects = False
+    pod = world.session()["status"]["podName"]
+    await operator.kill()
+    gone = {"op": "add", "path": "/metadata/deletionTimestamp", "value": "2026-01-01T00:00:00Z"}
+    world.cluster.json_patch(SESSIONS, NAMESPACE, "s1", [gone])
+    failing = iter([Fault.REFUSED] * 3)
+
+    def fault(_: int, write: Write) -> Fault | None:
+        return next(failing, None) if (write.verb, write.plural) == ("delete", "pods") else None
+
+    operator = world.start(Connection(world.cluster, fault))
+    await operator.until(lambda: world.cluster.peek(PODS, NAMESPACE, pod) is None)
+
+
 async def test_an_ended_session_is_kept_for_a_while_and_then_deleted(make_world: MakeWorld) -> None:
     world = make_world(ended_session_ttl_seconds=600.0)
     operator = await running(world, maxLifetime="1h", idleTimeout="2h")

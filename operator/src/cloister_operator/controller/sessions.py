@@ -44,7 +44,11 @@ class SessionReconciler:
         """Move one Session on as far as it goes now; the answer is when to look again."""
         context = self._context
         session = context.sessions.get(namespace, name)
-        if session is None or session.metadata.deletion_timestamp:
+        if session is None:
+            return None
+        if session.metadata.deletion_timestamp:
+            # Whoever's finalizer keeps it, it keeps no pod.
+            await self.ended(session)
             return None
         if session.status.phase is Phase.PENDING:
             self._claims.waits(session)
@@ -66,7 +70,8 @@ class SessionReconciler:
         """The Session is deleted: its pods go at once, without waiting for owner references."""
         self._claims.forget(session)
         for pod in self._context.pods.group(_pods_of(session)):
-            await pods.delete(self._context, pod)
+            if not pod.deleting:
+                await pods.delete(self._context, pod)
 
     async def _own_pod(self, session: SessionObject) -> PodView | None:
         """The pod that carries the session's label; of several, which another operator may have

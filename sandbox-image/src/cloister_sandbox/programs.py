@@ -33,6 +33,7 @@ TERMINATE_AFTER = 2.0
 KILL_AFTER = 5.0
 """Seconds after a timeout's interrupt."""
 log = logging.getLogger(__name__)
+_known_peak = 0
 _KINDS = {
     errno.ENOENT: "NOT_FOUND",
     errno.ENOTDIR: "NOT_FOUND",
@@ -246,7 +247,7 @@ class Program(Job):
                 reason_of(self, how.code, oom_before),
                 wall,
                 cpu=how.cpu,
-                max_rss=how.max_rss if how.max_rss > own_peak() else 0,
+                max_rss=how.max_rss if beyond_own_peak(how.max_rss) else 0,
                 survivors=survivors,
             )
         )
@@ -333,6 +334,11 @@ async def _readable(fd: int) -> None:
         loop.remove_reader(fd)
 
 
-def own_peak() -> int:
-    """The most memory this process had, in bytes. The kernel counts it as its children's too."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def beyond_own_peak(size: int) -> bool:
+    """Whether this process never had so much memory (bytes). What it had, the kernel counts as its
+    children's too.
+    """
+    global _known_peak
+    if size > _known_peak:  # the kernel is slow to tell, and it only grows
+        _known_peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return size > _known_peak

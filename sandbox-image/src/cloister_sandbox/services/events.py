@@ -1,7 +1,7 @@
 """Jobs as the API shows them: the stream of what one prints, and how it ended."""
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 from google.protobuf import duration_pb2
 
@@ -55,8 +55,10 @@ async def follow(
     only_now: bool = False,
     leave_when_detached: bool = False,
     heartbeat: float = HEARTBEAT_SECONDS,
-) -> AsyncIterator[exec_pb2.OutputEvent]:
+) -> AsyncGenerator[exec_pb2.OutputEvent, None]:
     """A job's events from an offset on; `handle` is what its caller calls it.
+
+    Who does not take all of them closes it: left to the collector, it wakes the event loop twice.
 
     With `only_now` they end where the output ends now; with `leave_when_detached` when a shell's
     command goes on as a process. The reader is gone with the iterator; the job goes on.

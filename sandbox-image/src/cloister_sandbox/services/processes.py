@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 from google.protobuf import timestamp_pb2
@@ -56,21 +57,24 @@ class ProcessesService(exec_pb2_grpc.ProcessesServicer):
                 last = exec_pb2.OutputEvent(seq=2, failed=exec_failure(job.failure))
             yield last
             return
-        async for event in follow(job, replayed=replayed):
-            yield event
+        async with aclosing(follow(job, replayed=replayed)) as events:
+            async for event in events:
+                yield event
 
     @concluding(*CONCLUSIONS)
     async def Attach(self, request: exec_pb2.AttachRequest, context: Any) -> AsyncIterator[Any]:  # noqa: ARG002, N802
         job = self._programs.jobs.get(request.process_id)
         require_reader(job, request.offset)
-        async for event in follow(
+        following = follow(
             job,
             handle=request.process_id,
             offset=request.offset,
             replayed=True,
             only_now=not request.follow,
-        ):
-            yield event
+        )
+        async with aclosing(following) as events:
+            async for event in events:
+                yield event
 
     @unary
     async def WriteStdin(self, request: Any, context: Any) -> Any:  # noqa: ARG002, N802

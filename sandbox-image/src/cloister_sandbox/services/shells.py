@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 from cloister_api.exec.v1 import exec_pb2, exec_pb2_grpc
@@ -50,10 +51,12 @@ class ShellsService(exec_pb2_grpc.ShellsServicer):
         else:
             job, replayed = self._run(request)
         require_reader(job, request.resume_offset)
-        async for event in follow(
+        following = follow(
             job, offset=request.resume_offset, replayed=replayed, leave_when_detached=True
-        ):
-            yield event
+        )
+        async with aclosing(following) as events:
+            async for event in events:
+                yield event
 
     def _run(self, request: exec_pb2.RunRequest) -> tuple[Job, bool]:
         if request.on_timeout not in _DETACH:

@@ -18,7 +18,7 @@ import pytest
 import cloister
 from cloister_devcluster.components import Config
 from cloister_devcluster.places import here
-from support.cluster import JSON, SANDBOXES, SYSTEM, get, kubectl, listing, wait_for
+from support.cluster import JSON, SANDBOXES, SYSTEM, get, kubectl, listing, wait_for, wait_phase
 
 pytestmark = [pytest.mark.disruptive, pytest.mark.timeout(600)]
 ROOT = Path(__file__).resolve().parents[2]
@@ -207,9 +207,8 @@ def test_nothing_is_lost(
     working: cloister.Session,
     record_property: Callable[[str, object], None],
 ) -> None:
-    before = get("session", working.name)
+    before = wait_phase(working.name, "Running")
     pod = get("pod", working.pod_name)
-    assert before
     assert pod
     containers = _containers(pod)
     load = Load(client, environment)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import cloister
-from support.cluster import SANDBOXES, condition, get, kubectl, listing, wait_for
+from support.cluster import SANDBOXES, condition, get, kubectl, listing, wait_for, wait_phase
 
 
 @pytest.fixture(scope="module")
@@ -81,10 +81,9 @@ def test_a_tool_cannot_end_the_exec_server(session: "cloister.Session") -> None:
 
 
 def test_session_is_visible_to_kubectl(session: "cloister.Session") -> None:
-    found = get("session", session.name)
-    assert found is not None
+    # The caller may know before the status says it.
+    found = wait_phase(session.name, "Running")
     status = found["status"]
-    assert status["phase"] == "Running"
     assert status["podName"] == session.pod_name
     pod = get("pod", session.pod_name)
     assert pod is not None

@@ -125,13 +125,12 @@ def test_a_changed_environment_replaces_warm_pods_only(
 ) -> None:
     env = environments(env=[{"name": "V", "value": "1"}])
     with client.create_session(env) as running:
-        before = get("session", running.name)
+        before = wait_phase(running.name, "Running")
         apply(environment(env, env=[{"name": "V", "value": "2"}]))
 
         def rolled() -> dict[str, object] | None:
             found = get("environment", env)
             assert found is not None
-            assert before is not None
             new = found["status"].get("recipeHash")
             warm = listing("pods", f"cloister.dev/environment={env},cloister.dev/state=warm")
             hashes = {pod["metadata"]["labels"]["cloister.dev/recipe"] for pod in warm}

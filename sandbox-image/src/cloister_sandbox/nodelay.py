@@ -20,7 +20,7 @@ def inherited() -> bool:
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         listener.bind(("127.0.0.1", 0))
         listener.listen(1)
-        # Not by create_connection, which loads what international names need: 3 ms of the start.
+        # Not by create_connection, which loads what international names need: see Server.start.
         with socket.socket() as connecting:
             connecting.connect(listener.getsockname())
             with listener.accept()[0] as accepted:

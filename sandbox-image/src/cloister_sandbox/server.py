@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import ctypes
 import gc
+import importlib
 import logging
 from collections.abc import Sequence
 from typing import Any
@@ -140,6 +141,9 @@ class Server:
         self.port = server.add_secure_port(self._config.listen, self._identity.credentials())
         await server.start()
         self._grpc = server
+        # Python loads it with the first name of a host. By then tools that are root could have
+        # changed it; and before now the start would have waited for it.
+        importlib.import_module("encodings.idna")
         # What is there now stays: no collection needs to look at it again.
         gc.freeze()
         gc.enable()

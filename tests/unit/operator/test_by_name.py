@@ -105,7 +105,7 @@ async def test_a_pod_waits_until_both_ways_are_open(make_world: Any) -> None:
     with_gateway(world)
     world.apply_environment(networking=HOSTS)
     operator = world.start()
-    await operator.until(lambda: world.pods(network="gateway"))
+    await operator.until(lambda: any(view(each).ip for each in world.pods(network="gateway")))
     (pod,) = (view(each) for each in world.pods(network="gateway"))
     warmer = operator.controller._warmer
     world.sandboxes.by_name_closed = True

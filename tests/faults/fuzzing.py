@@ -76,8 +76,9 @@ class Fuzzer:
     def furnish(self) -> None:
         """Put something of every kind where the drawn paths lead."""
         workspace = self.server.workspace
-        (workspace / "dir").mkdir(exist_ok=True)
+        # Calls before may have put something of another kind there.
         with suppress(OSError):
+            (workspace / "dir").mkdir(exist_ok=True)
             (workspace / "a").write_text("a line\nb line\n")
             (workspace / "dir" / "b").write_text("b")
             (workspace / "binary").write_bytes(bytes(range(256)))

@@ -360,6 +360,14 @@ def attempt(what: dict[str, Any]) -> dict[str, Any]:
     return {"reached": reached, "said": said[:SHOWN]}
 
 
+def _in_threads(run: Callable[[int], None], numbers: Sequence[int]) -> None:
+    threads = [threading.Thread(target=run, args=(each,)) for each in numbers]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+
+
 def attempted(attempts: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """All attempts at once."""
     results: list[dict[str, Any]] = [{}] * len(attempts)
@@ -367,11 +375,7 @@ def attempted(attempts: list[dict[str, Any]]) -> list[dict[str, Any]]:
     def run(index: int) -> None:
         results[index] = attempt(dict(attempts[index]))
 
-    threads = [threading.Thread(target=run, args=(index,)) for index in range(len(attempts))]
-    for each in threads:
-        each.start()
-    for each in threads:
-        each.join()
+    _in_threads(run, range(len(attempts)))
     return results
 
 
@@ -391,11 +395,7 @@ def hammered(attempts: list[dict[str, Any]], seconds: float) -> list[dict[str, A
             # A refusal comes at once: without a pause it is a flood.
             time.sleep(0.02)
 
-    threads = [threading.Thread(target=run, args=(index,)) for index in range(len(attempts))]
-    for each in threads:
-        each.start()
-    for each in threads:
-        each.join()
+    _in_threads(run, range(len(attempts)))
     return results
 
 

@@ -1,6 +1,7 @@
 """Parts for tests of the Sessions API: a backend, a reviewer, a client, what a failure says."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -10,11 +11,14 @@ import grpc
 import pytest
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
 
-from cloister_api.sessions.v1 import sessions_pb2
+from cloister_api.sessions.v1 import sessions_pb2, sessions_pb2_grpc
 from cloister_operator.api.backend import Caller, EgressRecord, NewSession, SessionChange
 from cloister_operator.api.session import SessionObject
 from cloister_operator.errors import TransientError
 from cloister_operator.identity import Authority
+from cloister_operator.sessions_api.auth import Auth
+from cloister_operator.sessions_api.guard import Guard
+from cloister_operator.sessions_api.server import SessionsServer
 
 ALICE, BOB, CAROL = "token-of-alice", "token-of-bob", "token-of-carol"
 NS = "team-a"
@@ -188,6 +192,20 @@ class Api:
         """A unary call with a token."""
         metadata = [("authorization", f"Bearer {token}")] if token is not None else []
         return await getattr(self.stub, method)(request, metadata=metadata, timeout=10, **given)
+
+
+@contextlib.asynccontextmanager
+async def serving(**limits: Any) -> AsyncIterator[Api]:
+    """A server whose guard has these limits."""
+    backend, reviewer, clock = FakeBackend(), FakeReviewer(), Clock()
+    authority = Authority.create(datetime.now(UTC))
+    guard = Guard(Auth(reviewer, clock), recheck_seconds=0.05, **limits)
+    server = SessionsServer(backend, reviewer, authority, guard=guard)
+    port = await server.start("127.0.0.1:0")
+    async with channel(port, authority) as opened:
+        stub = sessions_pb2_grpc.SessionsStub(opened)
+        yield Api(backend, reviewer, clock, authority, port, stub)
+    await server.stop(0)
 
 
 def channel(port: int, authority: Authority) -> grpc.aio.Channel:

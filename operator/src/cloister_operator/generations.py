@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from cryptography import x509
 
 from .identity import BACKDATED, Authority, Issuer
+from .plan.rotation import CLOCKS
 
 MAX_FORMER = 4
 """Earlier CAs that are trusted at the same time: requests without end must not let bundles grow."""
@@ -26,7 +27,7 @@ class Generations:
 
     issuing: Issuer
     changed_at: datetime
-    """When the last step was made, in UTC; of a CA that was never rotated, when it was made."""
+    """When the last step was made, in UTC; of a CA that was never rotated, before any pod was."""
     upcoming: Issuer | None = None
     former: tuple[bytes, ...] = ()
     """Certificates, PEM; their keys are gone."""
@@ -35,8 +36,8 @@ class Generations:
 
     @classmethod
     def first(cls, now: datetime) -> "Generations":
-        """A new CA and nothing before it."""
-        return cls(Issuer.create(now), now.replace(microsecond=0))
+        """A new CA and nothing before it: no pod is older, so that none is to be told of it."""
+        return cls(Issuer.create(now), _whole(now - CLOCKS))
 
     @classmethod
     def from_secret_data(cls, data: dict[str, bytes]) -> "Generations":

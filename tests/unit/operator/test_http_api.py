@@ -197,19 +197,34 @@ async def test_long_lists_come_in_pages_without_what_nobody_reads(
     volumes = [{"name": "tmp", "emptyDir": {}}, {"name": "w", "persistentVolumeClaim": {}}]
     kept = {"nodeName": "n", "hostUsers": False}
     spec = {**kept, "containers": [{"name": "c"}], "volumes": volumes}
+    ready, broken = {"type": "Ready"}, {"type": "PodScheduled", "reason": "Unschedulable"}
+    ended = {"terminated": {"exitCode": 1}}
+    status = {
+        "phase": "Running",
+        "podIP": "10.0.0.9",
+        "hostIP": "10.0.0.1",
+        "conditions": [ready, {"type": "Initialized"}, broken],
+        "containerStatuses": [{"name": "sandbox", "imageID": "x", "state": ended}],
+    }
+    left = {
+        "phase": "Running",
+        "podIP": "10.0.0.9",
+        "conditions": [ready, broken],
+        "containerStatuses": [{"name": "sandbox", "state": ended}],
+    }
 
     async def answer(request: web.Request) -> web.StreamResponse:
         last = request.query.get("continue") == "more"
         metadata = {"resourceVersion": "42"} | ({} if last else {"continue": "more"})
         name = "second" if last else "first"
-        item = {"metadata": {"name": name, "managedFields": [{}]}, "spec": spec}
+        item = {"metadata": {"name": name, "managedFields": [{}]}, "spec": spec, "status": status}
         return web.json_response({"metadata": metadata, "items": [item]})
 
     server.answer = answer
     found, version = await api.list(PODS, "ns")
     assert version == "42"
     assert found == [
-        {"metadata": {"name": name}, "spec": {**kept, "volumes": volumes[1:]}}
+        {"metadata": {"name": name}, "spec": {**kept, "volumes": volumes[1:]}, "status": left}
         for name in ("first", "second")
     ]
 

@@ -3,20 +3,15 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
-from datetime import UTC, datetime
 from typing import Any
 
 import grpc
 import pytest
 
-from cloister_api.sessions.v1 import sessions_pb2, sessions_pb2_grpc
-from cloister_operator.identity import Authority
+from cloister_api.sessions.v1 import sessions_pb2
 from cloister_operator.sessions_api import guard as guards
 from cloister_operator.sessions_api import relay as relays
 from cloister_operator.sessions_api import servicer
-from cloister_operator.sessions_api.auth import Auth
-from cloister_operator.sessions_api.guard import Guard
-from cloister_operator.sessions_api.server import SessionsServer
 from support.sandbox_server import free_port
 from support.sessions_parts import (
     ALICE,
@@ -24,11 +19,8 @@ from support.sessions_parts import (
     CAROL,
     NS,
     Api,
-    Clock,
-    FakeBackend,
-    FakeReviewer,
-    channel,
     made,
+    serving,
     unpack,
 )
 
@@ -38,16 +30,9 @@ FIRST = sessions_pb2.RelayRequest(namespace=NS, name="s1")
 
 @pytest.fixture
 async def api() -> AsyncIterator[Api]:
-    backend, reviewer, clock = FakeBackend(), FakeReviewer(), Clock()
-    backend.sessions["s1"] = made()
-    authority = Authority.create(datetime.now(UTC))
-    guard = Guard(Auth(reviewer, clock), max_relays=2, recheck_seconds=0.05)
-    server = SessionsServer(backend, reviewer, authority, guard=guard)
-    port = await server.start("127.0.0.1:0")
-    async with channel(port, authority) as opened:
-        stub = sessions_pb2_grpc.SessionsStub(opened)
-        yield Api(backend, reviewer, clock, authority, port, stub)
-    await server.stop(0)
+    async with serving(max_relays=2) as served:
+        served.backend.sessions["s1"] = made()
+        yield served
 
 
 @contextlib.asynccontextmanager

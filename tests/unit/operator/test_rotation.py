@@ -94,6 +94,11 @@ def test_an_unfit_secret_is_refused_without_its_content(broken: str) -> None:
     assert refused.value.__suppress_context__
 
 
+def test_no_pod_is_told_of_the_first_ca() -> None:
+    assert not rotation.is_from_before(NOW, Generations.first(NOW).changed_at)
+    assert rotation.is_from_before(NOW, Generations.first(NOW).introduced(NOW, "").changed_at)
+
+
 def test_the_key_of_an_earlier_ca_is_gone() -> None:
     first = Generations.first(NOW)
     switched = first.introduced(NOW, "x").switched(NOW)

@@ -24,7 +24,6 @@ from cloister_operator.sessions_api.auth import (
     TOKEN_SECONDS,
     Auth,
 )
-from cloister_operator.sessions_api.guard import Guard
 from cloister_operator.sessions_api.server import SessionsServer, _Renewed
 from cloister_operator.sessions_api.status import Busy, Unauthenticated
 from support.sessions_parts import (
@@ -34,7 +33,6 @@ from support.sessions_parts import (
     NS,
     UID,
     Api,
-    Clock,
     FakeBackend,
     FakeReviewer,
     channel,
@@ -43,20 +41,14 @@ from support.sessions_parts import (
     get,
     made,
     not_ready,
+    serving,
 )
 
 
 @pytest.fixture
 async def api() -> AsyncIterator[Api]:
-    backend, reviewer, clock = FakeBackend(), FakeReviewer(), Clock()
-    authority = Authority.create(datetime.now(UTC))
-    guard = Guard(Auth(reviewer, clock), max_calls=4, max_watches=1, recheck_seconds=0.05)
-    server = SessionsServer(backend, reviewer, authority, guard=guard)
-    port = await server.start("127.0.0.1:0")
-    async with channel(port, authority) as opened:
-        stub = sessions_pb2_grpc.SessionsStub(opened)
-        yield Api(backend, reviewer, clock, authority, port, stub)
-    await server.stop(0)
+    async with serving(max_calls=4, max_watches=1) as served:
+        yield served
 
 
 EVERY_CALL: list[tuple[str, Any]] = [

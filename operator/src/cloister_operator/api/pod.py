@@ -49,7 +49,7 @@ class GitTree:
     commit: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class PodView:
     """A sandbox pod."""
 

@@ -43,6 +43,8 @@ _EXCEEDED = re.compile(r"exceeded quota: ([a-z0-9.-]+), requested: .*", re.DOTAL
 """How the API server says that a ResourceQuota is used up; it has no reason of its own for it."""
 _PAGE = 500
 """Objects listed at once: ten thousand pods as one answer would take hundreds of megabytes."""
+_READ_OF_STATUS = ("phase", "podIP", "reason", "message")
+"""Of a listed pod, beside conditions and containers."""
 _CONNECTIONS = 200
 """Writes at the same time: more than the API server lets one client have."""
 
@@ -346,13 +348,25 @@ def _trimmed(resource: Resource, item: JSON) -> JSON:
     """What the operator may read of a listed object: all of a long list is held at once."""
     item["metadata"].pop("managedFields", None)
     if resource is PODS and "spec" in item:
-        spec = item["spec"]
+        spec, status = item["spec"], item.get("status") or {}
         volumes = spec.get("volumes") or []
         kept = [each for each in volumes if "persistentVolumeClaim" in each]
         item["spec"] = {
             "nodeName": spec.get("nodeName"),
             "hostUsers": spec.get("hostUsers"),
             "volumes": kept,
+        }
+        item["status"] = {
+            **{key: status[key] for key in _READ_OF_STATUS if key in status},
+            "conditions": [
+                each
+                for each in status.get("conditions") or []
+                if "reason" in each or each.get("type") == "Ready"
+            ],
+            "containerStatuses": [
+                {key: each[key] for key in ("name", "state", "restartCount") if key in each}
+                for each in status.get("containerStatuses") or []
+            ],
         }
     return item
 

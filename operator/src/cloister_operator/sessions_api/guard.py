@@ -23,7 +23,7 @@ from .limits import RateLimits
 from .status import Busy, CallError, Forbidden, WrongState, from_error
 
 SERVICE: Final = "/cloister.sessions.v1.Sessions/"
-MAX_CALLS: Final = 256
+MAX_CALLS: Final = 512
 MAX_WATCHES: Final = 256
 MAX_RELAYS: Final = 256
 ONE_CALLERS_SHARE: Final = 0.75

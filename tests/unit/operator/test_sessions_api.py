@@ -33,6 +33,7 @@ from support.sessions_parts import (
     NS,
     UID,
     Api,
+    Clock,
     FakeBackend,
     FakeReviewer,
     channel,

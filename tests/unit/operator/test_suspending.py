@@ -124,6 +124,22 @@ async def test_a_workspace_whose_claim_changes_meanwhile_costs_no_pod(world: Wor
     assert status(world)["podUID"] == warm["metadata"]["uid"]
 
 
+async def test_a_claim_that_somebody_made_before_is_no_workspace(world: World) -> None:
+    planted: list[str] = []
+
+    def fault(_count: int, write: Write) -> Fault | None:
+        if (write.verb, write.plural) == ("create", "persistentvolumeclaims") and not planted:
+            planted.append(write.name)
+            world.cluster.create(VOLUME_CLAIMS, NAMESPACE, {"metadata": {"name": write.name}})
+        return None
+
+    world.apply_environment(**KEPT, **IDLE, pool={"size": 1})
+    operator = world.start(Connection(world.cluster, fault))
+    await operator.until(lambda: world.pool_is(1))
+    (warm,) = world.pods(state="warm")
+    assert mounted(warm) != planted[0]
+
+
 async def test_a_pools_workspace_goes_with_its_pod(world: World) -> None:
     operator = await running(world, pool=2)
     assert len(claims(world)) == 3

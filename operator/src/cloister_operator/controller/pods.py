@@ -15,6 +15,7 @@ from ..errors import (
     LostError,
     NotFoundError,
     OperatorError,
+    PermanentError,
     QuotaError,
     RefusedError,
     TransientError,
@@ -112,7 +113,12 @@ async def ensure_identity(context: Context, pod: PodView) -> None:
     )
     # One of an earlier pod of this name is about to be collected: it serves this one not at all.
     await owned.create(context.api, pod.namespace, body)
-    await volumes.ensure_of_pod(context, pod)
+    try:
+        await volumes.ensure_of_pod(context, pod)
+    except PermanentError:
+        # It would start with it all the same.
+        await delete(context, pod)
+        raise
     context.identified.add(pod.uid)
 
 

@@ -24,6 +24,7 @@ from ..errors import (
     TransientError,
 )
 from ..plan.failure import Failure
+from ..sandboxes.answers import clean
 from .context import Context
 
 log = logging.getLogger(__name__)
@@ -36,7 +37,10 @@ _TELLING = frozenset(
 
 
 async def ensure_of_pod(context: Context, pod: PodView) -> None:
-    """Make the claim of a pool's pod; that it is there already is fine."""
+    """Make the claim of a pool's pod; that it is there already is fine.
+
+    Raises PermanentError for one that somebody else made: what is in it is theirs.
+    """
     environment = context.environments.get(pod.namespace, pod.environment)
     if pod.claim != pod.name or environment is None:
         return
@@ -44,7 +48,9 @@ async def ensure_of_pod(context: Context, pod: PodView) -> None:
     try:
         await context.api.create(VOLUME_CLAIMS, pod.namespace, body)
     except ConflictError:
-        log.debug("pod %s has its volume claim", pod.name)
+        found = await context.api.get(VOLUME_CLAIMS, pod.namespace, pod.name)
+        if not _owned_by(found, pod.uid, pod.session_uid):
+            raise _not_ours(pod.name, "pod") from None
 
 
 async def of_session(
@@ -63,7 +69,7 @@ async def of_session(
         found = await context.api.get(VOLUME_CLAIMS, session.metadata.namespace, kept)
     except NotFoundError:
         raise PermanentError(conditions.VOLUME_LOST, lost) from None
-    if "deletionTimestamp" in found["metadata"] or not _owned_by(found, session):
+    if "deletionTimestamp" in found["metadata"] or not _owned_by(found, session.metadata.uid):
         raise PermanentError(conditions.VOLUME_LOST, lost)
     if (found.get("status") or {}).get("phase") == "Lost":
         message = f"the volume behind claim {kept} is gone, and the workspace with it"
@@ -79,7 +85,7 @@ async def made_for(context: Context, session: SessionObject) -> bool:
         found = await context.api.get(VOLUME_CLAIMS, metadata.namespace, name)
     except NotFoundError:
         return False
-    return _owned_by(found, session)
+    return _owned_by(found, metadata.uid)
 
 
 async def _make(
@@ -94,11 +100,8 @@ async def _make(
         await context.api.create(VOLUME_CLAIMS, metadata.namespace, body)
     except ConflictError:
         found = await context.api.get(VOLUME_CLAIMS, metadata.namespace, name)
-        if not _owned_by(found, session):
-            raise PermanentError(
-                conditions.VOLUME_NOT_BOUND,
-                f"there is a PersistentVolumeClaim {name} that is not this Session's; delete it",
-            ) from None
+        if not _owned_by(found, metadata.uid):
+            raise _not_ours(name, "Session") from None
     return name
 
 
@@ -137,7 +140,7 @@ async def problem(context: Context, pod: PodView) -> Failure | None:
     if not telling:
         return None
     last = max(telling, key=lambda each: each.get("lastTimestamp") or "")
-    message = f"claim {pod.claim}: {last['reason']}: {str(last.get('message', ''))[:600]}"
+    message = f"claim {pod.claim}: {last['reason']}: {clean(last.get('message') or '', 600)}"
     return Failure(conditions.VOLUME_NOT_BOUND, message)
 
 
@@ -147,6 +150,13 @@ async def _events(context: Context, pod: PodView, kind: str, name: str) -> list[
     return list(found)
 
 
-def _owned_by(found: JSON, session: SessionObject) -> bool:
+def _owned_by(found: JSON, *uids: str) -> bool:
     owners = found["metadata"].get("ownerReferences") or []
-    return any(each["uid"] == session.metadata.uid for each in owners)
+    return any(each["uid"] in uids for each in owners)
+
+
+def _not_ours(name: str, whose: str) -> PermanentError:
+    return PermanentError(
+        conditions.VOLUME_NOT_BOUND,
+        f"there is a PersistentVolumeClaim {name} that is not this {whose}'s; delete it",
+    )

@@ -7,11 +7,13 @@ side that the row does not allow. It proves nothing unless the same targets answ
 import itertools
 import json
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import cloister
+from cloister_operator.plan.proving import METADATA
+from cloister_operator.settings import Settings
 from redteam.targets import Targets
 from support.fake_internet import PROBE, Event, FakeInternet
 
@@ -21,6 +23,9 @@ Harmless = Callable[[Event], bool]
 IN_POD = "/tmp/probe.py"
 ANSWERED = "answered"
 """Marks an attempt that may be answered: only what arrives says whether it succeeded."""
+_NAMESERVERS: tuple[str, ...] = Settings.model_fields["egress_nameservers"].default
+PROVEN = (*METADATA, *(f"{each}:53" for each in _NAMESERVERS))
+"""What the operator tries in every new pod, until it is closed."""
 _serial = itertools.count()
 
 
@@ -116,6 +121,14 @@ def check_control(attack: Attack, world: FakeInternet, targets: Targets) -> None
         raise ControlFailed(f"{attack.name}: no answer to the node: {'; '.join(silent)}")
 
 
+def _of_proof(event: Event, aimed: Collection[str]) -> bool:
+    """Whether the operator's own proof may have made it, in a new pod that is not closed yet; not
+    where the attack is aimed at the same address.
+    """
+    proven = f"{event.dst}:{event.port}" in PROVEN
+    return event.kind == "packet" and proven and event.dst not in aimed
+
+
 def judge(
     attack: Attack, attempts: Sequence[JSON], results: Sequence[JSON], events: Sequence[Event]
 ) -> None:
@@ -127,6 +140,9 @@ def judge(
     ]
     if reached:
         raise AttackSucceeded(f"{attack.name}: {'; '.join(reached)}")
-    arrived = [str(each) for each in events if not attack.harmless(each)]
+    aimed = {str(attempt.get("host", "")) for attempt in attempts}
+    arrived = [
+        str(each) for each in events if not attack.harmless(each) and not _of_proof(each, aimed)
+    ]
     if arrived:
         raise AttackSucceeded(f"{attack.name}: arrived outside: {'; '.join(arrived[:5])}")

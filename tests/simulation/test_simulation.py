@@ -128,6 +128,37 @@ def test_two_leaders_together_keep_to_the_limit_of_a_namespace() -> None:
     assert any(run(seed, steps, mutant, most=2).violations for seed in range(12))
 
 
+TWO_RECIPES = (
+    Step(0.0, "environment", 24, 21),
+    Step(70.0, "second", 14, 9),
+    Step(70.0, "environment", 24, 7),
+    Step(0.0, "rush", 25, 10),
+)
+"""One operator knows the new recipe, the other one the old, when sessions with volumes come."""
+TWO_RESUME = (
+    Step(0.0, "environment", 24, 2),
+    Step(0.05, "call", 10, 29),
+    Step(0.0, "session", 10, 35),
+    Step(1.0, "delete_pod", 20, 14),
+    Step(1.0, "call", 30, 31),
+    Step(0.05, "resume", 12, 3),
+    Step(0.05, "call", 17, 5),
+    Step(1.0, "suspend", 3, 27),
+    Step(0.0, "second", 29, 19),
+    Step(0.05, "call", 4, 8),
+    Step(0.05, "resume", 33, 20),
+    Step(0.0, "kill", 14, 21),
+    Step(1.0, "resume", 9, 28),
+)
+"""One operator resumes a session, and makes its pod; the other one knows of the pod first."""
+
+
+@pytest.mark.parametrize("steps", [TWO_RECIPES, TWO_RESUME])
+def test_two_leaders_undo_nothing_of_each_other(steps: tuple[Step, ...]) -> None:
+    seeds = (7, 21, 31, 37)
+    assert [run(seed, steps).violations for seed in seeds] == [()] * len(seeds)
+
+
 CALLED = (
     Step(0.0, "environment", 0, 3),
     Step(3.0, "kill_at", 0, 5),

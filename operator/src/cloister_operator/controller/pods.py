@@ -27,13 +27,13 @@ from .context import Context
 log = logging.getLogger(__name__)
 
 
-def next_name(environment: str, recipe: str, session: SessionObject) -> str:
+def next_name(environment: str, session: SessionObject) -> str:
     """The name of a session's next pod on its workspace: two operators that make it at the same
-    time make one, for one volume must not have two pods at work on it.
+    time make one, whatever recipe each knows, for one volume must not have two pods at work on it.
     """
     last = session.status.pod_uid or ""
     digest = hashlib.sha256(f"{session.metadata.uid}/{last}".encode()).hexdigest()
-    return f"{environment}-{recipe[:5]}-{digest[:8]}"
+    return f"{environment}-{digest[:13]}"
 
 
 def pool_of(environment: EnvironmentObject, recipe: Recipe) -> tuple[str, str, str]:
@@ -67,7 +67,7 @@ async def create(
     if session is None and environment.spec.workspace.persistent:
         claim = name
     elif session and claim:
-        name = next_name(environment.metadata.name, recipe.hash, session)
+        name = next_name(environment.metadata.name, session)
     pod = manifests.SandboxPod(name, environment, recipe, session, claim)
     body = manifests.sandbox_pod(pod, context.settings)
     namespace = environment.metadata.namespace

@@ -8,7 +8,7 @@ from ..api import conditions
 from ..api.environment import EnvironmentObject
 from ..api.pod import PodView, view
 from ..api.session import Phase, SessionObject
-from ..cluster.resources import PODS, SECRETS
+from ..cluster.resources import PODS, SECRETS, SESSIONS
 from ..errors import NotFoundError, PermanentError, TransientError
 from ..plan.failure import Failure
 from ..plan.line import worth_telling
@@ -83,15 +83,25 @@ class SessionReconciler:
         found = self._context.pods.group(_pods_of(session))
         wanted = session.status.pod_uid
         found.sort(key=lambda pod: (pod.uid != wanted, pod.deleting, pod.created, pod.name))
-        pending = session.status.phase is Phase.PENDING
-        for extra in found[1:]:
-            if not pending and not extra.deleting:
+        extras = [extra for extra in found[1:] if not extra.deleting]
+        if extras and session.status.phase is not Phase.PENDING:
+            await self._confirm(session)
+            for extra in extras:
                 await pods.delete(self._context, extra)
         if wanted and session.status.phase is Phase.RUNNING:
             if found and found[0].uid == wanted:
                 return found[0]
             return await self._read_pod(session)
         return found[0] if found else None
+
+    async def _confirm(self, session: SessionObject) -> None:
+        """Raise TransientError unless the API server has the Session as it is known here: what
+        seems to be nobody's pod may be the one that another operator has just made for it.
+        """
+        raw = await self._context.api.get(SESSIONS, *session.key)
+        self._context.sessions.put(raw)
+        if raw["metadata"]["resourceVersion"] != session.metadata.resource_version:
+            raise TransientError("the Session has changed meanwhile")
 
     async def _read_pod(self, session: SessionObject) -> PodView | None:
         """Ask the API server itself before a session is given up."""
@@ -233,6 +243,8 @@ class SessionReconciler:
         elif plan.step is Step.END:
             await self._endings.end(session, pod, plan)
         elif plan.step is Step.CLEAN_UP and pod:
+            if plan.phase is Phase.SUSPENDED:
+                await self._confirm(session)
             recipe_gone = plan.phase is Phase.PENDING and not pod.ip
             await (pods.delete_unstarted if recipe_gone else pods.delete)(context, pod)
             return 1.0

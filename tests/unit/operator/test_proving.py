@@ -42,6 +42,13 @@ def test_a_pod_that_may_reach_nothing_tries_everything() -> None:
     assert len(tried) <= 16
 
 
+def test_where_others_have_tried_everything_a_pod_tries_a_few() -> None:
+    tried = proving.targets(SITE, "none", "n7", OTHER, brief=True)
+    assert set(tried) == {*CONTROLS, *OTHER, proving.METADATA[0], "1.1.1.1:53"}
+    open_to_the_internet = proving.targets(SITE, "unrestricted", "n7", OTHER, brief=True)
+    assert set(open_to_the_internet) == {*CONTROLS, *OTHER, proving.METADATA[0]}
+
+
 def test_its_own_node_is_tried_and_another_one() -> None:
     nodes = [each for each in proving.targets(SITE, "none", "n7") if each.endswith(":10250")]
     assert nodes[0] == "192.168.1.7:10250"

@@ -190,14 +190,14 @@ class Context:
             self.settings.proof_skip,
         )
 
-    def targets(self, pod: PodView) -> list[str]:
-        """What a pod is to try to reach."""
+    def targets(self, pod: PodView, *, brief: bool = False) -> list[str]:
+        """What a pod is to try to reach; `brief`: see plan.proving."""
         group = ("recipe", pod.namespace, pod.environment, pod.recipe)
         other = next(
             (x for x in self.pods.group(group) if x.uid != pod.uid and x.ip and x.alive), None
         )
         others = [address(other).endpoint] if other else []
-        return proving.targets(self.site(), pod.network, pod.node, others)
+        return proving.targets(self.site(), pod.network, pod.node, others, brief=brief)
 
     def record(self, pod: PodView, proof: Proof) -> None:
         """Keep what a pod's tries have shown of its namespace, for pods of its kind."""

@@ -28,6 +28,7 @@ API, DNS, GATEWAY, INTERNET, NODE, SANDBOX, METADATA_SERVICE = (
     "sandbox",
     "metadata",
 )
+_OUTSIDE = (INTERNET, METADATA_SERVICE)
 _SYSTEM = ("kube-system", "openshift-dns")
 """Namespaces of the cluster's DNS: whoever may make a Service elsewhere must not name a target."""
 _CALLED = {
@@ -120,7 +121,14 @@ def landmarks(site: Site) -> tuple[Landmark, ...]:
     return tuple(each for each in found if each.kind not in site.skipped)
 
 
-def targets(site: Site, network: str, node: str = "", others: Sequence[str] = ()) -> list[str]:
+def targets(
+    site: Site,
+    network: str,
+    node: str = "",
+    others: Sequence[str] = (),
+    *,
+    brief: bool = False,
+) -> list[str]:
     """What a pod is to try, most telling first.
 
     Args:
@@ -128,6 +136,9 @@ def targets(site: Site, network: str, node: str = "", others: Sequence[str] = ()
         network: The kind of the pod: `none`, `gateway` or `unrestricted`.
         node: Where it runs: its own node's kubelet is tried before that of another.
         others: host:port of other sandboxes.
+        brief: Only whether policies cover this pod, where others have tried everything: Linux
+            tells one address of six refusals at once, and then of one a second (icmp(7),
+            icmp_ratelimit), for which a start would wait.
     """
     allowed = {
         names.NETWORK_GATEWAY: {GATEWAY},
@@ -140,6 +151,8 @@ def targets(site: Site, network: str, node: str = "", others: Sequence[str] = ()
     if SANDBOX not in site.skipped:
         found += others[:1]
     for each in known:
+        if brief and (each.kind not in _OUTSIDE or each.kind in counts):
+            continue
         counts[each.kind] = counts.get(each.kind, 0) + 1
         if each.kind == METADATA_SERVICE or counts[each.kind] <= _FEW:
             found.append(each.address)

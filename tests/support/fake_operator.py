@@ -98,6 +98,8 @@ class FakeSandboxes:
         self.delivered: dict[str, dict[str, bytes]] = {}
         """By pod UID and directory, the archives of files that it was given."""
         self.probes: defaultdict[str, int] = defaultdict(int)
+        self.tried: dict[str, list[str]] = {}
+        """By pod UID, what it was asked to reach last."""
         """By pod UID, how often it was made to probe."""
 
     def _up(self, pod: PodAddress) -> bool:
@@ -165,6 +167,7 @@ class FakeSandboxes:
         await asyncio.sleep(0)
         self._check(pod)
         self.probes[pod.uid] += 1
+        self.tried[pod.uid] = targets
         reachable = set(self.reachable)
         if self._needs_gateway(pod) and not self.way_closed:
             reachable |= {self.gateway, *([] if self.by_name_closed else [self.by_name])}

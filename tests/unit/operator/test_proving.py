@@ -1,14 +1,21 @@
 """What sandboxes try, what it proves, and what follows when they reach something."""
 
 import asyncio
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
-from cloister_operator.cluster.resources import ENDPOINT_SLICES, NAMESPACES, NODES, SERVICES
+from cloister_operator.cluster.resources import (
+    ENDPOINT_SLICES,
+    ENVIRONMENTS,
+    NAMESPACES,
+    NODES,
+    SERVICES,
+)
 from cloister_operator.controller import bootstrap
 from cloister_operator.plan import proving
-from cloister_operator.plan.proving import Landmark, Site
+from cloister_operator.plan.proving import METADATA, Landmark, Site
 from support.fake_operator import Operator, World
 from support.operator_objects import NAMESPACE
 
@@ -185,6 +192,25 @@ async def test_where_none_was_asked_for_none_is_missed(make_world: Any) -> None:
     world = make_world(sandbox_user_namespaces=False)
     world.sandboxes.uid_map = "0 0 4294967295"
     assert await proven(world)
+
+
+async def test_new_pods_try_a_few_addresses_for_as_long_as_a_proof_counts(world: World) -> None:
+    world.apply_environment(pool={"size": 1})
+    operator = world.start()
+
+    async def tried_by_a_new_pod(size: int) -> list[str]:
+        before = {pod["metadata"]["uid"] for pod in world.pods()}
+        world.cluster.patch_spec(ENVIRONMENTS, NAMESPACE, "py", {"pool": {"size": size}})
+        await operator.until(lambda: world.pool_is(size))
+        (new,) = {pod["metadata"]["uid"] for pod in world.pods()} - before
+        return world.sandboxes.tried[new]
+
+    everything = await tried_by_a_new_pod(1)
+    few = await tried_by_a_new_pod(2)
+    assert set(METADATA) <= set(everything)
+    assert set(METADATA) & set(few) == {METADATA[0]}
+    world.clock.now += timedelta(hours=2)
+    assert set(METADATA) <= set(await tried_by_a_new_pod(3))
 
 
 async def test_a_network_that_opens_later_stops_new_sessions(world: World) -> None:

@@ -215,8 +215,7 @@ class Warmer:
         loop = asyncio.get_running_loop()
         began, pause = loop.time(), _FIRST_PAUSE
         while True:
-            proof = context.proofs.get((pod.namespace, pod.network))
-            brief = proof is not None and proof.enforced
+            brief = self._proven(pod)
             try:
                 reached = await context.dialer.probe(where, context.targets(pod, brief=brief))
             except TransientError as error:
@@ -235,6 +234,13 @@ class Warmer:
         if not brief:
             message = proving.message(context.site(), pod.network, context.alive)
             context.record(pod, Proof(True, message, context.clock()))
+
+    def _proven(self, pod: PodView) -> bool:
+        """Whether pods of this kind have tried everything lately."""
+        context = self._context
+        proof = context.proofs.get((pod.namespace, pod.network))
+        lasts = timedelta(seconds=context.settings.proof_interval)
+        return proof is not None and proof.enforced and context.clock() < proof.at + lasts
 
     def _refute(self, pod: PodView, reached: list[str]) -> None:
         message = proving.refutation(pod.name, reached, names.DENY_POLICY)

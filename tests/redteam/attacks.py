@@ -7,7 +7,7 @@ side that the row does not allow. It proves nothing unless the same targets answ
 import itertools
 import json
 import shlex
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -121,12 +121,12 @@ def check_control(attack: Attack, world: FakeInternet, targets: Targets) -> None
         raise ControlFailed(f"{attack.name}: no answer to the node: {'; '.join(silent)}")
 
 
-def _of_proof(event: Event, aimed: Collection[str]) -> bool:
-    """Whether the operator's own proof may have made it, in a new pod that is not closed yet; not
-    where the attack is aimed at the same address.
+def of_proof(event: Event) -> bool:
+    """Whether the operator's own proof may have made it, in a new pod that is not closed yet: it
+    connects, and says nothing.
     """
-    proven = f"{event.dst}:{event.port}" in PROVEN
-    return event.kind == "packet" and proven and event.dst not in aimed
+    silent = event.kind == "packet" or (event.kind == "raw" and not event.first)
+    return silent and f"{event.dst}:{event.port}" in PROVEN
 
 
 def judge(
@@ -142,7 +142,9 @@ def judge(
         raise AttackSucceeded(f"{attack.name}: {'; '.join(reached)}")
     aimed = {str(attempt.get("host", "")) for attempt in attempts}
     arrived = [
-        str(each) for each in events if not attack.harmless(each) and not _of_proof(each, aimed)
+        str(each)
+        for each in events
+        if not attack.harmless(each) and not (of_proof(each) and each.dst not in aimed)
     ]
     if arrived:
         raise AttackSucceeded(f"{attack.name}: arrived outside: {'; '.join(arrived[:5])}")

@@ -12,7 +12,15 @@ from pathlib import Path
 import pytest
 
 import cloister
-from redteam.attacks import Attack, AttackSucceeded, ControlFailed, Harmless, in_pod, judge
+from redteam.attacks import (
+    Attack,
+    AttackSucceeded,
+    ControlFailed,
+    Harmless,
+    in_pod,
+    judge,
+    of_proof,
+)
 from redteam.direct import MPTCP, query, tcp, tls, udp
 from redteam.proxied import LEGITIMATE, connect, get, harmless
 from redteam.sandboxes import ALLOWED_HOSTS, NAMED, OPEN, SEALED, SMALL, Kind, Sandboxes
@@ -218,10 +226,13 @@ def test_a_policy_that_changes(more: Sandboxes, world: FakeInternet, targets: Ta
     allowed = {"allowedHosts": [*ALLOWED_HOSTS, OTHERS]}
     apply(environment(name, **SMALL, networking=allowed))
     wait_for("a new sandbox that may", lambda: _may(more, kind, name))
-    # What the new sandbox asks for arrives; whether the attacker got there, he himself heard.
+    # What new sandboxes ask for, and are tried with before they are closed, arrives; whether the
+    # attacker got there, he himself heard.
     storm.over(
         "a policy that changes",
-        lambda event: harmless(event) or OTHERS in (event.sni, event.name, event.host),
+        lambda event: (
+            harmless(event) or of_proof(event) or OTHERS in (event.sni, event.name, event.host)
+        ),
     )
 
 

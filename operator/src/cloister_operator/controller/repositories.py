@@ -70,6 +70,8 @@ class Repositories:
         self._settings = settings
         self._changed = changed
         self._answers: dict[Question, Answer] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        """Those of answers that nobody asks for any more, too: each ends its process first."""
         self._asked: dict[Key, frozenset[Question]] = {}
         self._used: dict[Key, dict[int, str]] = {}
         self.fetches: Fetches | None = None
@@ -176,10 +178,9 @@ class Repositories:
 
     async def close(self) -> None:
         """Stop looking."""
-        tasks = [each.task for each in self._answers.values() if each.task]
-        for task in tasks:
+        for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _answer(
         self, question: Question, environment: EnvironmentObject, path: str, git: GitSource
@@ -201,7 +202,9 @@ class Repositories:
         now = asyncio.get_running_loop().time()
         if answer.task is not None or now < answer.due:
             return
-        answer.task = asyncio.create_task(self._ask(question, answer, where, key))
+        answer.task = task = asyncio.create_task(self._ask(question, answer, where, key))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _ask(self, question: Question, answer: Answer, where: str, key: Key) -> None:
         namespace, url, ref, secret = question

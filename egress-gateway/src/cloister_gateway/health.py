@@ -84,23 +84,21 @@ class Health:
 
 async def denies(port: int, question: bytes) -> bool:
     """Whether a squid denies what must be denied."""
-    try:
-        async with asyncio.timeout(_TIMEOUT):
-            reader, writer = await asyncio.open_connection(places.LOOPBACK, port)
-            with contextlib.closing(writer):
-                writer.write(question)
-                return _DENIED in await reader.readline()
-    except (OSError, TimeoutError, ValueError):
-        return False
+    return _DENIED in (await _answer(port, question) or b"")
 
 
 async def turns_away(port: int, question: bytes) -> bool:
     """Whether what asks for no name is hung up on."""
+    return await _answer(port, question) == b""
+
+
+async def _answer(port: int, question: bytes) -> bytes | None:
+    """The first line of the answer, empty where there is none; None where nobody answers."""
     try:
         async with asyncio.timeout(_TIMEOUT):
             reader, writer = await asyncio.open_connection(places.LOOPBACK, port)
             with contextlib.closing(writer):
                 writer.write(question)
-                return await reader.read(1) == b""
-    except (OSError, TimeoutError):
-        return False
+                return await reader.readline()
+    except (OSError, TimeoutError, ValueError):
+        return None

@@ -6,7 +6,7 @@ import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
@@ -15,10 +15,12 @@ from cloister_api.sessions.v1 import sessions_pb2 as pb
 
 from ._connection import Connection
 from ._errors import CallError, SessionEndedError, call_error, suspended
-from ._kube import Kube
 from ._models import Credentials, EgressDecision, EnvironmentInfo, File, SessionInfo
 from ._session import AsyncSession
 from ._sessions_api import SessionsApi
+
+if TYPE_CHECKING:
+    from ._kube import Kube
 
 DEFAULT_NAMESPACE = "cloister-sandboxes"
 DEFAULT_SYSTEM_NAMESPACE = "cloister-system"
@@ -213,9 +215,12 @@ class AsyncClient:
     ) -> None:
         await self.close()
 
-    async def _connected(self) -> tuple[Kube, SessionsApi]:
+    async def _connected(self) -> "tuple[Kube, SessionsApi]":
         async with self._lock:
             if self._kube is None or self._api is None:
+                # Not before: it takes longer than the rest of the library.
+                from ._kube import Kube
+
                 self._kube = await Kube.load(self._kubeconfig, self._context)
                 self._api = SessionsApi(
                     self._kube,
@@ -225,7 +230,7 @@ class AsyncClient:
                 )
             return self._kube, self._api
 
-    def _is_direct(self, kube: Kube) -> bool:
+    def _is_direct(self, kube: "Kube") -> bool:
         return kube.in_cluster if self._direct is None else self._direct
 
     async def _session(

@@ -32,6 +32,8 @@ _GATHERED = 1024 * 1024
 _LEVELS = 64
 """Levels of directories that the server lists in one call."""
 MAX_ENTRIES = 1_000_000
+MAX_LISTED = 512 * 1024 * 1024
+"""Bytes of them together, as they are sent; a name is as long as a sandbox wants it."""
 # A smaller file is not worth a question about what an earlier program has sent of it.
 _RESUMED = 1024 * 1024
 
@@ -76,17 +78,19 @@ class Files:
     async def entries(self, path: str, depth: int | None = None) -> Entries:
         """Like `list`, with the etags; None is the whole tree, however deep it is."""
         found: Entries = []
+        room = MAX_LISTED
         pending = [(path, 0)]
         while pending:
             folder, above = pending.pop()
             levels = _LEVELS if depth is None else min(_LEVELS, depth - above)
             try:
-                listed = await self._listed(folder, levels, MAX_ENTRIES - len(found))
+                listed, size = await self._listed(folder, levels, MAX_ENTRIES - len(found), room)
             except NotFoundError:
                 if not above:
                     raise
                 continue  # removed since it was seen
             found += listed
+            room -= size
             deepest = max((each.path.count("/") for each in listed), default=0)
             shallow = min((each.path.count("/") for each in listed), default=0)
             if deepest - shallow + 1 < levels or (depth is not None and above + levels >= depth):
@@ -100,19 +104,25 @@ class Files:
             ]
         return found
 
-    async def _listed(self, path: str, levels: int, limit: int) -> Entries:
-        async def attempt(channel: grpc.aio.Channel, alive: _Alive) -> Entries:
+    async def _listed(self, path: str, levels: int, limit: int, room: int) -> tuple[Entries, int]:
+        """The entries, and their bytes; raises FailedPreconditionError beyond either bound."""
+
+        async def attempt(channel: grpc.aio.Channel, alive: _Alive) -> tuple[Entries, int]:
             request = exec_pb2.ListRequest(path=path, depth=levels)
             entries: Entries = []
+            size = 0
             async for each in watched(exec_pb2_grpc.FilesStub(channel).List(request)):
                 alive()
                 entries.append(each)
-                if len(entries) > limit:
-                    raise FailedPreconditionError(
-                        f"{path} has more than {MAX_ENTRIES} entries",
-                        grpc.StatusCode.FAILED_PRECONDITION,
+                size += each.ByteSize()
+                if len(entries) > limit or size > room:
+                    most = (
+                        f"{MAX_ENTRIES} entries" if size <= room else f"{MAX_LISTED} bytes of them"
                     )
-            return entries
+                    raise FailedPreconditionError(
+                        f"{path} has more than {most}", grpc.StatusCode.FAILED_PRECONDITION
+                    )
+            return entries, size
 
         return await self._connection.run(attempt, bulk=True)
 

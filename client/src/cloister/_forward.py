@@ -42,6 +42,7 @@ class Forward:
         self._where = where
         self._server: asyncio.Server | None = None
         self._bridges: set[asyncio.Task[None]] = set()
+        self._closed = False
         self.address = ""
         """host:port of the local end, once started."""
         self.problem = ""
@@ -56,6 +57,7 @@ class Forward:
 
     async def close(self) -> None:
         """Stop listening and end every connection."""
+        self._closed = True
         if self._server is not None:
             self._server.close()
         for each in self._bridges:
@@ -65,6 +67,10 @@ class Forward:
             await self._server.wait_closed()
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._closed:
+            # It was accepted just before, and nobody would end it any more.
+            writer.transport.abort()
+            return
         task = asyncio.create_task(self._bridge(reader, writer))
         self._bridges.add(task)
         task.add_done_callback(self._bridges.discard)

@@ -1,13 +1,20 @@
-"""The Kubernetes API, as far as a client of Cloister needs it."""
+"""The Kubernetes API, as far as a client of Cloister needs it.
+
+Configuration and authentication are those of the official client. Its calls are not used: they
+import hundreds of models, which takes longer than everything else that `cloister` does. This module
+is imported at the first connection, so that what needs no cluster does not wait for it.
+"""
 
 import asyncio
 import contextlib
 import json
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping
+import urllib.parse
+from collections.abc import AsyncIterator, Iterator, Mapping
+from datetime import datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import aiohttp
 import yaml
@@ -32,8 +39,6 @@ _RELOAD_SECONDS = 60.0
 # A token of ours is replaced this long before it expires.
 _TOKEN_MARGIN = 120.0
 
-T = TypeVar("T")
-
 
 class Kube:
     """A connection to the cluster's API server."""
@@ -41,9 +46,10 @@ class Kube:
     def __init__(self, configuration: k8s.Configuration, *, in_cluster: bool) -> None:
         self.in_cluster = in_cluster
         self._configuration = configuration
-        self._api = k8s.ApiClient(configuration)
-        self._core = k8s.CoreV1Api(self._api)
-        self._streams: aiohttp.ClientSession | None = None
+        # Reading the system's authorities takes longer than a call; without TLS none is asked.
+        secured = not configuration.host.startswith("http:")
+        self._tls = k8s.ApiClient(configuration).rest_client.ssl_context if secured else True
+        self._session: aiohttp.ClientSession | None = None
         self._issued: dict[str, tuple[str, float]] = {}
 
     @classmethod
@@ -83,11 +89,9 @@ class Kube:
 
     async def client_config(self, namespace: str) -> Mapping[str, str]:
         """What the operator publishes for clients; raises ConfigurationError, KubernetesError."""
+        path = _path("/api/v1/namespaces", namespace, "configmaps", CONFIG_MAP)
         try:
-            found = await self._ask(
-                f"read ConfigMap {namespace}/{CONFIG_MAP}",
-                self._core.read_namespaced_config_map(CONFIG_MAP, namespace),
-            )
+            found = await self._call(f"read ConfigMap {namespace}/{CONFIG_MAP}", "GET", path)
         except KubernetesError as error:
             if error.status == 404:
                 raise ConfigurationError(
@@ -95,7 +99,7 @@ class Kube:
                     f"there is no ConfigMap {CONFIG_MAP}"
                 ) from None
             raise
-        data: Mapping[str, str] = found.data or {}
+        data: Mapping[str, str] = found.get("data") or {}
         missing = [
             key for key in ("ca.crt", "sessionsAddress", "sessionsServerName") if not data.get(key)
         ]
@@ -118,16 +122,16 @@ class Kube:
         token, until = self._issued.get(namespace, ("", 0.0))
         if time.time() < until - _TOKEN_MARGIN:
             return token
-        request = k8s.AuthenticationV1TokenRequest(
-            spec=k8s.V1TokenRequestSpec(audiences=[], expiration_seconds=3600)
-        )
+        request = {
+            "apiVersion": "authentication.k8s.io/v1",
+            "kind": "TokenRequest",
+            "spec": {"audiences": [], "expirationSeconds": 3600},
+        }
         account = f"{namespace}/{WORKER_ACCOUNT}"
+        path = _path("/api/v1/namespaces", namespace, "serviceaccounts", WORKER_ACCOUNT, "token")
         try:
-            answer: Any = await self._ask(
-                f"get a token of service account {account}",
-                self._core.create_namespaced_service_account_token(
-                    WORKER_ACCOUNT, namespace, request
-                ),
+            answer = await self._call(
+                f"get a token of service account {account}", "POST", path, body=request
             )
         except KubernetesError as error:
             if error.status == 404:
@@ -136,9 +140,10 @@ class Kube:
                     f"there is no service account {account}"
                 ) from None
             raise
-        expires = answer.status.expiration_timestamp
-        self._issued[namespace] = (answer.status.token, expires.timestamp())
-        return str(answer.status.token)
+        issued = answer["status"]
+        expires = datetime.fromisoformat(issued["expirationTimestamp"])
+        self._issued[namespace] = (issued["token"], expires.timestamp())
+        return str(issued["token"])
 
     def forget_token(self, namespace: str) -> None:
         """Ask for a new token next time."""
@@ -146,27 +151,25 @@ class Kube:
 
     async def operator_pod(self, namespace: str) -> str:
         """Name of a pod of the operator that is ready; raises ConfigurationError."""
-        pods: Any = await self._ask(
+        pods = await self._call(
             f"list pods in {namespace}",
-            self._core.list_namespaced_pod(namespace, label_selector=OPERATOR_LABELS),
+            "GET",
+            _path("/api/v1/namespaces", namespace, "pods"),
+            query={"labelSelector": OPERATOR_LABELS},
         )
-        for pod in pods.items:
-            conditions = (pod.status.conditions if pod.status else None) or []
-            if pod.metadata.deletion_timestamp is None and any(
-                each.type == "Ready" and each.status == "True" for each in conditions
+        for pod in pods.get("items") or []:
+            conditions = pod.get("status", {}).get("conditions") or []
+            if "deletionTimestamp" not in pod["metadata"] and any(
+                each["type"] == "Ready" and each["status"] == "True" for each in conditions
             ):
-                return str(pod.metadata.name)
+                return str(pod["metadata"]["name"])
         raise ConfigurationError(f"no pod of Cloister's operator is ready in namespace {namespace}")
 
     async def environments(self, namespace: str) -> list[EnvironmentInfo]:
         """The Environments of a namespace, by name; raises ConfigurationError, KubernetesError."""
+        path = _path(f"/apis/{GROUP}/{VERSION}/namespaces", namespace, "environments")
         try:
-            found: Any = await self._ask(
-                f"list environments in {namespace}",
-                k8s.CustomObjectsApi(self._api).list_namespaced_custom_object(
-                    GROUP, VERSION, namespace, "environments"
-                ),
-            )
+            found = await self._call(f"list environments in {namespace}", "GET", path)
         except KubernetesError as error:
             # A namespace that does not exist has an empty list; only an unknown kind has none.
             if error.status == 404:
@@ -174,31 +177,27 @@ class Kube:
                     f"Cloister is not installed in this cluster: it knows no {GROUP}/{VERSION}"
                 ) from None
             raise
-        items = [EnvironmentInfo.from_object(each) for each in found["items"]]
+        items = [EnvironmentInfo.from_object(each) for each in found.get("items") or []]
         return sorted(items, key=lambda each: each.name)
 
     async def logs(
         self, namespace: str, pod: str, *, follow: bool = False, tail: int | None = None
     ) -> AsyncIterator[bytes]:
         """What the exec server of a pod has logged; raises KubernetesError."""
-        response: Any = await self._ask(
-            f"read the log of pod {namespace}/{pod}",
-            self._core.read_namespaced_pod_log_without_preload_content(
-                pod,
-                namespace,
-                container=SANDBOX_CONTAINER,
-                follow=follow,
-                tail_lines=tail,
-                _request_timeout=_FOLLOW_SECONDS if follow else _TIMEOUT,
-            ),
-        )
+        what = f"read the log of pod {namespace}/{pod}"
+        query = {"container": SANDBOX_CONTAINER, "follow": "true" if follow else "false"}
+        if tail is not None:
+            query["tailLines"] = str(tail)
+        with _translated(what):
+            response = await self._open(
+                "GET",
+                _path("/api/v1/namespaces", namespace, "pods", pod, "log"),
+                query=query,
+                seconds=_FOLLOW_SECONDS if follow else _TIMEOUT,
+            )
         try:
-            if response.status != 200:
-                raise KubernetesError(
-                    f"cannot read the log of pod {namespace}/{pod}: "
-                    f"{_sentence(await response.text())}",
-                    response.status,
-                )
+            with _translated(what):
+                await _accepted(what, response)
             async for chunk in response.content.iter_any():
                 yield chunk
         except (aiohttp.ClientError, TimeoutError) as error:
@@ -213,19 +212,15 @@ class Kube:
 
         Its messages are chunks of two channels, the first byte saying which.
         """
-        if self._streams is None:
-            # Every forwarded connection holds one of these: no bound, or the next would wait.
-            connector = aiohttp.TCPConnector(limit=0, ssl=self._api.rest_client.ssl_context)
-            self._streams = aiohttp.ClientSession(connector=connector, trust_env=True)
         configuration = self._configuration
         own = await configuration.get_api_key_with_prefix("BearerToken")
-        url = f"{configuration.host}/api/v1/namespaces/{namespace}/pods/{pod}/portforward"
+        path = _path("/api/v1/namespaces", namespace, "pods", pod, "portforward")
         what = f"forward a port to pod {namespace}/{pod}"
         with _translated(what):
             try:
                 return await asyncio.wait_for(
-                    self._streams.ws_connect(
-                        f"{url}?ports={port}",
+                    self._connected().ws_connect(
+                        f"{configuration.host}{path}?ports={port}",
                         protocols=("v4.channel.k8s.io",),
                         headers={"authorization": own} if own else None,
                         proxy=configuration.proxy,
@@ -241,13 +236,76 @@ class Kube:
 
     async def close(self) -> None:
         """Close all connections."""
-        await self._api.close()
-        if self._streams is not None:
-            await self._streams.close()
+        if self._session is not None:
+            await self._session.close()
 
-    async def _ask(self, what: str, answer: Awaitable[T]) -> T:
+    def _connected(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            # Every forwarded connection holds one of these: no bound, or the next would wait.
+            connector = aiohttp.TCPConnector(limit=0, ssl=self._tls)
+            self._session = aiohttp.ClientSession(connector=connector, trust_env=True)
+        return self._session
+
+    async def _open(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str] | None = None,
+        body: object = None,
+        seconds: float = _TIMEOUT,
+    ) -> aiohttp.ClientResponse:
+        """Send a request; returns when its answer begins, which may take `seconds` to its end."""
+
+        async def send() -> aiohttp.ClientResponse:
+            configuration = self._configuration
+            own = await configuration.get_api_key_with_prefix("BearerToken")
+            return await self._connected().request(
+                method,
+                f"{configuration.host}{path}",
+                params=query,
+                headers={"accept": "application/json", **({"authorization": own} if own else {})},
+                json=body,
+                timeout=aiohttp.ClientTimeout(total=seconds),
+                proxy=configuration.proxy,
+                proxy_headers=configuration.proxy_headers,
+                server_hostname=configuration.tls_server_name,
+            )
+
+        return await asyncio.wait_for(send(), _TIMEOUT)
+
+    async def _call(
+        self,
+        what: str,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str] | None = None,
+        body: object = None,
+    ) -> dict[str, Any]:
+        """The object that is answered; raises KubernetesError."""
         with _translated(what):
-            return await asyncio.wait_for(answer, _TIMEOUT)
+            response = await self._open(method, path, query=query, body=body)
+            async with response:
+                await _accepted(what, response)
+                content = await response.read()
+        try:
+            found = json.loads(content)
+        except ValueError:
+            found = None
+        if not isinstance(found, dict):
+            raise KubernetesError(f"cannot {what}: the answer is none of a Kubernetes API")
+        return found
+
+
+def _path(root: str, *names: str) -> str:
+    return "/".join((root, *(urllib.parse.quote(each, safe="") for each in names)))
+
+
+async def _accepted(what: str, response: aiohttp.ClientResponse) -> None:
+    if response.status >= 300:
+        sentence = _sentence(await response.read()) or response.reason or ""
+        raise KubernetesError(f"cannot {what}: {sentence}", response.status)
 
 
 def _existing(paths: str) -> str:
@@ -275,9 +333,6 @@ def _refusal(status: int) -> str:
 def _translated(what: str) -> Iterator[None]:
     try:
         yield
-    except k8s.ApiException as error:
-        sentence = _sentence(error.body) or error.reason or ""
-        raise KubernetesError(f"cannot {what}: {sentence}", error.status) from None
     except TimeoutError:
         raise KubernetesError(f"cannot {what}: no answer from the Kubernetes API") from None
     except aiohttp.ClientConnectorError as error:
@@ -289,9 +344,9 @@ def _translated(what: str) -> Iterator[None]:
         raise KubernetesError(f"cannot {what}: {error}") from None
 
 
-def _sentence(body: object) -> str:
+def _sentence(body: bytes) -> str:
     """The message of a Kubernetes Status, or the text itself when it is none."""
-    text = body.decode(errors="replace") if isinstance(body, bytes) else str(body or "")
+    text = body.decode(errors="replace")
     with contextlib.suppress(ValueError, AttributeError):
         return str(json.loads(text).get("message") or text)
     return text.strip()

@@ -2,13 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from cloister_api.exec.v1 import exec_pb2
 from cloister_api.sessions.v1 import sessions_pb2
+
+from ._wire import moment, span, word
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ class ToolResult:
                 "timed_out": end.reason == exec_pb2.ExitInfo.REASON_TIMED_OUT,
                 "cancelled": end.reason == exec_pb2.ExitInfo.REASON_CANCELLED,
                 "cwd": end.cwd,
-                "seconds": end.wall.ToTimedelta().total_seconds(),
+                "seconds": span(end.wall),
             }
         if result.HasField("truncation"):
             fields["total_bytes"] = result.truncation.total_bytes
@@ -119,7 +121,7 @@ class Credentials:
             message.certificate_pem,
             message.private_key_pem,
             message.ca_pem,
-            message.expires_at.ToDatetime(UTC),
+            moment(message.expires_at),
         )
 
 
@@ -162,7 +164,7 @@ class SessionInfo:
     @classmethod
     def from_proto(cls, message: sessions_pb2.Session) -> "SessionInfo":
         """The typed view of the server's message."""
-        phase = sessions_pb2.Session.Phase.Name(message.phase).removeprefix("PHASE_").capitalize()
+        phase = word(sessions_pb2.Session.Phase, message.phase, "PHASE_").capitalize()
         return cls(
             namespace=message.namespace,
             name=message.name,
@@ -208,8 +210,8 @@ class EgressDecision:
             allowed=message.allowed,
             reason=message.reason,
             count=message.count,
-            first=message.first.ToDatetime(UTC),
-            last=message.last.ToDatetime(UTC),
+            first=moment(message.first),
+            last=moment(message.last),
             bytes_sent=message.bytes_sent,
             bytes_received=message.bytes_received,
         )
@@ -269,13 +271,13 @@ class Entry:
         """The typed view of the server's message."""
         return cls(
             path=message.path,
-            type=exec_pb2.Entry.Type.Name(message.type).removeprefix("TYPE_").lower(),
+            type=word(exec_pb2.Entry.Type, message.type, "TYPE_"),
             size=message.size,
             mode=message.mode & 0o777,
-            modified_at=message.mtime.ToDatetime(UTC),
+            modified_at=moment(message.mtime),
             symlink_target=message.symlink_target,
         )
 
 
 def _time(stamp: Timestamp, *, present: bool) -> datetime | None:
-    return stamp.ToDatetime(UTC) if present else None
+    return moment(stamp) if present else None

@@ -1,13 +1,14 @@
 """Programs and shells as plain, frozen values: what they print, how they end, what there is."""
 
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 
 from google.protobuf.duration_pb2 import Duration
 
 from cloister_api.exec.v1 import exec_pb2
 
 from ._errors import StartFailedError
+from ._wire import moment, span, word
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Output:
     @classmethod
     def from_proto(cls, message: exec_pb2.Output) -> "Output":
         """The typed view of the server's message."""
-        stream = exec_pb2.Output.Stream.Name(message.stream).removeprefix("STREAM_").lower()
+        stream = word(exec_pb2.Output.Stream, message.stream, "STREAM_")
         return cls(stream, message.offset, message.data)
 
 
@@ -53,8 +54,9 @@ class Exit:
     signal: int | None = None
     """The number of the signal that ended it."""
     reason: str = "exited"
-    """`exited`, `timed_out`, `cancelled`, `shell_lost`, `shutdown`, `oom_killed`, `signalled`; or
-    `detached`: its time was up and it goes on as the program `process_id`."""
+    """`exited`, `timed_out`, `cancelled`, `shell_lost`, `shutdown`, `oom_killed`, `signalled`, or
+    `unknown` for what only a newer server says; or `detached`: its time was up and it goes on as
+    the program `process_id`."""
     seconds: float = 0.0
     """How long it ran."""
     cpu_seconds: float = 0.0
@@ -87,9 +89,9 @@ class Exit:
         return cls(
             code=None if killed else message.code,
             signal=message.signal if killed else None,
-            reason=exec_pb2.ExitInfo.Reason.Name(message.reason).removeprefix("REASON_").lower(),
-            seconds=message.wall.ToTimedelta().total_seconds(),
-            cpu_seconds=message.cpu.ToTimedelta().total_seconds(),
+            reason=word(exec_pb2.ExitInfo.Reason, message.reason, "REASON_"),
+            seconds=span(message.wall),
+            cpu_seconds=span(message.cpu),
             max_rss_bytes=message.max_rss_bytes,
             survivors=message.surviving_processes,
             cwd=message.cwd,
@@ -155,7 +157,7 @@ class ProcessInfo:
         return cls(
             id=message.process_id,
             argv=tuple(message.argv),
-            started_at=message.started_at.ToDatetime(UTC),
+            started_at=moment(message.started_at),
             running=message.running,
             exit=Exit.from_proto(message.exit) if message.HasField("exit") else None,
             output_bytes=message.output_bytes,
@@ -190,7 +192,7 @@ class ShellInfo:
 
 def start_failed(message: exec_pb2.ExecFailure) -> StartFailedError:
     """The error for a program that could not be started."""
-    kind = exec_pb2.ExecFailure.Kind.Name(message.kind).removeprefix("KIND_").lower()
+    kind = word(exec_pb2.ExecFailure.Kind, message.kind, "KIND_")
     return StartFailedError(message.message or kind, kind, message.errno)
 
 

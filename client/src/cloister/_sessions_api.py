@@ -4,19 +4,21 @@ import asyncio
 import random
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
 
 from cloister_api.sessions.v1 import sessions_pb2 as pb
 from cloister_api.sessions.v1 import sessions_pb2_grpc
 
+from ._cancelling import being_cancelled
 from ._channels import open_channel
-from ._errors import CallError, from_rpc
+from ._errors import CallError, call_error, from_rpc
 from ._forward import Forward, Tunnel
-from ._kube import Kube
-from ._portforward import PodTunnel
 from ._relay import RelayTunnel
+
+if TYPE_CHECKING:
+    from ._kube import Kube
 
 PORT = 8443
 _RETRY_SECONDS = 20.0
@@ -24,6 +26,9 @@ _CALL_SECONDS = 30.0
 # The session's own calls get ten seconds to finish.
 _SUSPEND_SECONDS = 45.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0
+_Code = grpc.StatusCode
+_GIVEN_UP = "the connection to the Sessions API broke"
+"""Where another call has given it up."""
 _UNKNOWN_CA = "CERTIFICATE_VERIFY_FAILED"
 """How gRPC says that nobody it trusts certified the other side."""
 _NO_EFFECT = frozenset({"RATE_LIMITED", "TOO_MANY_CALLS"})
@@ -39,7 +44,9 @@ class SessionsApi:
     namespace: of the sandboxes; tokens are issued for its workers.
     """
 
-    def __init__(self, kube: Kube, *, system_namespace: str, namespace: str, direct: bool) -> None:
+    def __init__(
+        self, kube: "Kube", *, system_namespace: str, namespace: str, direct: bool
+    ) -> None:
         self._kube = kube
         self._system_namespace = system_namespace
         self._namespace = namespace
@@ -47,6 +54,7 @@ class SessionsApi:
         self._lock = asyncio.Lock()
         self._channel: grpc.aio.Channel | None = None
         self._forward: Forward | None = None
+        self._closed = False
 
     async def create(self, request: pb.CreateSessionRequest, wait: float) -> Any:
         """Create a session; the request must carry a request_id, which makes it repeatable."""
@@ -104,12 +112,16 @@ class SessionsApi:
 
     async def relay(self, namespace: str, name: str) -> Tunnel:
         """A connection to a session's exec server; raises CloisterError."""
-        stub = await self._connected()
         token = await self._kube.token(self._namespace)
-        call = stub.Relay(metadata=[("authorization", f"Bearer {token}")])
+        stub = sessions_pb2_grpc.SessionsStub(await self._connected())
         problem = self._forward.problem if self._forward else ""
         try:
+            call = stub.Relay(metadata=[("authorization", f"Bearer {token}")])
             return await RelayTunnel.open(call, namespace, name, problem)
+        except (asyncio.CancelledError, grpc.aio.UsageError):
+            if being_cancelled():
+                raise
+            raise call_error(_Code.UNAVAILABLE, _GIVEN_UP) from None
         except CallError as error:
             if error.code is grpc.StatusCode.UNAUTHENTICATED:
                 # The next attempt brings another one.
@@ -117,9 +129,9 @@ class SessionsApi:
             raise
 
     async def close(self) -> None:
-        """Close the connection; the next call opens a new one."""
-        async with self._lock:
-            await self._disconnect()
+        """Close the connection; calls under way fail with CANCELLED."""
+        self._closed = True
+        await self._disconnect()
 
     async def _call(
         self,
@@ -131,7 +143,8 @@ class SessionsApi:
         give_up = time.monotonic() + (_RETRY_SECONDS if retry else 0)
         pause, refused = _FIRST_PAUSE, False
         while True:
-            stub = await self._connected()
+            channel = await self._connected()
+            stub = sessions_pb2_grpc.SessionsStub(channel)
             token = await self._kube.token(self._namespace)
             try:
                 return await method(
@@ -139,6 +152,13 @@ class SessionsApi:
                 )
             except grpc.aio.AioRpcError as error:
                 failed = from_rpc(error, self._forward.problem if self._forward else "")
+            except (asyncio.CancelledError, grpc.aio.UsageError):
+                # What is raised where another call has given the connection up.
+                if being_cancelled():
+                    raise
+                if self._closed:
+                    raise call_error(_Code.CANCELLED, "the client is closed") from None
+                failed = call_error(_Code.UNAVAILABLE, _GIVEN_UP)
             if failed.code is grpc.StatusCode.UNAUTHENTICATED and not refused:
                 # A refused token had no effect, and a new one may do.
                 refused = True
@@ -153,16 +173,18 @@ class SessionsApi:
             pause = max(pause, hint)
             if _UNKNOWN_CA in str(failed):
                 # Another CA signs by now: look up which.
-                await self.close()
+                await self._disconnect(channel)
             if time.monotonic() + pause > give_up:
                 # The address or the CA may have changed: look them up again next time.
-                await self.close()
+                await self._disconnect(channel)
                 raise failed
             await asyncio.sleep(pause)
             pause = min(2 * pause, max(_LONGEST_PAUSE, hint))
 
-    async def _connected(self) -> Any:
+    async def _connected(self) -> grpc.aio.Channel:
         async with self._lock:
+            if self._closed:
+                raise call_error(_Code.CANCELLED, "the client is closed")
             if self._channel is None:
                 config = await self._kube.client_config(self._system_namespace)
                 address = config["sessionsAddress"]
@@ -171,19 +193,29 @@ class SessionsApi:
                     self._forward = Forward(self._to_operator, where)
                     address = await self._forward.start()
                 self._channel = open_channel(
-                    address, config["sessionsServerName"], config["ca.crt"].encode()
+                    address,
+                    config["sessionsServerName"],
+                    config["ca.crt"].encode(),
+                    trusted=True,
                 )
-            return sessions_pb2_grpc.SessionsStub(self._channel)
+            return self._channel
 
     async def _to_operator(self) -> Tunnel:
+        # Its transport is loaded by who connects already.
+        from ._portforward import PodTunnel
+
         # Asked for at every connection, so that a replaced pod is found again.
         pod = await self._kube.operator_pod(self._system_namespace)
         return await PodTunnel.open(self._kube, self._system_namespace, pod, PORT)
 
-    async def _disconnect(self) -> None:
-        channel, forward = self._channel, self._forward
-        self._channel = self._forward = None
-        if channel is not None:
-            await channel.close()
-        if forward is not None:
-            await forward.close()
+    async def _disconnect(self, failed: grpc.aio.Channel | None = None) -> None:
+        """Close the connection; one that `failed` unless another call has made a new one since."""
+        async with self._lock:
+            channel, forward = self._channel, self._forward
+            if failed is not None and failed is not channel:
+                return
+            self._channel = self._forward = None
+            if channel is not None:
+                await channel.close()
+            if forward is not None:
+                await forward.close()

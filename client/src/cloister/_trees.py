@@ -129,11 +129,14 @@ async def _there(files: Files, target: str) -> exec_pb2.Entry | None:
 
 
 def _own_name(source: str, path: str) -> str:
-    """What a copy is called: as it was asked for, or else as the sandbox says."""
-    for each in (source, path):
-        name = PurePosixPath(each).name
-        if name not in ("", ".", ".."):
-            return name
+    """What a copy is called: as it was asked for, or else as the sandbox says. That is no hidden
+    name, under which a home directory has what programs obey.
+    """
+    asked, said = PurePosixPath(source).name, PurePosixPath(path).name
+    if asked not in ("", ".", ".."):
+        return asked
+    if said and not said.startswith("."):
+        return said
     raise call_error(grpc.StatusCode.DATA_LOSS, f"the sandbox calls a directory {path!r}")
 
 

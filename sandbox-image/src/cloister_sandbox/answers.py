@@ -1,15 +1,19 @@
-"""Room for large answers: one that is sent takes twice its size until its reader has taken it."""
+"""Room for large answers: one that is sent takes twice its size until its reader has taken it.
+
+Thousands of calls can be under way at once, and a reader may take nothing for as long as it likes.
+"""
 
 import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator
+from typing import Any
 
 from .errors import Busy
 
-LARGE = 1024 * 1024
-"""Bytes from which on an answer needs room."""
-AT_ONCE = 4
+MEDIUM, LARGE = 64 * 1024, 1024 * 1024
+"""Bytes from which on an answer needs room, among others of its size."""
+MEDIUM_AT_ONCE, AT_ONCE = 32, 4
 WAIT_SECONDS = 30.0
 SEND_SECONDS = 60.0
 MAX_STALLED = 8
@@ -55,6 +59,14 @@ class Answers:
                 self._stalled -= 1
             else:
                 self._room.release()
+
+    async def hold(self, context: Any) -> None:
+        """Have room until a call is done: the caller has the answer, or is gone. Raises Busy."""
+        async with contextlib.AsyncExitStack() as room:
+            await room.enter_async_context(self.room())
+            # It is left after the call's handler has ended.
+            left = room.pop_all()
+            context.add_done_callback(lambda _: asyncio.ensure_future(left.aclose()))
 
     def _pass_over(self) -> None:
         """Make room where readers have stalled for long."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeAlias
 
 import grpc
-from google.protobuf.message import DecodeError
 
-from .errors import CallError, Forbidden, InvalidField
+from cloister_api.wire import MOST, Malformed, careful
+
+from .answers import Answers
+from .errors import Busy, CallError, Forbidden, InvalidField
 from .nodelay import Connections
 from .state import ServerState
 
@@ -19,15 +22,23 @@ OPERATOR_ONLY = frozenset(
 )
 BULK = frozenset(f"/cloister.exec.v1.Files/{name}" for name in ("Download", "Upload"))
 """Calls that others go before."""
+HEAVY = {
+    f"/cloister.exec.v1.{name}": at_once
+    for name, at_once in (
+        ("Files/ReadText", 32),
+        ("Files/Glob", 8),
+        ("Processes/List", 8),
+        ("Shells/List", 8),
+    )
+}
+"""Calls whose answers can be large, and how many of them are made and sent at once."""
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
-_KINDS: dict[tuple[bool, bool], Callable[..., Handler]] = {
-    (False, False): grpc.unary_unary_rpc_method_handler,
-    (False, True): grpc.unary_stream_rpc_method_handler,
-    (True, False): grpc.stream_unary_rpc_method_handler,
-    (True, True): grpc.stream_stream_rpc_method_handler,
+_KINDS: dict[bool, Callable[..., Handler]] = {
+    False: grpc.stream_unary_rpc_method_handler,
+    True: grpc.stream_stream_rpc_method_handler,
 }
-"""By whether the request is a stream, and whether the response is."""
+"""By whether the response is a stream."""
 
 
 def decide(callers: Iterable[str], method: str, session_uid: str) -> bool:
@@ -53,33 +64,18 @@ async def abort(context: Context, error: CallError) -> None:
     await context.abort(error.code, error.message)
 
 
-class _Malformed:
-    """In place of a request that cannot be decoded: gRPC itself would fail the call with UNKNOWN.
-
-    Among the frames of a stream whoever looks at it raises what a wrong field raises.
-    """
-
-    @staticmethod
-    def error() -> InvalidField:
-        """What the caller is told."""
-        return InvalidField("request", "is not a message of this call's type")
-
-    def __getattr__(self, name: str) -> Any:
-        raise self.error()
+_Decoder: TypeAlias = Callable[[bytes], Any]
 
 
-def _lenient(decode: Callable[[bytes], Any] | None) -> Callable[[bytes], Any] | None:
+def _lenient(decode: _Decoder | None) -> _Decoder | None:
     """A decoder that never raises; None, the raw bytes, stays None."""
     if decode is None:
         return None
-
-    def decoded(raw: bytes) -> Any:
-        try:
-            return decode(raw)
-        except DecodeError:
-            return _Malformed()
-
-    return decoded
+    return careful(
+        decode,
+        functools.partial(InvalidField, "request", f"has more than {MOST} fields"),
+        functools.partial(InvalidField, "request", "is not a message of this call's type"),
+    )
 
 
 class Authorizer(grpc.GenericRpcHandler):
@@ -122,6 +118,10 @@ class Authorizer(grpc.GenericRpcHandler):
             or handler.stream_stream
         )
 
+        decode = _lenient(handler.request_deserializer)
+        single = not handler.request_streaming
+        answers = Answers(HEAVY[method]) if method in HEAVY else None
+
         async def checked(request: Any, context: Context) -> Any:
             if self._connections.needed:
                 self._connections.look(context.peer())
@@ -130,19 +130,33 @@ class Authorizer(grpc.GenericRpcHandler):
                     context,
                     Forbidden("NOT_YOUR_SANDBOX", "this certificate may not make this call here"),
                 )
-            if isinstance(request, _Malformed):
-                await abort(context, _Malformed.error())
-            return await inner(request, context)
-
-        async def first(request: Any, context: Context) -> Any:
+            if single:
+                request = await context.read()
+                if isinstance(request, Malformed):
+                    await abort(context, request.error())
+                if request is grpc.aio.EOF:
+                    await abort(context, InvalidField("request", "is missing"))
+            if answers is not None:
+                await _room(answers, context)
+            if method in BULK:
+                return await inner(request, context)
             with self._state.pace:
-                return await checked(request, context)
+                return await inner(request, context)
 
         # One that concludes writes to its context too, and returns the last message.
         streams = handler.response_streaming and not getattr(inner, "concludes", False)
-        kind = _KINDS[bool(handler.request_streaming), bool(streams)]
-        return kind(
-            checked if method in BULK else first,
-            request_deserializer=_lenient(handler.request_deserializer),
+        # A single request is asked for like the messages of a stream, when its caller is known:
+        # whoever has a certificate of the CA can send one of the largest size.
+        return _KINDS[bool(streams)](
+            checked,
+            request_deserializer=decode,
             response_serializer=handler.response_serializer,
         )
+
+
+async def _room(answers: Answers, context: Context) -> None:
+    """Wait until one more answer may be sent; before it is made, which takes as much memory."""
+    try:
+        await answers.hold(context)
+    except Busy as error:
+        await abort(context, error)

@@ -18,14 +18,22 @@ KEEP_BYTES = 102_400
 _CHUNK = 65_536
 _CONTROL = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\))")
 """What moves a cursor, colours text or sets a title: nothing that a model can read."""
-_OVERWRITTEN = re.compile(r"[^\n\r]*\r+(?=[^\n\r])")
-"""The part of a line that a later one is printed over, as progress bars do."""
+_CONTINUED = 3
+"""Bytes of a character behind its first, at most."""
 
 
 def readable(text: str) -> str:
     """What a terminal would show in the end: no control sequences, no overwritten progress."""
     text = _CONTROL.sub("", text)
-    return _OVERWRITTEN.sub("", text) if "\r" in text else text
+    # Line by line, and no expression: one that looks for ends of lines takes the square of the time
+    # for a long line, and every call would wait.
+    return "\n".join(map(_last_printed, text.split("\n"))) if "\r" in text else text
+
+
+def _last_printed(line: str) -> str:
+    """A line without the parts that a later one is printed over, as progress bars do."""
+    body = line.rstrip("\r")
+    return body[body.rfind("\r") + 1 :] + line[len(body) :]
 
 
 class Tail:
@@ -76,8 +84,10 @@ class Tail:
         self._shrink()
         kept = b"".join(self._parts)
         if self.omitted:
-            while kept and kept[0] & 0xC0 == 0x80:
-                kept = kept[1:]
+            cut = 0
+            while cut < min(_CONTINUED, len(kept)) and kept[cut] & 0xC0 == 0x80:
+                cut += 1
+            kept = kept[cut:]
         return kept.decode("utf-8", errors="replace")
 
     def _shrink(self) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from .config import Config
 from .errors import Busy, NotFound, place
+from .finishing import to_its_end
 from .mounts import mounted_files
 from .overflow import Overflows
 from .paths import Roots, ToolFailure
@@ -124,7 +125,7 @@ class Contexts:
             at_once = read_at_once(self.roots, given)
             if at_once is not None:
                 return at_once
-            return await self._in_thread(read, self.roots, given)
+            return await self._in_thread(read, self.roots, given, budget, cancel.done)
         if tool == "write":
             return await self._in_thread(write.write, self.roots, given)
         if tool == "edit":
@@ -137,11 +138,14 @@ class Contexts:
         return await asyncio.get_running_loop().run_in_executor(self._threads, tool, *args)
 
     async def close(self, context_id: str) -> None:
-        """End a context and its processes; raises NotFound when it does not exist."""
+        """End a context and its processes, whether the caller stays or not.
+
+        Raises NotFound when it does not exist.
+        """
         found = self._contexts.pop(context_id, None)
         if found is None:
             raise NotFound("UNKNOWN_ID", "no such context", context_id=context_id)
-        await found.shell.retire()
+        await to_its_end(found.shell.retire())
 
     async def close_all(self) -> None:
         """End every context."""

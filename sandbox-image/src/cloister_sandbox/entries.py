@@ -7,6 +7,9 @@ import struct
 
 from cloister_api.exec.v1 import exec_pb2
 
+_FIRST, _LAST = -62_135_596_800 * 10**9, 253_402_300_800 * 10**9 - 1
+"""Nanoseconds from 1970 to the beginning of year 1, and to the end of year 9999."""
+
 
 def etag(info: os.stat_result) -> str:
     """Opaque; changes whenever the file is written, replaced or given other attributes."""
@@ -37,7 +40,8 @@ def entry(path: str, info: os.stat_result, link: str = "") -> exec_pb2.Entry:
         symlink_target=shown(link),
         etag=etag(info),
     )
-    message.mtime.FromNanoseconds(info.st_mtime_ns)
+    # File systems hold times that messages have no room for: whoever sets one would spoil listings.
+    message.mtime.FromNanoseconds(min(max(info.st_mtime_ns, _FIRST), _LAST))
     return message
 
 

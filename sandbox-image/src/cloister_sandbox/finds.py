@@ -1,5 +1,6 @@
 """Finding files by a pattern: the one engine of the glob tool and of Files.Glob."""
 
+import errno
 import heapq
 import os
 import stat
@@ -65,10 +66,12 @@ def _matches(
             real = f"{where.rstrip('/')}/{found.relative}"
             if stat.S_ISLNK(found.info.st_mode):
                 try:
-                    real = os.path.realpath(path)
+                    endless = _is_endless(path)
+                    # Of thousands of links the kernel follows forty; none of them leads anywhere.
+                    real = real if endless else os.path.realpath(path)
                 except OSError:  # no link any more
                     continue
-                if pattern.enters(relative, links):
+                if not endless and pattern.enters(relative, links):
                     pending.append((real, relative, links | {relative.count("/")}))
                 link = read_link(found.name, found.directory, found.info)
                 age = _age(path)
@@ -89,6 +92,15 @@ def _entries(roots: Roots, where: str) -> Iterator[Found]:
         return
     finally:
         os.close(directory)
+
+
+def _is_endless(path: str) -> bool:
+    """Whether a path leads over more links than the kernel follows."""
+    try:
+        os.stat(path)  # noqa: PTH116 - a Path costs more than the call
+    except OSError as error:
+        return error.errno == errno.ELOOP
+    return False
 
 
 def _age(path: str) -> int:

@@ -14,24 +14,42 @@ from collections.abc import Callable
 _HELD_SECONDS = 10.0
 """How long the old certificate is kept: far longer than a handshake needs to begin, far shorter
 than gRPC waits for one to end."""
+_TAKEN_SECONDS = 0.05
+"""After so long nobody waits for the answer of the call any more that brought the certificate."""
 _ANSWER_SECONDS = 1.0
 _MUCH = 65_536
+_taking: set[asyncio.Task[None]] = set()
 
 
 async def hand_over(listen: str, replace: Callable[[], None]) -> None:
-    """Offer another certificate, and let the server that listens there take it before returning.
+    """Offer another certificate to the server that listens there.
 
-    A server that cannot be reached takes it at its next handshake.
+    The next handshake has it, whoever begins it. If nobody does, one of our own takes it soon, and
+    not before the answer to who waits for this; a server that cannot be reached has it at its next.
     """
     holding = await _begin(listen)
     try:
         replace()
+    except BaseException:
+        if holding is not None:
+            holding.close()
+        raise
+    if holding is not None:
+        task = asyncio.create_task(_taken(listen, holding))
+        _taking.add(task)
+        task.add_done_callback(_taking.discard)
+
+
+async def _taken(listen: str, holding: asyncio.StreamWriter) -> None:
+    """Have it taken while what was before is held."""
+    try:
+        await asyncio.sleep(_TAKEN_SECONDS)
         taking = await _begin(listen)
         if taking is not None:
             taking.close()
+        await asyncio.sleep(_HELD_SECONDS)
     finally:
-        if holding is not None:
-            asyncio.get_running_loop().call_later(_HELD_SECONDS, holding.close)
+        holding.close()
 
 
 async def _begin(listen: str) -> asyncio.StreamWriter | None:

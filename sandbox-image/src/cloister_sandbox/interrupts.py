@@ -6,7 +6,7 @@ import signal
 from collections.abc import Collection
 from typing import Any
 
-from .processes import in_thread, kill_tree, members, signal_all
+from .kin import in_thread, kill_tree, members, signal_all
 
 INTERRUPT_AGAIN = 1.0
 TERMINATE_AFTER = 2.0

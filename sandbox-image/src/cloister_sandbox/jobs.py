@@ -6,6 +6,7 @@ are released, at most for a while and within bounds.
 
 import asyncio
 import contextlib
+import functools
 import signal
 import time
 from collections.abc import Mapping, Sequence
@@ -13,13 +14,11 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from .errors import Busy, IdConflict, NotFound, WrongState
+from .kin import NOBODY, in_thread, kill_tree, members, signal_all
 from .outputs import LIVE, OutputStore, Policy
-from .processes import kill_tree, members, signal_all
 from .rereading import again
 from .wakes import wake
 
-NOBODY = -1
-"""No process is or was led by this pid."""
 MAX_JOBS = 256
 KEEP_BYTES = 512 * 1024 * 1024
 """Of ended jobs together, in memory and in files."""
@@ -145,7 +144,7 @@ class Job:
         self.require_running()
         self.sent.add(number)
         if scope is Scope.TREE:
-            found = await asyncio.to_thread(members, self.leader, self.mark)
+            found = await in_thread(functools.partial(members, self.leader, self.mark))
             signal_all(found, number)
         elif self.leader:
             signal_all([self.leader if scope is Scope.LEADER else -self.leader], number)

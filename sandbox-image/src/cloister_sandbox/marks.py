@@ -25,6 +25,8 @@ class Marks:
 
     def __init__(self) -> None:
         self._numbers: dict[str, int] = {}
+        self._living: set[int] = set()
+        """The same numbers: each orphan's is looked for, and there may be many of both."""
         self._next = itertools.count(1)
 
     def put(self, pid: int, mark: str) -> None:
@@ -32,12 +34,15 @@ class Marks:
         number = self._numbers.get(mark)
         if number is None:
             number = self._numbers[mark] = next(self._next)
+            self._living.add(number)
         with contextlib.suppress(OSError, ValueError):
             guard.set_limit(pid, _LIMIT, _BASE + number)
 
     def forget(self, mark: str) -> int:
         """The tree ends; returns the number it had, 0 when it had none."""
-        return self._numbers.pop(mark, 0)
+        number = self._numbers.pop(mark, 0)
+        self._living.discard(number)
+        return number
 
     def number(self, mark: str) -> int:
         """The number of a tree, 0 when it has none."""
@@ -45,7 +50,7 @@ class Marks:
 
     def astray(self, number: int) -> bool:
         """Whether no living tree has this number."""
-        return number != 0 and number not in self._numbers.values()
+        return number != 0 and number not in self._living
 
 
 def number_of(pid: int) -> int:

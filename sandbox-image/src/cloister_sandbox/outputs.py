@@ -19,8 +19,10 @@ LIVE = 786_432
 """While a program runs, so much of the end is kept at least: readers take from there."""
 MERGED = 65_536
 """Bytes up to which pieces grow together; more are not worth the copy."""
-MAX_PIECES = 4096
-"""Pieces in memory, however small."""
+MAX_PIECES = 2048
+"""Pieces in memory at either end, however small: each takes a hundred bytes more than it has."""
+MAX_RUNS = 65_536
+"""Changes between streams that the file has; nine bytes each."""
 MAX_LATE = 4 * 1024 * 1024
 """Bytes that may wait for the file before the program has to."""
 GRACE_SECONDS = 0.5
@@ -59,6 +61,12 @@ class Piece:
             return Piece(offset, self.stream, self.data)
         return Piece(offset, self.stream, bytes(self.data[offset - self.start :]))
 
+    def upto(self, most: int) -> "Piece":
+        """At most so many of its first bytes."""
+        if len(self.data) <= most:
+            return self
+        return Piece(self.start, self.stream, bytes(self.data[:most]))
+
 
 @dataclass(frozen=True)
 class Missing:
@@ -77,9 +85,9 @@ class Reader:
         self.kept_up = True
         """Whether the program still waits a moment for this reader."""
 
-    async def take(self) -> Piece | Missing | None:
-        """What comes next, of at most CHUNK bytes; None when nothing has been printed since."""
-        return await self._store.at(self.position)
+    async def take(self, most: int = CHUNK) -> Piece | Missing | None:
+        """What comes next, of at most so many bytes; None when nothing has been printed since."""
+        return await self._store.at(self.position, most)
 
     def advance(self, position: int) -> None:
         """Everything before this offset was passed on."""
@@ -98,9 +106,10 @@ class OutputStore:
         self._resume = resume
         self._head: list[Piece] = []
         self._head_bytes = 0
+        self._head_open = policy.head > 0
         self._tail: list[Piece] = []
         self._tail_bytes = 0
-        self._spool = Spool(policy.spool, MAX_PIECES * 16)
+        self._spool = Spool(policy.spool, MAX_RUNS)
         self._readers: set[Reader] = set()
         self._waiters: set[asyncio.Future[None]] = set()
         self._flushing: asyncio.Task[None] | None = None
@@ -130,12 +139,14 @@ class OutputStore:
         """Append what was printed; may pause the source."""
         start = self.total
         self.total += len(data)
-        room = self._policy.head - self._head_bytes
-        if room > 0:
-            part = data[:room]
+        if self._head_open:
+            part = data[: self._policy.head - self._head_bytes]
             self._head_bytes += len(part)
             _append(self._head, Piece(start, stream, part))
-            data, start = data[room:], start + len(part)
+            data, start = data[len(part) :], start + len(part)
+            # Once closed for good: what is behind it is in the tail.
+            full = self._head_bytes == self._policy.head
+            self._head_open = not full and len(self._head) < MAX_PIECES
         if data:
             self._tail_bytes += len(data)
             _append(self._tail, Piece(start, stream, data))
@@ -186,14 +197,14 @@ class OutputStore:
         finally:
             self._waiters.discard(waiter)
 
-    async def at(self, offset: int) -> Piece | Missing | None:
+    async def at(self, offset: int, most: int = CHUNK) -> Piece | Missing | None:
         """What is kept from an offset on: a piece, or what is missing before the next one."""
         if offset >= self.total:
             return None
         for pieces in (self._tail, self._head):
             if pieces and pieces[0].start <= offset < pieces[-1].end:
-                return _find(pieces, offset)
-        found = await self._spool.read(offset, CHUNK)
+                return _find(pieces, offset).upto(most)
+        found = await self._spool.read(offset, most)
         if found is not None:
             return Piece(offset, *found)
         return Missing(offset, self._tail[0].start if self._tail else self.total)

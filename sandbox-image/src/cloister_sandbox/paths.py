@@ -236,7 +236,7 @@ def _existing(path: str) -> str:
     """Follow a long chain of links, which must lead to what exists; raises OSError."""
     try:
         return os.path.realpath(path, strict=True)
-    except FileNotFoundError:
+    except (FileNotFoundError, RecursionError):
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path) from None
 
 

@@ -1,40 +1,24 @@
-"""Processes of tools: starting them, ending all of a tree, and reaping orphans.
+"""Processes of tools: starting them, and reaping them and orphans.
 
 The server is PID 1 of its container, so orphans become its children. One owner reaps all of them:
 the SIGCHLD handler. It passes the statuses of processes that were started here to who waits.
 """
 
 import asyncio
-import contextlib
 import functools
 import os
 import signal
-import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TypeVar
 
-from .marks import Marks, number_of
-from .rereading import again
+from .kin import CHILDREN_ARE_LISTED, MARK, begin_tree, orphans
 from .spawn import nothing, spawn, yield_to_server
 from .starts import Starts
 
-T = TypeVar("T")
-MARK = "CLOISTER_CONTEXT"
-"""Variable that names the tree a program belongs to. Processes that left their parents are found by
-it where the kernel gives trees no numbers (see marks)."""
-ENDING_SECONDS = 5.0
-"""For so long processes that do not end are signalled again."""
-_OWN_CHILDREN = f"/proc/{os.getpid()}/task/{os.getpid()}/children"
-CHILDREN_ARE_LISTED = Path(_OWN_CHILDREN).exists()
-_LISTED = 65_536
-_COUNTED = 1000
 _REAPED = 1000
 """Processes that are reaped in one go: tools can make more as fast, and calls must go on."""
-_CHASES = 20
-"""Looks at the list of orphans after each look at the whole table."""
-_marks = Marks()
+_UNCLAIMED = 16_384
+"""Ends that are kept for who starts programs: a start that the kernel holds back takes a minute."""
 
 
 @dataclass(frozen=True)
@@ -104,8 +88,9 @@ class Reaper:
                 functools.partial(_begin, argv, cwd, env, streams, pass_fds)
             )
             future: asyncio.Future[Ended] = asyncio.get_running_loop().create_future()
-            if pid in self._unclaimed:
-                future.set_result(self._unclaimed.pop(pid))
+            over = self._unclaimed.pop(pid, None)
+            if over is not None and not _is_child(pid):
+                future.set_result(over)
             else:
                 self._waiting[pid] = future
             return pid, future
@@ -140,10 +125,24 @@ class Reaper:
                 # An orphan; or a program that ended before `start` learned its pid, which is why
                 # codes are kept while one starts, and no longer, because pids come again.
                 if self._starting:
+                    self._unclaimed.pop(pid, None)
                     self._unclaimed[pid] = ended
+                    if len(self._unclaimed) > _UNCLAIMED:
+                        del self._unclaimed[next(iter(self._unclaimed))]
             elif not future.done():
                 future.set_result(ended)
         asyncio.get_running_loop().call_soon(self._reap)
+
+
+def _is_child(pid: int) -> bool:
+    """Whether a process is a child of this one, and was not reaped: what ended under its number was
+    another, of a tool perhaps, which can make numbers come again quickly.
+    """
+    try:
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return False
+    return True
 
 
 def _begin(
@@ -159,207 +158,6 @@ def _begin(
     pid = spawn(argv, cwd, env, streams, pass_fds)
     if MARK in env:
         # At once: the program is still being loaded, and has started nothing.
-        _marks.put(pid, env[MARK])
+        begin_tree(pid, env[MARK])
     yield_to_server(pid)
     return pid
-
-
-async def in_thread(work: Callable[[], T]) -> T:
-    """Run what looks through all processes in a thread.
-
-    Where no thread can be started any more it is done at once: to end processes is what helps.
-    """
-    try:
-        return await asyncio.to_thread(work)
-    except RuntimeError:
-        return work()
-
-
-def _table() -> dict[int, tuple[int, int]]:
-    """pid -> (parent, session) of every process in sight that has not ended."""
-    found = {}
-    for entry in os.scandir("/proc"):
-        if not entry.name.isdigit():
-            continue
-        try:
-            fields = _fields(int(entry.name))
-        except OSError:
-            continue
-        if not _is_over(fields):
-            found[int(entry.name)] = (int(fields[1]), int(fields[3]))
-    return found
-
-
-def _is_marked(pid: int, mark: str) -> bool:
-    try:
-        environ = Path(f"/proc/{pid}/environ").read_bytes()
-    except OSError:
-        return False
-    return f"{MARK}={mark}".encode() in environ.split(b"\0")
-
-
-def members(
-    leader: int, mark: str, number: int = 0, spared: Collection[int] | None = None
-) -> list[int]:
-    """Every process of a tree: descendants, members of its sessions, and orphans.
-
-    Orphans are known by their number or mark; those whose number is no living tree's count too.
-    With `spared`, without the leader, these processes, and what descends from them.
-    """
-    table = _table()
-    me = os.getpid()
-    number = number or _marks.number(mark)
-    # The pid of a leader that is gone may be another process by now.
-    found = {leader} if table.get(leader) == (me, leader) else set()
-    found |= {
-        pid
-        for pid, (parent, _) in table.items()
-        if parent == me and pid != me and _belongs(pid, mark, number)
-    }
-    found = _below(table, found, {leader})
-    if spared is not None:
-        kept = set(spared).intersection(table)
-        found -= _below(table, kept, set(kept)) | {leader}
-    return sorted(found)
-
-
-def _below(table: dict[int, tuple[int, int]], found: set[int], sessions: set[int]) -> set[int]:
-    """These processes, their descendants, and the members of sessions that they lead."""
-    me = os.getpid()
-    while True:
-        more = {
-            pid
-            for pid, (parent, session) in table.items()
-            if pid not in found and pid != me and (parent in found or session in sessions)
-        }
-        if not more:
-            return found
-        found |= more
-        sessions |= {table[pid][1] for pid in more if table[pid][1] in found}
-
-
-def _belongs(pid: int, mark: str, number: int) -> bool:
-    carried = number_of(pid)
-    if carried:
-        return carried == number or _marks.astray(carried)
-    return _is_marked(pid, mark)
-
-
-def forget_tree(mark: str) -> None:
-    """A tree has ended by itself, and nothing of it is left."""
-    _marks.forget(mark)
-
-
-def orphans() -> list[int]:
-    """The children of this process, as the kernel lists them; quicker than looking at them all."""
-    try:
-        return [int(each) for each in again(_OWN_CHILDREN).split()]
-    except OSError:
-        return []
-
-
-def children(pid: int) -> list[int]:
-    """The children of a process's first thread; none where the kernel does not tell.
-
-    By the bare calls, because every command looks.
-    """
-    try:
-        fd = os.open(f"/proc/{pid}/task/{pid}/children", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return []
-    try:
-        return [int(each) for each in os.read(fd, _LISTED).split()]
-    except OSError:
-        return []
-    finally:
-        os.close(fd)
-
-
-def background(leader: int, mark: str) -> list[int]:
-    """The processes of a tree beside its leader, about a thousand at most."""
-    if not CHILDREN_ARE_LISTED:
-        return [pid for pid in members(leader, mark) if pid != leader][:_COUNTED]
-    number = _marks.number(mark)
-    pending = children(leader)
-    if number:
-        pending += [pid for pid in orphans() if pid != leader and number_of(pid) == number]
-    found: list[int] = []
-    while pending and len(found) < _COUNTED:
-        pid = pending.pop()
-        below = children(pid)
-        if below or not _has_ended(pid):
-            found.append(pid)
-        pending += below
-    return found
-
-
-def _has_ended(pid: int) -> bool:
-    """Whether a process is gone, or only waits for its parent to take notice."""
-    try:
-        return _is_over(_fields(pid))
-    except OSError:
-        return True
-
-
-def _fields(pid: int) -> list[bytes]:
-    """What the kernel says of a process behind its name, which may be any bytes; raises OSError."""
-    line = Path(f"/proc/{pid}/stat").read_bytes()
-    return line[line.rindex(b")") + 2 :].split()
-
-
-def _is_over(fields: list[bytes]) -> bool:
-    # One whose first thread has ended may go on in another.
-    return fields[0] in (b"Z", b"X") and int(fields[17]) <= 1
-
-
-def signal_all(pids: Iterable[int], number: int) -> None:
-    """Send a signal to processes, some of which may be gone."""
-    for pid in pids:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.kill(pid, number)
-
-
-async def kill_tree(leader: int, mark: str) -> list[int]:
-    """End every process of a tree; returns those that would not end."""
-    return await _end(leader, mark, _marks.forget(mark), None)
-
-
-async def kill_started(leader: int, mark: str, spared: Collection[int]) -> list[int]:
-    """End a tree but for its leader, some of its processes, and what descends from those.
-
-    Returns what would not end.
-    """
-    return await _end(leader, mark, _marks.number(mark), spared)
-
-
-async def _end(leader: int, mark: str, number: int, spared: Collection[int] | None) -> list[int]:
-    """Stopped first, so that none can start another while the rest is looked up; looked up again
-    until nothing is left, because a process may have been in the middle of starting one.
-    """
-    deadline = time.monotonic() + ENDING_SECONDS
-    while True:
-        try:
-            found = await in_thread(functools.partial(_strike, leader, mark, number, spared))
-        except OSError:
-            # Without a descriptor nobody can be looked up.
-            if time.monotonic() > deadline:
-                raise
-            found = [leader]
-        if not found or time.monotonic() > deadline:
-            return found
-        await asyncio.sleep(0.005)
-
-
-def _strike(leader: int, mark: str, number: int, spared: Collection[int] | None) -> list[int]:
-    """One round; returns what was there."""
-    found = members(leader, mark, number, spared)
-    signal_all(found, signal.SIGSTOP)
-    again = members(leader, mark, number, spared) if found else found
-    signal_all(again, signal.SIGKILL)
-    # A process that starts the next and ends, again and again, is gone when the table was read.
-    # Its offspring comes to this process, and the list of children is quick to read.
-    known = {leader, *again, *(spared or ())}
-    for _ in range(_CHASES if number and again else 0):
-        fresh = [pid for pid in orphans() if pid not in known and _belongs(pid, mark, number)]
-        signal_all(fresh, signal.SIGKILL)
-    return found

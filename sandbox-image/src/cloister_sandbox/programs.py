@@ -4,29 +4,39 @@ import asyncio
 import contextlib
 import dataclasses
 import errno
+import functools
 import logging
 import os
 import resource
 import secrets
+import select
 import signal
 import stat
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from . import terminal
 from .errors import WrongState
-from .jobs import NOBODY, Ending, Failure, Job, Jobs, Reason, oom_kills, reason_of
+from .jobs import Ending, Failure, Job, Jobs, Reason, oom_kills, reason_of
+from .kin import MARK, NOBODY, forget_tree, in_thread, kill_tree, members
+from .leftovers import KEPT
 from .outputs import Policy
-from .processes import MARK, Ended, Reaper, forget_tree, kill_tree, members
+from .processes import Ended, Reaper
 from .sources import STDERR, STDOUT, TERMINAL, Source
 from .spawn import nothing
+from .starts import turn
 from .state import Activity
 from .stdin import Stdin
+from .survivors import Survivors
 from .wakes import wake
 
 STARTING = 16
-"""Programs that are being started at once: each needs descriptors that it gives back."""
+"""Programs that are being started at once: each needs descriptors that it gives back. Who is held
+up by the kernel does not count."""
+LAUNCH_SECONDS = 30.0
+"""In which a program must have got its terminal: tools can stop who gives it."""
 LAST_WORDS = 0.05
 """Seconds in which output may still come after the program ended."""
 TERMINATE_AFTER = 2.0
@@ -80,6 +90,8 @@ class Program(Job):
         self._reaper = reaper
         self._sources: list[Source] = []
         self._terminal = -1
+        self._answer = -1
+        """Tells, by its end, that the program runs on its terminal."""
         self._ladder: asyncio.Task[None] | None = None
 
     @property
@@ -100,8 +112,10 @@ class Program(Job):
         with activity:
             oom_before = oom_kills()
             try:
-                async with starting:
+                async with turn(starting):
                     ended = await self._start()
+                if self._answer >= 0:
+                    await self._launched(ended)
             except OSError as error:
                 self._close()
                 self.end(self._failure(error))
@@ -120,6 +134,7 @@ class Program(Job):
         for source in self._sources:
             # Survivors must never block on what nobody reads.
             source.drain()
+            KEPT.keep(source)
 
     def _forget_arguments(self) -> None:
         """What it was started with can be large, and is not needed while its output is kept."""
@@ -184,32 +199,50 @@ class Program(Job):
         with contextlib.ExitStack() as theirs:
             self._terminal, tty = terminal.open_terminal(*size)
             theirs.callback(os.close, tty)
-            self._sources.append(Source(self._terminal, TERMINAL, self.store))
+            self._sources.append(Source(self._terminal, TERMINAL, self.store, shared=True))
             self.input = Stdin(self._terminal, terminal=True, ended=self.done)
-            answer, report = os.pipe()
-            theirs.callback(os.close, answer)
-            with contextlib.ExitStack() as passed:
-                passed.callback(os.close, report)
-                argv, spec = terminal.launcher(self._order.argv, env, report)
-                passed.callback(os.close, spec)
-                self.leader, ended = await self._reaper.launch(
-                    argv,
-                    cwd=self._order.cwd,
-                    env={MARK: self.mark},
-                    stdin=tty,
-                    stdout=tty,
-                    stderr=tty,
-                    pass_fds=[spec, report],
-                )
-            self.resume()
-            # The launcher's end of the pipe closes when the program starts.
-            await _readable(answer)
-            number = os.read(answer, 16)
-        if number:
-            await ended
-            self.leader = 0
-            raise OSError(int(number), os.strerror(int(number)), self._order.argv[0])
+            self._answer, report = os.pipe()
+            os.set_blocking(self._answer, False)
+            theirs.callback(os.close, report)
+            argv, spec = terminal.launcher(self._order.argv, env, report)
+            theirs.callback(os.close, spec)
+            self.leader, ended = await self._reaper.launch(
+                argv,
+                cwd=self._order.cwd,
+                env={MARK: self.mark},
+                stdin=tty,
+                stdout=tty,
+                stderr=tty,
+                pass_fds=[spec, report],
+            )
+        self.resume()
         return ended
+
+    async def _launched(self, ended: "asyncio.Future[Ended]") -> None:
+        """Wait until the launcher has become the program; raises OSError when it cannot.
+
+        Not while others wait to be started: it is a process like theirs, which they can stop.
+        """
+        # Its end of the pipe closes when the program starts. Tools can open it, too, write there,
+        # or take what is in it.
+        try:
+            told = await _readable(self._answer, ended, LAUNCH_SECONDS)
+            number = os.read(self._answer, 16) if told else b""
+        except BlockingIOError:
+            number = b"?"
+        finally:
+            os.close(self._answer)
+            self._answer = -1
+        if told and not number:
+            return
+        if not ended.done():
+            await self.kill()
+            number = number or str(errno.ETIMEDOUT).encode()
+        await ended
+        if number:
+            self.leader = 0
+            why = int(number) if number.isdigit() and len(number) < 4 else errno.EIO
+            raise OSError(why, os.strerror(why), self._order.argv[0])
 
     async def _run_out(self, timeout: float) -> None:
         await asyncio.sleep(timeout)
@@ -256,7 +289,7 @@ class Program(Job):
         """How many of its processes go on."""
         found: list[int] = []
         if self._reaper.has_orphans():
-            found = await asyncio.to_thread(members, leader, self.mark)
+            found = await in_thread(functools.partial(members, leader, self.mark))
         self.left_processes = bool(found)
         if not found:
             forget_tree(self.mark)
@@ -285,7 +318,7 @@ class Programs:
         self._reaper = reaper
         self._activity = activity
         self._running: set[asyncio.Task[None]] = set()
-        self._left: set[str] = set()
+        self._survivors = Survivors()
         self._starting = asyncio.Semaphore(STARTING)
         self.jobs = Jobs()
 
@@ -308,8 +341,7 @@ class Programs:
     async def close(self) -> None:
         """End every program, and what ended programs left behind."""
         await self.jobs.stop_all(Reason.SHUTDOWN)
-        for mark in self._left:
-            await kill_tree(NOBODY, mark)
+        await self._survivors.kill()
 
     async def _run(self, program: Program) -> None:
         try:
@@ -321,17 +353,25 @@ class Programs:
             if program.running:
                 program.end(Failure("OTHER", 0, "the server lost track of it"))
         if program.left_processes:
-            self._left.add(program.mark)
+            self._survivors.add(program.mark)
 
 
-async def _readable(fd: int) -> None:
+async def _readable(fd: int, ended: "asyncio.Future[Ended]", seconds: float) -> bool:
+    """Wait until there is something to read, or its end; False when there is none in time, or the
+    program ended before.
+    """
     loop = asyncio.get_running_loop()
     ready: asyncio.Future[None] = loop.create_future()
     loop.add_reader(fd, wake, ready)
     try:
-        await ready
+        both: list[asyncio.Future[Any]] = [ready, ended]
+        await asyncio.wait(both, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
     finally:
         loop.remove_reader(fd)
+    # Both may have come: what ended closed its end before.
+    looking = select.poll()
+    looking.register(fd, select.POLLIN)
+    return bool(looking.poll(0))
 
 
 def beyond_own_peak(size: int) -> bool:

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import resource
+import secrets
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -94,12 +95,17 @@ def place(path: str, mode: int, content: bytes) -> None:
     """Write a file with exactly this mode, making its parents; raises OSError."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.partial")
-    fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-    with os.fdopen(fd, "wb") as file:
-        file.write(content)
-        os.fchmod(file.fileno(), mode & 0o777)
-    partial.rename(target)
+    # A name that tools of an earlier pod have not foreseen: they may leave anything anywhere.
+    partial = target.with_name(f".{secrets.token_hex(8)}.partial")
+    fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        with os.fdopen(fd, "wb") as file:
+            file.write(content)
+            os.fchmod(file.fileno(), mode & 0o777)
+        partial.rename(target)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 async def carry_out(

@@ -70,7 +70,10 @@ class Search:
                     if not ready:
                         yield b""
                     for key, _ in ready:
-                        data = os.read(key.fd, _READ)
+                        try:
+                            data = os.read(key.fd, _READ)
+                        except BlockingIOError:  # a tool opened the pipe, too, and was quicker
+                            continue
                         if not data:
                             selector.unregister(key.fileobj)
                         elif key.fileobj is self._stdout:
@@ -95,5 +98,6 @@ class Search:
 def _pipe(theirs: contextlib.ExitStack) -> tuple[BinaryIO, int]:
     """A pipe, as a file to read from and a descriptor that is closed with `theirs`."""
     ours, other = os.pipe()
+    os.set_blocking(ours, False)
     theirs.callback(os.close, other)
     return open(ours, "rb", buffering=0), other  # noqa: PTH123 - a descriptor

@@ -12,6 +12,7 @@ from typing import Any
 import grpc
 
 from cloister_api.exec.v1 import exec_pb2_grpc
+from cloister_api.wire import NOT_PACKED
 
 from . import guard, memory, signals
 from .authorize import Authorizer
@@ -103,6 +104,9 @@ class Server:
                 # Nor may who never finishes a handshake hold a descriptor for minutes.
                 ("grpc.server_handshake_timeout_ms", 10_000),
                 ("grpc.http2.min_ping_interval_without_data_ms", 5000),
+                # Compressed, a message of the largest size takes 32 KB, and it is unpacked before
+                # its caller is known.
+                NOT_PACKED,
                 ("grpc.so_reuseport", 0),
                 ("grpc.max_concurrent_streams", MAX_STREAMS),
                 # It counts calls that have just ended, and would refuse those of honest clients.

@@ -21,8 +21,10 @@ from typing import TypeAlias
 from .capture import Output, Tail, readable
 from .framing import REAP, STATUS, replace, report, script, source, told, unread, waits
 from .interrupts import interrupt
+from .kin import MARK, background, kill_started, kill_tree
+from .leftovers import KEPT
 from .overflow import Overflows
-from .processes import MARK, Reaper, background, kill_started, kill_tree
+from .processes import Reaper
 from .wakes import wake, woken
 
 _INLINE = 65_536
@@ -144,6 +146,10 @@ class Shell:
         os.set_blocking(status_read, False)
         os.set_blocking(stdin_write, False)
         self._stdin, self._status = stdin_write, status_read
+        if self.retired:
+            # Meanwhile: whoever closed the context found nothing to end.
+            await self.close()
+            raise ShellError("this context was closed")
         self._received.clear()
         asyncio.get_running_loop().add_reader(status_read, self._read_status)
         self._exit.add_done_callback(self._ended)
@@ -226,6 +232,7 @@ class Shell:
             self._looks.cancel()
             self._over = self.output = None
             tail = output.finish()
+            KEPT.keep(output)
         if code and not tail.total and not os.access(self._run, os.R_OK):
             # bash found nothing to run. Only looked for now: every command would pay for it.
             raise ShellError(f"its files in {self._dir} cannot be used: one of them is gone")

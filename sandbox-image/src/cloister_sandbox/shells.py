@@ -14,6 +14,7 @@ from typing import Any
 
 from .commands import FOREVER, Command, Script
 from .errors import Busy, IdConflict, InvalidField, NotFound, WrongState
+from .finishing import to_its_end
 from .jobs import Ending, Failure, Job, Jobs, Reason
 from .processes import Reaper
 from .shell import Shell, ShellError
@@ -74,11 +75,14 @@ class Shells:
         return found
 
     async def open(self, shell_id: str, cwd: str, env: Mapping[str, str], digest: bytes) -> Slot:
-        """Open a shell, or find the one of this id.
+        """Open a shell, or find the one of this id; like the rest, whether the caller stays or not.
 
         Raises IdConflict when it was opened otherwise, Busy at the bound, InvalidField for a
         directory in which it cannot be opened.
         """
+        return await to_its_end(self._open(shell_id, cwd, env, digest))
+
+    async def _open(self, shell_id: str, cwd: str, env: Mapping[str, str], digest: bytes) -> Slot:
         slot = self._slots.get(shell_id)
         if slot is None:
             if len(self._slots) >= MAX_SHELLS:
@@ -139,6 +143,9 @@ class Shells:
 
     async def reset(self, shell_id: str) -> Slot:
         """End what a shell runs, and start it afresh in its first directory."""
+        return await to_its_end(self._reset(shell_id))
+
+    async def _reset(self, shell_id: str) -> Slot:
         slot = self.get(shell_id)
         await self._end_command(slot, Reason.CANCELLED)
         async with slot.lock:
@@ -152,6 +159,9 @@ class Shells:
 
     async def close(self, shell_id: str, reason: Reason = Reason.CANCELLED) -> None:
         """End a shell and every process in it; raises NotFound."""
+        await to_its_end(self._close(shell_id, reason))
+
+    async def _close(self, shell_id: str, reason: Reason) -> None:
         slot = self.get(shell_id)
         slot.closed = True
         del self._slots[shell_id]

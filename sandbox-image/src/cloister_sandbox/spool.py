@@ -1,5 +1,6 @@
 """A file for what memory does not keep of a long output."""
 
+import array
 import asyncio
 import bisect
 import os
@@ -29,7 +30,9 @@ class Spool:
         self._fd = -1
         self._late: list[bytes] = []
         self._written = 0
-        self._runs: list[tuple[int, int]] = []
+        # Numbers, not objects: a program can make every byte a run of its own.
+        self._begins = array.array("Q")
+        self._streams = bytearray()
         self._using = 0
         self._closed = False
         self.start = 0
@@ -39,7 +42,7 @@ class Spool:
     @property
     def late(self) -> int:
         """Bytes that wait to be written."""
-        return self.length - self._written
+        return 0 if self._closed else self.length - self._written
 
     @property
     def size(self) -> int:
@@ -49,22 +52,23 @@ class Spool:
     def takes(self, more: int) -> bool:
         """Whether so many more bytes fit."""
         room = min(self._limit - self.length, TOTAL - Spool.occupied)
-        return not self.full and room >= more and len(self._runs) < self._max_runs
+        return not self.full and room >= more and len(self._begins) < self._max_runs
 
     def add(self, offset: int, stream: int, data: bytes) -> None:
         """Append bytes, which begin where the last ones ended; `write` puts them into the file."""
         if self.full:
             return
-        if not self._runs:
+        if not self._begins:
             self.start = offset
         room = min(self._limit - self.length, TOTAL - Spool.occupied)
-        if room < len(data) or len(self._runs) >= self._max_runs:
+        if room < len(data) or len(self._begins) >= self._max_runs:
             self.full = True
             data = data[: max(0, room)]
         if not data:
             return
-        if not self._runs or self._runs[-1][1] != stream:
-            self._runs.append((offset, stream))
+        if not self._begins or self._streams[-1] != stream:
+            self._begins.append(offset)
+            self._streams.append(stream)
         self._late.append(data)
         self.length += len(data)
         Spool.occupied += len(data)
@@ -92,20 +96,21 @@ class Spool:
     async def read(self, offset: int, most: int) -> tuple[int, bytes] | None:
         """Stream and bytes from an offset on, at most so many; None outside the range."""
         place = offset - self.start
-        if self._closed or not 0 <= place < self.length or not self._runs:
+        if self._closed or not 0 <= place < self.length or not self._begins:
             return None
-        index = bisect.bisect_right(self._runs, offset, key=lambda run: run[0]) - 1
-        if index + 1 < len(self._runs):
-            most = min(most, self._runs[index + 1][0] - offset)
+        index = bisect.bisect_right(self._begins, offset) - 1
+        stream = self._streams[index]
+        if index + 1 < len(self._begins):
+            most = min(most, self._begins[index + 1] - offset)
         if place >= self._written:
-            return self._runs[index][1], self._waiting(place - self._written, most)
+            return stream, self._waiting(place - self._written, most)
         most = min(most, self._written - place)
         self._using += 1
         try:
             data = await asyncio.to_thread(os.pread, self._fd, most, place)
         finally:
             self._release()
-        return (self._runs[index][1], data) if data else None
+        return (stream, data) if data else None
 
     def close(self) -> None:
         """Give the room back."""

@@ -7,6 +7,7 @@ was made in it before is told too. The paths told are those the entries have at 
 import errno
 import os
 import stat
+import time
 from collections.abc import Callable, Iterator
 from enum import Enum
 
@@ -17,6 +18,8 @@ from .paths import Roots
 from .walks import walk
 
 MAX_DIRECTORIES = 8192
+WALK_SECONDS = 60.0
+"""Of looking through directories that are new: a tool can fill one with millions of files."""
 _MAX_EVENTS = 50_000
 """Changes that are gathered for one answer; more are told as an overflow."""
 
@@ -44,6 +47,7 @@ class Watch:
         self.ended = False
         """The path itself is gone, or has another name."""
         self._roots = roots
+        self._until = time.monotonic() + WALK_SECONDS
         try:
             self._inotify = inotify.Inotify()
         except OSError as error:
@@ -75,9 +79,10 @@ class Watch:
     def changes(self, stopped: Callable[[], bool]) -> list[tuple[Change, str]]:
         """What happened since the last call, in order; a path modified again is told once.
 
-        Raises Busy when there are too many directories.
+        Raises Busy when there are too many directories, or files to look through.
         """
         told: dict[tuple[Change, str], None] = {}
+        self._until = time.monotonic() + WALK_SECONDS
         for event in self._inotify.read():
             for change, relative in self._told(event):
                 key = (change, self._full(relative))
@@ -139,6 +144,8 @@ class Watch:
         try:
             self._add(directory, relative)
             for found in walk(directory):
+                if time.monotonic() > self._until:
+                    raise Busy("TREE_TOO_LARGE", "too many files to look through in time", 60.0)
                 below = "/".join(filter(None, (relative, found.relative)))
                 if found.is_directory:
                     # Watched before the walk comes to list it: nothing is missed in between.

@@ -96,6 +96,7 @@ def test_session_egress(sessions: FakeSessions, capsys: Out) -> None:
     )
     allowed = pb.EgressDecision(host="a.example", port=80, allowed=True, reason="Allowed", count=1)
     sessions.reached += [denied, allowed, pb.EgressDecision(port=443, reason="NotAName", count=2)]
+    sessions.reached.append(pb.EgressDecision(reason="TooManyConnections", count=9))
     for each in sessions.reached:
         each.last.GetCurrentTime()
     assert main(["session", "egress", "mine"]) == 0
@@ -105,11 +106,13 @@ def test_session_egress(sessions: FakeSessions, capsys: Out) -> None:
         ["evil?[2J.example:443", "denied", "HostNotAllowed", "7"],
         ["a.example:80", "allowed", "Allowed", "1"],
         ["(no", "name):443", "denied", "NotAName", "2"],
+        ["(any", "host)", "denied", "TooManyConnections", "9"],
     ]
     assert main(["session", "egress", "mine", "-o", "json"]) == 0
     listed = json.loads(capsys.readouterr().out)
     assert [(each["host"], each["allowed"]) for each in listed][1:] == [
         ("a.example", True),
+        ("", False),
         ("", False),
     ]
     assert main(["session", "egress", "nobody"]) == 1
@@ -193,6 +196,13 @@ def test_failures_are_one_sentence(
         "cloister: Cloister is not installed in namespace cloister-system: there is no ConfigMap "
         "cloister-client-config\n"
     )
+    kube.page = "<html>please log in</html>"
+    assert main(["env", "list"]) == 1
+    assert capsys.readouterr().err == (
+        "cloister: cannot list environments in cloister-sandboxes: the answer is none of a "
+        "Kubernetes API\n"
+    )
+    kube.page = ""
     kube.environments = None
     assert main(["env", "list"]) == 1
     assert capsys.readouterr().err == (

@@ -9,6 +9,8 @@ import cloister
 from cloister import _fetching
 from support.sandbox_server import Sandbox
 
+pytestmark = pytest.mark.long
+
 
 def make_tree(root: Path) -> None:
     """Files, modes, an empty directory, and links of all kinds."""

@@ -5,7 +5,6 @@ import os
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,10 @@ from cloister._places import Place, checked
 from cloister._unpacking import Unpacker
 from cloister_api.exec.v1 import exec_pb2, exec_pb2_grpc
 from support.fake_sessions import FakeSessions
-from support.sandbox_server import SESSION_NAME, Sandbox
+from support.sandbox_server import Sandbox
+from support.taken_over import taken_over
+
+pytestmark = pytest.mark.long
 
 Entry = exec_pb2.Entry
 MIB = 1024 * 1024
@@ -75,16 +77,12 @@ class Liar(exec_pb2_grpc.FilesServicer):
 def liar(server: Sandbox, sessions: FakeSessions) -> Iterator[Liar]:
     """Has the session's own certificate, as a sandbox that was taken over has."""
     made = Liar()  # type: ignore[abstract]
-    pair = server.authority.issue(dns=SESSION_NAME)
-    running = grpc.server(ThreadPoolExecutor(8))
-    exec_pb2_grpc.add_FilesServicer_to_server(made, running)
-    port = running.add_secure_port(
-        "127.0.0.1:0", grpc.ssl_server_credentials([(pair.private_key, pair.certificate)])
-    )
-    running.start()
-    sessions.endpoint = f"127.0.0.1:{port}"
-    yield made
-    running.stop(None).wait()
+
+    def add(running: grpc.Server) -> None:
+        exec_pb2_grpc.add_FilesServicer_to_server(made, running)
+
+    with taken_over(server, sessions, add):
+        yield made
 
 
 @pytest.fixture
@@ -143,16 +141,28 @@ def test_a_listing_that_leads_elsewhere_ends_the_copy(
     assert not [each for each in target.rglob("*") if not each.name.startswith(".cl")]
 
 
-def test_the_name_of_a_copy_is_never_a_step_up(
-    client: cloister.Client, liar: Liar, target: Path
+@pytest.mark.parametrize("name", ["/w/..", "/w/.ssh", "/"])
+def test_the_name_of_a_copy_is_never_a_step_up_nor_hidden(
+    client: cloister.Client, liar: Liar, target: Path, name: str
 ) -> None:
     target.mkdir()
-    liar.root = entry("/w/..", kind=Entry.TYPE_DIRECTORY)
+    liar.root = entry(name, kind=Entry.TYPE_DIRECTORY)
     with client.create_session("env") as session:
         with pytest.raises(cloister.DataLossError, match="calls a directory"):
             session.download(".", target)
-        session.download("/w", target)
+        session.download("/.asked", target)
     assert outside(target) == []
+    assert [each.name for each in target.iterdir()] == [".asked"]
+
+
+def test_what_no_message_should_say_is_no_error_of_another_kind(
+    client: cloister.Client, liar: Liar
+) -> None:
+    liar.root = entry("/w/f", 1, kind=77)
+    liar.root.mtime.seconds, liar.root.mtime.nanos = 2**62, -5
+    with client.create_session("env") as session:
+        found = session.stat("/w/f")
+    assert (found.type, found.modified_at.year) == ("unknown", 9999)
 
 
 def test_an_etag_is_no_part_of_a_path(client: cloister.Client, liar: Liar, target: Path) -> None:
@@ -238,6 +248,18 @@ def test_an_endless_listing_ends(
     with (
         client.create_session("env") as session,
         pytest.raises(cloister.FailedPreconditionError, match="more than 1000 entries"),
+    ):
+        session.download("/w", target)
+
+
+def test_a_listing_of_endless_names_ends(
+    client: cloister.Client, liar: Liar, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_files, "MAX_LISTED", MIB)
+    liar.listed = [entry(f"/w/{number}{'f' * 100_000}") for number in range(11)]
+    with (
+        client.create_session("env") as session,
+        pytest.raises(cloister.FailedPreconditionError, match="more than 1048576 bytes"),
     ):
         session.download("/w", target)
 

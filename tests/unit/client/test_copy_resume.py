@@ -14,6 +14,8 @@ from support.fake_sessions import FakeSessions
 from support.relay import Relay, relay
 from support.sandbox_server import Sandbox
 
+pytestmark = pytest.mark.long
+
 MIB = 1024 * 1024
 
 

@@ -86,6 +86,7 @@ def test_no_terminal_shows_nothing(server: Sandbox, capsys: Out, tmp_path: Path)
     assert capsys.readouterr() == ("", "")
 
 
+@pytest.mark.long
 def test_an_interrupted_copy_says_how_to_go_on_and_does(server: Sandbox, tmp_path: Path) -> None:
     source = tmp_path / "tree"
     source.mkdir()

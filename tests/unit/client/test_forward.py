@@ -1,6 +1,7 @@
 """Forwarded ports: bytes both ways, ends, and what goes wrong."""
 
 import asyncio
+import contextlib
 from typing import Any
 
 import pytest
@@ -40,11 +41,12 @@ def test_reach(outside: cloister.Client, client: cloister.Client, sessions: Fake
 def test_what_the_operator_says_of_a_sandbox_is_reported(
     outside: cloister.Client, sessions: FakeSessions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_connection, "RETRY_SECONDS", 0.2)
     with outside.create_session("env") as session:
         sessions.reachable = False
-        with pytest.raises(cloister.UnavailableError, match="sandbox does not answer"):
-            session.bash("true")
+        with monkeypatch.context() as short:
+            short.setattr(_connection, "RETRY_SECONDS", 1.0)
+            with pytest.raises(cloister.UnavailableError, match="sandbox does not answer"):
+                session.bash("true")
         sessions.reachable = True
         assert session.bash("true").exit_code == 0
 
@@ -102,6 +104,21 @@ async def test_who_connects_just_before_the_end_is_hung_up_on() -> None:
         await ending[0]
         writer.close()
     assert [each.is_closing() for each in accepted] == [True]
+
+
+async def test_who_is_accepted_at_the_end_is_hung_up_on() -> None:
+    async def nobody() -> Any:
+        raise AssertionError("it is not asked for")
+
+    forward = Forward(nobody, "nobody")
+    await forward.close()
+    async with await asyncio.start_server(forward._accept, "127.0.0.1", 0) as server:
+        host, port = server.sockets[0].getsockname()[:2]
+        reader, writer = await asyncio.open_connection(host, port)
+        with contextlib.suppress(ConnectionError):
+            assert await reader.read() == b""
+        writer.close()
+    assert forward._bridges == set()
 
 
 def test_a_ca_that_was_replaced_is_looked_up_again(

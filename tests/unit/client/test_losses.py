@@ -1,5 +1,6 @@
 """Lost connections and refusals: what is repeated, what is reported, and how."""
 
+import asyncio
 import contextlib
 import select
 import socket
@@ -15,6 +16,7 @@ from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-unty
 
 import cloister
 from cloister import _connection, _sessions_api, _sync_loop
+from cloister._kube import Kube
 from cloister_api.sessions.v1 import sessions_pb2 as pb
 from support.cluster import wait_for
 from support.fake_kube import FakeKube
@@ -254,3 +256,53 @@ def test_a_silent_sessions_api_is_reported(
     kube.client_config["sessionsAddress"] = "127.0.0.1:1"
     with pytest.raises(cloister.UnavailableError):
         client.list_sessions()
+
+
+class _Hold:
+    """Keeps the first call to a Sessions API waiting, and refuses the second one for now."""
+
+    def __init__(self, sessions: FakeSessions) -> None:
+        self._enter, self._calls = sessions._enter, 0
+        self.began, self.go_on = threading.Event(), threading.Event()
+        sessions._enter = self  # type: ignore[method-assign]
+
+    def __call__(self, context: grpc.ServicerContext) -> None:
+        self._calls += 1
+        if self._calls == 1:
+            self.began.set()
+            self.go_on.wait()
+        if self._calls == 2:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "not now")
+        self._enter(context)
+
+
+async def _api(kubeconfig: str) -> _sessions_api.SessionsApi:
+    kube = await Kube.load(kubeconfig, None)
+    return _sessions_api.SessionsApi(
+        kube, system_namespace="cloister-system", namespace="cloister-sandboxes", direct=True
+    )
+
+
+@pytest.mark.parametrize("closed", [False, True])
+async def test_a_call_under_way_outlives_that_another_one_gives_the_connection_up(
+    kubeconfig: str, sessions: FakeSessions, closed: bool
+) -> None:
+    """It was cancelled, and its caller told that he had wished it. The end of a client is one."""
+    hold, api = _Hold(sessions), await _api(kubeconfig)
+    request = pb.CreateSessionRequest(environment="env", name="s", request_id="r")
+    creating = asyncio.create_task(api.create(request, 0))
+    try:
+        await asyncio.to_thread(hold.began.wait)
+        if closed:
+            await api.close()
+            with pytest.raises(cloister.CallCancelledError, match="the client is closed"):
+                await creating
+            return
+        with pytest.raises(cloister.UnavailableError, match="not now"):
+            await api.get("cloister-sandboxes", "s", retry=False)
+        made = await creating
+        assert made.session.name == "s"
+    finally:
+        hold.go_on.set()
+        await api.close()
+        await api._kube.close()

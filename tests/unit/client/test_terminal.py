@@ -137,8 +137,8 @@ async def test_a_shell_on_a_terminal(session: cloister.AsyncSession, screens: Sc
         "trap : WINCH; until [ \"$(stty size)\" = '33 77' ]; do sleep 0.02; done; echo f\\it\r"
     )
     await screen.shows("fit")
-    screen.type("sleep 600\r")
-    await screen.shows("sleep 600")
+    screen.type("sh -c 'echo r\\un; exec sleep 600'\r")
+    await screen.shows("run")
     screen.type("\x03")
     # What is typed before the interrupt has arrived goes with what it interrupts.
     await screen.shows("# ")

@@ -27,6 +27,8 @@ from support.file_calls import FileCalls
 from support.jobs import Jobs, read
 from support.sandbox_server import Sandbox, Tools, refused, sandbox
 
+pytestmark = pytest.mark.long
+
 MIB = 1024 * 1024
 
 

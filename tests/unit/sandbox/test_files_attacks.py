@@ -19,6 +19,8 @@ from support.file_calls import FileCalls, eventually, frames
 from support.sandbox_server import Sandbox, refused
 from support.swaps import swapping
 
+pytestmark = pytest.mark.long
+
 SECRET = "what is outside"
 STATUS = grpc.StatusCode
 REFUSALS = (
@@ -35,7 +37,6 @@ def files(claimed: Sandbox) -> Iterator[FileCalls]:
         yield FileCalls(channel)
 
 
-@pytest.mark.long
 def test_a_directory_swapped_for_a_link_never_leads_outside(
     files: FileCalls, claimed: Sandbox
 ) -> None:

@@ -257,13 +257,17 @@ def test_only_so_many_watches_and_none_is_activity(files: FileCalls, claimed: Sa
     eventually(again)
 
 
-def test_a_tree_with_too_many_directories_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("bound", "value", "said"),
+    [("MAX_DIRECTORIES", 5, "more than 5 directories"), ("WALK_SECONDS", 0.0, "too many files")],
+)
+def test_a_tree_that_is_too_large_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bound: str, value: float, said: str
 ) -> None:
-    monkeypatch.setattr(watches, "MAX_DIRECTORIES", 5)
+    monkeypatch.setattr(watches, bound, value)
     for number in range(6):
         (tmp_path / f"{number}").mkdir()
-    with pytest.raises(Busy, match="more than 5 directories"):
+    with pytest.raises(Busy, match=said):
         watches.Watch(Roots(tmp_path, (), ()), ".", str(tmp_path), recursive=True)
     opened = Path("/proc/self/fd").iterdir()
     links = [os.fspath(each.readlink()) for each in opened if each.is_symlink()]

@@ -5,6 +5,7 @@ import os
 import random
 import subprocess
 import threading
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -215,3 +216,25 @@ def test_diffs_of_large_changes_are_bounded(monkeypatch: pytest.MonkeyPatch) -> 
     assert diff.startswith("--- a/f\n+++ b/f\n@@ -1,5002 +1,4002 @@\n same\n-old 0\n")
     assert len(diff) < texts.MAX_DIFF + 100
     assert diff.endswith(f"[diff cut at {texts.MAX_DIFF} characters]\n")
+
+
+def test_the_diff_of_a_large_change_is_left_out() -> None:
+    """Its lines would take a gigabyte, of which sixty-four thousand characters are shown."""
+    before, after = "same\n" + "a\n" * 2_000_000, "same\n" + "b\n" * 2_000_000
+    tracemalloc.start()
+    diff = texts.unified_diff("x", before, after)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert diff.startswith("--- a/x\n+++ b/x\n[diff left out: more than ")
+    assert peak < 10 * len(before)
+
+
+def test_the_diff_of_a_small_change_in_a_large_text() -> None:
+    lines = [f"{number}\n" for number in range(1_000_000)]
+    before = "".join(lines)
+    lines[500_000] = "changed\n"
+    diff = texts.unified_diff("x", before, "".join(lines))
+    assert diff == (
+        "--- a/x\n+++ b/x\n@@ -499998,7 +499998,7 @@\n 499997\n 499998\n 499999\n-500000\n"
+        "+changed\n 500001\n 500002\n 500003\n"
+    )

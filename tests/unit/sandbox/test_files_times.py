@@ -3,10 +3,12 @@
 import io
 import tarfile
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from cloister_sandbox.entries import entry
 from cloister_sandbox.uploads import MAX_SECONDS
 from support.file_calls import FileCalls
 from support.sandbox_server import Sandbox
@@ -54,3 +56,16 @@ def test_a_member_keeps_the_fraction_of_its_time(
 ) -> None:
     files.upload("times", archive(given), tree=True)
     assert (claimed.workspace / "times" / "timed").stat().st_mtime_ns // 1000 == micros
+
+
+@pytest.mark.parametrize(("seconds", "year"), [(2**40, 9999), (-(2**40), 1), (1_600_000_000, 2020)])
+def test_a_time_that_no_message_holds_spoils_no_listing(seconds: int, year: int) -> None:
+    """Some file systems keep whatever a tool sets."""
+    info = SimpleNamespace(
+        st_mode=0o100644,
+        st_ino=1,
+        st_size=0,
+        st_mtime_ns=seconds * 10**9,
+        st_ctime_ns=seconds * 10**9,
+    )
+    assert entry("/workspace/x", info).mtime.ToDatetime().year == year  # type: ignore[arg-type]

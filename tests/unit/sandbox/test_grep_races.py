@@ -2,6 +2,7 @@
 
 import codecs
 import os
+import selectors
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -11,9 +12,12 @@ import pytest
 from cloister_api.exec.v1 import exec_pb2
 from cloister_sandbox.matches import Binary, Line, Matches
 from cloister_sandbox.paths import Roots
+from cloister_sandbox.ripgrep import Search
 from support.file_calls import FileCalls, found_by_ripgrep
 from support.sandbox_server import Sandbox, Tools, sandbox
 from support.swaps import swapping
+
+pytestmark = pytest.mark.long
 
 SECRET = "what is outside"
 LEFT_OUT = "1 lines were left out: their files changed during the search"
@@ -175,3 +179,22 @@ def test_a_search_that_is_over_reads_no_further(tmp_path: Path) -> None:
             found: list[Line | Binary] = list(matches.feed(output))
         assert len(found) == count
         assert matches.unconfirmed == 1 - count
+
+
+def test_a_search_whose_output_a_tool_takes_keeps_nobody_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Any tool can open the pipe and be quicker than who was told that something is there."""
+
+    class Hasty(selectors.PollSelector):
+        def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+            return [(each, selectors.EVENT_READ) for each in self.get_map().values()]
+
+    rg = tmp_path / "rg"
+    rg.write_text("#!/bin/sh\nexec sleep 300\n")
+    rg.chmod(0o755)
+    monkeypatch.setattr(selectors, "DefaultSelector", Hasty)
+    search = Search([], str(tmp_path), {"PATH": f"{tmp_path}:/usr/bin:/bin"}, 0.3)
+    assert list(search.output(lambda: False)) == []
+    assert search.ended == "late"
+    os.waitpid(search._pid, 0)

@@ -137,6 +137,16 @@ def test_sigterm_ends_programs(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
+def test_what_hundreds_of_programs_left_ends_with_the_server(tmp_path: Path) -> None:
+    """To look for what each of them left alone would take longer than a pod has for its end."""
+    with running(tmp_path) as (server, jobs):
+        for _ in range(200):
+            assert jobs.bash("sleep 4761 > /dev/null 2>&1 & exit 0").exited.surviving_processes
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(timeout=20) == TOLD_TO_END
+
+
+@pytest.mark.long
 def test_nothing_leaks(tmp_path: Path) -> None:
     # Each round opens descriptors of every kind; forty rounds would exhaust the bound.
     with running(tmp_path, open_files=64) as (_, jobs):

@@ -13,8 +13,10 @@ import pytest
 
 from cloister_api.exec.v1 import exec_pb2, exec_pb2_grpc
 from cloister_sandbox.main import TOLD_TO_END
-from cloister_sandbox.state import Activity
+from support.memory import peak
 from support.sandbox_server import Sandbox, Tools, sandbox
+
+pytestmark = pytest.mark.long
 
 MIB = 1024 * 1024
 LONG = 10_000_000_000 if "SOAK" in os.environ else 1_000_000_000
@@ -30,23 +32,15 @@ def failure(stream: Any) -> Any:
     return None
 
 
-def resident(server: Sandbox) -> int:
-    """Bytes of memory that the server has."""
-    for line in Path(f"/proc/{server.process.pid}/status").read_text().splitlines():
-        if line.startswith("VmHWM"):
-            return int(line.split()[1]) * 1024
-    raise AssertionError("the server is gone")
-
-
 def test_thousands_of_millions_of_bytes_of_output(claimed: Sandbox, tools: Tools) -> None:
-    before = resident(claimed)
+    before = peak(claimed.process.pid)
     result = tools.call("bash", command=f"head -c {LONG} /dev/zero; echo END")
     assert result.truncation.total_bytes == LONG + 4
     text, left_out = result.content[0].text.rsplit("\n", 1)
     assert text.endswith("\0END")
     assert f"the first {64 * MIB} are in {result.truncation.spool_path}]" in left_out
     assert Path(result.truncation.spool_path).stat().st_size == 64 * MIB
-    assert resident(claimed) - before < 32 * MIB
+    assert peak(claimed.process.pid) - before < 32 * MIB
 
 
 def test_output_after_the_end_never_delays_the_result(claimed: Sandbox, tools: Tools) -> None:
@@ -66,7 +60,6 @@ def test_a_character_is_never_cut_in_two(tools: Tools) -> None:
     assert tools.bash(r"printf '\xc3'; sleep 0.05; printf '\xa4'; printf 'x\xf0\x9f'") == "äx\ufffd"
 
 
-@pytest.mark.long
 def test_thousands_of_calls_at_once_are_bounded(tmp_path: Path) -> None:
     with sandbox(tmp_path) as server:
         server.wait_for(exec_pb2.RuntimeInfo.STATE_WARM)
@@ -105,15 +98,6 @@ def test_sigterm_lets_work_finish_and_ends_the_rest(tmp_path: Path) -> None:
             server.process.send_signal(signal.SIGTERM)
             assert call.result().content[0].text == "finished"
         assert server.process.wait(timeout=20) == TOLD_TO_END
-
-
-def test_the_wall_clock_may_jump(monkeypatch: pytest.MonkeyPatch) -> None:
-    activity = Activity()
-    with activity:
-        monkeypatch.setattr(time, "time", lambda: 0.0)
-        monkeypatch.setattr(time, "time_ns", lambda: 0)
-    assert 0 <= activity.active < 60
-    assert 0 <= activity.idle_for < 60
 
 
 def test_nothing_in_the_server_counts_by_the_wall_clock() -> None:

@@ -62,6 +62,18 @@ async def flushed(store: OutputStore) -> None:
         await store._flushing
 
 
+async def test_what_is_forgotten_while_it_is_written_is_written_no_more() -> None:
+    """The loop that writes what is late must see that there is nothing left to write."""
+    source = Source(SMALL)
+    for start in range(0, LIVE + 4 * CHUNK, CHUNK):
+        source.store.add(1, pattern(start, CHUNK))
+    flushing = source.store._flushing
+    assert flushing is not None
+    await asyncio.sleep(0)
+    source.store.close()
+    await asyncio.wait_for(flushing, 10)
+
+
 async def test_head_file_and_tail_are_kept_and_the_rest_is_said_to_be_missing() -> None:
     source = Source(SMALL)
     length = LIVE + CHUNK + 5000

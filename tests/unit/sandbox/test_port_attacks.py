@@ -13,8 +13,12 @@ from cloister_sandbox.errors import Busy
 from cloister_sandbox.server import MAX_CONNECTIONS, MAX_STREAMS
 from support import raw_http2
 from support.file_calls import eventually
-from support.raw_http2 import CANCEL, END_HEADERS, RawConnection, frame, headers
+from support.jobs import Jobs
+from support.memory import grows_by_less_than, peak
+from support.raw_http2 import CANCEL, END_HEADERS, RawConnection, frame, grpc_frame, headers
 from support.sandbox_server import Sandbox, Tools, sandbox
+
+pytestmark = pytest.mark.long
 
 MIB = 1024 * 1024
 
@@ -42,19 +46,10 @@ def raw(server: Sandbox, tmp_path: Path) -> Iterator[RawConnection]:
 @contextlib.contextmanager
 def bounded(server: Sandbox, tools: Tools, growth: int) -> Iterator[None]:
     """A block in which the server's memory grows by at most so many bytes, and goes on serving."""
-    process = Path(f"/proc/{server.process.pid}")
     tools.bash("echo warm")
-    (process / "clear_refs").write_text("5")  # the peak is what it has now
-    before = peak(process)
-    yield
-    assert tools.bash("echo on") == "on"
-    assert peak(process) - before < growth
-
-
-def peak(process: Path) -> int:
-    """The most memory a process had, in bytes."""
-    lines = (process / "status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+    with grows_by_less_than(server.process.pid, growth):
+        yield
+        assert tools.bash("echo on") == "on"
 
 
 def test_calls_that_are_opened_without_end(
@@ -100,14 +95,49 @@ def test_large_answers_that_nobody_takes(server: Sandbox, tools: Tools) -> None:
     with server.worker() as channel, bounded(server, tools, 256 * MIB):
         stub = Tools(channel).stub
         calls = [stub.Call(read(f"stalled-{number}"), timeout=60) for number in range(40)]
-        process = Path(f"/proc/{server.process.pid}")
-        eventually(lambda: tools.bash("echo on") == "on" and peak(process) > 100 * MIB)
+        pid = server.process.pid
+        eventually(lambda: tools.bash("echo on") == "on" and peak(pid) > 100 * MIB)
         assert tools.bash("echo on") == "on"
         for each in calls:
             each.cancel()
         # Room is there again, and what nobody took is kept.
         result = tools.call("read", "stalled-0", file_path="large.pdf")
         assert result.content[0].document.data == content
+
+
+@pytest.mark.parametrize("kind", ["results", "output"])
+def test_thousands_of_answers_of_medium_size_that_nobody_takes(
+    server: Sandbox, tools: Tools, tmp_path: Path, kind: str
+) -> None:
+    """Each is small enough; all of them were a gigabyte."""
+    (server.workspace / "medium.pdf").write_bytes(b"%PDF-1.7\n" + b"x" * 900_000)
+    read = exec_pb2.CallRequest(request_id="medium", tool="read")
+    read.input.update({"file_path": "medium.pdf"})
+    names = [f"medium-{number}" for number in range(30)]
+    with server.worker() as channel:
+        for name in names:
+            Jobs(channel).bash("head -c 600000 /dev/zero", process_id=name)
+
+    def call(number: int) -> tuple[str, bytes]:
+        if kind == "results":
+            return "Tools/Call", read.SerializeToString()
+        request = exec_pb2.AttachRequest(process_id=names[number % len(names)], follow=True)
+        return "Processes/Attach", request.SerializeToString()
+
+    with contextlib.ExitStack() as opened, bounded(server, tools, 256 * MIB):
+        for _ in range(2):
+            raw = opened.enter_context(contextlib.closing(RawConnection(server, tmp_path)))
+            raw.send(frame(raw_http2.SETTINGS, 0, 0, raw_http2.LITTLE))
+            raw.send(frame(raw_http2.WINDOW, 0, 0, raw_http2.MUCH))
+            for number in range(900):
+                method, message = call(number)
+                stream = 1 + 2 * number
+                raw.send(
+                    frame(raw_http2.HEADERS, END_HEADERS, stream, headers(method))
+                    + frame(raw_http2.DATA, raw_http2.END_STREAM, stream, grpc_frame(message))
+                )
+        # What is to come has come.
+        assert tools.bash("sleep 8; echo on") == "on"
 
 
 async def test_large_answers_wait_for_each_other() -> None:

@@ -84,8 +84,8 @@ def test_nothing_outlives_its_context(tools: Tools, seconds: str, escape: str, e
         assert sleeping(seconds) == []
     else:
         last = f"{command}\necho all; sleep {seconds}"
-        ended = tools.call("bash", context_id=context, command=last, timeout_ms=1000)
-        assert ended.content[0].text.startswith("all\nbash: bash command timed out after 1.0s")
+        ended = tools.call("bash", context_id=context, command=last, timeout_ms=2000)
+        assert ended.content[0].text.startswith("all\nbash: bash command timed out after 2.0s")
         assert (ended.state_lost, ended.exit.surviving_processes) == (False, 0)
         assert sleeping(seconds) == []
     tools.stub.CloseContext(exec_pb2.CloseContextRequest(context_id=context), timeout=20)
@@ -101,13 +101,13 @@ def test_what_earlier_commands_left_outlives_a_timeout_and_is_counted(
     before = sleeping(seconds)
     late = f"{seconds}.5"
     start = f"setsid -f sleep {late}; (sleep {late} &); sleep {late}"
-    ended = tools.call("bash", context_id="left", command=start, timeout_ms=500)
+    ended = tools.call("bash", context_id="left", command=start, timeout_ms=1500)
     assert (ended.state_lost, ended.exit.surviving_processes) == (False, 3)
     assert sleeping(late) == []
     assert sleeping(seconds) == before
     # What they start while the command runs is theirs, too.
     again = f"kill {before[0]} {before[1]}; sleep {late}"
-    ended = tools.call("bash", context_id="left", command=again, timeout_ms=500)
+    ended = tools.call("bash", context_id="left", command=again, timeout_ms=1500)
     assert ended.exit.surviving_processes == 2
     assert len(sleeping(seconds)) == 1
     assert tools.call("bash", context_id="left", command="echo $x").content[0].text == "kept"

@@ -1,6 +1,7 @@
 """What the Environment asks for is done before the pod is warm, or the pod says why not."""
 
 import io
+import os
 import stat
 import tarfile
 from pathlib import Path
@@ -10,6 +11,7 @@ import grpc
 import pytest
 
 from cloister_api.exec.v1 import exec_pb2, exec_pb2_grpc
+from cloister_sandbox.recipe import place
 from support.file_calls import eventually, frames
 from support.sandbox_server import Sandbox, Tools, processes_with, refused, sandbox
 
@@ -234,3 +236,12 @@ def test_a_workspace_of_an_earlier_pod_waits_for_no_repository(tmp_path: Path) -
     recipe = {"trees": [{"path": str(kept / "project"), "commit": "c"}]}
     with sandbox(tmp_path / "s", recipe, env={"CLOISTER_KEPT_ROOTS": str(kept)}) as server:
         server.wait_for(WARM)
+
+
+def test_a_file_is_placed_whatever_lies_in_its_way(tmp_path: Path) -> None:
+    """Tools of an earlier pod have had the workspace."""
+    os.mkfifo(tmp_path / "f")
+    place(str(tmp_path / "f"), 0o640, b"content")
+    assert (tmp_path / "f").read_bytes() == b"content"
+    assert stat.S_IMODE((tmp_path / "f").stat().st_mode) == 0o640
+    assert [each.name for each in tmp_path.iterdir()] == ["f"]

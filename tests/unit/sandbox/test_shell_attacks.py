@@ -6,6 +6,8 @@ import pytest
 
 from support.sandbox_server import Tools
 
+pytestmark = pytest.mark.long
+
 DEAF = {
     "builtin": 'builtin() { echo "$@"; }',
     "no-builtin": "enable -n builtin",

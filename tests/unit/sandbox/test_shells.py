@@ -155,7 +155,7 @@ def test_a_shell_survives_a_command_whose_time_is_up(
     # Durations that no other run on this machine sleeps for.
     ends, stays = (4_000_000 + uuid.uuid4().int % 1_000_000 + each for each in (0, 1_000_000))
     worker.sh(f"kept=yes; sleep {stays} & cd /usr")
-    seen = worker.sh(script.replace("SHORT", f"{ends}"), timeout=0.3)
+    seen = worker.sh(script.replace("SHORT", f"{ends}"), timeout=1)
     assert (seen.text, seen.exited.reason) == ("begun\n", TIMED_OUT)
     assert seen.exited.code == 130
     assert worker.sh("echo $kept $PWD").text == "yes /usr\n"
@@ -165,13 +165,13 @@ def test_a_shell_survives_a_command_whose_time_is_up(
 
 
 def test_a_command_that_ignores_interrupts_is_terminated(worker: Worker) -> None:
-    seen = worker.sh("x=1; bash -c 'trap \"\" INT; echo up; sleep 4743'; echo on", timeout=0.3)
+    seen = worker.sh("x=1; bash -c 'trap \"\" INT; echo up; sleep 4743'; echo on", timeout=1)
     assert (seen.text, seen.exited.reason) == ("up\n", TIMED_OUT)
     assert worker.sh("echo [$x]").text == "[1]\n"
 
 
 def test_a_shell_that_cannot_be_interrupted_is_replaced(worker: Worker, tools: Tools) -> None:
-    seen = worker.sh("trap '' INT TERM; echo up; while :; do sleep 4744; done", timeout=0.1)
+    seen = worker.sh("trap '' INT TERM; echo up; while :; do sleep 4744; done", timeout=1)
     assert seen.exited.reason == TIMED_OUT
     assert worker.sh("echo alive").text == "alive\n"
     assert worker.shell().generation == 2
@@ -181,7 +181,7 @@ def test_a_shell_that_cannot_be_interrupted_is_replaced(worker: Worker, tools: T
 def test_a_command_may_outlive_its_time_as_a_process(worker: Worker) -> None:
     worker.sh("rm -f go; mkfifo go; x=1; cd /usr")
     script = f"echo begun; cat {worker.program('pwd').text.strip()}/go; exit 3"
-    fields: dict[str, Any] = {"timeout": 0.2, "on_timeout": exec_pb2.ON_TIMEOUT_DETACH}
+    fields: dict[str, Any] = {"timeout": 1, "on_timeout": exec_pb2.ON_TIMEOUT_DETACH}
     seen = worker.sh(script, command_id="outlives", **fields)
     assert seen.text == "begun\n"
     assert (seen.last.detached.process_id, seen.last.detached.next_offset) == ("outlives", 6)
@@ -202,7 +202,7 @@ def test_a_detached_command_is_signalled_as_a_process(worker: Worker, tools: Too
     seen = worker.sh(
         "echo begun; sleep 4745",
         command_id="taken",
-        timeout=0.2,
+        timeout=1,
         on_timeout=exec_pb2.ON_TIMEOUT_DETACH,
     )
     process_id = seen.last.detached.process_id

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from cloister_sandbox.spawn import nothing, spawn
-from cloister_sandbox.starts import THREADS, Starts
+from cloister_sandbox.starts import THREADS, Starts, turn
+from support.file_calls import eventually
 
 PATH = "/usr/bin:/bin"
 
@@ -115,6 +116,67 @@ async def test_a_program_that_the_kernel_holds_back_delays_no_other(tmp_path: Pa
         assert (await asyncio.to_thread(os.waitpid, pid, 0))[1] == 0
 
 
+async def test_more_starts_than_threads_that_are_held_back_delay_no_other() -> None:
+    starts = Starts()
+    release = threading.Event()
+
+    def held() -> int:
+        release.wait(30)
+        return 1
+
+    async with asyncio.timeout(30):
+        stuck = [asyncio.create_task(starts.run(held)) for _ in range(3 * THREADS)]
+        try:
+            await asyncio.sleep(0)
+            assert await asyncio.gather(*(starts.run(lambda: 2) for _ in range(20))) == [2] * 20
+            assert not any(each.done() for each in stuck)
+        finally:
+            release.set()
+        assert await asyncio.gather(*stuck) == [1] * len(stuck)
+    # Those that helped go.
+    eventually(lambda: starts._threads == THREADS)
+
+
+async def test_programs_that_are_held_back_keep_no_turn_from_others() -> None:
+    turns = asyncio.Semaphore(1)
+    release = asyncio.Event()
+
+    async def held() -> None:
+        async with turn(turns):
+            await release.wait()
+
+    async with asyncio.timeout(30):
+        stuck = [asyncio.create_task(held()) for _ in range(3)]
+        await asyncio.sleep(0)
+        async with turn(turns):
+            assert not any(each.done() for each in stuck)
+        release.set()
+        await asyncio.gather(*stuck)
+        async with turn(turns):
+            assert turns.locked(), "no turn was given back twice"
+
+
+async def test_threads_that_cannot_be_started_are_not_counted_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A tool fills the table of processes while the first programs are to start."""
+    starts = Starts()
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async with asyncio.timeout(30):
+        with monkeypatch.context() as full:
+            full.setattr(threading.Thread, "start", refuse)
+            for _ in range(2 * THREADS):
+                with pytest.raises(RuntimeError):
+                    await starts.run(lambda: 1)
+        assert await starts.run(lambda: 2) == 2
+        with monkeypatch.context() as full:
+            full.setattr(threading.Thread, "start", refuse)
+            assert await asyncio.gather(*(starts.run(lambda: 3) for _ in range(20))) == [3] * 20
+
+
 async def test_every_start_is_answered_however_many_there_are() -> None:
     starts = Starts()
 
@@ -133,4 +195,4 @@ async def test_every_start_is_answered_however_many_there_are() -> None:
         await asyncio.sleep(0)
         waiting.cancel()
         assert await starts.run(number(2)) == 2
-    assert sum(each.name == "starts" for each in threading.enumerate()) <= 3 * THREADS
+    eventually(lambda: starts._threads == THREADS)

@@ -15,7 +15,7 @@ import pytest
 from google.protobuf import struct_pb2
 
 from cloister_api.exec.v1 import exec_pb2, exec_pb2_grpc
-from cloister_sandbox import processes
+from cloister_sandbox import kin
 from cloister_sandbox.calls import Calls
 from cloister_sandbox.errors import Busy
 from cloister_sandbox.processes import Reaper
@@ -26,6 +26,8 @@ from cloister_sandbox.toolset.results import ToolResult
 from support.jobs import Jobs, read
 from support.pods import claimed_pod
 from support.sandbox_server import Sandbox, Tools
+
+pytestmark = pytest.mark.long
 
 MIB = 1024 * 1024
 
@@ -112,7 +114,6 @@ def test_who_never_finishes_a_handshake_is_cut_off(pod: Sandbox, tools: Tools) -
                 assert each.recv(1) == b""
 
 
-@pytest.mark.long
 def test_changes_without_end_hold_up_no_other_call(pod: Sandbox, tools: Tools) -> None:
     write = (
         "import os, time\n"
@@ -290,6 +291,6 @@ async def test_no_descriptor_left_to_look_processes_up(monkeypatch: pytest.Monke
             raise answer
         return answer
 
-    monkeypatch.setattr(processes, "_strike", strike)
-    assert await processes.kill_tree(-1, "mark") == []
+    monkeypatch.setattr(kin, "_strike", strike)
+    assert await kin.kill_tree(-1, "mark") == []
     assert answers == []

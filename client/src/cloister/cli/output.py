@@ -62,7 +62,7 @@ def egress(found: Sequence[EgressDecision], form: str, name: str) -> None:
     now = datetime.now(UTC)
     rows = [
         [
-            f"{each.host}:{each.port}" if each.host else f"(no name):{each.port}",
+            _host(each),
             "allowed" if each.allowed else "denied",
             each.reason,
             str(each.count),
@@ -71,6 +71,13 @@ def egress(found: Sequence[EgressDecision], form: str, name: str) -> None:
         for each in found
     ]
     _table(["HOST", "VERDICT", "REASON", "COUNT", "AGE"], rows)
+
+
+def _host(decision: EgressDecision) -> str:
+    if not decision.port:
+        # Turned away before anybody heard where it wants to, as one connection of too many is.
+        return "(any host)"
+    return f"{decision.host or '(no name)'}:{decision.port}"
 
 
 def programs(found: Sequence[ProcessInfo], form: str, name: str) -> None:

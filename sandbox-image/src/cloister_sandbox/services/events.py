@@ -16,6 +16,9 @@ HEARTBEAT_SECONDS = 10.0
 COALESCE_SECONDS = 0.005
 """Small output is sent at most this often."""
 MAX_READERS = 64
+_PORTIONS = ((64, CHUNK), (256, 65_536))
+_SMALLEST = 16_384
+"""Bytes that a reader gets at once, by how many there are: each may keep them here unread."""
 MAX_HEAD = 1024 * 1024
 MAX_TAIL = 16 * 1024 * 1024
 MAX_SPOOL = 1024 * 1024 * 1024
@@ -46,6 +49,20 @@ CONCLUSIONS = ("exited", "failed", "detached")
 """The kinds of event of which one, and nothing after it, ends what `follow` tells."""
 
 
+class _Readers:
+    """How many there are, of all jobs."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def portion(self) -> int:
+        """What one gets at once now."""
+        return next((size for most, size in _PORTIONS if self.count <= most), _SMALLEST)
+
+
+_readers = _Readers()
+
+
 async def follow(
     job: Job,
     *,
@@ -66,6 +83,7 @@ async def follow(
     events = _Events()
     yield events.next(started=exec_pb2.Started(id=handle or job.id, replayed=replayed))
     reader = job.store.reader(offset)
+    _readers.count += 1
     limit = job.store.total
     quiet_since = sent_at = time.monotonic()
     sent_small = False
@@ -78,7 +96,7 @@ async def follow(
                     continue
             if only_now and reader.position >= limit and job.running:
                 break
-            found = await reader.take()
+            found = await reader.take(_readers.portion())
             if found is None:
                 if not job.running:
                     break
@@ -112,6 +130,7 @@ async def follow(
             )
             yield events.next(detached=detached)
     finally:
+        _readers.count -= 1
         job.store.leave(reader)
 
 

@@ -40,7 +40,7 @@ MAX_TEXT = 1_048_576
 MAX_GLOB = 10_000
 MAX_GLOB_BYTES = 3_000_000
 """Bytes of the paths of one answer: it has to fit into a message."""
-MAX_GLOB_SECONDS = 60.0
+MAX_GLOB_SECONDS = MAX_READ_SECONDS = 60.0
 MAX_MATCHES = 100_000
 MAX_CONTEXT = 50
 MAX_GREP_SECONDS = 600.0
@@ -111,20 +111,25 @@ class FilesService(Transfers):
             raise WrongState("TREE_TOO_LARGE", f"{shown(path)} has {bound}") from None
 
     @unary
-    async def ReadText(self, request: exec_pb2.ReadTextRequest, context: Any) -> Any:  # noqa: ARG002, N802
+    async def ReadText(self, request: exec_pb2.ReadTextRequest, context: Any) -> Any:  # noqa: N802
         require_claimed(self._state)
         if request.max_bytes > MAX_TEXT:
             raise InvalidField("max_bytes", f"must be at most {MAX_TEXT}")
         if 0 < request.end_line < request.start_line:
             raise InvalidField("end_line", "must not be before start_line")
         with self._activity:
-            return await self._lanes.slow.run(self._read_text, request)
+            return await self._lanes.slow.run(self._read_text, request, _gone(context))
 
-    def _read_text(self, request: exec_pb2.ReadTextRequest) -> exec_pb2.TextSlice:
+    def _read_text(self, request: exec_pb2.ReadTextRequest, gone: Any) -> exec_pb2.TextSlice:
+        deadline = time.monotonic() + MAX_READ_SECONDS
         fd, _ = open_file(self._roots, request.path)
         try:
             lines = texts.read_lines(
-                fd, request.start_line, request.end_line, request.max_bytes or 262_144
+                fd,
+                request.start_line,
+                request.end_line,
+                request.max_bytes or 262_144,
+                lambda: gone() or time.monotonic() > deadline,
             )
         except OSError as error:
             raise failed(request.path, error) from None

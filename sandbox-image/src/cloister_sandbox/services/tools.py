@@ -1,7 +1,5 @@
 """cloister.exec.v1.Tools."""
 
-import asyncio
-import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -9,7 +7,7 @@ from google.protobuf import struct_pb2
 
 from cloister_api.exec.v1 import exec_pb2, exec_pb2_grpc
 
-from ..answers import LARGE, Answers
+from ..answers import LARGE, MEDIUM, MEDIUM_AT_ONCE, Answers
 from ..calls import Calls
 from ..contexts import TOOLS, Context, Contexts
 from ..errors import InvalidField
@@ -34,7 +32,7 @@ class ToolsService(exec_pb2_grpc.ToolsServicer):
         self._contexts = contexts
         self._calls = calls
         self._activity = activity
-        self._answers = Answers()
+        self._medium, self._large = Answers(MEDIUM_AT_ONCE), Answers()
 
     @concluding("result")
     async def Call(self, request: exec_pb2.CallRequest, context: Any) -> AsyncIterator[Any]:  # noqa: N802
@@ -58,24 +56,23 @@ class ToolsService(exec_pb2_grpc.ToolsServicer):
         call, replayed = self._calls.start(request.request_id, payload, work)
         while (result := await call.ended(PROGRESS_SECONDS)) is None:
             yield exec_pb2.CallEvent(progress=exec_pb2.Progress(output_bytes=_printed(target)))
+        if result.size < MEDIUM:
+            yield exec_pb2.CallEvent(result=_result(result, replayed))
+            return
         if result.size < LARGE:
+            await self._medium.hold(context)
             yield exec_pb2.CallEvent(result=_result(result, replayed))
             return
         if request.tool == "read":
             # Those who wait keep no file that was read: together they would fill the memory.
             del call, result
-        async with contextlib.AsyncExitStack() as room:
-            await room.enter_async_context(self._answers.room())
-            if request.tool == "read":
-                # What was forgotten meanwhile is read again; nobody has seen it.
-                call, _ = self._calls.start(request.request_id, payload, work)
-                while (result := await call.ended(PROGRESS_SECONDS)) is None:
-                    pass
-            event = exec_pb2.CallEvent(result=_result(result, replayed))
-            # It is left when the caller has the answer, or is gone: this ends before.
-            left = room.pop_all()
-            context.add_done_callback(lambda _: asyncio.ensure_future(left.aclose()))
-            yield event
+        await self._large.hold(context)
+        if request.tool == "read":
+            # What was forgotten meanwhile is read again; nobody has seen it.
+            call, _ = self._calls.start(request.request_id, payload, work)
+            while (result := await call.ended(PROGRESS_SECONDS)) is None:
+                pass
+        yield exec_pb2.CallEvent(result=_result(result, replayed))
 
     @unary
     async def Cancel(self, request: exec_pb2.CancelRequest, context: Any) -> Any:  # noqa: ARG002, N802

@@ -5,8 +5,8 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import AsyncIterator, Coroutine, Iterator
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 from cloister_api.exec.v1 import exec_pb2, exec_pb2_grpc
 
@@ -14,18 +14,20 @@ from .. import trees, uploads
 from ..entries import entry
 from ..errors import Busy, CallError, Corrupt, InvalidField, Stale, WrongState
 from ..failures import failed, open_file, require_etag, resolve, writable
+from ..finishing import to_its_end
 from ..lanes import Lanes
 from ..paths import Roots
 from ..state import Activity, ServerState
 from ..unpacking import check, unpack
 from .common import MAX_ID, require_claimed, streaming, unary
 
-T = TypeVar("T")
 _BATCH = 8
 """Pieces of a download that are read at once."""
 _GATHERED = 1024 * 1024
 """Bytes of an upload that are written at once."""
 MAX_STREAMS = 64
+SWEEP_SECONDS = 60.0
+"""How often uploads that nobody goes on with are looked at, while there are any."""
 
 
 class _Gone(Exception):
@@ -42,6 +44,8 @@ class Transfers(exec_pb2_grpc.FilesServicer):
         self._lanes = lanes
         self._uploads = uploads.Uploads(roots)
         self._streams = 0
+        self._sweep: asyncio.TimerHandle | None = None
+        self._sweeping: asyncio.Task[None] | None = None
 
     @contextlib.contextmanager
     def _transfer(self) -> Iterator[None]:
@@ -146,7 +150,6 @@ class Transfers(exec_pb2_grpc.FilesServicer):
         roots = (self._roots.workspace, *self._roots.others)
         if not start.tree and target in map(os.path.realpath, roots):
             raise InvalidField("start.path", "must name a file")
-        await self._discard(*self._uploads.expire())
         upload = self._uploads.find(start)
         if upload is None:
             if start.offset:
@@ -160,6 +163,7 @@ class Transfers(exec_pb2_grpc.FilesServicer):
             except CallError:
                 await self._discard(upload)
                 raise
+            self._sweep_later()
             return upload
         upload.stream = stream
         with contextlib.suppress(OSError):
@@ -177,13 +181,13 @@ class Transfers(exec_pb2_grpc.FilesServicer):
             end = await self._write(upload, stream, frames)
         except BaseException as error:
             keep = keep and not isinstance(error, InvalidField)
-            await _to_its_end(self._let_go(upload, stream, keep=keep))
+            await to_its_end(self._let_go(upload, stream, keep=keep))
             raise
         gone = threading.Event()
         try:
             # What has arrived whole is carried through also when the caller goes away now; only a
             # tree stops, where its upload goes on when it comes again.
-            return await _to_its_end(self._finish(upload, stream, end, gone))
+            return await to_its_end(self._finish(upload, stream, end, gone))
         finally:
             gone.set()
 
@@ -209,7 +213,7 @@ class Transfers(exec_pb2_grpc.FilesServicer):
             raise Corrupt("NO_END", "the upload ended before its end frame")
         finally:
             # Also what arrived before a stream was cut is kept: the next one goes on behind it.
-            await _to_its_end(self._append(upload, stream, gathered))
+            await to_its_end(self._append(upload, stream, gathered))
             await _settled(upload)
 
     async def _append(self, upload: uploads.Upload, stream: object, pieces: list[bytes]) -> None:
@@ -285,12 +289,26 @@ class Transfers(exec_pb2_grpc.FilesServicer):
                 raise failed(f"{upload.start.path}/{error.filename}", error) from None
             return entry(upload.target, os.fstat(directory))
 
+    def _sweep_later(self) -> None:
+        if self._sweep is None:
+            self._sweep = asyncio.get_running_loop().call_later(SWEEP_SECONDS, self._expire)
+
+    def _expire(self) -> None:
+        self._sweep = None
+        self._sweeping = asyncio.create_task(self._discard(*self._uploads.expire()))
+        if self._uploads.all():
+            self._sweep_later()
+
     async def _discard(self, *unwanted: uploads.Upload) -> None:
         for each in unwanted:
             await self._lanes.bulk.run(each.discard)
 
     async def close(self) -> None:
         """Forget interrupted uploads with the bytes that arrived."""
+        if self._sweep is not None:
+            self._sweep.cancel()
+        if self._sweeping is not None:
+            await asyncio.wait([self._sweeping])
         for each in self._uploads.all():
             self._uploads.forget(each)
             await self._discard(each)
@@ -311,13 +329,6 @@ def _wrong_offset(offset: int) -> CallError:
     return WrongState(
         "OFFSET_MISMATCH", f"{offset} bytes of this upload have arrived", offset=str(offset)
     )
-
-
-async def _to_its_end(work: Coroutine[Any, Any, T]) -> T:
-    """What the work returns; it goes on, and fails unheard, when the caller goes away."""
-    task = asyncio.ensure_future(work)
-    task.add_done_callback(lambda done: done.cancelled() or done.exception())
-    return await asyncio.shield(task)
 
 
 async def _settled(upload: uploads.Upload) -> None:

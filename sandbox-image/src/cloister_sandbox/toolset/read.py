@@ -4,7 +4,8 @@ import io
 import os
 import stat
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO
 
 from ..paths import Roots, ToolFailure
@@ -14,6 +15,9 @@ from .results import Blob, ToolResult
 MAX_BYTES = 262_144
 IMAGE_MAX_BYTES = 3_932_160
 PDF_MAX_BYTES = 20 * 1024 * 1024
+READ_SECONDS = 60.0
+GoOn = Callable[[], None]
+"""Called again and again; raises when the work is to stop."""
 _FIELDS = frozenset({"file_path", "view_range", "byte_range"})
 _NAMES = frozenset((".png", ".jpg", ".jpeg", ".gif", ".webp", ".pdf"))
 """Extensions of files that are shown, and not read as text, if their bytes agree."""
@@ -24,8 +28,23 @@ _CONTROLS = frozenset((*range(0x20), *range(0x7F, 0xA0))).difference(b"\t\n\r\f"
 """Bytes that no text in a Latin alphabet has."""
 
 
-def read(roots: Roots, given: Mapping[str, Any]) -> ToolResult:
-    """Run the tool; raises ToolFailure."""
+def read(
+    roots: Roots,
+    given: Mapping[str, Any],
+    budget: float = 0.0,
+    stopped: Callable[[], bool] = lambda: False,
+) -> ToolResult:
+    """Run the tool; raises ToolFailure.
+
+    `budget` is in seconds, 0 is the tool's own bound; `stopped` tells that nobody wants the result.
+    """
+    deadline = time.monotonic() + min(budget or READ_SECONDS, READ_SECONDS)
+
+    def go_on() -> None:
+        # A file can be as long as the disk, and have no second line.
+        if stopped() or time.monotonic() > deadline:
+            raise ToolFailure(f"read: {path}: it takes too long to look through all of it")
+
     inputs = Inputs("read", given, _FIELDS)
     path = inputs.text("file_path")
     view = inputs.integers("view_range") or None
@@ -52,7 +71,7 @@ def read(roots: Roots, given: Mapping[str, Any]) -> ToolResult:
                 "view_range parameter to read specific line ranges, e.g. view_range: [1, 500]."
             )
         try:
-            return ToolResult(_text(path, file, size, view))
+            return ToolResult(_text(path, file, size, view, go_on))
         except UnicodeDecodeError as error:
             if named:
                 raise ToolFailure(
@@ -97,13 +116,13 @@ def read_at_once(roots: Roots, given: Mapping[str, Any]) -> ToolResult | None:
         os.close(found)
 
 
-def _text(path: str, file: BinaryIO, size: int, view: list[int] | None) -> str:
+def _text(path: str, file: BinaryIO, size: int, view: list[int] | None, go_on: GoOn) -> str:
     """The whole file, or the lines of a range; raises ToolFailure and UnicodeDecodeError."""
     if size > MAX_BYTES and view is not None:
-        return _lines(path, file, view[0], view[1])
+        return _lines(path, file, view[0], view[1], go_on)
     whole = file.read(MAX_BYTES + 1)
     text = whole.decode("utf-8")
-    return text if view is None else _lines(path, io.BytesIO(whole), view[0], view[1])
+    return text if view is None else _lines(path, io.BytesIO(whole), view[0], view[1], go_on)
 
 
 def _window(path: str, file: BinaryIO, size: int, first: int, end: int) -> str:
@@ -155,7 +174,7 @@ def _media(first: bytes) -> str | None:
     return "application/pdf" if first.startswith(b"%PDF-") else None
 
 
-def _lines(path: str, file: BinaryIO, start: int, end: int) -> str:
+def _lines(path: str, file: BinaryIO, start: int, end: int, go_on: GoOn) -> str:
     """Lines start to end, 1-based and inclusive; end <= 0 is the end of the file.
 
     The last one has no newline, unless the range goes beyond the file's last line. Where there are
@@ -165,6 +184,7 @@ def _lines(path: str, file: BinaryIO, start: int, end: int) -> str:
     number = 1
     kept = bytearray()
     while number <= last and (chunk := file.read(_CHUNK)):
+        go_on()
         for position, piece in enumerate(chunk.split(b"\n")):
             if position:
                 if first <= number < last:
@@ -175,15 +195,16 @@ def _lines(path: str, file: BinaryIO, start: int, end: int) -> str:
             if len(kept) > MAX_BYTES:
                 raise _too_much(path, start, end)
     if first > last or (not kept and first >= number):
-        return f"[{path} has {_count(file)} lines; view_range was [{start}, {end}]]"
+        return f"[{path} has {_count(file, go_on)} lines; view_range was [{start}, {end}]]"
     return kept.decode("utf-8")
 
 
-def _count(file: BinaryIO) -> int:
+def _count(file: BinaryIO, go_on: GoOn) -> int:
     """Lines of a file, with a last one that has no newline."""
     file.seek(0)
     count, last = 0, b"\n"
     while chunk := file.read(_CHUNK):
+        go_on()
         count += chunk.count(b"\n")
         last = chunk[-1:]
     return count + (last != b"\n")

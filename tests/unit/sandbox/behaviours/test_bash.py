@@ -63,7 +63,8 @@ def test_row_51_the_environment_is_given_and_nothing_else(both: Both) -> None:
     command = r"env | grep -v '^_=' | cut -d= -f1 | sort"
     theirs = set(both.theirs("bash", command=command).text.split())
     ours = set(both.ours("bash", command=command).text.split())
-    # Theirs was given three variables; ours has a few more of its own, and none of the server's.
+    # Theirs was given three variables; ours has a few more that programs look for, and none of the
+    # server's.
     assert theirs == {"HOME", "LANG", "PATH", "PWD", "SHLVL", "TERM"}
     added = {"CLOISTER_CONTEXT", "LC_CTYPE", "LOGNAME", "SHELL", "TMPDIR", "USER"}
     assert ours - theirs == added
@@ -341,7 +342,15 @@ def test_row_69_close_ends_everything(both: Both, seconds: str) -> None:
     assert sleeping(seconds) == []
     with refused(grpc.StatusCode.NOT_FOUND, reason="UNKNOWN_ID"):
         both.tools.stub.CloseContext(closing, timeout=20)
-    # A later call is a new context: the reference leaves the caller with a dead shell.
+    # A later call is a new context.
     again = both.tools.call("bash", context_id=context, command="echo [$x]")
     assert again.content[0].text == "[]"
     both.tools.stub.CloseContext(closing, timeout=20)
+
+
+def test_row_69_the_reference_leaves_jobs_and_a_dead_shell(both: Both, seconds: str) -> None:
+    both.theirs("bash", command=f"sleep {seconds} & x=1")
+    both.reference.end()
+    assert len(sleeping(seconds)) == 1
+    dead = "bash: bash session terminated; restart required"
+    assert both.theirs("bash", command="echo [$x]") == Answer(dead, True)

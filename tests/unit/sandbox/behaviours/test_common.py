@@ -16,6 +16,7 @@ from cloister_sandbox.contexts import Contexts
 from cloister_sandbox.processes import Reaper
 from cloister_sandbox.state import ServerState
 from support import reference_toolset as reference
+from support.file_calls import eventually
 from support.reference_toolset import Answer, Both
 
 
@@ -114,25 +115,45 @@ def test_row_06_what_is_no_character_is_replaced(both: Both) -> None:
 
 def test_row_07_a_call_has_a_budget_of_its_own(both: Both, monkeypatch: pytest.MonkeyPatch) -> None:
     # Theirs is a constant, and what was printed and the shell are lost; ours is in the request.
-    monkeypatch.setattr(reference.part("_beta_session_runner"), "TOOL_TIMEOUT", 0.5)
+    monkeypatch.setattr(reference.part("_beta_session_runner"), "TOOL_TIMEOUT", 1.5)
     command = "echo begun; sleep 60"
     theirs = both.theirs("bash", command=command)
     assert theirs == Answer("tool 'bash' timed out", True)
-    result = both.tools.call("bash", context_id=both.context, budget=0.5, command=command)
+    result = both.tools.call("bash", context_id=both.context, budget=1.5, command=command)
     assert result.exit.reason == exec_pb2.ExitInfo.REASON_TIMED_OUT
-    assert result.content[0].text.startswith("begun\nbash: bash command timed out after 0.")
+    assert result.content[0].text.startswith("begun\nbash: bash command timed out after 1.")
 
 
 def test_row_08_calls_of_a_context_run_one_at_a_time(both: Both) -> None:
     together = threading.Barrier(8)
+    command = "echo in >> log; sleep 0.01; echo out >> log"
 
     def one(_: int) -> None:
         together.wait()
-        both.ours("bash", command="echo in >> log; sleep 0.01; echo out >> log")
+        both.ours("bash", command=command)
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(one, range(8)))
-    assert (both.root / "log").read_text() == "in\nout\n" * 8
+    both.reference.dispatch([command] * 8)
+    ours, theirs = both.root / "log", both.reference.root / "log"
+    assert ours.read_text() == theirs.read_text() == "in\nout\n" * 8
+
+
+def test_row_08_calls_go_on_when_the_caller_is_lost(both: Both) -> None:
+    command = "touch begun; until test -e go; do sleep 0.01; done; echo ended > log"
+    root = both.reference.root
+    both.reference.dispatch_and_leave(
+        command, lambda: eventually((root / "begun").exists), (root / "go").touch
+    )
+    request = exec_pb2.CallRequest(request_id="row-8", tool="bash", context_id=both.context)
+    request.input.update({"command": command})
+    call = both.tools.stub.Call(request)
+    eventually((both.root / "begun").exists)
+    call.cancel()
+    (both.root / "go").touch()
+    # The next call of the context has its turn when the lost one is done.
+    both.ours("bash", command="true")
+    assert (both.root / "log").read_text() == (root / "log").read_text() == "ended\n"
 
 
 def test_row_09_a_call_that_is_asked_again_does_not_run_again(both: Both) -> None:

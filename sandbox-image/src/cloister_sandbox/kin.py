@@ -1,0 +1,290 @@
+"""Trees of processes: who belongs to one, whatever it did to leave it, and ending all of them.
+
+A tree is a program with all that it starts. Orphans of it become children of this server, which is
+PID 1 of its container.
+"""
+
+import asyncio
+import contextlib
+import functools
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Collection, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar, cast
+
+from .marks import Marks, number_of
+from .rereading import again
+
+T = TypeVar("T")
+MARK = "CLOISTER_CONTEXT"
+"""Variable that names the tree a program belongs to. Processes that left their parents are found by
+it where the kernel gives trees no numbers (see marks)."""
+NOBODY = -1
+"""No process is or was led by this pid."""
+ENDING_SECONDS = 5.0
+"""For so long processes that do not end are signalled again."""
+_OWN_CHILDREN = f"/proc/{os.getpid()}/task/{os.getpid()}/children"
+CHILDREN_ARE_LISTED = Path(_OWN_CHILDREN).exists()
+_LISTED = 65_536
+_COUNTED = 1000
+_CHASES = 20
+"""Looks at the list of orphans after each look at the whole table."""
+_marks = Marks()
+_looks = ThreadPoolExecutor(4, thread_name_prefix="looks")
+"""What waits for a disk must not keep others from ending what is to end."""
+
+
+def begin_tree(pid: int, mark: str) -> None:
+    """A process, which has started nothing yet, leads a tree, or belongs to one that there is."""
+    _marks.put(pid, mark)
+
+
+async def in_thread(work: Callable[[], T]) -> T:
+    """Run what looks through all processes in a thread, of those that do nothing else.
+
+    Where no thread can be started any more it is done at once: to end processes is what helps.
+    """
+    begun = threading.Lock()
+
+    def once() -> T | None:
+        return work() if begun.acquire(blocking=False) else None
+
+    try:
+        looking = _looks.submit(once)
+    except RuntimeError:
+        # It is in the pool's queue all the same: done later, it would end what began since.
+        begun.acquire(blocking=False)
+        return work()
+    return cast("T", await asyncio.wrap_future(looking))
+
+
+def _table() -> dict[int, tuple[int, int]]:
+    """pid -> (parent, session) of every process in sight that has not ended."""
+    found = {}
+    for entry in os.scandir("/proc"):
+        if not entry.name.isdigit():
+            continue
+        try:
+            fields = _fields(int(entry.name))
+        except OSError:
+            continue
+        if not _is_over(fields):
+            found[int(entry.name)] = (int(fields[1]), int(fields[3]))
+    return found
+
+
+def _marked(pid: int) -> set[str]:
+    """The trees that its variables name."""
+    try:
+        environ = Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:
+        return set()
+    name = f"{MARK}=".encode()
+    return {
+        os.fsdecode(each[len(name) :]) for each in environ.split(b"\0") if each.startswith(name)
+    }
+
+
+def members(leader: int, mark: str, spared: Collection[int] | None = None) -> list[int]:
+    """Every process of a tree: descendants, members of its sessions, and orphans."""
+    return _members(leader, (mark,), _marks.number(mark), spared)
+
+
+def _members(
+    leader: int, marks: Collection[str], number: int, spared: Collection[int] | None = None
+) -> list[int]:
+    """The same of a tree, or of several whose leaders and numbers are gone.
+
+    Orphans are known by their number or mark; those whose number is no living tree's count too.
+    With `spared`, without the leader, these processes, and what descends from them.
+    """
+    table = _table()
+    me = os.getpid()
+    # The pid of a leader that is gone may be another process by now.
+    found = {leader} if table.get(leader) == (me, leader) else set()
+    found |= {
+        pid
+        for pid, (parent, _) in table.items()
+        if parent == me and pid != me and _belongs(pid, marks, number)
+    }
+    found = _below(table, found, {leader})
+    if spared is not None:
+        kept = set(spared).intersection(table)
+        found -= _below(table, kept, set(kept)) | {leader}
+    return sorted(found)
+
+
+def _below(table: dict[int, tuple[int, int]], found: set[int], sessions: set[int]) -> set[int]:
+    """These processes, their descendants, and the members of sessions that they lead."""
+    me = os.getpid()
+    while True:
+        more = {
+            pid
+            for pid, (parent, session) in table.items()
+            if pid not in found and pid != me and (parent in found or session in sessions)
+        }
+        if not more:
+            return found
+        found |= more
+        sessions |= {table[pid][1] for pid in more if table[pid][1] in found}
+
+
+def _belongs(pid: int, marks: Collection[str], number: int) -> bool:
+    carried = number_of(pid)
+    if carried:
+        return carried == number or _marks.astray(carried)
+    return not _marked(pid).isdisjoint(marks)
+
+
+def living(marks: Collection[str]) -> set[str]:
+    """Those of some trees of which there are processes."""
+    wanted = set(marks)
+    numbers = {_marks.number(each): each for each in wanted}
+    found = set()
+    table = _table()
+    mine = {pid for pid, (parent, _) in table.items() if parent == os.getpid()}
+    for pid in _below(table, mine, set()):
+        carried = number_of(pid)
+        if not carried:
+            found |= _marked(pid) & wanted
+        elif carried in numbers:
+            found.add(numbers[carried])
+    return found
+
+
+def forget_tree(mark: str) -> None:
+    """A tree has ended by itself, and nothing of it is left."""
+    _marks.forget(mark)
+
+
+def orphans() -> list[int]:
+    """The children of this process, as the kernel lists them; quicker than looking at them all."""
+    try:
+        return [int(each) for each in again(_OWN_CHILDREN).split()]
+    except OSError:
+        return []
+
+
+def children(pid: int) -> list[int]:
+    """The children of a process's first thread; none where the kernel does not tell.
+
+    By the bare calls, because every command looks.
+    """
+    try:
+        fd = os.open(f"/proc/{pid}/task/{pid}/children", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return []
+    try:
+        return [int(each) for each in os.read(fd, _LISTED).split()]
+    except OSError:
+        return []
+    finally:
+        os.close(fd)
+
+
+def background(leader: int, mark: str) -> list[int]:
+    """The processes of a tree beside its leader, about a thousand at most."""
+    if not CHILDREN_ARE_LISTED:
+        return [pid for pid in members(leader, mark) if pid != leader][:_COUNTED]
+    number = _marks.number(mark)
+    pending = children(leader)
+    if number:
+        pending += [pid for pid in orphans() if pid != leader and number_of(pid) == number]
+    found: list[int] = []
+    while pending and len(found) < _COUNTED:
+        pid = pending.pop()
+        below = children(pid)
+        if below or not _has_ended(pid):
+            found.append(pid)
+        pending += below
+    return found
+
+
+def _has_ended(pid: int) -> bool:
+    """Whether a process is gone, or only waits for its parent to take notice."""
+    try:
+        return _is_over(_fields(pid))
+    except OSError:
+        return True
+
+
+def _fields(pid: int) -> list[bytes]:
+    """What the kernel says of a process behind its name, which may be any bytes; raises OSError."""
+    line = Path(f"/proc/{pid}/stat").read_bytes()
+    return line[line.rindex(b")") + 2 :].split()
+
+
+def _is_over(fields: list[bytes]) -> bool:
+    # One whose first thread has ended may go on in another.
+    return fields[0] in (b"Z", b"X") and int(fields[17]) <= 1
+
+
+def signal_all(pids: Iterable[int], number: int) -> None:
+    """Send a signal to processes, some of which may be gone."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, number)
+
+
+async def kill_tree(leader: int, mark: str) -> list[int]:
+    """End every process of a tree; returns those that would not end."""
+    return await _end(leader, (mark,), _marks.forget(mark), None)
+
+
+async def kill_left(marks: Collection[str]) -> list[int]:
+    """End what is left of trees whose leaders have ended, in as many looks as one of them takes.
+
+    Returns what would not end.
+    """
+    # Those that have no living tree's number count as of any.
+    number = max((_marks.forget(each) for each in marks), default=0)
+    return await _end(NOBODY, frozenset(marks), number, None) if marks else []
+
+
+async def kill_started(leader: int, mark: str, spared: Collection[int]) -> list[int]:
+    """End a tree but for its leader, some of its processes, and what descends from those.
+
+    Returns what would not end.
+    """
+    return await _end(leader, (mark,), _marks.number(mark), spared)
+
+
+async def _end(
+    leader: int, marks: Collection[str], number: int, spared: Collection[int] | None
+) -> list[int]:
+    """Stopped first, so that none can start another while the rest is looked up; looked up again
+    until nothing is left, because a process may have been in the middle of starting one.
+    """
+    deadline = time.monotonic() + ENDING_SECONDS
+    while True:
+        try:
+            found = await in_thread(functools.partial(_strike, leader, marks, number, spared))
+        except OSError:
+            # Without a descriptor nobody can be looked up.
+            if time.monotonic() > deadline:
+                raise
+            found = [leader]
+        if not found or time.monotonic() > deadline:
+            return found
+        await asyncio.sleep(0.005)
+
+
+def _strike(
+    leader: int, marks: Collection[str], number: int, spared: Collection[int] | None
+) -> list[int]:
+    """One round; returns what was there."""
+    found = _members(leader, marks, number, spared)
+    signal_all(found, signal.SIGSTOP)
+    again = _members(leader, marks, number, spared) if found else found
+    signal_all(again, signal.SIGKILL)
+    # A process that starts the next and ends, again and again, is gone when the table was read.
+    # Its offspring comes to this process, and the list of children is quick to read.
+    known = {leader, *again, *(spared or ())}
+    for _ in range(_CHASES if number and again else 0):
+        fresh = [pid for pid in orphans() if pid not in known and _belongs(pid, marks, number)]
+        signal_all(fresh, signal.SIGKILL)
+    return found

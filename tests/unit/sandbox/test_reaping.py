@@ -1,0 +1,105 @@
+"""Whose end is whose: numbers of processes come again, and tools can make them come quickly."""
+
+import asyncio
+import os
+import signal
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import pytest
+
+from cloister_sandbox import processes
+from cloister_sandbox.kin import MARK, kill_tree
+from cloister_sandbox.processes import Ended, Reaper
+from cloister_sandbox.spawn import nothing
+from support.file_calls import eventually
+
+ENV = {"PATH": os.environ["PATH"]}
+
+
+async def launch(reaper: Reaper, *argv: str) -> "asyncio.Future[Ended]":
+    return (await reaper.launch(argv, cwd="/", env=ENV, stdin=nothing()))[1]
+
+
+async def test_the_end_of_an_orphan_is_nobody_elses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a program starts, one that had its number before ends: a tool chose its status."""
+    reaper = Reaper()
+    reaper.install()
+    begin = processes._begin
+
+    def held_back(argv: Sequence[str], cwd: str, env: Mapping[str, str], *rest: Any) -> int:
+        pid = begin(argv, cwd, env, *rest)
+        reaper._unclaimed[pid] = Ended(0, 0.0, 0)
+        return pid
+
+    monkeypatch.setattr(processes, "_begin", held_back)
+    async with asyncio.timeout(30):
+        assert (await (await launch(reaper, "sh", "-c", "sleep 0.3; exit 3"))).code == 3
+
+
+async def test_a_program_that_ends_before_its_number_is_known(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reaper = Reaper()
+    reaper.install()
+    begin = processes._begin
+
+    def late(argv: Sequence[str], cwd: str, env: Mapping[str, str], *rest: Any) -> int:
+        pid = begin(argv, cwd, env, *rest)
+        eventually(lambda: pid in reaper._unclaimed)
+        return pid
+
+    monkeypatch.setattr(processes, "_begin", late)
+    async with asyncio.timeout(30):
+        assert (await (await launch(reaper, "sh", "-c", "exit 4"))).code == 4
+
+
+async def test_orphans_that_end_while_a_start_is_held_back_are_bounded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reaper = Reaper()
+    go_on = threading.Event()
+    monkeypatch.setattr(processes, "_begin", lambda *_: go_on.wait(30) and 1)
+    held = asyncio.create_task(launch(reaper, "held"))
+    await asyncio.sleep(0)
+
+    class Usage:
+        ru_utime = ru_stime = 0.0
+        ru_maxrss = 0
+
+    def ends() -> Iterator[tuple[int, int, Usage]]:
+        for pid in range(2, 3 * processes._UNCLAIMED):
+            yield pid, 0, Usage()
+        while True:
+            yield 0, 0, Usage()
+
+    told = ends()
+    monkeypatch.setattr(processes, "_REAPED", 10**9)
+    monkeypatch.setattr("cloister_sandbox.processes.os.wait4", lambda *_: next(told))
+    reaper._reap()
+    assert len(reaper._unclaimed) == processes._UNCLAIMED
+    assert 3 * processes._UNCLAIMED - 1 in reaper._unclaimed, "the newest stay"
+    go_on.set()
+    async with asyncio.timeout(30):
+        await held
+    assert not reaper._unclaimed
+
+
+async def test_what_waits_for_a_disk_keeps_nobody_from_ending_processes() -> None:
+    """Spools and directories of shells are read, written and removed in threads, too."""
+    reaper = Reaper()
+    reaper.install()
+    go_on = threading.Event()
+    async with asyncio.timeout(60):
+        pid, ended = await reaper.launch(
+            ["sleep", "300"], cwd="/", env={**ENV, MARK: "tree"}, stdin=nothing()
+        )
+        waiting = [asyncio.create_task(asyncio.to_thread(go_on.wait)) for _ in range(64)]
+        try:
+            await asyncio.sleep(0)
+            assert await kill_tree(pid, "tree") == []
+            assert (await ended).code == -signal.SIGKILL
+        finally:
+            go_on.set()
+        await asyncio.gather(*waiting)

@@ -16,6 +16,7 @@ import orjson
 from cloister_operator.cluster.resources import (
     CONFIG_MAPS,
     ENVIRONMENTS,
+    LEASES,
     NETWORK_POLICIES,
     PODS,
     SECRETS,
@@ -31,6 +32,7 @@ _KINDS: dict[str, Resource] = {
     "pods": PODS,
     "secrets": SECRETS,
     "configmaps": CONFIG_MAPS,
+    "leases": LEASES,
     "networkpolicies": NETWORK_POLICIES,
     "persistentvolumeclaims": VOLUME_CLAIMS,
     "cloister.dev/environments": ENVIRONMENTS,

@@ -42,6 +42,8 @@ JSON = dict[str, Any]
 MERGE = "application/merge-patch+json"
 MOST_CRASHES = 20
 """Of an operator that nobody kills; there is no use in starting it again."""
+MOST_CALLS = 200
+"""Of one request: at 0.3 s each, several times as long as a Lease takes to run out."""
 MOST_FREE = 4
 """Pods that a pool may have too many for each operator that died."""
 
@@ -95,6 +97,8 @@ class Run:
         self._kills = False
         self.crashes = 0
         """How often it ended without having been killed."""
+        self.replaced = True
+        """Whether another operator starts in place of one that ended."""
         self._view = _View(rig.history)
         node = rig.kubelet
         self.invariants = invariants.Invariants(
@@ -130,8 +134,21 @@ class Run:
             await rig.kubelet.settle()
             rig.history.listeners.remove(listen)
 
-    async def _supervise(self) -> None:
-        env = {
+    @contextlib.asynccontextmanager
+    async def standby(self) -> AsyncIterator[tuple[Process, int]]:
+        """A second operator, and the port of its Sessions API."""
+        http, port = free_port(), free_port()
+        kubeconfig = str(self.rig.kubeconfig)
+        async with zygote("operator", str(http), str(port), KUBECONFIG=kubeconfig) as operators:
+            process = await operators.fork(self._env("operator-1"), self.log)
+            try:
+                yield process, port
+            finally:
+                process.kill()
+                await process.ended.wait()
+
+    def _env(self, name: str) -> dict[str, str]:
+        return {
             "PATH": os.environ["PATH"],
             "HOME": str(self.rig.folder),
             "KUBECONFIG": str(self.rig.kubeconfig),
@@ -140,13 +157,16 @@ class Run:
             "CLOISTER_NAMESPACE": self.system,
             "CLOISTER_POD_IP": "127.0.0.1",
             # A container that starts again in its pod keeps the name, and so the Lease.
-            "CLOISTER_POD_NAME": "operator-0",
+            "CLOISTER_POD_NAME": name,
             "CLOISTER_SANDBOX_NAMESPACES": self.namespace,
             "CLOISTER_SANDBOX_IMAGE": "registry.example/sandbox:1",
             # Its pods are processes of this machine, and no policy is between them.
             "CLOISTER_SANDBOX_USER_NAMESPACES": "false",
             "CLOISTER_PROOF_SKIP": "sandbox",
         }
+
+    async def _supervise(self) -> None:
+        env = self._env("operator-0")
         while not self._closing and self.crashes < MOST_CRASHES:
             self._kills = False
             self._operator = await self.rig.operators.fork(env, self.log)
@@ -155,6 +175,8 @@ class Run:
             self.invariants.allowance += MOST_FREE
             if not self._kills and not self._closing:
                 self.crashes += 1
+            if not self.replaced:
+                return
 
     @property
     def log(self) -> Path:
@@ -224,9 +246,11 @@ class Run:
         """Delete something."""
         await self.rig.plane.admin.call("DELETE", resource.path(self.namespace, name))
 
-    async def claim(self, request: sessions_pb2.CreateSessionRequest) -> sessions_pb2.Session:
+    async def claim(
+        self, request: sessions_pb2.CreateSessionRequest, port: int = 0
+    ) -> sessions_pb2.Session:
         """Create a session through the Sessions API, again and again with the same request id until
-        it is answered.
+        it is answered; `port`: of another operator's than the first one's.
         """
         found = await self.until(
             "the CA", lambda: self.rig.history.peek(SECRETS, self.system, names.CA_SECRET)
@@ -240,11 +264,11 @@ class Run:
             ("grpc.enable_http_proxy", 0),
         ]
         credentials = grpc.ssl_channel_credentials(ca)
-        address = f"127.0.0.1:{self.rig.sessions_port}"
+        address = f"127.0.0.1:{port or self.rig.sessions_port}"
         said: list[str] = []
         async with grpc.aio.secure_channel(address, credentials, options) as channel:
             stub = sessions_pb2_grpc.SessionsStub(channel)
-            for _ in range(60):
+            for _ in range(MOST_CALLS):
                 try:
                     answer = await stub.Create(
                         request,

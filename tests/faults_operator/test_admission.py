@@ -130,6 +130,29 @@ async def test_nobody_else_makes_a_pod(plane: ControlPlane, who: tuple[str, ...]
     assert "only Cloister's operator makes pods" in refused.message
 
 
+@pytest.mark.parametrize("who", [ADMIN, TENANT, NODE, OPERATOR])
+@pytest.mark.parametrize("path", [f"{PODS}/bound/binding", PODS.replace("pods", "bindings")])
+async def test_nobody_but_schedulers_binds_a_pod(
+    plane: ControlPlane, who: tuple[str, ...], path: str
+) -> None:
+    """The API server copies a binding's annotations into the pod: its hosts would be anybody's."""
+    body: JSON = {
+        "metadata": {"name": "bound", "annotations": {"cloister.dev/egress-hosts": "evil.example"}},
+        "target": {"kind": "Node", "name": "n1"},
+    }
+    refused = await ask(plane, who, "POST", path, body)
+    assert refused is not None
+    assert "only schedulers choose the node" in refused.message
+    scheduler = ("system:kube-scheduler", MASTERS)
+    refused = await ask(plane, scheduler, "POST", path, body)
+    assert refused is not None
+    assert "egress gateways is not a scheduler's to say" in refused.message
+    del body["metadata"]["annotations"]
+    refused = await ask(plane, scheduler, "POST", path + DRY, body)
+    assert refused is not None
+    assert refused.status == 404, "there is no such pod, which is looked for after the policies"
+
+
 async def test_other_namespaces_are_left_alone(plane: ControlPlane) -> None:
     body = pod("minimal")
     body["metadata"]["namespace"] = "elsewhere"

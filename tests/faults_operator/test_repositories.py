@@ -57,6 +57,7 @@ def environment(name: str = "git", **file: Any) -> JSON:
         ({"git": {"url": "https://me:pw@git.example.com/a"}}, "spec.files[0].git.url"),
         ({"git": {"url": "https://git.example.com/a?b=c"}}, "spec.files[0].git.url"),
         ({"git": {"url": "https://git.example.com/../a"}}, "spec.files[0].git.url"),
+        ({"git": {"url": "https://git.example.com/a/%2E%2e/b"}}, "spec.files[0].git.url"),
         ({"git": {"url": URL, "ref": "--upload-pack=x"}}, "spec.files[0].git.ref"),
         ({"git": {"url": URL, "ref": "a..b"}}, "spec.files[0].git.ref"),
     ],

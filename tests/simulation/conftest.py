@@ -1,25 +1,10 @@
 """The seed to be run again."""
 
-import gc
-from collections.abc import Iterator
-
 import pytest
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--seed", type=int, help="run the simulation of this seed only")
-
-
-@pytest.fixture(scope="session", autouse=True)
-def collected_seldom() -> Iterator[None]:
-    """Garbage collections that look at every imported module again and again cost a fifth."""
-    before = gc.get_threshold()
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 20)
-    yield
-    gc.set_threshold(*before)
-    gc.unfreeze()
 
 
 @pytest.fixture

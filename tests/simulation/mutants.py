@@ -154,6 +154,12 @@ def start_taken_from_the_write(operator: Operator) -> None:
     statuses.running = now  # type: ignore[method-assign]
 
 
+def contradicting_at_once(operator: Operator) -> None:
+    """Whatever another process says of a session that waits, one's own word is put back."""
+    said = operator.controller._sessions._statuses._said
+    said.contradicted_until = lambda *_: None  # type: ignore[method-assign]
+
+
 MUTANTS = (
     claim_without_test,
     status_without_version,

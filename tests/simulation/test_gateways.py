@@ -9,6 +9,8 @@ from cloister_operator.plan import grants
 from cloister_operator.plan.grants import Held, State
 from simulation.gateways import run
 
+pytestmark = pytest.mark.long
+
 SEEDS = range(40)
 
 

@@ -1,7 +1,10 @@
-"""A thousand schedules; each ends with everything that was asked for, and breaks no invariant.
+"""Two thousand schedules; each ends with everything that was asked for, and breaks no invariant.
 
 One seed again, with its schedule shrunk if it fails: `pytest tests/simulation --seed N`.
 """
+
+from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -11,9 +14,9 @@ from simulation.schedule import ACTIONS, Step, draw
 from simulation.simulate import Change, explain, first_failure, run
 from support.fake_operator import Operator
 
-SEEDS = 1000
+SEEDS = 2000
 PIECE = 50
-SOON = 100
+SOON = 50
 """Of the schedules, those that run in `make check`; the others in `make long`."""
 
 
@@ -74,7 +77,7 @@ AWAY = (
 @pytest.mark.parametrize(
     ("mutant", "steps"),
     [
-        (mutants.volume_conflicts_taken_for_claims, VOLUMES),
+        pytest.param(mutants.volume_conflicts_taken_for_claims, VOLUMES, marks=pytest.mark.long),
         (mutants.lost_pods_forgotten, AWAY),
     ],
 )
@@ -98,34 +101,35 @@ def test_a_pod_gets_an_identity_of_its_own_under_the_name_of_one_before() -> Non
     assert [run(seed, SAME_NAME).violations for seed in range(30)] == [()] * 30
 
 
-TWO_LEADERS = (
-    Step(0.0, "environment", 0, 26),
-    Step(3.0, "second", 0, 0),
-    Step(3.0, "hold_watches", 0, 2),
-    *(Step(0.003, "call", n, 0) for n in range(6)),
-)
+def _two_lead(environment: int, trouble: Step) -> tuple[Step, ...]:
+    """An Environment (`m` of its step) with warm pods, a second operator that believes for good
+    that it leads, some trouble for both, and six callers at once.
+    """
+    return (
+        Step(0.0, "environment", 0, environment),
+        Step(3.0, "second", 0, 0),
+        replace(trouble, after=3.0),
+        *(Step(0.003, "call", n, 0) for n in range(6)),
+    )
+
+
+DEAF = Step(0.0, "hold_watches", 0, 2)
 """Each operator knows only of the sessions that were made through it."""
 
 
-def test_two_leaders_together_let_no_more_sessions_run_than_may() -> None:
-    assert [run(seed, TWO_LEADERS).violations for seed in range(12)] == [()] * 12
-    mutant = mutants.places_not_checked_again
-    assert any(run(seed, TWO_LEADERS, mutant).violations for seed in range(12))
-
-
-TWO_LEADERS_OF_A_NAMESPACE = (
-    Step(0.0, "environment", 0, 3),
-    Step(3.0, "second", 0, 0),
-    Step(3.0, "hold_watches", 0, 2),
-    *(Step(0.003, "call", n, 0) for n in range(6)),
+@pytest.mark.parametrize(
+    ("steps", "most"),
+    [
+        pytest.param(_two_lead(26, DEAF), 0, id="of an Environment"),
+        pytest.param(_two_lead(3, DEAF), 2, id="of a namespace", marks=pytest.mark.long),
+    ],
 )
-
-
-def test_two_leaders_together_keep_to_the_limit_of_a_namespace() -> None:
-    steps = TWO_LEADERS_OF_A_NAMESPACE
-    assert [run(seed, steps, most=2).violations for seed in range(12)] == [()] * 12
+def test_two_leaders_together_let_no_more_sessions_run_than_may(
+    steps: tuple[Step, ...], most: int
+) -> None:
+    assert [run(seed, steps, most=most).violations for seed in range(12)] == [()] * 12
     mutant = mutants.places_not_checked_again
-    assert any(run(seed, steps, mutant, most=2).violations for seed in range(12))
+    assert any(run(seed, steps, mutant, most=most).violations for seed in range(12))
 
 
 TWO_RECIPES = (
@@ -159,18 +163,59 @@ def test_two_leaders_undo_nothing_of_each_other(steps: tuple[Step, ...]) -> None
     assert [run(seed, steps).violations for seed in seeds] == [()] * len(seeds)
 
 
+TWO_SIZES = (
+    Step(0.01, "call", 33, 6),
+    Step(0.2, "session", 7, 34),
+    Step(0.003, "session", 12, 0),
+    Step(0.01, "environment", 34, 21),
+    Step(0.003, "call", 1, 29),
+    Step(0.01, "second", 0, 4),
+)
+"""One operator makes a pool grow for claims that the other one was not told of."""
+
+
+@pytest.mark.long
+def test_two_leaders_who_want_pools_of_different_sizes_fight_slowly() -> None:
+    """The pool shrinks after two minutes; as fast as they can write that is hundreds of pods."""
+    found = [run(seed, TWO_SIZES) for seed in (1, 2, 7, 100_749)]
+    assert [each.violations for each in found] == [()] * len(found)
+    made = [sum(write.startswith("create pods ") for write in each.writes) for each in found]
+    assert max(made) < 60
+    assert max(made) > 20, "they agreed: this shows nothing"
+
+
+TWO_NAMESPACES = (
+    Step(0.0, "environment", 0, 20),
+    Step(70.0, "rush", 35, 31),
+    Step(70.0, "second", 28, 9),
+    Step(70.0, "resume", 23, 24),
+    Step(70.0, "second", 35, 8),
+    Step(0.0, "close_namespace", 7, 3),
+    Step(0.0, "resume", 30, 3),
+    Step(70.0, "away", 10, 4),
+    Step(70.0, "session", 26, 26),
+)
+"""One operator has seen that a namespace lost its label, the other one that it has it."""
+
+
+def test_two_leaders_who_know_different_things_argue_slowly() -> None:
+    """A resync shows each of them what the other one knows; as fast as they can write, a session
+    is told its reason hundreds of times until then.
+    """
+    found = run(104_416, TWO_NAMESPACES)
+    assert found.violations == ()
+    told = Counter(write for write in found.writes if write.startswith("patch sessions/status"))
+    assert max(told.values()) < 15
+    assert run(104_416, TWO_NAMESPACES, mutants.contradicting_at_once).violations
+
+
 CALLED = (
     Step(0.0, "environment", 0, 3),
     Step(3.0, "kill_at", 0, 5),
     Step(0.0, "call", 0, 0),
 )
 """An operator dies when its caller has the answer, and before it writes the session's status."""
-TWO_CALLED = (
-    Step(0.0, "environment", 0, 3),
-    Step(3.0, "second", 0, 0),
-    Step(3.0, "faults", 1, 2),
-    *(Step(0.003, "call", n, 0) for n in range(6)),
-)
+TWO_CALLED = _two_lead(3, Step(0.0, "faults", 1, 2))
 
 
 @pytest.mark.parametrize(
@@ -182,7 +227,7 @@ TWO_CALLED = (
             mutants.first_pods_unknown,
             (*CALLED, *(Step(after, "delete_pod", n) for n, after in enumerate((0.05, 0.0, 0.0)))),
         ),
-        (mutants.first_pods_unknown, TWO_CALLED),
+        pytest.param(mutants.first_pods_unknown, TWO_CALLED, marks=pytest.mark.long),
     ],
 )
 def test_what_a_caller_was_told_is_what_the_status_says(
@@ -215,6 +260,7 @@ def _overtaken(change: Change) -> int:
     return sorted(found)[2]
 
 
+@pytest.mark.long
 def test_a_flood_of_one_environment_keeps_no_session_of_another_waiting() -> None:
     def narrow(operator: Operator) -> None:
         operator.context.queue._at_once = 8

@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from typing import Any, cast
 
 from cloister_operator.cluster.api import ExpiredError
+from cloister_operator.cluster.resources import PODS
 from cloister_operator.controller.backend import Backend
 from cloister_operator.errors import OperatorError, TransientError
 from cloister_operator.identity import Authority, Identity
@@ -103,8 +104,10 @@ class Line(Connection):
         await self._never.wait()
 
     async def json_patch(self, *args: Any) -> JSON:
-        _, _, name, operations = args
-        for each in operations:
+        resource, _, name, operations = args
+        # Its volume claim has the pod's name, and becomes the session's that has won the pod, while
+        # the answer to another one that has lost it may be on its way.
+        for each in operations if resource == PODS else ():
             if each["path"] == "/metadata/labels/cloister.dev~1session":
                 other = self._offered.setdefault(name, each["value"])
                 if other != each["value"]:
@@ -112,8 +115,9 @@ class Line(Connection):
         try:
             return await super().json_patch(*args)
         except OperatorError:
-            # It may be offered again: the session did not get it.
-            self._offered.pop(name, None)
+            if resource == PODS:
+                # It may be offered again: the session did not get it.
+                self._offered.pop(name, None)
             raise
 
 

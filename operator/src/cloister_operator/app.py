@@ -7,7 +7,6 @@ import secrets
 import signal
 import socket
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
 from typing import TypeVar
 
 from . import __version__, names
@@ -43,11 +42,6 @@ GRACE_SECONDS = 5.0
 """For calls of the Sessions API that are under way at the end."""
 FINISH_SECONDS = 2.0
 """For reconciles that are under way at the end, before another operator may lead."""
-
-
-def now() -> datetime:
-    """The present time, in UTC."""
-    return datetime.now(UTC)
 
 
 async def run(settings: Settings) -> int:
@@ -90,19 +84,20 @@ async def _serve_on(api: HttpApi, settings: Settings) -> None:
 
 async def _serve(api: HttpApi, settings: Settings) -> None:
     """All parts, in the order in which they need each other; ends only by an exception."""
+    now = api.clock
     generations = await _until(
         "the certificate authority", lambda: certificates.read_or_make(api, settings, now())
     )
     authority = generations.authority()
     certificates.observe(generations)
     BUILD.labels(__version__).set(1)
-    dialer = Sandboxes(authority)
-    own = bootstrap.joined(settings.pod_ip, names.SESSIONS_PORT)
+    dialer = Sandboxes(authority, clock=now)
+    own = names.joined(settings.pod_ip, names.SESSIONS_PORT)
     election = Election(api, settings.namespace, _identity(settings), own, now)
     context = Context(Fenced(api, election.leads), dialer, authority, settings, now)
     if settings.git_allowed_hosts:
         context.repositories.fetches = fetcher(settings, lambda: context.ranges.current)
-    gateways = EgressGateways(authority)
+    gateways = EgressGateways(authority, clock=now)
     recorder = Recorder(context.api, socket.gethostname(), now)
     controller = Controller(context, recorder)
     health = Health(context)
@@ -111,10 +106,6 @@ async def _serve(api: HttpApi, settings: Settings) -> None:
     try:
         address = await _until("the Service's address", lambda: bootstrap.address(api, settings))
         context.probe_targets = bootstrap.probe_targets(settings)
-        await _until(
-            "the positive control of the network probe",
-            lambda: bootstrap.check_targets(context.probe_targets),
-        )
         context.reaches = bootstrap.reaches
         log.info("sandboxes must not reach %s", ", ".join(context.probe_targets))
         sessions = SessionsServer(
@@ -124,6 +115,7 @@ async def _serve(api: HttpApi, settings: Settings) -> None:
             ip_addresses=[address.rpartition(":")[0].strip("[]"), settings.pod_ip],
             limits=of_settings(settings),
             leadership=election,
+            clock=now,
         )
 
         async def publish() -> None:
@@ -172,6 +164,10 @@ async def _serve(api: HttpApi, settings: Settings) -> None:
             watcher = Watcher(controller.observe, lambda: lost.set_exception(KopfEnded()))
             watcher.start()
             await sessions.start()
+            await _until(
+                "the positive control of the network probe",
+                lambda: bootstrap.check_targets(context.probe_targets),
+            )
             standing = group.create_task(stand(), name="election")
             health.missing = None
             log.info("ready: %s environments", len(context.environments.all()))

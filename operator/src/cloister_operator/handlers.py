@@ -5,7 +5,6 @@ kopf runs in a thread with a loop of its own: at its end it cancels what it find
 
 import asyncio
 import contextlib
-import dataclasses
 import itertools
 import logging
 import threading
@@ -17,7 +16,7 @@ import kopf
 
 from . import names
 from .api.common import JSON
-from .controller import bootstrap
+from .cluster.login import find
 
 log = logging.getLogger(__name__)
 
@@ -61,12 +60,8 @@ def registry(observe: Observe) -> kopf.OperatorRegistry:
     made = kopf.OperatorRegistry()
 
     @kopf.on.login(registry=made)
-    def login(**kwargs: Any) -> kopf.ConnectionInfo | None:
-        account = kopf.login_with_service_account(**kwargs)
-        if account is None:
-            return kopf.login_with_kubeconfig(**kwargs)
-        # By address, as every other in-cluster client: a cluster need not have DNS.
-        return dataclasses.replace(account, server=f"https://{bootstrap.api_server()}")
+    def login(**_: Any) -> kopf.ConnectionInfo | None:
+        return find()
 
     def pass_on(resource: str) -> None:
         @kopf.on.event(names.GROUP, names.VERSION, resource, registry=made, id=resource)

@@ -11,6 +11,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 from . import names
 from .api.backend import HealthState
 from .metrics import LOOP_LAG_SECONDS, REGISTRY
+from .visitors import Visitors
 
 METRICS_SECONDS = 1.0
 """Whoever asks again within this time gets the same answer: anybody in the cluster may ask, and
@@ -37,16 +38,12 @@ class HttpServer:
         self._clock = clock
         self._written: tuple[float, bytes] | None = None
         """The metrics, and when they were written down."""
-        self._runner: web.AppRunner | None = None
+        self._runner: web.ServerRunner | None = None
         self._lag: asyncio.Task[None] | None = None
 
     async def start(self, host: str | None = None, port: int = names.HTTP_PORT) -> int:
         """Listen, on every address by default; returns the port. OSError when it is taken."""
-        app = web.Application()
-        app.router.add_get("/metrics", self._metrics)
-        app.router.add_get("/healthz", self._live)
-        app.router.add_get("/readyz", self._ready)
-        self._runner = web.AppRunner(app, access_log=None, keepalive_timeout=30)
+        self._runner = web.ServerRunner(Visitors(self._answer))
         await self._runner.setup()
         site = web.TCPSite(self._runner, host, port)
         await site.start()
@@ -63,20 +60,29 @@ class HttpServer:
         if self._runner is not None:
             await self._runner.cleanup()
 
-    async def _metrics(self, _: web.Request) -> web.Response:
+    async def _answer(self, request: web.BaseRequest) -> web.Response:
+        answers = {"/metrics": self._metrics, "/healthz": self._live, "/readyz": self._ready}
+        answer = answers.get(request.path)
+        if answer is None:
+            return web.Response(status=404)
+        if request.method not in ("GET", "HEAD"):
+            return web.Response(status=405, headers={"Allow": "GET, HEAD"})
+        return answer()
+
+    def _metrics(self) -> web.Response:
         now = self._clock()
         if self._written is None or now - self._written[0] >= METRICS_SECONDS:
             self._written = now, generate_latest(self._registry)
         return web.Response(body=self._written[1], headers={"Content-Type": CONTENT_TYPE_LATEST})
 
-    async def _live(self, _: web.Request) -> web.Response:
-        return _answer(self._health.live())
+    def _live(self) -> web.Response:
+        return _said(self._health.live())
 
-    async def _ready(self, _: web.Request) -> web.Response:
-        return _answer(self._health.ready())
+    def _ready(self) -> web.Response:
+        return _said(self._health.ready())
 
 
-def _answer(problem: str | None) -> web.Response:
+def _said(problem: str | None) -> web.Response:
     return web.Response(status=503 if problem else 200, text=f"{problem or 'ok'}\n")
 
 

@@ -25,8 +25,8 @@ POD_LIFETIME = timedelta(days=365)
 OPERATOR_LIFETIME = timedelta(days=90)
 SERVER_MARGIN = timedelta(hours=1)
 """A session's server certificate outlives the session: it must not fail while the pod drains."""
-BACKDATED = timedelta(minutes=5)
-"""Clocks of nodes differ."""
+BACKDATED = timedelta(days=1)
+"""Clocks of nodes differ: what is issued by the API server's time is read by each node's own."""
 
 # Small enough for one DNS label behind the prefix `session-`, and nothing that could end a label.
 _UID = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,53}[A-Za-z0-9])?")

@@ -37,6 +37,11 @@ BUILD = Gauge(
 LEADER = Gauge(
     "cloister_leader", "1 in the process that leads and so decides, else 0.", registry=REGISTRY
 )
+CLOCK_OFFSET = Gauge(
+    "cloister_clock_offset_seconds",
+    "By how much the API server's clock, which counts, is ahead of this machine's.",
+    registry=REGISTRY,
+)
 CA_EXPIRES = Gauge(
     "cloister_ca_expiry_timestamp_seconds",
     "When the CA's certificate ends, in seconds since 1970.",
@@ -254,6 +259,14 @@ SESSIONS_API_FORWARDED = Counter(
     "Calls of the Sessions API that reached a process which does not lead, by method and what the"
     " leader did: answered, or lost (it did not answer), or no_leader (there was none to ask).",
     ["method", "outcome"],
+    registry=REGISTRY,
+)
+SESSIONS_API_ENDED = Counter(
+    "cloister_sessions_api_connections_ended",
+    "Connections to the Sessions API that were ended, by why: no_token (none that is valid was"
+    " shown in time), one_address (too many of one address had shown none), or crowded (whoever"
+    " had most lost some).",
+    ["why"],
     registry=REGISTRY,
 )
 SESSIONS_API_SECONDS = Histogram(

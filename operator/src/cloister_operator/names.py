@@ -126,3 +126,8 @@ def workspace_claim(session: str, session_uid: str) -> str:
 def credentials_secret(session: str) -> str:
     """The Secret with the client certificate of a Session made with kubectl."""
     return f"{session}-credentials"
+
+
+def joined(host: str, port: str | int) -> str:
+    """An address as clients dial it."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

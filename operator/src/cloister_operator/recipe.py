@@ -13,7 +13,7 @@ from .api.common import JSON, EnvVar, FileSpec, GitSource, KeyRef, quantity
 from .api.environment import EnvironmentObject, EnvironmentSpec
 from .api.pod import GitTree
 from .errors import PermanentError
-from .plan import proxies
+from .plan import placement, proxies
 from .plan.egress import Aliases, Reach, by_name, reach
 from .plan.packages import Packages
 from .settings import Settings
@@ -183,6 +183,7 @@ def variables(env: Iterable[EnvVar], values: Mapping[str, bytes]) -> dict[str, s
 
 def check_policy(spec: EnvironmentSpec, settings: Settings) -> None:
     """Refuse what the platform does not allow; raises PermanentError that names the field."""
+    placement.check(spec, settings)
     allowed = settings.allowed_images
     if spec.image and allowed and not any(fnmatch.fnmatch(spec.image, each) for each in allowed):
         raise PermanentError(

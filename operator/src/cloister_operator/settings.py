@@ -37,6 +37,14 @@ class Settings(BaseModel):
     """Runtime classes that Environments may name."""
     runtime_classes_without_user_namespaces: tuple[str, ...] = ()
     """Those of them whose runtime refuses pods with a user namespace, as gVisor does."""
+    allowed_tolerations: tuple[str, ...] = ()
+    """Globs of keys of taints that Environments may tolerate; all of them at once takes `*`."""
+    allowed_node_labels: tuple[str, ...] = ("*",)
+    """Globs of keys of labels by which Environments may choose nodes."""
+    allowed_priority_classes: tuple[str, ...] = ()
+    """Globs of priority classes that Environments may name."""
+    allowed_extended_resources: tuple[str, ...] = ()
+    """Globs of extended resources that Environments may have."""
     worker_namespaces: tuple[str, ...] = ()
     """Namespaces whose pods may reach exec servers."""
     default_cpu: str = "1"
@@ -108,6 +116,10 @@ class Settings(BaseModel):
         "allowed_images",
         "allowed_runtime_classes",
         "runtime_classes_without_user_namespaces",
+        "allowed_tolerations",
+        "allowed_node_labels",
+        "allowed_priority_classes",
+        "allowed_extended_resources",
         "worker_namespaces",
         "copied_labels",
         "allowed_profiles",

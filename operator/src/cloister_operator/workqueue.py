@@ -26,8 +26,8 @@ class WorkQueue(Generic[K]):
 
     A key added while it is handled is handled again afterwards. The handler's answer is the delay
     in seconds after which the key is added again, or None. A TransientError is repeated with
-    backoff that grows per key, in the time the other side asked for if it did; any other
-    exception likewise, and is logged with its traceback.
+    backoff that grows per key, in the time the other side asked for if it did, and not before that
+    for anything that happens; any other exception likewise, and is logged with its traceback.
     """
 
     def __init__(
@@ -45,6 +45,9 @@ class WorkQueue(Generic[K]):
         self._later: list[tuple[float, int, K]] = []
         self._due: dict[K, float] = {}
         self._failures: dict[K, int] = {}
+        self._not_before: dict[K, float] = {}
+        """By key, the time that the other side asked for: what is overloaded tells of many changes,
+        each of which would ask it again."""
         self._count = itertools.count()
         self._wake = asyncio.Event()
         self.runs = False
@@ -63,16 +66,23 @@ class WorkQueue(Generic[K]):
 
     def add(self, key: K) -> None:
         """Handle the key as soon as possible."""
+        now = asyncio.get_running_loop().time()
+        if (asked := self._not_before.get(key, now)) > now:
+            self._plan(key, asked)
+            return
+        self._not_before.pop(key, None)
         self._due.pop(key, None)
         if key in self._running:
             self._again.add(key)
         elif key not in self._ready:
-            self._ready.add(key, asyncio.get_running_loop().time())
+            self._ready.add(key, now)
             self._wake.set()
 
     def add_after(self, key: K, seconds: float) -> None:
         """Handle the key in a while; the earliest of several times counts."""
-        due = asyncio.get_running_loop().time() + seconds
+        self._plan(key, asyncio.get_running_loop().time() + seconds)
+
+    def _plan(self, key: K, due: float) -> None:
         if self._due.get(key, due + 1) <= due:
             return
         self._due[key] = due
@@ -125,7 +135,11 @@ class WorkQueue(Generic[K]):
             delay = await self._handler(key)
             self._failures.pop(key, None)
         except TransientError as error:
-            delay = error.retry_after or self._backoff(key)
+            if error.retry_after:
+                delay = min(error.retry_after, LONGEST_BACKOFF)
+                self._not_before[key] = asyncio.get_running_loop().time() + delay
+            else:
+                delay = self._backoff(key)
             log.info("%s: again in %.2f s: %s", key, delay, error)
         except NotFoundError as error:
             delay = self._backoff(key)

@@ -112,6 +112,20 @@ def test_a_denied_host_is_an_event_a_line_and_a_number(
     assert (record.host, record.count, record.allowed) == ("evil.example", 7, False)
 
 
+def test_ever_other_hosts_do_not_fill_the_log(
+    office: Office, caplog: pytest.LogCaptureFixture
+) -> None:
+    allowed = [decision(f"{each}.fine.example", allowed=True) for each in range(50)]
+    denied = [decision(f"{each}.evil.example") for each in range(500)]
+    with caplog.at_level(logging.INFO):
+        office.decided(*allowed, *denied)
+        assert len(caplog.records) == Recent.NEWS
+        # It is heard again, whatever it did before to be overheard.
+        office.decided(decision("last.example", last=NOW + timedelta(minutes=1)))
+    assert "last.example" in caplog.records[-1].getMessage()
+    assert len(office.notes.notes) == 501
+
+
 def test_connections_that_were_too_many_are_told_of(office: Office) -> None:
     office.decided(decision("", port=0, reason="TooManyConnections", count=9))
     ((_, name, what, message),) = office.notes.notes

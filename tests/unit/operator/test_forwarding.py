@@ -18,6 +18,7 @@ from cloister_operator.sessions_api.server import SessionsServer
 from support.sessions_parts import (
     ALICE,
     BOB,
+    CAROL,
     NS,
     Clock,
     FakeBackend,
@@ -91,7 +92,20 @@ async def test_every_call_but_watch_is_answered_by_the_leader(
     await follower.call("Resume", sessions_pb2.ResumeRequest(namespace=NS, name="s1"))
     await follower.call("Delete", sessions_pb2.DeleteSessionRequest(namespace=NS, name="s1"))
     assert follower.backend.asked == []
-    assert follower.reviewer.token_reviews == []
+    # It passes on what somebody asks whom the API server knows, and asks nothing else about them.
+    assert set(follower.reviewer.token_reviews) == {ALICE}
+    assert follower.reviewer.access_reviews == []
+
+
+async def test_what_nobody_known_asks_is_not_passed_on(pair: tuple[Process, Process]) -> None:
+    leader, follower = pair
+    leader.backend.sessions["s1"] = made()
+    failed = await failure(follower.call("Get", get(), token="nobodys"))
+    assert (failed.code, failed.reason) == (grpc.StatusCode.UNAUTHENTICATED, "INVALID_TOKEN")
+    assert leader.reviewer.token_reviews == []
+    follower.reviewer.down = True
+    # It cannot know then, and the leader decides.
+    assert (await follower.call("Get", get(), token=CAROL)).name == "s1"
 
 
 async def test_watch_is_answered_where_it_is_asked(pair: tuple[Process, Process]) -> None:

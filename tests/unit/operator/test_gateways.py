@@ -34,12 +34,17 @@ async def site(world_authority: Authority) -> AsyncIterator[Site]:
 
 
 @pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What takes seconds because gateways get time for it takes less."""
-    monkeypatch.setattr(module, "REVOKE_SECONDS", 0.2)
+def brisk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is done again after seconds is done again sooner."""
     monkeypatch.setattr(gateway_link, "HEARTBEAT", 0.02)
     monkeypatch.setattr(module, "LOOK", 0.02)
     monkeypatch.setattr(gateway_link, "FEED_PAUSE", 0.02)
+
+
+@pytest.fixture
+def impatient(brisk: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gateways that hang get less time: for tests in which nothing depends on one being in time."""
+    monkeypatch.setattr(module, "REVOKE_SECONDS", 0.2)
     monkeypatch.setattr("cloister_operator.sandboxes.gateways.APPLY_SECONDS", 0.2)
     monkeypatch.setattr("cloister_operator.sandboxes.gateways.INFO_SECONDS", 0.2)
 
@@ -91,7 +96,7 @@ async def test_one_that_has_yet_to_start_holds_nobody_up(site: Site) -> None:
     await granted(operator, site.pod("p1", "10.244.0.5"))
 
 
-@pytest.mark.usefixtures("impatient")
+@pytest.mark.usefixtures("brisk")
 async def test_an_answer_that_is_lost_lets_nobody_in_and_is_asked_for_again(site: Site) -> None:
     gateway = await site.gateway("g1")
     gateway.loses_answers = True
@@ -107,7 +112,7 @@ async def test_an_answer_that_is_lost_lets_nobody_in_and_is_asked_for_again(site
     assert gateway.cut == []
 
 
-@pytest.mark.usefixtures("impatient")
+@pytest.mark.usefixtures("brisk")
 async def test_one_that_starts_anew_is_told_again(site: Site) -> None:
     gateway = await site.gateway("g1")
     operator = site.operator().start()
@@ -144,7 +149,7 @@ async def test_its_kubelet_tells_of_it_sooner(site: Site) -> None:
         await until(lambda: gateway.ready)
 
 
-@pytest.mark.usefixtures("impatient")
+@pytest.mark.usefixtures("brisk")
 async def test_a_pod_is_revoked_everywhere_before_its_deletion_goes_on(site: Site) -> None:
     gateways = [await site.gateway("g1"), await site.gateway("g2")]
     operator = site.operator().start()
@@ -366,7 +371,7 @@ def decision(pod: PodView, host: str = "a.example", *, allowed: bool = True) -> 
     )
 
 
-@pytest.mark.usefixtures("impatient")
+@pytest.mark.usefixtures("brisk")
 async def test_what_is_decided_is_told_once(site: Site) -> None:
     gateway = await site.gateway("g1")
     pod = site.pod("p1", "10.244.0.5")

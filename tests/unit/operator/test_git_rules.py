@@ -27,6 +27,7 @@ def check(
         (URL, ("*.example.com",)),
         ("https://git.example.com:8443/a", ("git.example.com:8443",)),
         ("https://git.example.com:443/a", ("git.example.com",)),
+        ("https://git.example.com/My%20Project/_git/%C3%BCber", ("git.example.com",)),
     ],
 )
 def test_allowed_hosts_are_fetched_from(url: str, hosts: tuple[str, ...]) -> None:
@@ -67,6 +68,12 @@ def test_only_allowed_hosts_are_fetched_from(url: str, hosts: tuple[str, ...]) -
         ),
         *("https://git.example.com/a#b", "https://git.example.com/../a", "https://127.0.0.1/a"),
         *("https://[::1]/a", "https://git.example.com:99999/a", "https://git.example.com\n/a", ""),
+        # A server decodes these: credentials for /team/ would fetch what lies beside it.
+        *(
+            f"https://git.example.com/team/{each}other/project.git"
+            for each in ("%2e%2e/", ".%2E/", "..%2f", "%2E./", "..%5c", "..%3b/", "%252e%252e/")
+        ),
+        "https://git.example.com/a%00",
     ],
 )
 def test_urls_that_are_none_of_a_repository(url: str) -> None:

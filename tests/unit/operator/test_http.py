@@ -1,13 +1,17 @@
 """Metrics and health."""
 
+import asyncio
+import socket
 from collections.abc import AsyncIterator, Iterator
 
 import aiohttp
 import pytest
+from aiohttp import web
 from prometheus_client import CollectorRegistry, Metric
 
 from cloister_operator import metrics
 from cloister_operator.http import METRICS_SECONDS, HttpServer
+from cloister_operator.visitors import MOST, Visitors
 
 
 class Health:
@@ -112,3 +116,111 @@ async def test_the_lag_of_the_loop_is_measured(base: str) -> None:
     before = await observed()
     while await observed() == before:
         pass
+
+
+async def hold(port: int, source: str, says: bytes = b"") -> socket.socket:
+    """A connection from an address of loopback."""
+    made = socket.socket()
+    made.bind((source, 0))
+    made.setblocking(False)
+    loop = asyncio.get_running_loop()
+    await loop.sock_connect(made, ("127.0.0.1", port))
+    await loop.sock_sendall(made, says)
+    return made
+
+
+async def ended(held: socket.socket) -> bool:
+    """Waits until the other end has hung up."""
+    try:
+        while await asyncio.get_running_loop().sock_recv(held, 4096):
+            pass
+    except ConnectionResetError:
+        pass
+    return True
+
+
+@pytest.mark.parametrize(
+    "says",
+    [b"", b"GET /metrics HT", b"GET /healthz HTTP/1.1\r\nContent-Length: 9\r\n\r\n"],
+    ids=["nothing", "half a head", "no body"],
+)
+async def test_who_takes_all_connections_is_not_heard_instead_of_the_kubelet(
+    base: str, says: bytes
+) -> None:
+    port = int(base.rpartition(":")[2])
+    # The kubelet has one, that is older than all of them.
+    kubelet = await hold(port, "127.0.0.1", b"GET /readyz HTTP/1.1\r\n")
+    greedy = [await hold(port, "127.0.0.2", says) for _ in range(MOST + 40)]
+    assert (await fetch(f"{base}/healthz"))[0] == 200
+    for each in greedy[:40]:
+        assert await ended(each)
+    loop = asyncio.get_running_loop()
+    await loop.sock_sendall(kubelet, b"Host: a\r\n\r\n")
+    assert (await loop.sock_recv(kubelet, 99)).startswith(b"HTTP/1.1 200 ")
+    for each in (kubelet, *greedy):
+        each.close()
+
+
+async def test_a_connection_ends_whatever_its_end_does_not_take() -> None:
+    async def large(_: web.BaseRequest) -> web.StreamResponse:
+        return web.Response(body=bytes(64 << 20))
+
+    runner = web.ServerRunner(Visitors(large, seconds=0.2))
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    port = runner.addresses[0][1]
+    request = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+    loop = asyncio.get_running_loop()
+    quiet, deaf = await hold(port, "127.0.0.1"), await hold(port, "127.0.0.1", request)
+    assert await ended(quiet)
+    # As long as nobody takes it, its end is not seen: what was sent before comes first.
+    taken = 0
+    while more := await loop.sock_recv(deaf, 1 << 20):
+        taken += len(more)
+    assert 0 < taken < 64 << 20
+    for each in (quiet, deaf):
+        each.close()
+    await runner.cleanup()
+
+
+async def test_one_request_for_each_connection(base: str) -> None:
+    port = int(base.rpartition(":")[2])
+    request = b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n"
+    held = await hold(port, "127.0.0.1", request * 2)
+    loop, heard = asyncio.get_running_loop(), b""
+    while more := await loop.sock_recv(held, 4096):
+        heard += more
+    assert heard.count(b"HTTP/1.1 200") == 1
+    held.close()
+
+
+@pytest.mark.parametrize(
+    "says",
+    [
+        *(b"GET / HTTP/1.1\r\nA b: c\r\n\r\n", b"\x16\x03\x01\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n"),
+        b"GET /metrics HTTP/1.1\r\nContent-Length: x\r\nSecret: words\r\n\r\n",
+        b"GET /" + b"x" * 10_000 + b" HTTP/1.1\r\n\r\n",
+    ],
+)
+async def test_nobody_writes_into_the_log_by_what_is_no_request(
+    base: str, says: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    held = await hold(int(base.rpartition(":")[2]), "127.0.0.2", says)
+    loop, heard = asyncio.get_running_loop(), b""
+    while more := await loop.sock_recv(held, 4096):
+        heard += more
+    held.close()
+    assert heard.split()[1].startswith(b"4")
+    assert not caplog.records
+
+
+async def test_a_failure_of_ours_is_logged_and_answered(caplog: pytest.LogCaptureFixture) -> None:
+    async def broken(_: web.BaseRequest) -> web.StreamResponse:
+        raise RuntimeError("a bug")
+
+    runner = web.ServerRunner(Visitors(broken))
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    assert (await fetch(f"http://127.0.0.1:{runner.addresses[0][1]}/"))[0] == 500
+    assert "a bug" in caplog.text
+    await runner.cleanup()

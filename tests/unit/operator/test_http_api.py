@@ -3,11 +3,12 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import kopf
 import pytest
 from aiohttp import web
-from kubernetes.aio import client
 
 from cloister_operator.cluster.api import ExpiredError, HttpApi
 from cloister_operator.cluster.resources import (
@@ -104,9 +105,7 @@ async def server() -> AsyncIterator[Server]:
 
 @pytest.fixture
 async def api(server: Server) -> AsyncIterator[HttpApi]:
-    configuration = client.Configuration(host=server.url)
-    configuration.client_session_kwargs = {"trust_env": False}
-    made = HttpApi(client.ApiClient(configuration=configuration))
+    made = await HttpApi.connect(lambda: kopf.ConnectionInfo(server=server.url))
     yield made
     await made.close()
 
@@ -176,6 +175,19 @@ async def test_requests_are_those_of_the_kubernetes_api(server: Server, api: Htt
         ),
         ("DELETE", f"{pods}/p", {}, plain, options),
     ]
+
+
+async def test_the_time_is_the_api_servers(server: Server, api: HttpApi) -> None:
+    """Not that of what answers in its place when it does not."""
+    wrong = "Fri, 01 May 2026 12:00:00 GMT"
+    server.answers(503, Date=wrong)
+    with pytest.raises(TransientError):
+        await read(api)
+    assert api.clock() - api.clock.own() < timedelta(seconds=1)
+    server.answers(200, Date=wrong)
+    await read(api)
+    ahead = datetime(2026, 5, 1, 12, tzinfo=UTC) - api.clock()
+    assert abs(ahead) < timedelta(seconds=30)
 
 
 async def test_lists_are_of_a_namespace_or_of_all(server: Server, api: HttpApi) -> None:
@@ -249,8 +261,6 @@ async def test_a_list_whose_rest_is_gone_is_tried_again(server: Server, api: Htt
         (409, ConflictError),
         (413, PermanentError),
         (429, TransientError),
-        (500, TransientError),
-        (503, TransientError),
     ],
 )
 async def test_errors_by_status(
@@ -312,10 +322,21 @@ async def test_a_write_without_an_answer_may_have_happened(server: Server, api: 
     assert not isinstance(caught.value, LostError)
 
 
+@pytest.mark.parametrize("status", [500, 502, 503, 504])
+async def test_an_answer_that_does_not_say_what_became_of_a_write(
+    server: Server, api: HttpApi, status: int
+) -> None:
+    """The API server, or what is before it, gave up waiting: etcd may have the object."""
+    server.answers(status, "etcdserver: request timed out", **{"Retry-After": "3"})
+    for call in (write, patch, read):
+        with pytest.raises(TransientError, match="request timed out") as caught:
+            await call(api)
+        assert isinstance(caught.value, LostError) is (call is not read)
+        assert caught.value.retry_after == 3.0
+
+
 async def test_a_server_that_is_not_there_got_no_write(api: HttpApi, server: Server) -> None:
-    configuration = client.Configuration(host="http://127.0.0.1:1")
-    configuration.client_session_kwargs = {"trust_env": False}
-    nowhere = HttpApi(client.ApiClient(configuration=configuration))
+    nowhere = await HttpApi.connect(lambda: kopf.ConnectionInfo(server="http://127.0.0.1:1"))
     with pytest.raises(TransientError) as caught:
         await write(nowhere)
     assert not isinstance(caught.value, LostError)

@@ -41,6 +41,9 @@ def platform(case: str) -> Settings:
     return settings(
         copied_labels=("cost-centre",),
         allowed_runtime_classes=("gvisor",),
+        allowed_tolerations=("sandboxes",),
+        allowed_priority_classes=("sandboxes",),
+        allowed_extended_resources=("*",),
         worker_namespaces=("workers", "more-workers"),
         sandbox_user_namespaces=False,
         sandbox_image_pull_policy="Always",

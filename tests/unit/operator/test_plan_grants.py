@@ -60,6 +60,64 @@ def test_a_pod_has_the_hosts_it_was_made_with() -> None:
     assert [each.pod_uid for each in state.sources.values()] == [one.uid, two.uid]
 
 
+def long_hosts(number: int, count: int = 256) -> tuple[str, ...]:
+    label = "x" * 60
+    return tuple(f"h{each}.n{number}.{label}.{label}.{label}.example" for each in range(count))
+
+
+def test_nobody_has_so_many_hosts_that_gateways_refuse_what_others_may_reach() -> None:
+    greedy = [
+        open_pod(
+            f"g{each}",
+            namespace=f"greedy-{each % 2}",
+            ip=f"10.2.{each // 250}.{1 + each % 250}",
+            hosts=long_hosts(each),
+            created=NOW + timedelta(seconds=each),
+        )
+        for each in range(600)
+    ]
+    # It is the youngest of all, and comes last.
+    honest = open_pod("honest", namespace="honest", ip="10.3.0.1", created=NOW + timedelta(days=1))
+    state = state_of([*greedy, honest], ())
+    assert state.holder(honest) == honest.uid
+    size = sum(len(host) for hosts in state.policies.values() for host in hosts)
+    assert grants.MAX_BYTES // 2 < size <= grants.MAX_BYTES
+    kept = [each for each in greedy if state.holder(each)]
+    assert state.left_out == len(greedy) - len(kept)
+    # The oldest of each namespace, as many of one as of the other.
+    assert kept == greedy[: len(kept)]
+    assert abs(sum(each.namespace == "greedy-0" for each in kept) - len(kept) / 2) <= 1
+    # Who ends makes room, and who comes takes nothing from those who run.
+    assert set(state_of([*greedy[4:], honest], ()).sources) >= {each.ip for each in kept[4:]}
+    more = [
+        replace(
+            greedy[0],
+            uid="new",
+            ip="10.4.0.1",
+            hosts=long_hosts(-1),
+            created=NOW + timedelta(hours=1),
+        )
+    ]
+    assert set(state_of([*greedy, *more, honest], ()).sources) == set(state.sources)
+
+
+def test_there_are_no_more_policies_than_gateways_take() -> None:
+    pods = [
+        open_pod(
+            f"p{each}",
+            ip=f"10.{each >> 16}.{each >> 8 & 255}.{each & 255}",
+            hosts=(f"h{each}.example",),
+        )
+        for each in range(1, grants.MAX_POLICIES + 100)
+    ]
+    state = state_of(pods, ())
+    assert 0.99 * grants.MAX_POLICIES < len(state.policies) <= grants.MAX_POLICIES
+    assert len(state.sources) == len(state.policies) == len(pods) - state.left_out
+    # Many pods with few policies are no crowd.
+    same = [replace(each, hosts=HOSTS) for each in pods]
+    assert state_of(same, ()).left_out == 0
+
+
 def test_pods_with_the_same_hosts_share_a_policy() -> None:
     pods = [open_pod(f"p{n}", ip=f"10.1.0.{n}", hosts=HOSTS[:: 1 - 2 * (n % 2)]) for n in range(9)]
     assert len(state_of(pods, ()).policies) == 1

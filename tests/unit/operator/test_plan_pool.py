@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 from cloister_operator.api import conditions
 from cloister_operator.api.pod import PodView
 from cloister_operator.plan.failure import Failure
-from cloister_operator.plan.pool import FAILED_POD_KEPT, MAX_BATCH, PoolPlan, Wanted, plan_pool
+from cloister_operator.plan.pool import (
+    FAILED_POD_KEPT,
+    MAX_BATCH,
+    SPARED,
+    PoolPlan,
+    Wanted,
+    plan_pool,
+)
 from cloister_operator.plan.trials import STUCK_AFTER, Trials
 from support.operator_objects import NOW, pod
 
@@ -127,6 +134,30 @@ def test_a_claimed_pod_that_is_broken_is_left_to_its_session() -> None:
 def test_pods_that_may_have_been_made_count() -> None:
     assert plan_pool([], {}, Wanted("new", 3), NOW, in_flight=2).create == 1
     assert plan_pool([], {}, Wanted("new", 3), NOW, in_flight=4).create == 0
+
+
+def test_what_another_process_has_just_made_is_not_one_too_many_yet() -> None:
+    pods = [pod("mine", created=JUST_NOW), *(pod(n, created=JUST_NOW) for n in ("a", "b"))]
+    others = {"uid-of-a", "uid-of-b"}
+    early = plan_pool(pods, {}, Wanted("new", 0), NOW, others=others)
+    assert [each.name for each in early.delete] == ["mine"]
+    assert early.look_again == JUST_NOW + SPARED
+    left = pods[1:]
+    late = plan_pool(left, {}, Wanted("new", 0), JUST_NOW + SPARED, others=others)
+    assert ([each.name for each in late.delete], late.look_again) == (["a", "b"], None)
+    # They count, so that none is made beside them.
+    assert early.create == plan_pool(left, {}, Wanted("new", 2), NOW, others=others).create == 0
+
+
+def test_what_another_process_made_for_an_older_recipe_or_in_vain_is_not_spared() -> None:
+    pods = [
+        pod("warm", created=JUST_NOW),
+        pod("old", recipe="old", created=JUST_NOW),
+        pod("failed", end=ENDED, created=NOW - FAILED_POD_KEPT),
+    ]
+    others = {each.uid for each in pods}
+    made = plan_pool(pods, {}, Wanted("new", 1), NOW, others=others)
+    assert {each.name for each in made.delete} == {"old", "failed"}
 
 
 def test_while_a_recipe_fails_one_pod_is_tried_when_it_is_time() -> None:

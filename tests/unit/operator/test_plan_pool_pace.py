@@ -20,7 +20,14 @@ from cloister_operator.plan.demand import (
 )
 from cloister_operator.plan.failure import Failure
 from cloister_operator.plan.refill import Refill, slow_start
-from cloister_operator.plan.trials import FIRST_RETRY, LONGEST_RETRY, Trials, is_held, watch
+from cloister_operator.plan.trials import (
+    FIRST_RETRY,
+    LONGEST_RETRY,
+    Trials,
+    is_held,
+    refused,
+    watch,
+)
 from support.operator_objects import NOW, pod
 
 SECOND = timedelta(seconds=1)
@@ -97,6 +104,25 @@ def test_failures_are_tried_again_ever_more_seldom() -> None:
         now = trials.retry_at + SECOND
     assert waits[:3] == [FIRST_RETRY, 2 * FIRST_RETRY, 4 * FIRST_RETRY]
     assert waits[-1] == LONGEST_RETRY
+
+
+def test_pods_that_cannot_be_made_are_tried_again_ever_more_seldom() -> None:
+    trials = Trials("old", 7, NOW, BROKEN)
+    for failures in (1, 2, 3):
+        trials = refused(trials, "new", BROKEN, NOW)
+        assert trials == Trials("new", failures, NOW, BROKEN)
+        assert watch(trials, [], {}, "new", NOW + SECOND) == trials
+
+
+def test_a_clock_that_is_set_back_keeps_no_pool_waiting() -> None:
+    ahead = Trials("new", 2, NOW + timedelta(hours=1), BROKEN)
+    again = watch(ahead, [], {}, "new", NOW)
+    assert again == Trials("new", 2, NOW, BROKEN)
+    assert again.retry_at == NOW + 2 * FIRST_RETRY
+    large, small = Target(8, NOW + timedelta(hours=1)), Bounds(1, 8)
+    kept = next_target(large, 1, small, 8, NOW)
+    assert kept == Target(8, NOW)
+    assert next_target(kept, 1, small, 8, NOW + SHRINK_AFTER).size == 7
 
 
 def test_pods_that_were_made_together_fail_once() -> None:

@@ -1,13 +1,14 @@
 """The cluster's own addresses, and what is left of the internet without them."""
 
 import ipaddress
+import random
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloister_operator.plan import ranges
+from cloister_operator.plan import ranges, spans
 
 JSON = dict[str, Any]
 
@@ -49,7 +50,7 @@ def test_every_address_of_a_service() -> None:
 
 
 def test_nobody_claims_so_many_addresses_that_others_do_not_count() -> None:
-    def claims(first: int, count: int) -> list[ranges.Network]:
+    def claims(first: int, count: int) -> list[spans.Network]:
         return [ipaddress.ip_network(first + 2 * each) for each in range(count)]
 
     honest, larger, greedy = claims(1 << 28, 3), claims(1 << 29, 20), claims(1 << 30, 9_000)
@@ -94,6 +95,66 @@ def test_ranges_come_in_the_fewest_words_and_always_in_the_same_order() -> None:
     assert ranges.collapsed(ranges.networks(reversed(given_ones))) == expected
 
 
+def test_more_public_ranges_than_a_gateway_takes_become_larger_ones() -> None:
+    # Of 5,000 nodes: apart from each other, in both families, and with private addresses beside.
+    chance = random.Random(7)
+    public = [f"{chance.randrange(20, 70)}.{each % 250}.3.7" for each in range(5000)]
+    wide = [f"2600:{chance.randrange(1 << 16):x}:0:1::9" for each in range(5000)]
+    private = [f"10.{each // 200}.{each % 200}.9" for each in range(5000)]
+    every = list(ranges.networks([*public, *wide, *private, "77.0.0.0/9"]))
+    made = ranges.bounded(every)
+    outside = ranges.on_the_internet(made)
+    assert ranges.MAX_PUBLIC // 4 < len(outside) <= ranges.MAX_PUBLIC
+    networks = [ipaddress.ip_network(each) for each in outside]
+    for address in map(ipaddress.ip_address, [*public, *wide][::97]):
+        assert any(address in each for each in networks)
+    # What is special is as it was: it counts for nobody, and nothing of it got larger.
+    assert set(made) - set(outside) == set(ranges.collapsed(ranges.networks(private)))
+    assert "77.0.0.0/9" in made
+    assert not is_open(public[0], list(made))
+    assert is_open("1.1.1.1", list(made))
+    few = every[:4000]
+    assert ranges.bounded(few) == ranges.collapsed(few)
+
+
+@given(
+    st.lists(st.one_of(st.integers(0, 2**32 - 1).map(ipaddress.IPv4Address),
+                       st.integers(2**125, 2**126 - 1).map(ipaddress.IPv6Address)), max_size=40),
+    st.integers(40, 60),
+)  # fmt: skip
+def test_whatever_becomes_larger_holds_what_there_was(own: list[Any], most: int) -> None:
+    every = [ipaddress.ip_network(each) for each in own]
+    made = ranges.bounded(
+        [*every, *(ipaddress.ip_network(f"34.{each}.0.1") for each in range(50))], most
+    )
+    assert len(ranges.on_the_internet(made)) <= most
+    assert all(any(each in ipaddress.ip_network(one) for one in made) for each in own)
+
+
+NETWORKS = st.one_of(
+    st.tuples(st.integers(0, 2**32 - 1), st.integers(0, 32)).map(
+        lambda each: ipaddress.IPv4Network(each, strict=False)
+    ),
+    # Close to each other, so that they meet and hold each other.
+    st.tuples(st.integers(0, 2**12), st.integers(116, 128)).map(
+        lambda each: ipaddress.IPv6Network(each, strict=False)
+    ),
+    st.tuples(st.integers(2**32 - 2**8, 2**32 - 1), st.integers(24, 32)).map(
+        lambda each: ipaddress.IPv4Network(each, strict=False)
+    ),
+)
+
+
+@given(st.lists(NETWORKS, max_size=60), NETWORKS)
+def test_ranges_are_joined_as_pythons_own_library_joins_them(own: list[Any], other: Any) -> None:
+    v4 = ipaddress.collapse_addresses(each for each in own if each.version == 4)
+    v6 = ipaddress.collapse_addresses(each for each in own if each.version == 6)
+    joined = [*v4, *v6]
+    assert spans.collapse(own) == joined
+    same = [each for each in joined if each.version == other.version]
+    assert spans.Union(own).holds(other) == any(other.subnet_of(each) for each in same)
+
+
 def blocks(own: list[str]) -> dict[str, list[str]]:
     return {each["ipBlock"]["cidr"]: each["ipBlock"]["except"] for each in ranges.internet(own)}
 
@@ -124,6 +185,7 @@ METADATA = [
     "169.254.170.2",
     "169.254.170.23",
     "169.254.169.252",
+    "169.254.0.23",
     "168.63.129.16",
     "100.100.100.200",
     "192.0.0.192",

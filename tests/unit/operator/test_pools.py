@@ -4,8 +4,8 @@ import copy
 from datetime import timedelta
 
 from cloister_operator import names
-from cloister_operator.cluster.resources import PODS, SESSIONS, Resource
-from cloister_operator.errors import TransientError
+from cloister_operator.cluster.resources import PODS, SESSIONS, VOLUME_CLAIMS, Resource
+from cloister_operator.errors import PermanentError, TransientError
 from support.fake_api import Connection, Fault, Write
 from support.fake_operator import World
 from support.operator_objects import JSON, NAMESPACE
@@ -47,6 +47,37 @@ async def test_so_is_the_pod_of_a_session(world: World) -> None:
     operator = world.start(connection)
     await operator.until(lambda: world.served("s1"))
     assert len(set(connection.asked)) == 1
+
+
+class NoVolumes(Connection):
+    """A policy of the platform is against every volume claim."""
+
+    denied = "ValidatingAdmissionPolicy 'small' denied the request: too large"
+
+    async def create(self, resource: Resource, namespace: str, body: JSON) -> JSON:
+        if resource == VOLUME_CLAIMS and self.denied:
+            raise PermanentError("Rejected", self.denied)
+        return await super().create(resource, namespace, body)
+
+
+async def test_pods_whose_volume_is_refused_are_made_ever_more_seldom(world: World) -> None:
+    """They go at once, as somebody else could make a claim of their name."""
+    world.apply_environment(workspace={"persistent": True}, pool={"size": 2})
+    connection = NoVolumes(world.cluster)
+    operator = world.start(connection)
+
+    def made() -> int:
+        return sum((each.verb, each.plural) == ("create", "pods") for each in world.cluster.writes)
+
+    await operator.until(lambda: world.condition(world.environment(), "PoolReady")[1] == "Rejected")
+    for seconds, count in ((0, 1), (9, 1), (2, 2), (15, 2), (6, 3)):
+        await operator.advance(timedelta(seconds=seconds))
+        assert made() == count
+        assert world.pods() == []
+        assert world.condition(world.environment())[1] == "Rejected"
+    connection.denied = ""
+    await operator.advance(timedelta(seconds=41))
+    await operator.until(lambda: world.pool_is(2))
 
 
 async def test_a_pool_grows_while_sessions_come_fast_and_shrinks_afterwards(world: World) -> None:

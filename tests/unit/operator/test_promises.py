@@ -12,9 +12,11 @@ from cloister_operator import names
 from cloister_operator.api.backend import NewSession
 from cloister_operator.api.conditions import precise
 from cloister_operator.api.session import FirstPod, Phase, SessionObject
+from cloister_operator.cache import Store
 from cloister_operator.cluster.resources import PODS, SESSIONS
 from cloister_operator.controller.backend import Backend
-from cloister_operator.errors import PermanentError, TransientError
+from cloister_operator.controller.promises import _DOUBTFUL, Promises
+from cloister_operator.errors import LostError, PermanentError, TransientError
 from support.eventually import until
 from support.fake_api import Connection, Fault, Write
 from support.fake_operator import Operator, World
@@ -38,6 +40,28 @@ class Held(Connection):
             self.waiting += 1
             await self.open.wait()
         return await super().patch_status(resource, *args, **more)
+
+
+class Lost(Connection):
+    """A way on which the answer to a new Session is lost, and at first nobody can be asked about
+    it.
+    """
+
+    def __init__(self, world: World) -> None:
+        super().__init__(world.cluster)
+        self.silent = True
+
+    async def create(self, resource: Any, *args: Any) -> Any:
+        if resource != SESSIONS:
+            return await super().create(resource, *args)
+        # Without a step of the event loop: nobody hears of it before the call has failed.
+        self._cluster.create(resource, *args)
+        raise LostError("no answer from the API server")
+
+    async def get(self, resource: Any, *args: Any) -> Any:
+        if resource == SESSIONS and self.silent:
+            raise TransientError("the API server cannot be reached")
+        return await super().get(resource, *args)
 
 
 @dataclass
@@ -282,6 +306,37 @@ async def test_a_pod_is_free_again_when_its_session_was_not_made(world: World) -
     made = await backend.create_session(CALL)
     assert made.first_pod is not None
     await operator.until(lambda: world.served("s1"))
+
+
+async def test_a_session_whose_making_was_not_answered_fails_for_no_pod_that_goes(
+    world: World,
+) -> None:
+    """Nobody can have worked in it: another pod serves as well."""
+    world.apply_environment()
+    connection = Lost(world)
+    operator = world.start(connection)
+    backend = Backend(operator.context)
+    await operator.until(lambda: world.pool_is(1))
+    (warm,) = world.pods()
+    with pytest.raises(TransientError):
+        await backend.create_session(CALL)
+    assert operator.context.reserved == set()
+    found = SessionObject.parse(world.session()).first_pod
+    assert found is not None
+    assert found.uid == warm["metadata"]["uid"]
+    world.cluster.vanish(PODS, NAMESPACE, found.name)
+    connection.silent = False
+    await operator.until(lambda: world.served("s1"))
+    assert world.session()["status"]["podUID"] != found.uid
+    await operator.until(lambda: not operator.context.promises._doubtful)
+
+
+async def test_of_sessions_that_were_perhaps_made_only_so_many_are_known(world: World) -> None:
+    promises = Promises(Store(SessionObject.parse, lambda _: ()), set())
+    for n in range(_DOUBTFUL + 5):
+        promises.make((NAMESPACE, f"s{n}"), FirstPod("p", f"u{n}", NOW))
+        promises.doubt((NAMESPACE, f"s{n}"))
+    assert len(promises._doubtful) == _DOUBTFUL
 
 
 @pytest.mark.parametrize("made_by", [names.ISSUED_BY_API, "somebody"])

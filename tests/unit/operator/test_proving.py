@@ -72,6 +72,16 @@ def test_what_a_pod_may_reach_it_does_not_try(network: str, may: str) -> None:
     assert rest | {"192.168.1.1:10250", *proving.METADATA, *CONTROLS} <= set(tried)
 
 
+def test_of_many_landmarks_each_kind_is_tried() -> None:
+    twice = (*SITE.landmarks, Landmark("api", "192.168.1.2:6443"), Landmark("dns", "10.96.0.11:53"))
+    site = Site(CONTROLS, twice, "10.96.0.7:3128", ("1.1.1.1",))
+    tried = proving.targets(site, "none", "n7", OTHER)
+    assert len(tried) == proving.MAX_TARGETS
+    assert {*CONTROLS, *OTHER, "10.96.0.7:3128", "1.1.1.1:53", "192.168.1.7:10250"} <= set(tried)
+    assert len([each for each in tried if each.endswith(":10250")]) == 2
+    assert set(proving.METADATA) - set(tried) == set(proving.METADATA[-2:])
+
+
 def test_the_platform_leaves_kinds_out() -> None:
     site = Site(CONTROLS, SITE.landmarks, skipped=("node", "sandbox"))
     tried = proving.targets(site, "none", "n1", OTHER)

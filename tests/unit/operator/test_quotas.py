@@ -15,7 +15,7 @@ from cloister_operator.plan.session import namespace_full
 from cloister_operator.sessions_api.servicer import SessionsServicer
 from cloister_operator.sessions_api.status import QuotaReached, from_error
 from support.fake_api import Connection, FakeCluster
-from support.fake_operator import World
+from support.fake_operator import Operator, World
 from support.operator_objects import NAMESPACE
 from support.sessions_parts import made, not_ready
 
@@ -23,18 +23,25 @@ EXCEEDED = "exceeded quota: team-a, requested: pods=1, used: pods=9, limited: po
 
 
 class Full(Connection):
-    """A namespace whose quota allows no further pod."""
+    """A namespace whose quota allows no further pod, or nothing further that pods mount."""
 
-    def __init__(self, cluster: FakeCluster) -> None:
+    def __init__(self, cluster: FakeCluster, plural: str = "pods") -> None:
         super().__init__(cluster)
         self.full = True
         self.refused = 0
+        self._plural = plural
 
     async def create(self, resource: Any, namespace: str, body: Any) -> Any:
-        if self.full and resource.plural == "pods":
+        of_recipe = resource.plural == "secrets" and "recipe.json" in body.get("data", {})
+        if self.full and resource.plural == self._plural and not of_recipe:
             self.refused += 1
             raise QuotaError(EXCEEDED, "team-a")
         return await super().create(resource, namespace, body)
+
+    async def refuse_again(self, operator: Operator) -> None:
+        """Wait for the next try."""
+        before = self.refused
+        await operator.until(lambda: self.refused > before)
 
 
 def test_a_quota_of_kubernetes_is_resource_exhausted_with_its_name() -> None:
@@ -142,6 +149,50 @@ async def test_what_is_suspended_has_no_place_and_is_resumed_within_the_limit(
     await operator.until(lambda: backend.get_session(*second.key) is None)
     assert await backend.set_state(*first.key, "Running")
     await operator.until(lambda: world.served("first"))
+
+
+@pytest.mark.parametrize("plural", ["secrets", "persistentvolumeclaims"])
+async def test_a_quota_of_what_pods_mount_is_told_for_as_long_as_it_is_used_up(
+    world: World, plural: str
+) -> None:
+    """The pods are there, and wait: of themselves they say that they start, or have no volume."""
+    world.apply_environment(workspace={"persistent": True}, pool={"size": 1})
+    connection = Full(world.cluster, plural)
+    operator = world.start(connection)
+
+    def said() -> list[tuple[str, str]]:
+        return [world.condition(world.environment(), each) for each in ("Ready", "PoolReady")]
+
+    await operator.until(lambda: said() == [("False", "QuotaExceeded")] * 2)
+    (pod,) = world.pods()
+    for _ in range(3):
+        await connection.refuse_again(operator)
+        world.clock.now += timedelta(seconds=20)
+        operator.look()
+        await operator.until(lambda: not len(operator.context.queue))
+        assert said() == [("False", "QuotaExceeded")] * 2
+    assert [each["metadata"]["uid"] for each in world.pods()] == [pod["metadata"]["uid"]]
+    connection.full = False
+    await operator.until(lambda: world.pool_is(1))
+    assert said() == [("True", "Available"), ("True", "PoolFilled")]
+    assert operator.context.refusals == {}
+
+
+async def test_a_session_whose_pod_may_not_have_its_identity_is_told_of_the_quota(
+    world: World,
+) -> None:
+    world.apply_environment(pool={"size": 0})
+    connection = Full(world.cluster, "secrets")
+    operator = world.start(connection)
+    world.apply_session()
+    for _ in range(3):
+        await operator.until(lambda: world.condition(world.session())[1] == "QuotaExceeded")
+        await connection.refuse_again(operator)
+        operator.look()
+        await operator.until(lambda: not len(operator.context.queue))
+    assert "team-a" in world.session()["status"]["conditions"][0]["message"]
+    connection.full = False
+    await operator.until(lambda: world.served("s1"))
 
 
 def _waits(world: World, name: str) -> bool:

@@ -93,8 +93,16 @@ DIFFERENT: dict[str, dict[str, Any]] = {
 }
 
 
+EVERYTHING = {
+    "allowed_tolerations": ("*",),
+    "allowed_priority_classes": ("*",),
+    "allowed_extended_resources": ("*",),
+}
+
+
 def test_the_hash_differs_with_all_that_a_pod_is_made_of() -> None:
-    hashes = {name: made(**spec).hash for name, spec in DIFFERENT.items()}
+    platform = settings(**EVERYTHING)
+    hashes = {name: made(platform=platform, **spec).hash for name, spec in DIFFERENT.items()}
     assert len(set(hashes.values())) == len(hashes), hashes
     assert all(len(each) == 10 and int(each, 16) >= 0 for each in hashes.values())
 
@@ -360,3 +368,53 @@ def test_root_needs_a_user_namespace_or_a_kernel_of_its_own() -> None:
     )
     assert made(platform=allowed, isolation=rootish | {"runtimeClassName": "gvisor"})
     refusal(platform=allowed, isolation=rootish | {"runtimeClassName": "other"})
+
+
+PLACEMENTS: list[tuple[dict[str, Any], str]] = [
+    ({"scheduling": {"tolerations": [{"key": "a.example/x"}]}}, "spec.scheduling.tolerations[0]"),
+    (
+        {"scheduling": {"tolerations": [{"key": "pool"}, {"operator": "Exists"}]}},
+        "spec.scheduling.tolerations[1]",
+    ),
+    (
+        {"scheduling": {"tolerations": [{"key": "node-role.kubernetes.io/control-plane"}]}},
+        "spec.scheduling.tolerations[0]",
+    ),
+    (
+        {"scheduling": {"nodeSelector": {"zone": "a", "kubernetes.io/hostname": "n1"}}},
+        "spec.scheduling.nodeSelector",
+    ),
+    ({"scheduling": {"priorityClassName": "high"}}, "spec.scheduling.priorityClassName"),
+    ({"resources": {"extended": {"devices.example/kvm": 1}}}, "spec.resources.extended"),
+]
+
+
+@pytest.mark.parametrize(("spec", "field"), PLACEMENTS)
+def test_nodes_devices_and_priorities_are_the_platforms_choice(
+    spec: dict[str, Any], field: str
+) -> None:
+    some = settings(
+        allowed_tolerations=("pool", "b.example/*"),
+        allowed_node_labels=("zone", "pool*"),
+        allowed_priority_classes=("low", "lower-?"),
+        allowed_extended_resources=("gpu.example/*",),
+    )
+    error = refusal(platform=some, **spec)
+    assert (error.reason, error.field) == ("PolicyRefused", field)
+    assert "the platform allows these" in str(error)
+    closed = settings(allowed_node_labels=())
+    assert refusal(platform=closed, **spec).field == field.replace("[1]", "[0]")
+    assert made(platform=settings(**EVERYTHING), **spec)
+
+
+def test_what_the_platform_lists_of_nodes_may_be_named() -> None:
+    some = settings(
+        allowed_tolerations=("pool", "b.example/*"), allowed_priority_classes=("lower-?",)
+    )
+    wanted = {
+        "tolerations": [{"key": "pool"}, {"key": "b.example/x", "operator": "Exists"}],
+        "nodeSelector": {"kubernetes.io/hostname": "n1"},
+        "priorityClassName": "lower-2",
+    }
+    assert made(platform=some, scheduling=wanted)
+    assert refusal(platform=settings(), scheduling=wanted).field == "spec.scheduling.tolerations[0]"

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
+from unittest import mock
 
 import grpc
 import pytest
@@ -12,6 +13,7 @@ from cloister_api.sessions.v1 import sessions_pb2
 from cloister_operator.sessions_api import guard as guards
 from cloister_operator.sessions_api import relay as relays
 from cloister_operator.sessions_api import servicer
+from cloister_operator.sessions_api.auth import Auth
 from support.sandbox_server import free_port
 from support.sessions_parts import (
     ALICE,
@@ -19,6 +21,8 @@ from support.sessions_parts import (
     CAROL,
     NS,
     Api,
+    Clock,
+    FakeReviewer,
     made,
     serving,
     unpack,
@@ -91,9 +95,7 @@ async def failed(call: Any) -> Any:
 
 async def refused(api: Api, first: sessions_pb2.RelayRequest = FIRST, token: Any = ALICE) -> Any:
     call = opened(api, token)
-    # It may be refused before or after the first write.
-    with contextlib.suppress(asyncio.InvalidStateError, grpc.aio.AioRpcError):
-        await call.write(first)
+    await call.write(first)
     return await failed(call)
 
 
@@ -162,6 +164,48 @@ async def test_who_may_not_have_a_session_may_not_have_a_relay(api: Api) -> None
         assert (await refused(api)).code is grpc.StatusCode.PERMISSION_DENIED
     # Asked for that session in its namespace.
     assert ("alice", "create", "sessions", "exec", NS, "s1") in api.reviewer.access_reviews
+
+
+class _Refusal(Exception):
+    """How gRPC ends a call that was aborted."""
+
+
+async def test_a_refusal_lets_the_caller_say_first_what_it_wants() -> None:
+    """A call that ends while its caller writes fails with INTERNAL there, whatever the reason."""
+    happened: list[Any] = []
+
+    async def requests() -> AsyncIterator[sessions_pb2.RelayRequest]:
+        await asyncio.sleep(0)
+        happened.append("heard")
+        yield FIRST
+
+    async def abort(code: grpc.StatusCode, _message: str) -> None:
+        happened.append(code)
+        raise _Refusal
+
+    context = mock.Mock(abort=abort)
+    context.invocation_metadata.return_value = [("authorization", "Bearer nobody's")]
+    context.peer.return_value = "ipv4:10.0.0.9:1234"
+    guard = guards.Guard(Auth(FakeReviewer(), Clock()))
+
+    async def inner(_details: Any) -> Any:
+        return grpc.stream_stream_rpc_method_handler(mock.Mock())
+
+    details = mock.Mock(method=f"{guards.SERVICE}Relay")
+    handler: Any = await guard.intercept_service(inner, details)
+    with pytest.raises(_Refusal):
+        await anext(handler.stream_stream(requests(), context))
+    assert happened == ["heard", grpc.StatusCode.UNAUTHENTICATED]
+
+
+async def test_who_is_refused_and_says_nothing_is_not_waited_for(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guards, "HEARD_SECONDS", 0.05)
+    assert (await failed(opened(api, None))).code is grpc.StatusCode.UNAUTHENTICATED
+    ended = opened(api, None)
+    await ended.done_writing()
+    assert (await failed(ended)).code is grpc.StatusCode.UNAUTHENTICATED
 
 
 async def test_a_relay_ends_when_the_right_is_taken_away(api: Api) -> None:

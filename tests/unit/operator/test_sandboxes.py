@@ -282,6 +282,7 @@ class FakeRuntime(exec_pb2_grpc.RuntimeServicer):
         self.packages = exec_pb2.PackageSourcesResponse()
         self.activity = exec_pb2.ActivityResponse()
         self.fault = ""
+        self.fault_code = grpc.StatusCode.INTERNAL
         self.peers: list[str] = []
         self.block: asyncio.Event | None = None
         self.called = asyncio.Event()
@@ -308,7 +309,7 @@ class FakeRuntime(exec_pb2_grpc.RuntimeServicer):
 
     async def Activity(self, request: Any, context: Any) -> exec_pb2.ActivityResponse:  # noqa: N802
         if self.fault:
-            await context.abort(grpc.StatusCode.INTERNAL, self.fault)
+            await context.abort(self.fault_code, self.fault)
         return self.activity
 
     async def Prepare(self, request: Any, context: Any) -> exec_pb2.PrepareResponse:  # noqa: N802
@@ -462,6 +463,22 @@ async def test_the_words_of_a_failure_are_cleaned(
             await sandboxes.activity(pod, SESSION)
     assert "INTERNAL: no [31m2026" in str(failure.value)
     assert str(failure.value).isprintable()
+
+
+@pytest.mark.parametrize("code", [grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.CANCELLED])
+async def test_a_pod_that_has_its_hands_full_is_asked_again(
+    authority: Authority, sandboxes: Sandboxes, code: grpc.StatusCode
+) -> None:
+    """So answers the exec server of a session that uses all the calls it may have at a time: an
+    error that ends sessions would take its work.
+    """
+    runtime = FakeRuntime()
+    runtime.fault, runtime.fault_code = "Concurrent RPC limit exceeded!", code
+    async with fake(authority, runtime, uid=SESSION) as (pod, _):
+        with pytest.raises(TransientError, match="has no room"):
+            await sandboxes.activity(pod, SESSION)
+        runtime.fault = ""
+        assert (await sandboxes.activity(pod, SESSION)).running_calls == 0
 
 
 async def test_a_claim_without_an_answer_is_lost(

@@ -586,6 +586,14 @@ async def test_a_request_that_is_too_large_is_refused(api: Api) -> None:
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
+async def test_a_request_that_is_packed_is_refused(api: Api) -> None:
+    """A few bytes could become megabytes, again and again."""
+    request = create(name="x" * 100_000)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await api.call("Create", request, compression=grpc.Compression.Gzip)
+    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
 # What the backend says.
 
 

@@ -18,6 +18,8 @@ def test_defaults_are_what_is_closed() -> None:
     assert found.sandbox_namespaces == ()
     assert found.worker_namespaces == ()
     assert found.allowed_runtime_classes == ()
+    assert found.allowed_tolerations == found.allowed_priority_classes == ()
+    assert found.allowed_extended_resources == ()
     assert found.sandbox_user_namespaces is True
     assert found.ended_session_ttl == timedelta(hours=1)
 

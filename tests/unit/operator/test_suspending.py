@@ -15,6 +15,7 @@ from cloister_operator.cluster.resources import (
     SESSIONS,
     VOLUME_CLAIMS,
 )
+from cloister_operator.plan.trials import FIRST_RETRY
 from support.fake_api import Connection, Fault, Write
 from support.fake_operator import Operator, World
 from support.operator_objects import NAMESPACE
@@ -135,6 +136,9 @@ async def test_a_claim_that_somebody_made_before_is_no_workspace(world: World) -
 
     world.apply_environment(**KEPT, **IDLE, pool={"size": 1})
     operator = world.start(Connection(world.cluster, fault))
+    await operator.until(lambda: world.condition(world.environment())[1] == "VolumeNotBound")
+    assert world.pods() == []
+    await operator.advance(FIRST_RETRY)
     await operator.until(lambda: world.pool_is(1))
     (warm,) = world.pods(state="warm")
     assert mounted(warm) != planted[0]

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
 import pytest
 
@@ -207,7 +208,53 @@ async def test_backoff_doubles_up_to_a_bound_and_starts_anew_after_a_success() -
 
 
 async def test_the_time_that_the_other_side_asks_for_is_kept() -> None:
-    assert await delays_of([TransientError("busy", retry_after=7.0)]) == [7.0]
+    assert await delays_of([TransientError("busy", retry_after=0.01)]) == [0.01]
+
+
+async def test_nothing_that_happens_shortens_the_time_that_the_other_side_asks_for(
+    make: Make,
+) -> None:
+    loop, began, handled = asyncio.get_running_loop(), list[float](), list[str]()
+
+    async def handler(key: str) -> float | None:
+        if key == "other":
+            handled.append(key)
+            return None
+        began.append(loop.time())
+        if len(began) == 1:
+            # Its own writes come back while it is handled.
+            queue.add(key)
+            raise TransientError("too many requests", retry_after=0.2)
+        return None
+
+    queue = make(handler)
+    queue.add("a")
+    await until(lambda: began)
+    while len(began) == 1:
+        queue.add("a")
+        queue.add("other")
+        await asyncio.sleep(0.01)
+    assert began[1] - began[0] >= 0.2
+    assert len(handled) > 1, "others wait as well"
+    # Afterwards it is as ever.
+    queue.add("a")
+    await until(lambda: len(began) == 3)
+    assert not queue._not_before
+    assert not queue._due
+
+
+async def test_no_time_that_is_asked_for_is_too_long(make: Make, monkeypatch: Any) -> None:
+    monkeypatch.setattr(workqueue, "LONGEST_BACKOFF", 0.05)
+    tries = 0
+
+    async def handler(_key: str) -> float | None:
+        nonlocal tries
+        tries += 1
+        raise TransientError("come back tomorrow", retry_after=86_400)
+
+    queue = make(handler)
+    queue.add("a")
+    await until(lambda: tries == 2)
 
 
 @pytest.mark.parametrize(

@@ -1,18 +1,19 @@
 """The verbs of the Kubernetes API, with its answers turned into this package's errors once.
 
 Bodies are plain dicts, encoded and decoded with orjson, and sent over a session of our own: the
-client library's models, and its walk through every body, cost several times more than the rest of
-a call. Its configuration and authentication are used as they are.
+official client's models, and its walk through every body, cost several times more than the rest of
+a call.
 """
 
 import asyncio
 import re
+import ssl
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 import aiohttp
+import kopf
 import orjson
-from kubernetes.aio import client, config
 
 from .. import names
 from ..api import conditions
@@ -28,6 +29,8 @@ from ..errors import (
     TransientError,
 )
 from ..metrics import api_write
+from .clock import ServerClock
+from .login import Find, Login, find
 from .resources import PODS, Resource
 
 JSON_PATCH: Final = "application/json-patch+json"
@@ -126,8 +129,19 @@ def _message(body: bytes) -> str:
         return body[:200].decode(errors="replace")
 
 
-def error_of(status: int, body: bytes, retry_after: str | None, patch_test: bool) -> OperatorError:
-    """The error that an answer of the API server stands for."""
+def error_of(
+    status: int,
+    body: bytes,
+    retry_after: str | None = None,
+    *,
+    patch_test: bool = False,
+    write: bool = False,
+) -> OperatorError:
+    """The error that an answer of the API server stands for.
+
+    `retry_after` is its header of that name; `patch_test`: it answers a JSON-Patch; `write`: it
+    answers something that may have changed an object.
+    """
     message = _message(body)
     if status == 404:
         return NotFoundError(message)
@@ -139,7 +153,10 @@ def error_of(status: int, body: bytes, retry_after: str | None, patch_test: bool
         return ConflictError(message)
     if status == 429 or status >= 500:
         wait = float(retry_after) if retry_after and retry_after.isdigit() else None
-        error = TransientError(f"the API server answered {status}: {message}", wait)
+        # It answers so as well when etcd, or what is between it and us, did not answer in time:
+        # what was written is there then, or comes later.
+        kind = LostError if write and status != 429 else TransientError
+        error = kind(f"the API server answered {status}: {message}", wait)
         error.outcome = "throttled" if status == 429 else error.outcome
         return error
     if status == 401:
@@ -152,34 +169,31 @@ def error_of(status: int, body: bytes, retry_after: str | None, patch_test: bool
 
 
 class HttpApi:
-    """The API over HTTP, with the standard kube configuration."""
+    """The API over HTTP."""
 
-    def __init__(self, api_client: client.ApiClient) -> None:
-        self._client = api_client
+    def __init__(self, login: Login, tls: ssl.SSLContext) -> None:
+        self._login = login
+        self._tls = tls
+        self.clock = ServerClock()
         self._session: aiohttp.ClientSession | None = None
 
     @classmethod
-    async def connect(cls) -> "HttpApi":
-        """In the cluster the ServiceAccount's identity, outside the kubeconfig's."""
-        configuration = client.Configuration()
-        try:
-            config.load_incluster_config(client_configuration=configuration)
-        except config.ConfigException:
-            await config.load_kube_config(client_configuration=configuration)
-        return cls(client.ApiClient(configuration=configuration))
+    async def connect(cls, find: Find = find) -> "HttpApi":
+        """As whom `find` finds; raises kopf.LoginError when that is nobody."""
+        found = await asyncio.to_thread(find)
+        if found is None:
+            raise kopf.LoginError("there is neither a ServiceAccount's token nor a kubeconfig")
+        return cls(Login(found, find), await asyncio.to_thread(found.as_ssl_context))
 
     async def close(self) -> None:
         """Close the connections."""
         if self._session:
             await self._session.close()
-        await self._client.close()
 
     def _connected(self) -> aiohttp.ClientSession:
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(
-                    limit=_CONNECTIONS, ssl=self._client.rest_client.ssl_context
-                ),
+                connector=aiohttp.TCPConnector(limit=_CONNECTIONS, ssl=self._tls),
                 # Proxies named in the environment are for the internet, not for the API server.
                 trust_env=False,
                 # One line of a watch is one object.
@@ -197,23 +211,25 @@ class HttpApi:
         timeout: aiohttp.ClientTimeout,
     ) -> aiohttp.ClientResponse:
         headers = {
+            **await self._login.headers(),
             "Accept": "application/json",
             "Content-Type": content_type,
             # Beside an API server on the same network, compressing costs more than it saves.
             "Accept-Encoding": "identity",
         }
-        configuration = self._client.configuration
-        token = await configuration.get_api_key_with_prefix("BearerToken")
-        if token:
-            headers["Authorization"] = token
-        return await self._connected().request(
+        asked = self.clock.own()
+        response = await self._connected().request(
             method,
-            f"{configuration.host}{path}",
+            f"{self._login.server}{path}",
             params=query or None,
             headers=headers,
             data=orjson.dumps(body) if body is not None else None,
             timeout=timeout,
         )
+        if response.ok:
+            # What is between it and us may answer in its place with a clock of its own.
+            self.clock.heard(response.headers.get("Date"), asked)
+        return response
 
     async def _call(
         self,
@@ -234,7 +250,8 @@ class HttpApi:
             raise kind(f"no answer from the API server: {error!r}") from error
         if response.status >= 400:
             retry_after = response.headers.get("Retry-After")
-            raise error_of(response.status, content, retry_after, content_type == JSON_PATCH)
+            patches = content_type == JSON_PATCH
+            raise error_of(response.status, content, retry_after, patch_test=patches, write=write)
         found: JSON = orjson.loads(content)
         return found
 
@@ -274,7 +291,7 @@ class HttpApi:
                 if response.status == _TOO_OLD:
                     raise ExpiredError("the watch is too old")
                 if response.status >= 400:
-                    raise error_of(response.status, await response.read(), None, patch_test=False)
+                    raise error_of(response.status, await response.read())
                 async for line in response.content:
                     event = orjson.loads(line)
                     if event["type"] == "ERROR":

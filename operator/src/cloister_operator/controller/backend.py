@@ -96,7 +96,9 @@ class Backend:
                 context.sessions.put(made)
             finally:
                 there = context.sessions.get(new.namespace, name)
-                if first and (there is None or there.first_pod != first):
+                if first and there is None:
+                    context.promises.doubt((new.namespace, name))
+                elif first and there and there.first_pod != first:
                     context.promises.drop((new.namespace, name))
                 under_way[name] -= 1
                 if not under_way[name]:

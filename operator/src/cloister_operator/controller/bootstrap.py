@@ -1,11 +1,11 @@
 """What must stand before the first session: the clients' configuration, probe targets."""
 
 import asyncio
-import os
 
 from .. import manifests, names
 from ..api.common import JSON
 from ..cluster.api import Api
+from ..cluster.login import api_server
 from ..cluster.resources import CONFIG_MAPS, SERVICES
 from ..errors import NotFoundError, TransientError
 from ..settings import Settings
@@ -15,7 +15,7 @@ CONTROL_SECONDS = 5.0
 
 def service_address(service: JSON) -> str:
     """Where clients in the cluster dial the Sessions API: no DNS is needed for it."""
-    return joined(service["spec"]["clusterIP"], names.SESSIONS_PORT)
+    return names.joined(service["spec"]["clusterIP"], names.SESSIONS_PORT)
 
 
 async def address(api: Api, settings: Settings) -> str:
@@ -31,7 +31,7 @@ async def gateway_address(api: Api, settings: Settings) -> str:
         service = await api.get(SERVICES, settings.namespace, names.EGRESS_GATEWAY)
     except NotFoundError:
         return ""
-    return joined(service["spec"]["clusterIP"], names.EGRESS_PORT)
+    return names.joined(service["spec"]["clusterIP"], names.EGRESS_PORT)
 
 
 async def publish(api: Api, settings: Settings, ca_pem: bytes, address: str, version: str) -> None:
@@ -40,19 +40,9 @@ async def publish(api: Api, settings: Settings, ca_pem: bytes, address: str, ver
     await api.apply(CONFIG_MAPS, settings.namespace, body)
 
 
-def joined(host: str, port: str | int) -> str:
-    """An address as clients dial it."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def api_server() -> str:
-    """host:port of the API server, as the kubelet tells every pod."""
-    return joined(os.environ["KUBERNETES_SERVICE_HOST"], os.environ["KUBERNETES_SERVICE_PORT"])
-
-
 def probe_targets(settings: Settings) -> list[str]:
     """host:port that no sandbox may reach: the API server and the operator itself."""
-    return [api_server(), joined(settings.pod_ip, names.HTTP_PORT)]
+    return [api_server(), names.joined(settings.pod_ip, names.SESSIONS_PORT)]
 
 
 async def reaches(target: str) -> bool:

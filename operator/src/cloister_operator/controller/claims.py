@@ -32,6 +32,10 @@ CREDENTIALS_MARGIN = timedelta(minutes=5)
 """A certificate outlives its session by this, so that a clock that is behind ends nothing."""
 PROOF_PATIENCE = 2.0
 """Seconds that a session waits for a warm pod that is being proven, before it gets a new one."""
+REFUSED_PAUSE = 1.0
+"""Seconds until a session tries another pod, doubled from one that refuses it to the next: an image
+may have an exec server that refuses all, and pods would be made for it as fast as they start.
+"""
 TAKEN_LOOK = 0.05
 """Seconds until a session looks again that has to know what became of the pod it was made for."""
 FRESH = timedelta(seconds=1)
@@ -54,6 +58,8 @@ class Claims:
         """UIDs of pods whose sessions are known not to be one too many."""
         self._without_warm: set[str] = set()
         """UIDs of sessions for which this process made a pod, or was about to."""
+        self._refused: dict[str, int] = {}
+        """By UID of the session, how many pods refused it."""
 
     def waits(self, session: SessionObject) -> None:
         """The session waits for a pod."""
@@ -67,6 +73,7 @@ class Claims:
             CLAIMS.labels(*self._context.series(*session.environment_key), "none", "deleted").inc()
         self._warm_claims.discard(uid)
         self._without_warm.discard(uid)
+        self._refused.pop(uid, None)
 
     async def get_pod(
         self, session: SessionObject, environment: EnvironmentObject, recipe: Recipe
@@ -234,7 +241,8 @@ class Claims:
             with about(pod=pod.name):
                 log.warning("pod %s refuses session %s: %s", pod.name, metadata.name, error)
             await pods.delete(context, pod)
-            raise
+            refused = self._refused[metadata.uid] = self._refused.get(metadata.uid, 0) + 1
+            raise TransientError(str(error), REFUSED_PAUSE * 2 ** min(refused - 1, 6)) from error
         credentials = None
         if not session.through_api:
             credentials = await self._write_credentials(session, lifetime, now)
@@ -379,6 +387,7 @@ class Claims:
             CLAIM_SECONDS.labels(start).observe(_seconds() - seen)
         self._warm_claims.discard(uid)
         self._without_warm.discard(uid)
+        self._refused.pop(uid, None)
 
 
 def _start_of(session: SessionObject, pod: PodView, known_warm: bool) -> str:

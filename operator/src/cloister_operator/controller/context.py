@@ -20,6 +20,7 @@ from ..plan.admission import Verdict
 from ..plan.candidates import choose
 from ..plan.failure import Failure, Proof
 from ..plan.proving import Site
+from ..plan.ranges import on_the_internet
 from ..recipe import Recipe
 from ..sandboxes import Activity, ClaimPayload, PodAddress, SandboxInfo
 from ..settings import Settings
@@ -141,10 +142,14 @@ class Context:
     resolved: dict[Key, Resolved] = field(default_factory=dict)
     failures: dict[str, Failure] = field(default_factory=dict)
     """Why a pod cannot serve, by its UID."""
+    refusals: dict[str, Failure] = field(default_factory=dict)
+    """By UID, why the API server does not let a pod have what it mounts."""
     usable: set[str] = field(default_factory=set)
     """UIDs of pods that answer, are set up and were proven isolated, by this process."""
     identified: set[str] = field(default_factory=set)
     """UIDs of pods whose identity Secret this process knows to exist."""
+    made: set[str] = field(default_factory=set)
+    """UIDs of pods that this process has made."""
     reserved: set[str] = field(default_factory=set)
     """UIDs of warm pods that a claim in this process has taken."""
     flights: Flights = field(default_factory=Flights)
@@ -177,7 +182,8 @@ class Context:
             self.api, self.settings, lambda key: self.queue.add(("environment", *key))
         )
         self.ranges = Ranges(self.api, self.settings)
-        self.ranges.listen(lambda: self.egress.deny(self.ranges.current or ()))
+        # Gateways deny by themselves what is special, and take a bounded number of others.
+        self.ranges.listen(lambda: self.egress.deny(on_the_internet(self.ranges.current or ())))
         self.sessions.listen(self.usage.changed)
 
     def site(self) -> Site:
@@ -220,6 +226,10 @@ class Context:
             FAILURES.labels("pod", failure.reason).inc()
         self.failures[pod_uid] = failure
 
+    def refusal(self, pods: Iterable[PodView]) -> Failure | None:
+        """Why one of these pods does not get what it mounts, if that is so."""
+        return next((self.refusals[each.uid] for each in pods if each.uid in self.refusals), None)
+
     def enqueue_environments(self, namespace: str = "") -> None:
         """Look again at all Environments, or at those of a namespace."""
         for key in list(self.environments):
@@ -242,9 +252,11 @@ class Context:
     def forget_pod(self, uid: str) -> None:
         """Drop what is known about a pod that is gone."""
         self.failures.pop(uid, None)
+        self.refusals.pop(uid, None)
         self.usable.discard(uid)
         self.reserved.discard(uid)
         self.identified.discard(uid)
+        self.made.discard(uid)
         self.dialer.forget(uid)
 
     def take_warm(self, environment: EnvironmentObject, recipe: str) -> PodView | None:

@@ -1,6 +1,6 @@
 """Leader election over one Lease.
 
-The Kubernetes client brings one (kubernetes.aio.leaderelection). It is not used: it never releases
+The official client has one (kubernetes.aio.leaderelection). It is not used: it never releases
 the Lease, so that every clean exit would cost the others its whole duration; it measures with the
 clock of the day, which is set back and forth; it counts a renewal from when the answer came and not
 from when it was asked for; and a call that hangs holds it up past the end of its time, while

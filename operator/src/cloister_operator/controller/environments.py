@@ -82,7 +82,7 @@ class EnvironmentReconciler:
             context.clock(),
             self._pools.trials(environment.key),
         )
-        found = held_up(found, context.egress.problem(present))
+        found = held_up(found, context.refusal(present) or context.egress.problem(present))
         await self._write_status(
             environment,
             asking(with_refusals(found, problems), recipe)
@@ -258,12 +258,16 @@ def asking(found: list[Finding], recipe: Recipe) -> list[Finding]:
 
 
 def held_up(found: list[Finding], problem: Failure | None) -> list[Finding]:
-    """What keeps pods that are ready from being warm is said where the pool is not full."""
+    """What keeps pods from being warm, which they do not say themselves, is said where the pool is
+    not full.
+    """
     if problem is None:
         return found
+    # Without its claim a pod is said to have no volume.
+    silent = (conditions.POOL_FILLING, conditions.VOLUME_NOT_BOUND)
     return [
         Finding(each.type, "False", problem.reason, problem.message)
-        if each.status == "False" and each.reason == conditions.POOL_FILLING
+        if each.status == "False" and each.reason in silent
         else each
         for each in found
     ]

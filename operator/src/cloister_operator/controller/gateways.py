@@ -255,6 +255,11 @@ class Gateways:
             pods = self._pods.group(GATEWAY_PODS)
             state = grants.state_of(pods, self._withheld, self._ranges or ())
             if state != self._state or not self._revision:
+                if state.left_out > self._state.left_out:
+                    log.warning(
+                        "namespaces have more hosts than gateways hold: %d pods get no access",
+                        state.left_out,
+                    )
                 self._state = state
                 self._revision += 1
         return self._state, self._revision
@@ -290,6 +295,8 @@ class Gateways:
         found = [
             gateway.name for gateway, known in self._living_known() if known.revision != revision
         ]
+        if not found and self._state.left_out:
+            return "Environments list more hosts than they hold, and namespaces have equal shares"
         return f"{', '.join(found)} may not know yet" if found else "none of them is Ready"
 
     def _count(self) -> None:

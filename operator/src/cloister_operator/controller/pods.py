@@ -9,7 +9,7 @@ from ..api import conditions
 from ..api.environment import EnvironmentObject
 from ..api.pod import PodView, view
 from ..api.session import SessionObject
-from ..cluster.resources import PODS
+from ..cluster.resources import PODS, SESSIONS
 from ..errors import (
     ConflictError,
     LostError,
@@ -20,6 +20,7 @@ from ..errors import (
     RefusedError,
     TransientError,
 )
+from ..plan.failure import Failure
 from ..recipe import Recipe
 from . import owned, volumes
 from .context import Context
@@ -34,6 +35,17 @@ def next_name(environment: str, session: SessionObject) -> str:
     last = session.status.pod_uid or ""
     digest = hashlib.sha256(f"{session.metadata.uid}/{last}".encode()).hexdigest()
     return f"{environment}-{digest[:13]}"
+
+
+async def confirm(context: Context, session: SessionObject) -> None:
+    """Raise TransientError unless the API server has the Session as it is known here: another
+    operator may have given it a pod meanwhile, which to this one seems to be nobody's, or to be
+    missing.
+    """
+    raw = await context.api.get(SESSIONS, *session.key)
+    context.sessions.put(raw)
+    if raw["metadata"]["resourceVersion"] != session.metadata.resource_version:
+        raise TransientError("the Session has changed meanwhile")
 
 
 def pool_of(environment: EnvironmentObject, recipe: Recipe) -> tuple[str, str, str]:
@@ -67,6 +79,7 @@ async def create(
     if session is None and environment.spec.workspace.persistent:
         claim = name
     elif session and claim:
+        await confirm(context, session)
         name = next_name(environment.metadata.name, session)
     pod = manifests.SandboxPod(name, environment, recipe, session, claim)
     body = manifests.sandbox_pod(pod, context.settings)
@@ -78,9 +91,12 @@ async def create(
     except (ConflictError, LostError) as error:
         try:
             made = await context.api.get(PODS, namespace, pod.name)
-        except OperatorError:
+        except OperatorError as unknown:
             if lost or isinstance(error, LostError):
                 flights.lost(who, name, now)
+            if isinstance(unknown, NotFoundError):
+                # Why it is not there, or not yet.
+                raise error from None
             raise
     except TransientError:
         if lost:
@@ -89,6 +105,7 @@ async def create(
     found = view(made)
     if found.deleting or found.session_uid != (session.metadata.uid if session else ""):
         raise TransientError(f"the name of pod {found.name} is still taken")
+    context.made.add(found.uid)
     try:
         # The identity first: the mirror's listeners may dial the pod.
         await ensure_identity(context, found)
@@ -100,7 +117,22 @@ async def create(
 async def ensure_identity(context: Context, pod: PodView) -> None:
     """Make the Secret that the pod mounts, and the claim of its workspace if that goes with it;
     that they are there already is fine.
+
+    Until it can, the pod waits for them, and those who wait for it are told why.
     """
+    try:
+        await _ensure_identity(context, pod)
+    except RefusedError as error:
+        news = pod.uid not in context.refusals
+        context.refusals[pod.uid] = Failure(refusal(error), f"pod {pod.name}: {error}")
+        if news:
+            context.enqueue_pod_owners(pod)
+        raise
+    context.refusals.pop(pod.uid, None)
+    context.identified.add(pod.uid)
+
+
+async def _ensure_identity(context: Context, pod: PodView) -> None:
     identity = context.authority.pod_server(pod.uid, context.clock())
     body = manifests.identity_secret(
         pod.namespace,
@@ -113,13 +145,22 @@ async def ensure_identity(context: Context, pod: PodView) -> None:
     )
     # One of an earlier pod of this name is about to be collected: it serves this one not at all.
     await owned.create(context.api, pod.namespace, body)
+    await _ensure_claim(context, pod)
+
+
+async def _ensure_claim(context: Context, pod: PodView) -> None:
     try:
         await volumes.ensure_of_pod(context, pod)
     except PermanentError:
+        latest = view(await context.api.get(PODS, pod.namespace, pod.name))
+        if latest.uid != pod.uid:
+            raise TransientError(f"pod {pod.name} is gone") from None
+        if latest.session_uid != pod.session_uid:
+            # While this was on its way a session has taken the pod, and the claim with it.
+            return await volumes.ensure_of_pod(context, latest)
         # It would start with it all the same.
-        await delete(context, pod)
+        await delete_unstarted(context, latest)
         raise
-    context.identified.add(pod.uid)
 
 
 def refusal(error: RefusedError) -> str:
@@ -138,8 +179,8 @@ async def delete(context: Context, pod: PodView) -> None:
 
 
 async def delete_unstarted(context: Context, pod: PodView) -> None:
-    """Delete a pod that has not started; raises ConflictError when it has by now, or has changed
-    otherwise.
+    """Delete a pod that has not started, or that nobody has; raises ConflictError when it has
+    changed since it was looked at.
     """
     version = str(pod.resource_version)
     await context.egress.revoke(pod)

@@ -9,9 +9,10 @@ from .. import names
 from ..api.environment import EnvironmentObject
 from ..api.pod import PodView
 from ..cache import Key
-from ..errors import OperatorError
+from ..errors import OperatorError, PermanentError
 from ..plan import trials
 from ..plan.demand import Bounds, Demand, Target, bounds, next_target, shrinks_at
+from ..plan.failure import Failure
 from ..plan.pool import PoolPlan, Wanted, plan_pool
 from ..plan.refill import Refill, slow_start
 from ..plan.trials import Trials
@@ -61,7 +62,8 @@ class Pools:
         self._targets[key] = target
         wanted = Wanted(recipe.hash, target.size)
         lost = context.flights.count(pods.pool_of(environment, recipe), now)
-        plan = plan_pool(present, context.failures, wanted, now, found, lost)
+        others = {each.uid for each in present} - context.made
+        plan = plan_pool(present, context.failures, wanted, now, found, lost, others)
         return wanted, plan
 
     def _bounds(
@@ -91,6 +93,10 @@ class Pools:
             *(_problem(partial(pods.delete_unclaimed, context, pod)) for pod in plan.delete),
         )
         problems = [each for result in results for each in result]
+        refused = next((each for each in results[0] if isinstance(each, PermanentError)), None)
+        if refused:
+            why = Failure(refused.reason, refused.sentence)
+            self._trials[key] = trials.refused(self.trials(key), recipe.hash, why, now)
         delays = [(each - context.clock()).total_seconds() for each in self._times(plan, key)]
         if granted < plan.create:
             delays.append(self._refill.wait(key, _seconds()))

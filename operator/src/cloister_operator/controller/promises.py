@@ -14,6 +14,9 @@ from ..api.pod import PodView
 from ..api.session import FirstPod, Phase, SessionObject
 from ..cache import Key, Store
 
+_DOUBTFUL = 1000
+"""Sessions of which it is not known whether they were made: of older ones nothing is known."""
+
 
 @dataclass(frozen=True)
 class Told:
@@ -35,6 +38,10 @@ class Promises:
         """UIDs of pods that are reserved for a session whose claim has not begun."""
         self._told: dict[str, Told] = {}
         """By UID of the session."""
+        self._doubtful: dict[tuple[Key, FirstPod], None] = {}
+        """Of Sessions that may have been made though no answer came, and of which nobody was told;
+        the oldest first.
+        """
         self._listeners: list[Callable[[SessionObject], None]] = []
         sessions.listen(self._changed)
 
@@ -57,12 +64,25 @@ class Promises:
         if held is not None:
             self._reserved.discard(held)
 
+    def doubt(self, key: Key) -> None:
+        """It may have been made for that pod, or not: the pod is anybody's, but if there is such a
+        Session, nobody else has told anything of it.
+        """
+        first = self._made.get(key)
+        self.drop(key)
+        if first is not None:
+            self._doubtful[key, first] = None
+            if len(self._doubtful) > _DOUBTFUL:
+                del self._doubtful[next(iter(self._doubtful))]
+
     def made(self, session: SessionObject) -> bool:
         """Whether it was made here for its first pod, so that nobody else can have told anything
         of it.
         """
-        first = session.first_pod
-        return first is not None and self._made.get(session.key) == first
+        key, first = session.key, session.first_pod
+        if first is None:
+            return False
+        return self._made.get(key) == first or (key, first) in self._doubtful
 
     def take(self, session: SessionObject) -> bool:
         """Whether its pod is held for it: from now on its claim has the pod."""
@@ -91,10 +111,15 @@ class Promises:
     def _changed(self, before: SessionObject | None, after: SessionObject | None) -> None:
         if before and (after is None or after.metadata.uid != before.metadata.uid):
             self._told.pop(before.metadata.uid, None)
-            self.drop(before.key)
+            self._settled(before, before)
         if after and after.status.phase is not Phase.PENDING:
             self._told.pop(after.metadata.uid, None)
-            self.drop(after.key)
+            self._settled(before or after, after)
+
+    def _settled(self, waited: SessionObject, session: SessionObject) -> None:
+        self.drop(session.key)
+        if waited.first_pod:
+            self._doubtful.pop((session.key, waited.first_pod), None)
 
 
 def may_be_first(pod: PodView, session: SessionObject) -> bool:

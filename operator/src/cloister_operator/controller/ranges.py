@@ -23,7 +23,7 @@ from ..cluster.resources import (
 from ..errors import NotFoundError, OperatorError
 from ..plan import proving, ranges
 from ..plan.proving import Landmark
-from ..plan.ranges import Network
+from ..plan.spans import Network
 from ..settings import Settings
 
 log = logging.getLogger(__name__)
@@ -35,6 +35,9 @@ ABSENT_SECONDS = 300.0
 
 _SHOWN = 20
 """Ranges in a line of the log."""
+_AT_ONCE = 1000
+"""Ranges that are joined within some milliseconds: more of them are beside the event loop, which
+has leases to renew and sessions to give."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,7 @@ class Ranges:
         self._sinks = {each: _Sink(each, self._changed) for each in _SOURCES}
         self._listeners: list[Callable[[], None]] = []
         self._due: asyncio.TimerHandle | None = None
+        self._joining: asyncio.Task[None] | None = None
         self.current: tuple[str, ...] | None = None
         self.landmarks: tuple[Landmark, ...] = ()
 
@@ -134,6 +138,8 @@ class Ranges:
         finally:
             if self._due:
                 self._due.cancel()
+            if self._joining:
+                self._joining.cancel()
 
     async def _follow(self, source: _Source, sink: _Sink) -> None:
         failures = 0
@@ -154,14 +160,19 @@ class Ranges:
     def _changed(self) -> None:
         if not all(each.synced for each in self._sinks.values()):
             return
-        if self.current is None:
+        if self.current is None and self._joining is None:
             self._publish()
         elif self._due is None:
-            loop = asyncio.get_running_loop()
-            self._due = loop.call_later(SETTLES_SECONDS, self._publish)
+            self._publish_soon()
+
+    def _publish_soon(self) -> None:
+        self._due = asyncio.get_running_loop().call_later(SETTLES_SECONDS, self._publish)
 
     def _publish(self) -> None:
         self._due = None
+        if self._joining is not None:
+            self._publish_soon()
+            return
         every, listening = set(self._own), set[Landmark]()
         claims: dict[str, set[Network]] = {}
         for sink in self._sinks.values():
@@ -176,9 +187,29 @@ class Ranges:
             log.warning("Services claim too many addresses: %d of them are left out", left_out)
         every |= believed
         self.landmarks = tuple(sorted(listening))
-        current = ranges.collapsed(every)
+        if len(every) <= _AT_ONCE:
+            self._take(ranges.bounded(every), ranges.collapsed(every))
+        else:
+            self._joining = asyncio.create_task(self._join(frozenset(every)), name="ranges")
+
+    async def _join(self, every: frozenset[Network]) -> None:
+        try:
+            current, exact = await asyncio.to_thread(
+                lambda: (ranges.bounded(every), ranges.collapsed(every))
+            )
+        finally:
+            self._joining = None
+        self._take(current, exact)
+
+    def _take(self, current: tuple[str, ...], exact: tuple[str, ...]) -> None:
         if current == self.current:
             return
+        if current != exact:
+            log.warning(
+                "the cluster has more than %d ranges on the internet: larger ones which hold them "
+                "are closed to sandboxes",
+                ranges.MAX_PUBLIC,
+            )
         shown = ", ".join(current[:_SHOWN])
         log.info("the cluster's own addresses are %d ranges: %s", len(current), shown)
         self.current = current

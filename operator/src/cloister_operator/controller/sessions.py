@@ -1,6 +1,7 @@
 """Reconciles a Session: one pod for it, from its claim to its end."""
 
 import contextlib
+from dataclasses import replace
 from datetime import timedelta
 
 from .. import names
@@ -8,7 +9,7 @@ from ..api import conditions
 from ..api.environment import EnvironmentObject
 from ..api.pod import PodView, view
 from ..api.session import Phase, SessionObject
-from ..cluster.resources import PODS, SECRETS, SESSIONS
+from ..cluster.resources import PODS, SECRETS
 from ..errors import NotFoundError, PermanentError, TransientError
 from ..plan.failure import Failure
 from ..plan.line import worth_telling
@@ -45,6 +46,7 @@ class SessionReconciler:
         context = self._context
         session = context.sessions.get(namespace, name)
         if session is None:
+            self._statuses.forget(namespace, name)
             return None
         if session.metadata.deletion_timestamp:
             # Whoever's finalizer keeps it, it keeps no pod.
@@ -85,7 +87,7 @@ class SessionReconciler:
         found.sort(key=lambda pod: (pod.uid != wanted, pod.deleting, pod.created, pod.name))
         extras = [extra for extra in found[1:] if not extra.deleting]
         if extras and session.status.phase is not Phase.PENDING:
-            await self._confirm(session)
+            await pods.confirm(self._context, session)
             for extra in extras:
                 await pods.delete(self._context, extra)
         if wanted and session.status.phase is Phase.RUNNING:
@@ -93,15 +95,6 @@ class SessionReconciler:
                 return found[0]
             return await self._read_pod(session)
         return found[0] if found else None
-
-    async def _confirm(self, session: SessionObject) -> None:
-        """Raise TransientError unless the API server has the Session as it is known here: what
-        seems to be nobody's pod may be the one that another operator has just made for it.
-        """
-        raw = await self._context.api.get(SESSIONS, *session.key)
-        self._context.sessions.put(raw)
-        if raw["metadata"]["resourceVersion"] != session.metadata.resource_version:
-            raise TransientError("the Session has changed meanwhile")
 
     async def _read_pod(self, session: SessionObject) -> PodView | None:
         """Ask the API server itself before a session is given up."""
@@ -125,7 +118,11 @@ class SessionReconciler:
         # The pod of before, which is on its way out, is nobody's to warm.
         if pod and session.status.phase is Phase.PENDING and pod.uid != session.status.pod_uid:
             self._warmer.ensure(pod, session.metadata.uid)
-            volume_problem = await volumes.problem(context, pod) or context.egress.problem([pod])
+            volume_problem = (
+                context.refusal([pod])
+                or await volumes.problem(context, pod)
+                or context.egress.problem([pod])
+            )
         return Observed(
             environment=environment,
             pod=pod,
@@ -244,7 +241,7 @@ class SessionReconciler:
             await self._endings.end(session, pod, plan)
         elif plan.step is Step.CLEAN_UP and pod:
             if plan.phase is Phase.SUSPENDED:
-                await self._confirm(session)
+                await pods.confirm(self._context, session)
             recipe_gone = plan.phase is Phase.PENDING and not pod.ip
             await (pods.delete_unstarted if recipe_gone else pods.delete)(context, pod)
             return 1.0
@@ -261,7 +258,9 @@ class SessionReconciler:
             # that know different things would contradict each other as fast as they can write.
             knows = environment is None or self._resolved(environment) is not None
             if _is_news(session, plan) and (knows or session.status.reason is None):
-                await self._statuses.waiting(session, plan)
+                later = await self._statuses.waiting(session, plan)
+                if later and (plan.look_again is None or later < plan.look_again):
+                    plan = replace(plan, look_again=later)
             if plan.reason == conditions.NETWORK_NOT_ENFORCED:
                 return REFUTED_PROOF_COUNTS_FOR.total_seconds()
         if plan.look_again:

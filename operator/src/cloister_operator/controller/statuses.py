@@ -9,10 +9,11 @@ from ..api.conditions import Finding, timestamp
 from ..api.pod import PodView
 from ..api.session import Phase, SessionObject, SessionStatus
 from ..cluster.resources import SESSIONS
-from ..errors import ConflictError
+from ..errors import ConflictError, NotFoundError, TransientError
 from ..metrics import CLAIMS, FAILURES
 from ..plan import meters
 from ..plan.meters import Reading
+from ..plan.said import Said
 from ..plan.session import SessionPlan, losses_after
 from .context import Context, address
 from .events import Recorder
@@ -27,6 +28,11 @@ class SessionStatuses:
     def __init__(self, context: Context, recorder: Recorder) -> None:
         self._context = context
         self._recorder = recorder
+        self._said = Said()
+
+    def forget(self, namespace: str, name: str) -> None:
+        """The session is gone."""
+        self._said.forget((namespace, name))
 
     async def running(
         self, session: SessionObject, pod: PodView, credentials: str | None, start: datetime
@@ -71,18 +77,24 @@ class SessionStatuses:
         }
         return self._turned(session, changes, findings), ready
 
-    async def waiting(self, session: SessionObject, plan: SessionPlan) -> None:
-        """It has no pod yet; written only when the reason changed."""
+    async def waiting(self, session: SessionObject, plan: SessionPlan) -> datetime | None:
+        """It has no pod yet; written only when the reason changed. Where another process has just
+        said something else, nothing is written, and the answer is when that may be.
+        """
         found = Finding(conditions.READY, "False", plan.reason, plan.message)
-        before = next((x for x in session.status.conditions if x.type == found.type), None)
-        if before and (before.reason, before.message) == (found.reason, found.message):
-            return
         changes = {
             "phase": Phase.PENDING,
             "reason": plan.reason,
             "queue_position": plan.queue_position,
         }
-        await self._turn(session, changes, [found])
+        said, new = _said_of(session.status), self._turned(session, changes, [found])
+        if said == _said_of(new):
+            return None
+        uid, now = session.metadata.uid, self._context.clock()
+        if said and (until := self._said.contradicted_until(session.key, uid, said, now)):
+            return until
+        await self._write(session, new)
+        return None
 
     async def gave_back(self, session: SessionObject, plan: SessionPlan, pod: PodView) -> None:
         """It waits in line again, and this pod of its is never handed over, by whomever."""
@@ -214,4 +226,25 @@ class SessionStatuses:
             # Read the newest state, so that the next attempt does not plan on the old one.
             self._context.sessions.put(await self._context.api.get(SESSIONS, namespace, name))
             raise
+        except NotFoundError:
+            # While its watch is silent, whatever happens to its pod would have it tried again.
+            gone = {"namespace": namespace, "name": name, "uid": session.metadata.uid}
+            self._context.sessions.remove({"metadata": gone})
+            raise
+        except TransientError:
+            # It may have been written, and is nobody else's word then.
+            self._said.forget(session.key)
+            raise
         self._context.sessions.put(answer)
+        said = _said_of(new)
+        if said and new.phase is Phase.PENDING:
+            self._said.note(session.key, session.metadata.uid, said, self._context.clock())
+        else:
+            self._said.forget(session.key)
+
+
+def _said_of(status: SessionStatus) -> tuple[str, str] | None:
+    """Reason and message for which a session is Ready, or is not."""
+    return next(
+        ((x.reason, x.message) for x in status.conditions if x.type == conditions.READY), None
+    )

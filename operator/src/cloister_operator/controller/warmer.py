@@ -26,6 +26,10 @@ STARTUP_LIMIT = timedelta(minutes=15)
 ENFORCEMENT_GRACE_SECONDS = 10.0
 """Policy engines need a moment for a new pod."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 5.0
+_ANOTHER_LOOK = 1.0
+"""Seconds: that a pod is gone, or another's, the watch tells within moments, and that ends it. A
+watch that is silent would have it tried again meanwhile, as fast as can be.
+"""
 _PROVEN_AGAIN_AT_ONCE = 8
 """Pods of an earlier operator that are probed before the first of them has proven the network."""
 
@@ -108,8 +112,10 @@ class Warmer:
             context.failed(pod.uid, Failure(error.reason, error.sentence))
         except (NotFoundError, ConflictError) as error:
             log.info("pod %s is not ours to warm any more: %s", pod.name, error)
+            await asyncio.sleep(_ANOTHER_LOOK)
         except Exception:
             log.exception("pod %s cannot be followed; the next reconcile goes on", pod.name)
+            await asyncio.sleep(_ANOTHER_LOOK)
 
     async def _until_proven_again(self, pod: PodView) -> None:
         """A pod that another operator has proven, and labelled: one of its namespace is enough to

@@ -100,8 +100,10 @@ def next_target(
     wanted, size = bounded(needed), bounded(before.size)
     if wanted >= size:
         return Target(wanted, now)
-    if now < before.since + SHRINK_AFTER:
-        return Target(size, before.since)
+    # A clock that is set back keeps no pool large until it comes there again.
+    since = min(before.since, now)
+    if now < since + SHRINK_AFTER:
+        return Target(size, since)
     smaller = max(wanted, size - max(1, size // 8))
     return Target(smaller, now - SHRINK_AFTER + SHRINK_EVERY)
 

@@ -22,6 +22,9 @@ _URL = re.compile(
     r"(?::(?P<port>[1-9][0-9]{0,4}))?/(?P<path>[A-Za-z0-9._~%+@/-]{1,400})",
     re.ASCII | re.IGNORECASE,
 )
+_DISGUISED = re.compile(r"%(?:[01][0-9a-f]|7f|25|2e|2f|3b|5c)", re.ASCII | re.IGNORECASE)
+"""Control characters and `% . / ;` and the backslash, encoded: the server's path would be another
+one than that which is compared with where credentials may go."""
 _REF = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._/@+#-]{0,255}", re.ASCII)
 _OBJECT_ID = re.compile(r"[0-9a-f]{40}")
 _MAX_SECRET = 4096
@@ -76,7 +79,8 @@ def check(git: GitSource, index: int, settings: Settings) -> None:
     """Raise PermanentError, naming the field, for what is not fetched at all."""
     found = _URL.fullmatch(git.url)
     parts = (found["path"] if found else "").split("/")
-    if found is None or "." in parts or ".." in parts or int(found["port"] or 1) > 65535:
+    climbs = "." in parts or ".." in parts or _DISGUISED.search(git.url) is not None
+    if found is None or climbs or int(found["port"] or 1) > 65535:
         raise PermanentError(
             conditions.INVALID_SPEC,
             "a repository's URL must be like https://git.example.com/team/project.git: https, a "

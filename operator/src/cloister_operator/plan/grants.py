@@ -31,6 +31,10 @@ GONE_MARGIN = timedelta(seconds=30)
 """After the end that the API server gave a pod: its kubelet's clock may be behind, and killing
 takes a moment."""
 MAX_HOSTS = 1024
+MAX_POLICIES = 10_000
+MAX_BYTES = 4 * 1024 * 1024
+"""Of all policies' hosts. A gateway refuses a state which has too much of anything, as a whole, and
+reads a large one for long: one namespace must not keep grants and revocations from others."""
 _LABEL = "[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
 _HOST = re.compile(rf"(?:\*\.)?(?=.{{1,253}}$)(?:{_LABEL}\.)+[a-z](?:[a-z0-9-]{{0,61}}[a-z0-9])?")
 """What gateways take for a host."""
@@ -54,6 +58,8 @@ class State:
     sources: Mapping[str, Source] = field(default_factory=dict)
     """By address."""
     denied_ranges: tuple[str, ...] = ()
+    left_out: int = field(default=0, compare=False)
+    """Pods without a right because their namespace has more hosts than its share."""
 
     @cached_property
     def pod_uids(self) -> frozenset[str]:
@@ -72,10 +78,12 @@ def state_of(
     """What gateways are to hold.
 
     `withheld`: UIDs of pods that are about to be deleted. A pod that is on its way out has no right
-    any more, whoever deletes it; an address that two pods have gives neither of them one.
+    any more, whoever deletes it; an address that two pods have gives neither of them one. Nor has
+    one that came when its namespace had its share of what gateways hold.
     """
     policies: dict[str, tuple[str, ...]] = {}
     sources: dict[str, Source] = {}
+    given: dict[str, PodView] = {}
     taken: set[str] = set()
     twice: set[str] = set()
     for pod in pods:
@@ -90,14 +98,54 @@ def state_of(
         hosts = policy_of(pod)
         policies[(identity := _identity(hosts))] = hosts
         sources[address] = Source(identity, pod.uid)
+        given[address] = pod
     for address in twice:
         sources.pop(address, None)
+    left_out = _beyond_shares(policies, sources, given)
+    for address in left_out:
+        del sources[address]
     used = {each.policy for each in sources.values()}
     return State(
         {key: policies[key] for key in sorted(policies.keys() & used)},
         dict(sorted(sources.items())),
         tuple(sorted(set(denied_ranges))),
+        len(left_out),
     )
+
+
+def _beyond_shares(
+    policies: Mapping[str, tuple[str, ...]],
+    sources: Mapping[str, Source],
+    pods: Mapping[str, PodView],
+) -> list[str]:
+    """The addresses whose policies are too many, or too large, for all to be told.
+
+    Namespaces have equal shares, and what one does not need is for those that need more. Within one
+    the oldest pods come first, so that what runs goes on.
+    """
+    least = MAX_BYTES // MAX_POLICIES + 1
+    costs = {key: max(least, sum(map(len, hosts))) for key, hosts in policies.items()}
+    if sum(costs.values()) <= MAX_BYTES:
+        return []
+    wanted: dict[str, dict[str, int]] = {}
+    oldest_first = sorted(sources, key=lambda each: (pods[each].created, pods[each].uid))
+    for address in oldest_first:
+        policy = sources[address].policy
+        wanted.setdefault(pods[address].namespace, {})[policy] = costs[policy]
+    left, kept = MAX_BYTES, set[tuple[str, str]]()
+    modest_first = sorted(wanted, key=lambda each: (sum(wanted[each].values()), each))
+    for at, namespace in enumerate(modest_first):
+        share = left // (len(modest_first) - at)
+        for policy, cost in wanted[namespace].items():
+            if cost > share:
+                break
+            share, left = share - cost, left - cost
+            kept.add((namespace, policy))
+    return [
+        address
+        for address in oldest_first
+        if (pods[address].namespace, sources[address].policy) not in kept
+    ]
 
 
 def policy_of(pod: PodView) -> tuple[str, ...]:

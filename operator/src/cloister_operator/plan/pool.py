@@ -14,6 +14,11 @@ MAX_BATCH = 32
 """Pods of one plan: pools take turns."""
 FAILED_POD_KEPT = timedelta(seconds=30)
 """How long a pod that failed is kept before another is tried in its place."""
+SPARED = timedelta(seconds=30)
+"""A pod that another process has made is this old before it goes as one too many. That process may
+still believe that it leads, know of claims that this one was not told of, and make the next one at
+once: each would undo what the other does, as fast as they can write.
+"""
 
 
 @dataclass(frozen=True)
@@ -45,14 +50,16 @@ def plan_pool(
     now: datetime,
     trials: Trials | None = None,
     in_flight: int = 0,
+    others: Collection[str] = (),
 ) -> PoolPlan:
     """Move a pool towards its wanted size.
 
     `pods` are the Environment's, `failures` those of pods by UID, `trials` the failures of the
-    recipe so far, `in_flight` pods that may have been made and were not seen yet. Claimed pods are
-    never touched. Warm pods of an old recipe stay until the new recipe has as many, so that a
-    change that fails can be taken back at once; a pod that failed holds its place for a while, so
-    that a setup script that always fails does not burn through pods.
+    recipe so far, `in_flight` pods that may have been made and were not seen yet, `others` the UIDs
+    of pods that another process made. Claimed pods are never touched. Warm pods of an old recipe
+    stay until the new recipe has as many, so that a change that fails can be taken back at once; a
+    pod that failed holds its place for a while, so that a setup script that always fails does not
+    burn through pods.
     """
     free = [each for each in pods if each.state != names.STATE_CLAIMED and not each.deleting]
     problems = {each.uid for each in free if problem_of(each, failures, now)}
@@ -66,11 +73,15 @@ def plan_pool(
     old = [each for each in free if each.recipe != wanted.recipe and each.uid not in gone]
     warm = sum(1 for each in current if each.state == names.STATE_WARM)
 
-    surplus = len(current) - wanted.size
-    if surplus > 0:
-        # What has got least far goes first.
-        least = sorted(current, key=lambda pod: (pod.state == names.STATE_WARM, pod.created))
-        delete += least[:surplus]
+    # What has got least far goes first.
+    least = sorted(current, key=lambda pod: (pod.state == names.STATE_WARM, pod.created))
+    surplus = least[: max(0, len(current) - wanted.size)]
+    spared = {
+        pod.uid: until
+        for pod in surplus
+        if pod.uid in others and now < (until := pod.created + SPARED)
+    }
+    delete += [pod for pod in surplus if pod.uid not in spared]
     kept = _kept(old, problems, wanted.size - warm)
     delete += [pod for pod in old if pod not in kept]
 
@@ -82,6 +93,7 @@ def plan_pool(
     create = min(create, 2 * wanted.size + wanted.surge - there - len(kept) - leaving)
     create = max(0, min(create, MAX_BATCH))
     waits = [when for uid, when in due.items() if uid not in gone]
+    waits += spared.values()
     waits += [
         each.created + STUCK_AFTER for each in well if is_starting(each) and not is_held(each)
     ]

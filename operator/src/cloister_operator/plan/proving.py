@@ -17,8 +17,10 @@ METADATA = (
     "100.100.100.200:80",
     "192.0.0.192:80",
     "[fd00:ec2::254]:80",
+    "[fd20:ce::254]:80",
+    "169.254.169.252:988",
 )
-"""The metadata services of clouds."""
+"""The metadata services of clouds, the last of which is an agent's that stands in for one."""
 API, DNS, GATEWAY, INTERNET, NODE, SANDBOX, METADATA_SERVICE = (
     "api",
     "dns",
@@ -145,7 +147,11 @@ def targets(
         names.NETWORK_UNRESTRICTED: {INTERNET},
     }.get(network, set())
     known = [each for each in landmarks(site) if each.kind not in allowed]
-    known.sort(key=lambda each: each.kind == NODE and each.node != node)
+    # Metadata services come last: where there are two of all else, their last ones are more than
+    # is tried at once, and of no other kind is anything left out.
+    known.sort(
+        key=lambda each: (each.kind == METADATA_SERVICE, each.kind == NODE and each.node != node)
+    )
     counts: dict[str, int] = {}
     found = list(site.controls)
     if SANDBOX not in site.skipped:

@@ -2,10 +2,11 @@
 
 import ipaddress
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 
 from ..api.common import JSON
-
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+from . import spans
+from .spans import Network
 
 INTERNET_V4 = ipaddress.ip_network("0.0.0.0/0")
 INTERNET_V6 = ipaddress.ip_network("2000::/3")
@@ -32,10 +33,12 @@ SPECIAL_V4 = (
 )
 SPECIAL_V6 = ("2001::/32", "2001:10::/28", "2001:db8::/32", "2002::/16", "3fff::/20")
 """Tunnels, which lead to IPv4 addresses, and ranges that are for nobody."""
-
+_SPECIAL = spans.Union(ipaddress.ip_network(each) for each in (*SPECIAL_V4, *SPECIAL_V6))
 
 MAX_CLAIMED = 1024
 """Addresses that count because somebody wrote them into a Service."""
+MAX_PUBLIC = 4096
+"""Ranges on the internet; a gateway takes no more, and would keep what it held before."""
 
 
 def networks(texts: Iterable[object]) -> Iterator[Network]:
@@ -110,31 +113,87 @@ def _balanced(obj: JSON) -> list[object]:
 
 def collapsed(found: Iterable[Network]) -> tuple[str, ...]:
     """The same ranges in the fewest words, always in the same order."""
-    every = set(found)
-    v4 = ipaddress.collapse_addresses(each for each in every if each.version == 4)
-    v6 = ipaddress.collapse_addresses(each for each in every if each.version == 6)
-    return tuple(str(each) for each in [*v4, *v6])
+    return tuple(map(str, spans.collapse(found)))
 
 
-def internet(ranges: Sequence[str]) -> list[JSON]:
+def bounded(found: Iterable[Network], most: int = MAX_PUBLIC) -> tuple[str, ...]:
+    """`collapsed`, with no more than `most` ranges on the internet.
+
+    Where there are more, neighbours become one range which holds them, no larger than it takes:
+    that closes addresses of others between them, and leaves none of the cluster's own open.
+    """
+    every = spans.collapse(found)
+    public = [each for each in every if _is_public(each)]
+    if len(public) > most:
+        merged = [each for each in every if not _is_public(each)]
+        for version in (4, 6):
+            mine = [each for each in public if each.version == version]
+            merged += _merged(mine, most * len(mine) // len(public))
+        every = spans.collapse(merged)
+    return tuple(map(str, every))
+
+
+def _merged(family: Sequence[Network], most: int) -> list[Network]:
+    """Disjoint ranges of one family in their order, as `most` (at least one) that hold them."""
+    if not family:
+        return []
+    bits: int = family[0].max_prefixlen
+    known = [(int(each.network_address), each.prefixlen, each) for each in family]
+
+    def block(first: int, own: int, length: int) -> tuple[int, int]:
+        kept = min(own, length)
+        return kept, first >> (bits - kept)
+
+    low, high = 0, bits
+    while low < high:
+        middle = (low + high + 1) // 2
+        if len({block(first, own, middle) for first, own, _ in known}) <= most:
+            low = middle
+        else:
+            high = middle - 1
+    groups: dict[tuple[int, int], list[Network]] = {}
+    for first, own, each in known:
+        groups.setdefault(block(first, own, low), []).append(each)
+    return [_holding(group) for group in groups.values()]
+
+
+def _holding(group: Sequence[Network]) -> Network:
+    """The smallest range with all of these, which are in order."""
+    first, last = group[0], group[-1]
+    differ = int(first.network_address) ^ int(last.network_address)
+    length = min(first.max_prefixlen - differ.bit_length(), *(each.prefixlen for each in group[:2]))
+    return first.supernet(new_prefix=length) if length < first.prefixlen else first
+
+
+def on_the_internet(ranges: Iterable[str]) -> tuple[str, ...]:
+    """Those of them that are not special as a whole: these are closed to everybody anyhow."""
+    return tuple(text for text in ranges if _is_public(ipaddress.ip_network(text)))
+
+
+def internet(ranges: Iterable[str]) -> list[JSON]:
     """Peers of a NetworkPolicy: the internet without what is special, and without these ranges."""
+    return [
+        {"ipBlock": {"cidr": base, "except": list(excepted)}}
+        for base, excepted in _internet(tuple(ranges))
+    ]
+
+
+@lru_cache(maxsize=4)
+def _internet(ranges: tuple[str, ...]) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    # Asked for every namespace anew, of ranges that seldom change.
     own = [ipaddress.ip_network(each) for each in ranges]
     found = []
     for base, special in ((INTERNET_V4, SPECIAL_V4), (INTERNET_V6, SPECIAL_V6)):
         mine = [each for each in own if each.version == base.version and each.overlaps(base)]
-        if any(_within(base, each) for each in mine):
+        if spans.Union(mine).holds(base):
             continue
         reserved = [ipaddress.ip_network(each) for each in special]
-        extra = [each for each in mine if not any(_within(each, other) for other in reserved)]
-        kept = [each for each in reserved if not any(_within(each, other) for other in extra)]
-        excepted = [str(each) for each in [*kept, *extra]]
-        found.append({"ipBlock": {"cidr": str(base), "except": excepted}})
-    return found
+        extra = [each for each in mine if not _SPECIAL.holds(each)]
+        others = spans.Union(extra)
+        kept = [each for each in reserved if not others.holds(each)]
+        found.append((str(base), tuple(str(each) for each in [*kept, *extra])))
+    return tuple(found)
 
 
-def _within(inner: Network, outer: Network) -> bool:
-    if isinstance(inner, ipaddress.IPv4Network) and isinstance(outer, ipaddress.IPv4Network):
-        return inner.subnet_of(outer)
-    if isinstance(inner, ipaddress.IPv6Network) and isinstance(outer, ipaddress.IPv6Network):
-        return inner.subnet_of(outer)
-    return False
+def _is_public(given: Network) -> bool:
+    return (given.version == 4 or given.overlaps(INTERNET_V6)) and not _SPECIAL.holds(given)

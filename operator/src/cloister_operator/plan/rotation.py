@@ -11,7 +11,7 @@ lasts an hour and is renewed before."""
 RENEWED_BEFORE: Final = timedelta(days=2 * 365)
 """A CA that ends sooner than this is replaced: pods' certificates last a year, and what it signs in
 the meantime must not be cut short by its end."""
-RETAINED: Final = timedelta(days=366)
+RETAINED: Final = timedelta(days=368)
 """How long an earlier CA is trusted at most: longer than anything that it signed lives."""
 PATIENCE: Final = timedelta(days=7)
 """A pod that cannot be told for so long keeps the others waiting no more."""

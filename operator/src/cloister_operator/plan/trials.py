@@ -1,7 +1,7 @@
 """Whether pods of a recipe come up at all: those that do not are tried again ever more seldom."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from .. import names
@@ -72,6 +72,14 @@ def problem_of(pod: PodView, failures: Mapping[str, Failure], now: datetime) -> 
     )
 
 
+def refused(before: Trials, recipe: str, why: Failure, now: datetime) -> Trials:
+    """The trials after a pod that could not be made, or not with all that it needs: without them
+    it would be made and unmade as fast as that can be written.
+    """
+    known = before if before.recipe == recipe else Trials(recipe)
+    return Trials(recipe, known.failures + 1, now, why)
+
+
 def watch(
     before: Trials,
     pods: Sequence[PodView],
@@ -85,6 +93,9 @@ def watch(
     is tried again and again by the pods that found it open.
     """
     trials = before if before.recipe == recipe else Trials(recipe)
+    if trials.last and trials.last > now:
+        # The clock was set back: nothing waits for it to come there again.
+        trials = replace(trials, last=now)
     mine = [pod for pod in pods if pod.recipe == recipe]
     good = [
         pod

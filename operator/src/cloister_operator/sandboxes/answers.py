@@ -70,6 +70,10 @@ class Unreachable(TransientError):
     """No exec server of the expected name answers there."""
 
 
+_PASSING = (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.CANCELLED)
+"""What a good exec server answers while a session's own calls, or its tools, take all there is."""
+_TOO_LARGE = "larger than max"
+"""How gRPC words, under the same code, that it takes no answer of that size."""
 _STATES = {
     exec_pb2.RuntimeInfo.STATE_PREPARING: SandboxState.PREPARING,
     exec_pb2.RuntimeInfo.STATE_WARM: SandboxState.WARM,
@@ -139,6 +143,8 @@ def activity(pod_name: str, answer: exec_pb2.ActivityResponse) -> Activity:
 def failure(pod_name: str, error: grpc.aio.AioRpcError) -> OperatorError:
     """A failed call as an error that says whether to try again."""
     said = clean(error.details() or "", 256)
+    if error.code() in _PASSING and _TOO_LARGE not in said:
+        return TransientError(f"pod {pod_name} has no room for a call: {said}")
     if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
         return Unreachable(f"pod {pod_name} cannot be called: {said}")
     return misbehaves(pod_name, f"it answers {error.code().name}: {said}")

@@ -10,6 +10,8 @@ from datetime import datetime
 
 import grpc
 
+from cloister_api.wire import NOT_PACKED
+
 from .. import names
 from ..identity import OPERATOR_LIFETIME, Authority, Identity
 
@@ -35,6 +37,7 @@ _OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.enable_http_proxy", 0),
     # A channel with another expected name must make its own handshake.
     ("grpc.use_local_subchannel_pool", 1),
+    NOT_PACKED,
 )
 
 

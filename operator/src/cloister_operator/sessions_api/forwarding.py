@@ -13,6 +13,7 @@ from typing import Any, Final
 import grpc
 
 from cloister_api.sessions.v1 import sessions_pb2_grpc
+from cloister_api.wire import NOT_PACKED
 
 from .. import names
 from ..api.backend import Leadership
@@ -40,6 +41,7 @@ _OPTIONS: tuple[tuple[str, int | str], ...] = (
     ("grpc.enable_retries", 0),
     ("grpc.enable_http_proxy", 0),
     ("grpc.use_local_subchannel_pool", 1),
+    NOT_PACKED,
 )
 log = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from . import translate
 from .auth import CALLER, RIGHTS, Auth
 from .forwarding import Forwarder, Relayed
 from .limits import RateLimits
-from .status import Busy, CallError, Forbidden, WrongState, from_error
+from .status import Busy, CallError, Forbidden, Unavailable, WrongState, from_error
 
 SERVICE: Final = "/cloister.sessions.v1.Sessions/"
 MAX_CALLS: Final = 512
@@ -32,6 +32,11 @@ RECHECK_SECONDS: Final = 30.0
 """How often a stream asks again whether its caller is still known and may have it."""
 FIRST_SECONDS: Final = 10.0
 """How long a stream of requests may take to say what it wants."""
+HEARD_SECONDS: Final = 1.0
+"""How long a refusal waits for what a stream of requests says first. Callers write that without
+waiting for an answer; one that is refused meanwhile fails in writing, and its gRPC library may say
+only that, in place of why.
+"""
 _NAMELESS = frozenset({"Create", "List"})
 """Methods whose rights are asked without a session's name."""
 _NAME_OPTIONAL = frozenset({"Create", "List", "Watch"})
@@ -119,13 +124,20 @@ class Guard(grpc.aio.ServerInterceptor):
         self._auth = auth
         self._limits = limits
         self._forwarder = forwarder
-        self._free = {"calls": max_calls, "watches": max_watches, "relays": max_relays}
+        self._free = {
+            "calls": max_calls,
+            "watches": max_watches,
+            "relays": max_relays,
+            "refusals": max_relays,
+        }
         self._share = {
             what: max(1, int(places * ONE_CALLERS_SHARE)) for what, places in self._free.items()
         }
         self._taken: Counter[tuple[str, str]] = Counter()
         """Places by caller."""
         self._recheck_seconds = recheck_seconds
+        self.heard: Callable[[str, str], None] = lambda _peer, _caller: None
+        """Told of each connection over which a valid token came, and of whose it is."""
 
     async def intercept_service(
         self,
@@ -156,6 +168,10 @@ class Guard(grpc.aio.ServerInterceptor):
                 try:
                     with self._place("calls"):
                         if self._forwarder is not None:
+                            # What nobody's token asks goes no further: to the leader all that is
+                            # forwarded comes from one address, which has few questions of that.
+                            with contextlib.suppress(Unavailable):
+                                await self._authenticate(context)
                             answer = await self._forwarder.call(method, request, context)
                             if answer is not None:
                                 # The leader writes the log, and asked all that is asked below.
@@ -193,14 +209,13 @@ class Guard(grpc.aio.ServerInterceptor):
     def _relay(self, method: str, inner: Any) -> Any:
         async def call(requests: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
             with self._observed(method, None) as seen:
-                first = None
+                first, asked = None, False
                 try:
                     with self._place("relays"):
                         # Whom nobody knows is not waited for.
-                        seen.caller = await self._auth.authenticate(
-                            tuple(context.invocation_metadata() or ()), context.peer()
-                        )
+                        seen.caller = await self._authenticate(context)
                         with self._callers_place(seen.caller, "relays"):
+                            asked = True
                             first = await _first(requests)
                             seen.about(first)
                             recheck = await self._admit(seen, method, first, context)
@@ -210,6 +225,10 @@ class Guard(grpc.aio.ServerInterceptor):
                                 async for each in _rechecked(items, recheck, self._recheck_seconds):
                                     yield each
                 except Exception as error:
+                    if not asked:
+                        # Of a flood not all are waited for.
+                        with contextlib.suppress(Busy), self._place("refusals"):
+                            await _heard(requests)
                     await seen.fail(context, error)
                 seen.done(first, None)
 
@@ -219,13 +238,12 @@ class Guard(grpc.aio.ServerInterceptor):
         self, seen: _Call, method: str, request: Any, context: Context
     ) -> Callable[[], Awaitable[None]]:
         """Raise CallError unless the caller may; returns what asks all that once more."""
-        metadata = tuple(context.invocation_metadata() or ())
         name = getattr(request, "name", "")
         # As the Kubernetes API does: creating and listing have no name to be allowed for.
         asked = "" if method in _NAMELESS else name
 
         async def admit(*, again: bool = True) -> None:
-            seen.caller = await self._auth.authenticate(metadata, context.peer())
+            seen.caller = await self._authenticate(context)
             CALLER.set(seen.caller)
             if self._limits is not None and not again:
                 self._limits.take(seen.caller.username, method)
@@ -236,6 +254,13 @@ class Guard(grpc.aio.ServerInterceptor):
 
         await admit(again=False)
         return admit
+
+    async def _authenticate(self, context: Context) -> Caller:
+        """The caller; raises as Auth does. Their connection is then no stranger's."""
+        metadata, peer = tuple(context.invocation_metadata() or ()), context.peer()
+        caller = await self._auth.authenticate(metadata, peer)
+        self.heard(peer, caller.username)
+        return caller
 
     @contextlib.contextmanager
     def _place(self, what: str) -> Iterator[None]:
@@ -275,6 +300,13 @@ async def _first(requests: AsyncIterator[Any]) -> Any:
             return await anext(requests)
     except (TimeoutError, StopAsyncIteration):
         raise WrongState("NO_REQUEST", "the stream did not say what it wants") from None
+
+
+async def _heard(requests: AsyncIterator[Any]) -> None:
+    """Take what a stream that is refused says first; it holds no relay's place meanwhile."""
+    with contextlib.suppress(TimeoutError, StopAsyncIteration):
+        async with asyncio.timeout(HEARD_SECONDS):
+            await anext(requests)
 
 
 async def _again(first: Any, requests: AsyncIterator[Any]) -> AsyncIterator[Any]:

@@ -1,5 +1,7 @@
 """The Sessions API's listener: TLS under a certificate of our own CA, renewed without a restart."""
 
+import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -8,11 +10,13 @@ from typing import Final
 import grpc
 
 from cloister_api.sessions.v1 import sessions_pb2_grpc
+from cloister_api.wire import NOT_PACKED
 
 from .. import names
 from ..api.backend import Leadership, Reviewer, SessionsBackend
 from ..identity import OPERATOR_LIFETIME, Authority, Identity
 from .auth import Auth
+from .doorkeeper import Doorkeeper
 from .forwarding import Forwarder
 from .guard import Guard
 from .limits import RateLimits
@@ -20,8 +24,12 @@ from .servicer import SessionsServicer
 
 MAX_MESSAGE: Final = 4 * 1024 * 1024
 """Bytes of a request."""
+IDLE_SECONDS: Final = 300.0
+"""A connection without a call ends after this time: who left it there takes a place from others.
+Clients that come back to it connect again by themselves."""
 _OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_receive_message_length", MAX_MESSAGE),
+    NOT_PACKED,
     # A long list may be larger than any request.
     ("grpc.max_send_message_length", 8 * MAX_MESSAGE),
     # Tokens with many groups are long.
@@ -51,16 +59,23 @@ class SessionsServer:
         guard: Guard | None = None,
         limits: RateLimits | None = None,
         leadership: Leadership | None = None,
+        idle_seconds: float = IDLE_SECONDS,
+        doorkeeper: Doorkeeper | None = None,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         """`ip_addresses`: further names of the certificate, such as the Service's address.
 
         `leadership`: where there are several processes, who of them leads; None is this one.
+        `idle_seconds`: of a connection without a call. `doorkeeper`: who keeps a place here.
         """
         self._certificate = _Renewed(authority, ip_addresses, clock)
         self._forwarder = Forwarder(leadership, lambda: authority.ca_pem) if leadership else None
         guard = guard or Guard(Auth(reviewer), limits=limits, forwarder=self._forwarder)
-        self._server = grpc.aio.server(interceptors=[guard], options=_OPTIONS)
+        self._doorkeeper = doorkeeper or Doorkeeper()
+        guard.heard = self._doorkeeper.heard
+        self._looking: asyncio.Task[None] | None = None
+        options = (*_OPTIONS, ("grpc.max_connection_idle_ms", int(1000 * idle_seconds)))
+        self._server = grpc.aio.server(interceptors=[guard], options=options)
         sessions_pb2_grpc.add_SessionsServicer_to_server(
             SessionsServicer(backend, authority, clock), self._server
         )
@@ -73,12 +88,17 @@ class SessionsServer:
         )
         port = self._server.add_secure_port(address, credentials)
         await self._server.start()
+        self._looking = asyncio.create_task(self._doorkeeper.run(port), name="doorkeeper")
         log.info("Sessions API ready on port %d", port)
         return port
 
     async def stop(self, grace: float = 5.0) -> None:
         """Take no new calls, and let those under way finish for `grace` seconds."""
         await self._server.stop(grace)
+        if self._looking is not None:
+            self._looking.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._looking
         if self._forwarder is not None:
             await self._forwarder.close()
 

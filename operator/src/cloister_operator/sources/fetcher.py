@@ -168,7 +168,15 @@ async def _run(job: Job) -> Fetched:
     finally:
         if process.returncode is None:
             process.kill()
-            await asyncio.shield(process.wait())
+        again: asyncio.CancelledError | None = None
+        while process.returncode is None:
+            # It ends at once. Who is cancelled once more meanwhile does not leave it unwaited for.
+            try:
+                await process.wait()
+            except asyncio.CancelledError as error:
+                again = error
+        if again is not None:
+            raise again
     if process.returncode or len(answer) > _MAX_ANSWER:
         # Out of memory, out of processor time, or a file too large.
         raise FetchFailed("too-large", "needs more memory or time to unpack than it may")

@@ -10,6 +10,7 @@ from pathlib import Path
 import grpc
 
 from cloister_api.egress.v1 import egress_pb2_grpc
+from cloister_api.wire import NOT_PACKED
 
 from . import places
 from .front import Front
@@ -65,6 +66,7 @@ class Agent:
             options=[
                 ("grpc.max_receive_message_length", MAX_MESSAGE),
                 ("grpc.max_send_message_length", MAX_MESSAGE),
+                NOT_PACKED,
                 ("grpc.so_reuseport", 0),
                 ("grpc.server_handshake_timeout_ms", 10_000),
                 ("grpc.keepalive_time_ms", 30_000),

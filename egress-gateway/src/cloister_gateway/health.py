@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -9,9 +10,12 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from . import metrics, places
 from .front import Front
 from .service import Holder
+from .visitors import Visitors
 
 _EVERY = 2.0
 _TIMEOUT = 5.0
+_METRICS_SECONDS = 1.0
+"""Whoever asks again within this time gets the same answer: anybody in the cluster may ask."""
 # PROXY protocol v1: the connection of nobody, from loopback. No source has such an address.
 _AS_NOBODY = b"PROXY TCP4 127.0.0.1 127.0.0.1 1 1\r\n"
 _ASK_NAMES = _AS_NOBODY + b"CONNECT health.invalid:443 HTTP/1.1\r\nHost: health.invalid\r\n\r\n"
@@ -29,7 +33,9 @@ class Health:
         self._front = front
         self._by_name = by_name
         self._problem = "nothing was looked at yet"
-        self._runner: web.AppRunner | None = None
+        self._written: tuple[float, bytes] | None = None
+        """The metrics, and when they were written down."""
+        self._runner: web.ServerRunner | None = None
 
     async def run(self) -> None:
         """Look, for ever."""
@@ -54,32 +60,39 @@ class Health:
         missing = [part for part, fine in parts.items() if not fine]
         return f"these parts do not answer: {', '.join(missing)}" if missing else ""
 
-    async def start(self, port: int = places.HTTP_PORT) -> None:
-        """Serve /healthz, /readyz and /metrics; OSError when the port is taken."""
-        app = web.Application()
-        app.router.add_get("/healthz", self._live)
-        app.router.add_get("/readyz", self._ready)
-        app.router.add_get("/metrics", self._metrics)
-        self._runner = web.AppRunner(app, access_log=None, keepalive_timeout=30)
+    async def start(self, host: str | None = None, port: int = places.HTTP_PORT) -> int:
+        """Serve /healthz, /readyz and /metrics, on every address by default; returns the port.
+        OSError when it is taken.
+        """
+        self._runner = web.ServerRunner(Visitors(self._answer))
         await self._runner.setup()
-        await web.TCPSite(self._runner, None, port).start()
+        await web.TCPSite(self._runner, host, port).start()
+        bound: int = self._runner.addresses[0][1]
+        return bound
 
     async def stop(self) -> None:
         """Serve no more."""
         if self._runner is not None:
             await self._runner.cleanup()
 
-    async def _live(self, _: web.Request) -> web.Response:
-        return web.Response(text="ok\n")
+    async def _answer(self, request: web.BaseRequest) -> web.Response:
+        if request.method not in ("GET", "HEAD"):
+            return web.Response(status=405, headers={"Allow": "GET, HEAD"})
+        match request.path:
+            case "/healthz":
+                return web.Response(text="ok\n")
+            case "/readyz":
+                status = 503 if self._problem else 200
+                return web.Response(status=status, text=f"{self._problem or 'ok'}\n")
+            case "/metrics":
+                return self._metrics()
+        return web.Response(status=404)
 
-    async def _ready(self, _: web.Request) -> web.Response:
-        status = 503 if self._problem else 200
-        return web.Response(status=status, text=f"{self._problem or 'ok'}\n")
-
-    async def _metrics(self, _: web.Request) -> web.Response:
-        return web.Response(
-            body=generate_latest(metrics.REGISTRY), headers={"Content-Type": CONTENT_TYPE_LATEST}
-        )
+    def _metrics(self) -> web.Response:
+        now = time.monotonic()
+        if self._written is None or now - self._written[0] >= _METRICS_SECONDS:
+            self._written = now, generate_latest(metrics.REGISTRY)
+        return web.Response(body=self._written[1], headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
 async def denies(port: int, question: bytes) -> bool:

@@ -30,7 +30,13 @@ def front(settings: Settings, layout: Layout = Layout()) -> str:
     if layout.has_ipv6:
         binds += [f"bind [::]:{port} v6only" for port in ports]
     listen = "\n    ".join(binds)
-    direct = f"use_backend by-name if {{ dst_port {places.DIRECT_PORT} }}\n    "
+    refused = "crowded or hasty or scarce greedy or pressed eager"
+    if settings.by_name:
+        refused += " or direct slow eager"
+    pace = f"""
+    acl direct dst_port {places.DIRECT_PORT}
+    acl slow be_sess_rate(by-name) gt {settings.by_name_per_s}"""
+    direct = "use_backend by-name if direct\n    "
     by_name = f"""
 # Who knows of no proxy speaks TLS at once: `by-name` makes a CONNECT of it.
 backend by-name
@@ -63,9 +69,15 @@ frontend sandboxes
     tcp-request connection track-sc0 src
     acl crowded sc0_conn_cur gt {settings.max_connections_per_source}
     acl hasty sc0_conn_rate gt {settings.connections_per_10s}
+    # Many sources together must not take all places from who comes next.
+    acl scarce fe_conn gt {settings.scarce}
+    acl greedy sc0_conn_cur gt {settings.share}
+    # Nor all the decisions that are made in a second: who opens few connections has theirs.
+    acl pressed fe_sess_rate gt {settings.connections_per_s}
+    acl eager sc0_conn_rate gt {settings.pace}{pace if settings.by_name else ""}
     # The agent reads how many there were, and tells of them.
-    tcp-request connection sc-inc-gpc0(0) if crowded or hasty
-    tcp-request connection reject if crowded or hasty
+    tcp-request connection sc-inc-gpc0(0) if {refused}
+    tcp-request connection reject if {refused}
     {direct if settings.by_name else ""}default_backend names
 
 backend names

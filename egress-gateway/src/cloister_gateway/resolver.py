@@ -39,6 +39,10 @@ _AT_ONCE_OF_PATTERN = 64
 _SHARE = 16
 """A pattern has one of so many parts of the lookups that nobody has: some are always left."""
 _TTL = 1
+_QUIET_SECONDS = 1.0
+"""Between two lines of the log: whoever runs the DNS of an allowed name says how often there is
+something to tell.
+"""
 log = logging.getLogger(__name__)
 
 
@@ -85,6 +89,7 @@ class Resolver(asyncio.DatagramProtocol):
         self._under_way: Counter[str] = Counter()
         self._all_under_way = 0
         self._transport: asyncio.DatagramTransport | None = None
+        self._quiet_until = 0.0
 
     async def start(self, port: int = places.DNS_PORT) -> None:
         """Listen on loopback; OSError when that is not possible."""
@@ -142,8 +147,14 @@ class Resolver(asyncio.DatagramProtocol):
                     dns.rrset.from_text(question.name, _TTL, "IN", question.rdtype, *most)
                 )
             elif found:
-                log.info("a name that is allowed leads to no public address: %s", name)
+                self._tell(name)
         return response.to_wire()
+
+    def _tell(self, name: str) -> None:
+        now = asyncio.get_running_loop().time()
+        if now >= self._quiet_until:
+            self._quiet_until = now + _QUIET_SECONDS
+            log.info("a name that is allowed leads to no public address: %s", name)
 
     async def _bounded(
         self, pattern: str, name: str, kind: dns.rdatatype.RdataType

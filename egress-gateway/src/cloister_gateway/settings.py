@@ -25,6 +25,9 @@ class Settings:
     """Connections that one source has at a time; more are refused at once."""
     connections_per_10s: int = 1000
     """Connections that one source opens in ten seconds; more are refused at once."""
+    connections_per_s: int = 500
+    """New connections of all sources in a second, above which who opens many is refused: a gateway
+    decides some thousand."""
     idle_seconds: int = 3600
     """A connection on which nothing moves ends after this time."""
     threads: int = 1
@@ -32,6 +35,26 @@ class Settings:
     by_name: bool = True
     """Whether clients that know of no proxy are served."""
     log_level: str = "INFO"
+
+    @property
+    def scarce(self) -> int:
+        """With more connections than these there is only room for sources that have few."""
+        return self.max_connections * 3 // 4
+
+    @property
+    def share(self) -> int:
+        """Connections that any source may have then."""
+        return max(1, self.max_connections_per_source // 16)
+
+    @property
+    def pace(self) -> int:
+        """Connections that any source may open in ten seconds, however many others do."""
+        return max(1, self.connections_per_10s // 16)
+
+    @property
+    def by_name_per_s(self) -> int:
+        """What is `connections_per_s` to clients that know of no proxy: they take more."""
+        return max(1, self.connections_per_s // 4)
 
     @property
     def descriptors(self) -> int:

@@ -1,9 +1,10 @@
-"""One gateway for the tests that do not disturb it, in network namespaces of its own."""
+"""Gateways in network namespaces of their own: one for tests that disturb it, one for others."""
 
 from collections.abc import Iterator
 
 import pytest
 
+from support.gateway_disturbed import disturbed, in_order
 from support.gateway_world import (
     ATTACKER,
     CLUSTER,
@@ -61,3 +62,16 @@ def here(one_world: World) -> World:
         {"10.90.0.11": "some", "10.90.0.12": "none", "fd90::11": "some"}, POLICIES
     )
     return one_world
+
+
+@pytest.fixture(scope="module")
+def upset_world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """A gateway for the tests that disturb it."""
+    with disturbed(tmp_path_factory.mktemp("gateway")) as made:
+        yield made
+
+
+@pytest.fixture
+def upset(upset_world: World) -> World:
+    """That gateway with its sandboxes, everything running."""
+    return in_order(upset_world)

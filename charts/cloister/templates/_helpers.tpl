@@ -77,6 +77,16 @@ app.kubernetes.io/component: egress-gateway
 [{{ range $index, $each := . }}{{ if $index }}, {{ end }}'{{ $each }}'{{ end }}]
 {{- end -}}
 
+{{- /* CEL: whether a name matches one of a list of globs, whose letters the schema bounds; no glob, no
+name. Takes (dict "name" "globs"). */ -}}
+{{- define "cloister.celMatches" -}}
+{{- if .globs -}}
+{{ .name }}.matches('^({{ join "|" .globs | replace "." "[.]" | replace "*" ".*" | replace "?" "." }})$')
+{{- else -}}
+false
+{{- end -}}
+{{- end -}}
+
 {{- /* The sandbox namespaces, for a binding: by the label that the API server itself keeps, so that who
 may label a namespace does not get it out of the policies' reach. */ -}}
 {{- define "cloister.guardedNamespaces" -}}

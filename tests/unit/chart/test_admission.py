@@ -7,6 +7,8 @@ from typing import Any
 from support.chart import ALL_VALUES, render
 
 POLICIES = {
+    "cloister-sandbox-environments",
+    "cloister-sandbox-pod-binding",
     "cloister-sandbox-pods",
     "cloister-sandbox-pod-changes",
     "cloister-sandbox-pod-status",

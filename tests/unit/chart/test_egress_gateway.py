@@ -1,6 +1,7 @@
 """The egress gateways as the chart installs them."""
 
 import dataclasses
+import json
 
 import pytest
 
@@ -104,7 +105,7 @@ def test_it_reaches_name_servers_alone_until_the_operator_lets_it_out(
 def test_who_reaches_it_where() -> None:
     (policy,) = [each for each in render().of("NetworkPolicy") if each["metadata"]["name"] == NAME]
     by_port = {each["ports"][0]["port"]: each["from"] for each in policy["spec"]["ingress"]}
-    assert set(by_port) == {3128, 7444, 8081}
+    assert set(by_port) == {3128, 7444}
     (rule,) = [each for each in policy["spec"]["ingress"] if each["ports"][0]["port"] == 3128]
     assert [each["port"] for each in rule["ports"]] == [3128, 443]
     (sandboxes,) = by_port[3128]
@@ -119,8 +120,42 @@ def test_who_reaches_it_where() -> None:
             }
         }
     }
-    (others,) = by_port[8081]
-    assert others["namespaceSelector"]["matchExpressions"][0]["operator"] == "NotIn"
+
+
+def test_who_reads_metrics_is_the_platforms_choice_and_else_nobody() -> None:
+    prometheus = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "watch"}}}
+    given = ("--set-json", f"networkPolicy.metricsFrom={json.dumps([prometheus])}")
+    for options, wanted in (((), []), (given, [[prometheus]])):
+        rendered = render(*options)
+        for name, port in ((NAME, 8081), ("cloister-operator", 8080)):
+            (policy,) = (x for x in rendered.of("NetworkPolicy") if x["metadata"]["name"] == name)
+            rules = [
+                each["from"]
+                for each in policy["spec"]["ingress"]
+                if port in {one["port"] for one in each["ports"]}
+            ]
+            assert rules == wanted
+
+
+def test_who_calls_the_sessions_api_may_be_listed() -> None:
+    def rule(*options: str) -> JSON:
+        (policy,) = (
+            x
+            for x in render(*options).of("NetworkPolicy")
+            if x["metadata"]["name"] == "cloister-operator"
+        )
+        (found,) = (x for x in policy["spec"]["ingress"] if x["ports"][0]["port"] == 8443)
+        assert len(found["ports"]) == 1
+        return dict(found)
+
+    assert "from" not in rule()
+    workers = {"ipBlock": {"cidr": "198.18.0.0/15"}}
+    operators, test, *others = rule(
+        "--set-json", f"networkPolicy.sessionsFrom={json.dumps([workers])}"
+    )["from"]
+    assert others == [workers]
+    assert operators["podSelector"]["matchLabels"][names.COMPONENT_LABEL] == "operator"
+    assert test["podSelector"]["matchLabels"] == {names.COMPONENT_LABEL: "helm-test"}
 
 
 def test_it_is_ready_when_its_agent_says_so_and_drains_before_it_ends() -> None:

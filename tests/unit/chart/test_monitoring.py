@@ -367,6 +367,7 @@ CASES = [
 ]
 
 
+@pytest.mark.long
 def test_alerts_are_raised_when_they_should_be_and_not_otherwise(tmp_path: Path) -> None:
     for raised in (True, False):
         tried = {each.alert for each in CASES if (each.raised is not None) is raised}

@@ -108,6 +108,11 @@ def test_a_service_monitor_needs_its_kind() -> None:
         helm(*arguments, "--set", "metrics.serviceMonitor.enabled=true")
 
 
+def test_a_service_monitor_needs_somebody_who_may_read() -> None:
+    with pytest.raises(ChartRefusedError, match=r"needs networkPolicy\.metricsFrom"):
+        render("--set", "metrics.serviceMonitor.enabled=true")
+
+
 def test_crds_stay_unless_they_are_not_to() -> None:
     for crd in render().of("CustomResourceDefinition"):
         assert crd["metadata"]["annotations"] == {"helm.sh/resource-policy": "keep"}

@@ -53,6 +53,7 @@ def test_every_object_of_ours_in_the_schema_is_closed() -> None:
         ),
         *(".metrics.serviceMonitor.labels", ".metrics.prometheusRule.labels"),
         *(".metrics.grafanaDashboard.labels", ".global"),
+        *(".networkPolicy.sessionsFrom[]", ".networkPolicy.metricsFrom[]"),
     }
     open_ones = {
         path

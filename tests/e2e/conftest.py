@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 import cloister
+from cloister_devcluster import places
+from cloister_devcluster.node import holder
 from support.cluster import (
     SANDBOXES,
     Result,
@@ -18,6 +20,7 @@ from support.cluster import (
     wait_condition,
     wait_gone,
 )
+from support.fake_internet import FakeInternet, fake_internet
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -78,4 +81,13 @@ def environments() -> Iterator[Callable[..., str]]:
 def client() -> Iterator[cloister.Client]:
     """The client library, from outside the cluster."""
     with cloister.Client(namespace=SANDBOXES) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeInternet]:
+    """A fake internet around the bundled cluster."""
+    node = holder(places.here())
+    assert node is not None, "these tests need the bundled cluster"
+    with fake_internet(node, tmp_path_factory.mktemp("world") / "files") as made:
         yield made

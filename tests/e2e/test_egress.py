@@ -10,8 +10,6 @@ from pathlib import Path
 import pytest
 
 import cloister
-from cloister_devcluster import places
-from cloister_devcluster.node import holder
 from support.cluster import (
     SANDBOXES,
     SYSTEM,
@@ -24,7 +22,7 @@ from support.cluster import (
     wait_for,
     wait_gone,
 )
-from support.fake_internet import FakeInternet, fake_internet
+from support.fake_internet import FakeInternet
 from support.fake_internet_names import ALLOWED, ATTACKER, EVIL, OTHERS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,14 +30,6 @@ EXAMPLE_NAME = "hosts-by-name"
 EXAMPLE = ROOT / "examples" / f"03-{EXAMPLE_NAME}"
 CA = "/tmp/ca.pem"
 Make = Callable[..., str]
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeInternet]:
-    node = holder(places.here())
-    assert node is not None, "these tests need the bundled cluster"
-    with fake_internet(node, tmp_path_factory.mktemp("world") / "files") as made:
-        yield made
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,6 @@
-"""A ResourceQuota that is used up: who waits is told, nothing is half-done, and room is taken."""
+"""Quotas that are used up, Kubernetes' and the platform's own: who waits is told, nothing is
+half-done, and room is taken.
+"""
 
 import secrets
 from collections.abc import Callable, Iterator
@@ -8,12 +10,16 @@ import pytest
 import cloister
 from support.cluster import (
     SANDBOXES,
+    SYSTEM,
     apply,
+    condition,
     get,
     kubectl,
     listing,
+    session,
     wait_condition,
     wait_for,
+    wait_phase,
     wait_reason,
 )
 
@@ -119,3 +125,70 @@ def _nothing_half_done(environment: str, expected: list[str]) -> None:
         if owner["kind"] == "Pod" and owner["name"].startswith(f"{environment}-")
     ]
     assert owned == expected
+
+
+LIMIT = "CLOISTER_MAX_SESSIONS_PER_NAMESPACE"
+
+
+@pytest.fixture
+def limit() -> Iterator[Callable[[int], None]]:
+    """Let so many sessions run in the namespace beside those that are there; 0: any number."""
+
+    def to(most: int) -> None:
+        ended = ("Failed", "Terminated")
+        phases = [(each.get("status") or {}).get("phase") for each in listing("sessions")]
+        others = sum(1 for each in phases if each not in ended) if most else 0
+        value = f"{LIMIT}={most + others}"
+        kubectl("set", "env", "deployment/cloister-operator", value, "-n", SYSTEM)
+        kubectl("rollout", "status", "deployment/cloister-operator", "-n", SYSTEM, "--timeout=3m")
+
+    yield to
+    to(0)
+
+
+@pytest.mark.disruptive
+@pytest.mark.timeout(600)
+def test_sessions_of_kubectl_wait_for_their_namespace_by_age(
+    client: cloister.Client,
+    environments: Callable[..., str],
+    limit: Callable[[int], None],
+    name: str,
+) -> None:
+    """They are there before anybody can refuse them, unlike those of the Sessions API."""
+    env, other = environments(pool={"size": 2}), environments(pool={"size": 1})
+    limit(2)
+    made = [f"{name}-{n}" for n in range(4)]
+    for each in made:
+        apply(session(each, other if each == made[2] else env))
+    try:
+        for each in made[:2]:
+            wait_phase(each, "Running")
+        for each in made[2:]:
+            said = wait_reason("session", each, "Ready", ("NamespaceFull",))["message"]
+            assert "sessions.maxPerNamespace" in said
+            assert SANDBOXES in said
+        with pytest.raises(cloister.ResourceExhaustedError) as caught:
+            client.create_session(env, wait=1)
+        assert caught.value.metadata["quota"] == "sessions.maxPerNamespace"
+        _wait_without_a_pod(made[2:])
+
+        kubectl("delete", "session", made[0], "-n", SANDBOXES)
+        wait_phase(made[2], "Running")
+        assert client.get_session(made[2]).bash("echo my turn").text == "my turn"
+        assert condition(get("session", made[3]), "Ready")["reason"] == "NamespaceFull"
+        _wait_without_a_pod(made[3:])
+        # One that runs goes on, whatever waits.
+        assert client.get_session(made[1]).bash("echo goes on").text == "goes on"
+
+        limit(0)
+        wait_phase(made[3], "Running")
+    finally:
+        kubectl("delete", "session", *made, "-n", SANDBOXES, "--ignore-not-found")
+
+
+def _wait_without_a_pod(names: list[str]) -> None:
+    for each in names:
+        found = get("session", each)
+        assert found is not None
+        assert found["status"]["phase"] == "Pending"
+        assert not listing("pods", f"cloister.dev/session={found['metadata']['uid']}")

@@ -12,8 +12,6 @@ from pathlib import Path
 import pytest
 
 import cloister
-from cloister_devcluster import places
-from cloister_devcluster.node import holder
 from support.cluster import (
     SANDBOXES,
     SYSTEM,
@@ -26,7 +24,7 @@ from support.cluster import (
     wait_gone,
     wait_reason,
 )
-from support.fake_internet import FakeInternet, fake_internet
+from support.fake_internet import FakeInternet
 from support.fake_internet_names import GIT, NAME_SERVER
 from support.git_server import Repository
 
@@ -46,14 +44,6 @@ class Private:
     url: str
     commit: str
     password: str
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeInternet]:
-    node = holder(places.here())
-    assert node is not None, "these tests need the bundled cluster"
-    with fake_internet(node, tmp_path_factory.mktemp("world") / "files") as made:
-        yield made
 
 
 @pytest.fixture(scope="module")

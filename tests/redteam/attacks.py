@@ -26,11 +26,16 @@ ANSWERED = "answered"
 _NAMESERVERS: tuple[str, ...] = Settings.model_fields["egress_nameservers"].default
 PROVEN = (*METADATA, *(f"{each}:53" for each in _NAMESERVERS))
 """What the operator tries in every new pod, until it is closed."""
+TRIES = 3
 _serial = itertools.count()
 
 
 class AttackSucceeded(AssertionError):
     """A sandbox did what it must not; the message says what was reached, or what arrived."""
+
+
+class DoubtfulError(AttackSucceeded):
+    """What arrived may be the operator's own proof in a new pod, of the very address."""
 
 
 class ControlFailed(AssertionError):
@@ -97,12 +102,21 @@ def carry_out(
     check_control(attack, world, targets)
     attempts = list(attack.attempts(targets))
     legitimate = [beside] if beside else []
-    mark = world.mark()
-    results = in_pod(session, [*legitimate, *attempts])
-    events = world.since(mark)
-    if beside and not results[0]["reached"]:
-        raise ControlFailed(f"{attack.name}: what is allowed fails beside it: {results[0]['said']}")
-    judge(attack, attempts, results[len(legitimate) :], events)
+    for left in reversed(range(TRIES)):
+        mark = world.mark()
+        results = in_pod(session, [*legitimate, *attempts])
+        events = world.since(mark)
+        if beside and not results[0]["reached"]:
+            said = results[0]["said"]
+            raise ControlFailed(f"{attack.name}: what is allowed fails beside it: {said}")
+        try:
+            judge(attack, attempts, results[len(legitimate) :], events)
+        except DoubtfulError:
+            # What gets out does so again; no proof is under way beside it each time.
+            if not left:
+                raise
+        else:
+            return
 
 
 def check_control(attack: Attack, world: FakeInternet, targets: Targets) -> None:
@@ -142,9 +156,10 @@ def judge(
         raise AttackSucceeded(f"{attack.name}: {'; '.join(reached)}")
     aimed = {str(attempt.get("host", "")) for attempt in attempts}
     arrived = [
-        str(each)
+        each
         for each in events
         if not attack.harmless(each) and not (of_proof(each) and each.dst not in aimed)
     ]
     if arrived:
-        raise AttackSucceeded(f"{attack.name}: arrived outside: {'; '.join(arrived[:5])}")
+        kind = DoubtfulError if all(map(of_proof, arrived)) else AttackSucceeded
+        raise kind(f"{attack.name}: arrived outside: {'; '.join(map(str, arrived[:5]))}")

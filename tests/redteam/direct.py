@@ -25,6 +25,7 @@ METADATA = {
     "azure-wire-server": "168.63.129.16",
     "gke-agent": "169.254.169.252",
     "alibaba": "100.100.100.200",
+    "tencent": "169.254.0.23",
     "oracle": "192.0.0.192",
     "aws-6": "fd00:ec2::254",
     "aws-pod-identity-6": "fd00:ec2::23",

@@ -14,12 +14,19 @@ from support.fake_internet_names import GIT, INDEX, PACKAGES
 NAME = "tiny"
 VERSION = "1.0"
 WORDS = "it came through the gateway"
+WORDS_FILE = f"/usr/share/{NAME}/words"
+"""Where the Debian package has them."""
+OWNER = "www-data"
+"""Whose that file is."""
+DEBIAN = "debian"
+"""The folder of PACKAGES with a repository of Debian's kind."""
 
 
 def publish(sites: Path) -> None:
     """Make the three sites, below the folder of the fake internet's sites."""
     _index(sites / INDEX)
     _registry(sites / PACKAGES)
+    _debian(sites / PACKAGES / DEBIAN)
     _repository(sites / GIT)
 
 
@@ -60,6 +67,54 @@ def _registry(root: Path) -> None:
     versions = {manifest["version"]: {**manifest, "dist": dist}}
     told = {"name": NAME, "dist-tags": {"latest": manifest["version"]}, "versions": versions}
     (root / NAME).write_text(json.dumps(told))
+
+
+def deb() -> bytes:
+    """A package of Debian's, with one file."""
+    files = {
+        "debian-binary": b"2.0\n",
+        "control.tar.gz": _packed({"./control": _control().encode()}),
+        "data.tar.gz": _packed({f".{WORDS_FILE}": f"{WORDS}\n".encode()}, OWNER),
+    }
+    made = b"!<arch>\n"
+    for name, content in files.items():
+        made += f"{name:<16}{0:<12}{0:<6}{0:<6}{100644:<8}{len(content):<10}`\n".encode()
+        made += content + b"\n" * (len(content) % 2)
+    return made
+
+
+def _control() -> str:
+    return (
+        f"Package: {NAME}\nVersion: {VERSION}\nArchitecture: all\n"
+        f"Maintainer: test <test@example.com>\nDescription: {WORDS}\n"
+    )
+
+
+def _packed(files: dict[str, bytes], owner: str = "root") -> bytes:
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w:gz") as archive:
+        for name, content in files.items():
+            for each in reversed(Path(name).parents[:-1]):
+                folder = tarfile.TarInfo(f"./{each}")
+                folder.type, folder.mode = tarfile.DIRTYPE, 0o755
+                archive.addfile(folder)
+            entry = tarfile.TarInfo(name)
+            entry.size, entry.uname = len(content), owner
+            archive.addfile(entry, io.BytesIO(content))
+    return made.getvalue()
+
+
+def _debian(root: Path) -> None:
+    root.mkdir()
+    package = deb()
+    (root / f"{NAME}.deb").write_bytes(package)
+    digest = hashlib.sha256(package).hexdigest()
+    listed = (
+        f"{_control()}Filename: ./{NAME}.deb\nSize: {len(package)}\nSHA256: {digest}\n"
+    ).encode()
+    (root / "Packages").write_bytes(listed)
+    summed = f"{hashlib.sha256(listed).hexdigest()} {len(listed)} Packages"
+    (root / "Release").write_text(f"Date: Wed, 01 Jan 2020 00:00:00 UTC\nSHA256:\n {summed}\n")
 
 
 def _repository(root: Path) -> None:

@@ -5,7 +5,8 @@ import json
 import pytest
 
 import cloister
-from redteam.packages import NAME, WORDS, publish
+from redteam.packages import DEBIAN, NAME, OWNER, WORDS, WORDS_FILE, publish
+from redteam.sandboxes import NAMED, ROOT
 from support.fake_internet import FakeInternet
 from support.fake_internet_names import ALLOWED, EVIL, GIT, INDEX, PACKAGES, WILD
 
@@ -57,6 +58,33 @@ def test_pip_install(worker: cloister.Session) -> None:
 def test_git_clone(worker: cloister.Session) -> None:
     clone = f"git -c http.sslCAInfo={CA} clone -q https://{GIT}/{NAME}.git"
     assert run(worker, f"cd /tmp && rm -rf {NAME} && {clone} && cat {NAME}/README") == WORDS
+
+
+def test_node(worker: cloister.Session) -> None:
+    """By the proxy where it knows the setting for that, and by name where it is too old."""
+    script = (
+        f"require('https').get('https://{ALLOWED}/', answer => answer.pipe(process.stdout))"
+        ".on('error', error => { throw error })"
+    )
+    shown = run(worker, f'NODE_EXTRA_CA_CERTS={CA} node -e "{script}"')
+    assert shown == f"the world: {ALLOWED}"
+
+
+@pytest.mark.parametrize(
+    "named", [each for each in NAMED if each.name.endswith(f"-{ROOT.name}")], indirect=True,
+    ids=lambda each: each.name,
+)  # fmt: skip
+def test_apt_get(worker: cloister.Session) -> None:
+    """By TLS and without: a list, and a package that it names."""
+    for scheme in ("http", "https"):
+        source = f"deb [trusted=yes] {scheme}://{PACKAGES}/{DEBIAN} ./"
+        run(worker, f"echo '{source}' > /tmp/tiny.list")
+        apt = "apt-get -q -o Dir::Etc::SourceList=/tmp/tiny.list -o Dir::Etc::SourceParts=/dev/null"
+        apt += f" -o Acquire::https::CAInfo={CA}"
+        run(worker, f"rm -rf /var/lib/apt/lists/* && {apt} update && {apt} install -y {NAME}")
+        shown = run(worker, f"cat {WORDS_FILE}; stat -c %U {WORDS_FILE}")
+        assert shown.splitlines() == [WORDS, OWNER]
+        run(worker, f"dpkg --purge {NAME} && rm -rf /var/cache/apt/archives/{NAME}*")
 
 
 def test_a_registry(worker: cloister.Session) -> None:

@@ -11,6 +11,8 @@ CLUSTER ?= bundled
 DEVCLUSTER := PYTHONPATH=devcluster/src python3 -m cloister_devcluster
 CODE := operator/src sandbox-image/src egress-gateway/src client/src devcluster/src scripts bench
 CACHE := $(or $(CLOISTER_CACHE),$(if $(filter 0,$(shell id -u)),/var/cache/cloister,$(HOME)/.cache/cloister))
+# Tests that need no cluster. What the others import takes longer than some of these.
+LOCAL := tests --ignore=tests/e2e --ignore=tests/redteam --ignore=tests/faults_operator
 # What Python and mypy compile lies beside the binaries: the tree stays clean, the next run starts sooner.
 export PYTHONPYCACHEPREFIX := $(CACHE)/pycache
 export MYPY_CACHE_DIR := $(CACHE)/mypy
@@ -28,7 +30,7 @@ demo: $(STAMP) ## set up a cluster, install Cloister, run an agent's tools in a 
 	$(PY) scripts/demo.py --cluster $(CLUSTER)
 
 .PHONY: test
-test: check long ## everything: `make check`, `make long`, then the end-to-end tests on the bundled cluster
+test: check long ## `make check`, `make long`, then the end-to-end tests on the bundled cluster; not `redteam` and `outages`
 	$(PY) scripts/e2e.py
 
 .PHONY: check
@@ -36,8 +38,8 @@ check: $(STAMP) lint ## what needs no cluster: lint, types, unit, contract and c
 	@$(MAKE) --no-print-directory -j 2 types unit
 
 .PHONY: long
-long: $(STAMP) ## the rest of what needs no cluster: a thousand schedules, a thousand calls, floods, leaks
-	$(VENV)/bin/pytest -n 3 -m 'long and not e2e' tests
+long: $(STAMP) ## the rest of what needs no cluster: attacks, races, floods, 2,000 schedules, a thousand calls
+	$(VENV)/bin/pytest -n 3 --dist loadfile -m long $(LOCAL)
 
 # --- parts of check ------------------------------------------------------------------------------
 
@@ -55,7 +57,7 @@ types: $(STAMP) ## mypy --strict
 unit: $(STAMP) ## unit, contract and chart tests
 	@$(DEVCLUSTER) build --only helm --only promtool
 	@$(DEVCLUSTER) unpack egress-gateway >/dev/null
-	HELM=$$($(DEVCLUSTER) bin helm) $(VENV)/bin/pytest -n 4 --dist loadfile -m 'not e2e and not long' tests
+	HELM=$$($(DEVCLUSTER) bin helm) $(VENV)/bin/pytest -n 5 --dist loadfile -m 'not long' $(LOCAL)
 
 .PHONY: format
 format: $(STAMP) ## rewrite the code in the project's format
@@ -64,7 +66,7 @@ format: $(STAMP) ## rewrite the code in the project's format
 
 .PHONY: golden
 golden: $(STAMP) ## rewrite the golden files; read the diff before you commit it
-	HELM=$$($(DEVCLUSTER) bin helm) $(VENV)/bin/pytest -n 4 --dist loadfile -m 'not e2e' tests --update-golden
+	HELM=$$($(DEVCLUSTER) bin helm) $(VENV)/bin/pytest -n 4 --dist loadfile $(LOCAL) --update-golden
 
 # How long `make soak` runs, and its first seed; CALL=n makes one call of that seed's run again.
 SECONDS ?= 3600

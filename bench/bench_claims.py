@@ -46,7 +46,9 @@ def environment(name: str, size: int) -> Json:
 
 
 def grants() -> list[Json]:
-    """A namespace for the worker, and its rights to have sessions, and pods of its own there."""
+    """A namespace for the worker, and its rights: to have sessions, to see which pods there are,
+    and to have pods of its own in its namespace.
+    """
     api_group = "rbac.authorization.k8s.io"
     subject = {"kind": "ServiceAccount", "name": "default", "namespace": NAMESPACE}
     return [
@@ -62,6 +64,13 @@ def grants() -> list[Json]:
             "kind": "RoleBinding",
             "metadata": {"name": NAMESPACE, "namespace": SANDBOX_NAMESPACE},
             "roleRef": {"apiGroup": api_group, "kind": "Role", "name": "cloister-worker"},
+            "subjects": [subject],
+        },
+        {
+            "apiVersion": f"{api_group}/v1",
+            "kind": "RoleBinding",
+            "metadata": {"name": f"{NAMESPACE}-view", "namespace": SANDBOX_NAMESPACE},
+            "roleRef": {"apiGroup": api_group, "kind": "ClusterRole", "name": "view"},
             "subjects": [subject],
         },
         {
@@ -286,7 +295,8 @@ def clean_up(target: Target) -> None:
             "delete", "environment", f"bench-{kind}", "-n", SANDBOX_NAMESPACE, "--ignore-not-found"
         )
     target.kubectl(
-        "delete", "rolebinding", NAMESPACE, "-n", SANDBOX_NAMESPACE, "--ignore-not-found"
+        *("delete", "rolebinding", NAMESPACE, f"{NAMESPACE}-view", "-n", SANDBOX_NAMESPACE),
+        "--ignore-not-found",
     )
     target.kubectl("delete", "namespace", NAMESPACE, "--ignore-not-found")
 

@@ -31,6 +31,7 @@ ENDS = Path(__file__).with_name("bench_egress_ends.py")
 UNBOUND = {
     "CLOISTER_GATEWAY_MAX_CONNECTIONS_PER_SOURCE": "100000",
     "CLOISTER_GATEWAY_CONNECTIONS_PER_10S": "1000000",
+    "CLOISTER_GATEWAY_CONNECTIONS_PER_S": "1000000",
 }
 Figures = dict[str, Any]
 

@@ -21,11 +21,15 @@ SETTLE_SECONDS = float(os.environ.get("SETTLE", "1"))
 
 
 def pool_is_full(name: str) -> bool:
-    """Whether the Environment has all its warm pods, and nothing is under way."""
+    """Whether the Environment has all its warm pods and no other, also none on its way out."""
     api: Any = client.CustomObjectsApi()
     found = api.get_namespaced_custom_object(namespace=NAMESPACE, name=name, **WHERE)
-    pool = found["status"]["pool"]
-    return bool(pool["ready"] == found["spec"]["pool"]["size"] and not pool["starting"])
+    pool, size = found["status"]["pool"], found["spec"]["pool"]["size"]
+    if pool["ready"] != size or pool["starting"]:
+        return False
+    pods: Any = client.CoreV1Api()
+    there = pods.list_namespaced_pod(NAMESPACE, label_selector=f"cloister.dev/environment={name}")
+    return bool(len(there.items) == size)
 
 
 def wait_full(name: str) -> None:

@@ -13,6 +13,12 @@ GVISOR = {
     "sandbox.allowedRuntimeClasses[0].userNamespaces": "false",
 }
 
+# The tests try all that Environments may say; a platform lists what it means.
+ALLOWED = {
+    f"sandbox.allowed{what}[0]": "*"
+    for what in ("Tolerations", "PriorityClasses", "ExtendedResources")
+}
+
 
 def deploy(target: Target, extra: Mapping[str, str] | None = None) -> None:
     """Install or upgrade the release and wait until the operator is ready.
@@ -33,6 +39,7 @@ def deploy(target: Target, extra: Mapping[str, str] | None = None) -> None:
         "sandbox.image": targets.in_registry(IMAGES["sandbox"]),
         "sandboxNamespaces[0].name": SANDBOX_NAMESPACE,
         "sandboxNamespaces[0].create": "true",
+        **ALLOWED,
         **(GVISOR if target.bundled else {}),
         **(extra or {}),
     }

@@ -32,6 +32,13 @@ VALUES = {
     "sandboxNamespaces[1].name": ROOTISH_NAMESPACE,
     "sandboxNamespaces[1].create": "true",
     "sandboxNamespaces[1].podSecurity": "baseline",
+    # What the scheduler keeps free for Cloister itself: a sandbox of each kind is there until the
+    # end, and a developer's machine may have two processors.
+    "resources.requests.cpu": "10m",
+    **{
+        f"egress.gateway.resources.{each}.requests.cpu": "10m"
+        for each in ("front", "names", "sni", "byName", "agent")
+    },
 }
 
 

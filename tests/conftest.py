@@ -3,6 +3,7 @@
 Unit and contract tests talk to loopback only: a test that reaches for anything else fails at once.
 """
 
+import gc
 import ipaddress
 import socket
 from typing import Any
@@ -14,6 +15,25 @@ import pytest
 # that one takes, which would be about the machine.
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, print_blob=True)
 hypothesis.settings.load_profile("repeatable")
+
+# A collection that looks at every module and test again and again costs more than what it finds.
+gc.set_threshold(50_000, 20, 20)
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: no later collection looks at it."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """File by file, a little better than xdist does it; its other ways are as they are."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from support.scheduling import Scheduling
+
+    return Scheduling(config, log)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from cloister_api.exec.v1 import exec_pb2, exec_pb2_grpc
 from faults.messages import IDS, Requests
+from support.memory import peak
 from support.sandbox_server import Sandbox, processes_with
 
 MAX_RESIDENT = 256 * 1024 * 1024
@@ -182,9 +183,7 @@ class Fuzzer:
 
     def resident(self) -> int:
         """The most bytes of memory that the server had."""
-        status = Path(f"/proc/{self.server.process.pid}/status").read_text()
-        line = next(each for each in status.splitlines() if each.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024
+        return peak(self.server.process.pid)
 
     def close_everything(self) -> None:
         """End what calls have begun, then raise unless nothing of it is left."""

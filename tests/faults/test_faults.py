@@ -14,7 +14,7 @@ from support.fault_proxy import Fault, Kind, Way
 
 SEED = int(os.environ.get("FAULT_SEED", "1"))
 CALLS = 1000
-SOON = 150
+SOON = 75
 """Of the calls, those that are made in `make check`; all of them in `make long`."""
 
 

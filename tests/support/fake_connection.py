@@ -25,7 +25,7 @@ OPERATOR = "operator"
 class Fault(Enum):
     """What goes wrong with a write."""
 
-    REFUSED = "nothing happens, and the answer is an error to be repeated"
+    REFUSED = "nothing happens, and the answer is a 500, which does not say so"
     FORBIDDEN = "nothing happens: a quota or a policy is against it"
     BUSY = "nothing happens: too many requests, come again in a second"
     CONFLICT = "nothing happens to what is patched: somebody else wrote at the same time"
@@ -128,7 +128,7 @@ class Connection:
         if fault is Fault.FORBIDDEN:
             raise RefusedError("the API server refused: exceeded quota: pods")
         if fault is Fault.REFUSED:
-            raise TransientError("the API server answered 500")
+            raise LostError("the API server answered 500")
         if fault is Fault.BUSY:
             raise TransientError("the API server answered 429", retry_after=1)
         if fault is Fault.CONFLICT and verb == "patch":

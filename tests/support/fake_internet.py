@@ -114,7 +114,10 @@ class FakeInternet:
 
     def _read(self, mark: int) -> Iterator[Event]:
         with self._log.open() as file:
-            file.seek(mark)
+            if mark:
+                # What was half written then had arrived before.
+                file.seek(mark - 1)
+                file.readline()
             for line in file:
                 # The last one may be half written.
                 if line.endswith("\n"):

@@ -123,7 +123,9 @@ class Site(http.server.SimpleHTTPRequestHandler):
             return
         root = self.world.folder / "sites" / name
         found = root / url.path.lstrip("/")
-        if name and found.exists() and found.resolve().is_relative_to(root):
+        # In a folder of its own a site has what is there and nothing else: it says 404.
+        is_its_own = found.exists() or (root in found.parent.parents and found.parent.is_dir())
+        if name and is_its_own and found.resolve().is_relative_to(root):
             self.directory = str(root)
             super().do_GET()
             return

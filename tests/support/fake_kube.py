@@ -27,6 +27,8 @@ class FakeKube:
     """What it becomes once it was read."""
     environments: list[dict[str, Any]] | None = field(default_factory=list)
     """None means that the cluster does not know the kind."""
+    page: str = ""
+    """What something between answers instead of Environments, with 200."""
     log: bytes = b""
     forwards: dict[str, int] = field(default_factory=dict)
     """Local port behind each pod."""
@@ -92,6 +94,8 @@ class FakeKube:
     async def list_environments(self, request: web.Request) -> web.Response:
         if request.match_info["namespace"] != SANDBOXES:
             return _status(403, "environments.cloister.dev is forbidden")
+        if self.page:
+            return web.Response(text=self.page, content_type="text/html")
         if self.environments is None:
             return web.Response(status=404, text="404 page not found\n")
         return web.json_response({"items": self.environments})

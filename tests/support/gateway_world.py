@@ -21,6 +21,7 @@ from cloister_api.egress.v1 import egress_pb2, egress_pb2_grpc
 from support.certificates import TestAuthority
 from support.gateway_rig import PARTS, Pod, until
 from support.netns import Netns, join
+from support.websocket_frames import PING, PONG, accepted, frame, unpacked
 
 GATEWAY, GATEWAY6 = "10.90.0.1", "fd90::1"
 SERVER, SERVER6, ATTACKER = "151.101.0.10", "2a04:4e42::10", "151.101.0.66"
@@ -117,6 +118,7 @@ class Internet:
         tls = writer.get_extra_info("ssl_object")
         seen = Seen(str(address).removeprefix("::ffff:"), port, getattr(tls, "server_name", ""))
         self.seen.append(seen)
+        key = ""
         try:
             while line := await reader.readline():
                 seen.first = seen.first or line
@@ -124,6 +126,11 @@ class Internet:
                 if len(words) == 3 and words[2].startswith(b"HTTP/"):
                     while (header := await reader.readline()) not in (b"\r\n", b""):
                         seen.headers.append(header.lower())
+                        if tls and header.lower().startswith(b"sec-websocket-key:"):
+                            key = header.split()[1].decode()
+                    if key:
+                        await self._messages(reader, writer, key)
+                        break
                     path = words[1].rpartition(b"/")[2]
                     body = b"x" * int(path) if path.isdigit() else b"hello\n"
                     head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n\r\n"
@@ -136,6 +143,23 @@ class Internet:
         finally:
             seen.ended.set()
             writer.close()
+
+    @staticmethod
+    async def _messages(
+        reader: asyncio.StreamReader, writer: asyncio.StreamWriter, key: str
+    ) -> None:
+        """A WebSocket: asks for a sign of life unasked, and answers each message turned around."""
+        head = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        writer.write(f"{head}Sec-WebSocket-Accept: {accepted(key)}\r\n\r\n".encode())
+        writer.write(frame(b"there?", PING))
+        await writer.drain()
+        held = b""
+        while more := await reader.read(65536):
+            held += more
+            while message := unpacked(held):
+                kind, payload, held = message
+                writer.write(frame(payload if kind == PONG else payload[::-1]))
+                await writer.drain()
 
     def _answer(self) -> None:
         data, peer = self._names.recvfrom(4096)

@@ -90,6 +90,10 @@ class Invariants:
         """By Environment UID, the largest pool it asked for."""
         self._limits: defaultdict[str, list[int | None]] = defaultdict(list)
         """By Environment name, every `maxSessions` that it had."""
+        self._in_line: dict[str, set[str]] = {}
+        """By UID of a session for which a volume claim was made, those that were in line then: who
+        is told so later was not known when it got its place.
+        """
         self.most = 0
         """Sessions that the platform allows in a namespace; 0: any number."""
         self.allowance = 0
@@ -130,6 +134,8 @@ class Invariants:
         elif change.resource == SESSIONS and change.after:
             before, after = change.before or {}, change.after
             self._session(after, before.get("status") or {}, after.get("status") or {})
+        elif change.resource == VOLUME_CLAIMS and change.after and not change.before:
+            self._admitted(change.namespace, change.after)
         elif change.resource == ENVIRONMENTS and change.after:
             uid, name = change.after["metadata"]["uid"], change.after["metadata"]["name"]
             pool = change.after["spec"].get("pool", {})
@@ -256,7 +262,8 @@ class Invariants:
 
     def _may_fail(self, session: JSON) -> bool:
         """Whether something happened to its pod. An operator that did not make the session cannot
-        know whether it ran in the pod that it was made for, when that is gone.
+        know whether it ran in the pod that it was made for, when that is gone or on its way out: as
+        when it was claimed while its Environment's deletion took it along.
         """
         uid = session["metadata"]["uid"]
         if self._pods_of[uid] & self._harmed:
@@ -264,7 +271,7 @@ class Invariants:
         given = session["metadata"].get("annotations", {}).get(names.FIRST_POD)
         first = FirstPod.parse(given) if given else None
         gone = first and not any(
-            each["metadata"]["uid"] == first.uid
+            each["metadata"]["uid"] == first.uid and "deletionTimestamp" not in each["metadata"]
             for each in self._cluster.peek_all(PODS, session["metadata"]["namespace"])
         )
         return bool(gone and self.allowance)
@@ -303,6 +310,12 @@ class Invariants:
         if len(mine) > most:
             self.violated(f"{', '.join(mine)} run, and {most} may")
 
+    def _admitted(self, namespace: str, volume: JSON) -> None:
+        everybody = self._cluster.peek_all(SESSIONS, namespace)
+        for owner in volume["metadata"].get("ownerReferences", []):
+            told = {each["metadata"]["uid"] for each in everybody if _waits(each)}
+            self._in_line.setdefault(owner["uid"], told)
+
     def _in_turn(self, namespace: str, environment: str, uid: str) -> None:
         """A session gets its first pod: not while those that have waited for longer have no place.
 
@@ -325,7 +338,9 @@ class Invariants:
         older = [
             each["metadata"]["name"]
             for each in others
-            if _waits(each) and _made_at(each) < _made_at(mine)
+            if _waits(each)
+            and _made_at(each) < _made_at(mine)
+            and each["metadata"]["uid"] in self._in_line.get(uid, {each["metadata"]["uid"]})
         ]
         if older and len(running) + len(older) >= max(each for each in limits if each is not None):
             name = mine["metadata"]["name"]

@@ -91,6 +91,13 @@ class Stream:
         found = next(each for each in self if each.WhichOneof("event") == "output")
         return found.output.data
 
+    def line(self) -> bytes:
+        """Read until a line is whole: a terminal may pass it in parts."""
+        found = b""
+        while not found.endswith(b"\n"):
+            found += self.output()
+        return found
+
 
 class Jobs:
     """Starts programs and runs commands in shells."""

@@ -92,3 +92,12 @@ def pod(name: str = "p1", **fields: Any) -> PodView:
         "trouble": None,
     }
     return PodView(**(given | fields))
+
+
+def allowed(name: str, kind: str = "ConfigMap", **data: str) -> JSON:
+    """An object that Environments and Sessions may name."""
+    return {
+        "metadata": {"name": name, "labels": {names.ALLOW_LABEL: "true"}},
+        "kind": kind,
+        "data": data,
+    }

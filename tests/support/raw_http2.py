@@ -8,14 +8,23 @@ from pathlib import Path
 
 from support.sandbox_server import SESSION_NAME, SESSION_UID, Sandbox
 
-HEADERS, RESET, SETTINGS, PING = 1, 3, 4, 6
-END_HEADERS = 4
+DATA, HEADERS, RESET, SETTINGS, PING, WINDOW = 0, 1, 3, 4, 6, 8
+END_STREAM, END_HEADERS = 1, 4
+LITTLE = struct.pack(">HI", 4, 200)
+"""A setting: of each answer no more than so many bytes may be sent."""
+MUCH = struct.pack(">I", 1 << 24)
+"""A window for all of them together."""
 CANCEL = struct.pack(">I", 8)
 
 
 def frame(kind: int, flags: int = 0, stream: int = 0, payload: bytes = b"") -> bytes:
     """One frame (RFC 9113, 4.1)."""
     return len(payload).to_bytes(3, "big") + struct.pack(">BBI", kind, flags, stream) + payload
+
+
+def grpc_frame(message: bytes) -> bytes:
+    """A message as gRPC sends it, uncompressed."""
+    return struct.pack(">BI", 0, len(message)) + message
 
 
 def literal(name: str, value: str) -> bytes:

@@ -14,10 +14,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from cloister_api.exec.v1 import exec_pb2
-from support.sandbox_server import Tools
+
+if TYPE_CHECKING:
+    # What it needs to run servers is not needed to run the reference by itself.
+    from support.sandbox_server import Tools
 
 
 def part(name: str) -> Any:
@@ -74,9 +77,53 @@ class Reference:
         source = cast("dict[str, str]", block["source"])
         return Answer(source["data"], is_error, source["media_type"])
 
+    def dispatch(self, commands: list[str]) -> None:
+        """Run commands of bash in the loop in which its runner calls the tools of a session."""
+        self._loop.run(self._dispatch(commands))
+
+    def dispatch_and_leave(
+        self, command: str, begun: Callable[[], None], go_on: Callable[[], None]
+    ) -> None:
+        """The same for one command, whose caller leaves when `begun` returns; `go_on` is next."""
+        self._loop.run(self._dispatch([command], begun, go_on))
+
+    async def _dispatch(self, commands: list[str], *leaving: Callable[[], None]) -> None:
+        module = part("_beta_session_runner")
+        send, receive = module.anyio.create_memory_object_stream(len(commands))
+        results, unread = module.anyio.create_memory_object_stream(1)
+
+        async def execute(event: Any, _: object) -> None:
+            await self._call_tool(runner, self._tools["bash"], event, event.input)
+
+        runner: Any = SimpleNamespace(
+            _recv_work=receive,
+            _send_results=results,
+            _answered=set(),
+            _in_terminated_thread=lambda _: False,
+            _execute=execute,
+        )
+        for number, command in enumerate(commands):
+            given = {"command": command}
+            kind = "agent.tool_use"
+            event = SimpleNamespace(name="bash", id=str(number), type=kind, input=given)
+            send.send_nowait((event, None))
+        send.close()
+        with receive, unread:
+            async with module.anyio.create_task_group() as group:
+                group.start_soon(module.SessionToolRunner._dispatch_loop, runner)
+                if leaving:
+                    begun, go_on = leaving
+                    await asyncio.to_thread(begun)
+                    group.cancel_scope.cancel()
+                    go_on()
+
+    def end(self) -> None:
+        """Close its tools, as at the end of a session."""
+        self._loop.run(self._close())
+
     def close(self) -> None:
         """End its shell, and what it leaves behind."""
-        self._loop.run(self._close())
+        self.end()
         self._loop.close()
         for directory in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):
@@ -87,16 +134,14 @@ class Reference:
 
     async def _close(self) -> None:
         for tool in self._tools.values():
-            closing = tool.close() if tool.close is not None else None
-            if closing is not None:
-                await closing
+            await part("_beta_functions").aclose_runnable_tool(tool)
 
 
 @dataclass
 class Both:
     """One input, two implementations."""
 
-    tools: Tools
+    tools: "Tools"
     root: Path
     extra: Path
     reference: Reference
@@ -158,7 +203,7 @@ class Both:
 
 @contextmanager
 def side_by_side(
-    tools: Tools, workspace: Path, other: Path, context: str, env: dict[str, str]
+    tools: "Tools", workspace: Path, other: Path, context: str, env: dict[str, str]
 ) -> Iterator[Both]:
     """Ours in an emptied `workspace`, and the reference in `other`, with the same environment."""
     extra = workspace.parent / "extra"

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import secrets
 import socket
 import subprocess
 import sys
@@ -62,7 +63,7 @@ class Sandbox:
         self, state: "exec_pb2.RuntimeInfo.State.ValueType", name: str = POD_NAME
     ) -> exec_pb2.RuntimeInfo:
         """Wait until the server, known by this name, reports a state."""
-        end = time.monotonic() + 10
+        end = time.monotonic() + 60
         with self.operator(name) as channel:
             stub = exec_pb2_grpc.RuntimeStub(channel)
             while True:
@@ -146,11 +147,17 @@ def refused(code: grpc.StatusCode, message: str = "", reason: str = "") -> Itera
 
 
 def free_port() -> int:
-    """A TCP port nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A TCP port nobody listens on, at any address of this machine.
+
+    It is none of those that the kernel gives to connections: one of these would take it before the
+    test does.
+    """
+    given = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    while True:
+        port = 10_000 + secrets.randbelow(max(10_000, given - 10_000))
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("", port))
+            return port
 
 
 @contextlib.contextmanager
@@ -161,14 +168,16 @@ def sandbox(
     env: dict[str, str] | None = None,
     open_files: int = 1024,
     launcher: Sequence[str] = (),
+    authority: TestAuthority | None = None,
     **payload: bytes,
 ) -> Iterator[Sandbox]:
     """Start an exec server below `directory`, with more variables and a bound of open files.
 
-    `launcher` is a command before its own, which may change what the server runs in.
+    `launcher` is a command before its own, which may change what the server runs in; `authority`
+    says who it is and whom it hears.
     It is stopped afterwards, and must leave no process behind.
     """
-    authority = TestAuthority()
+    authority = authority or TestAuthority()
     identity, recipes = directory / "identity", directory / "recipe"
     workspace, home = directory / "workspace", directory / "home"
     for each in (identity, recipes, workspace, home):
@@ -198,6 +207,8 @@ def sandbox(
     }
     command = [sys.executable, "-m", "cloister_sandbox"]
     limited = ["/bin/bash", "-c", f'ulimit -n {open_files}; exec "$@"', "-", *launcher, *command]
+    # The kernel counts this process's peak as the server's own.
+    Path("/proc/self/clear_refs").write_text("5")
     process = subprocess.Popen(limited, env=variables)
     try:
         yield Sandbox(authority, port, process, workspace, command, variables)

@@ -49,6 +49,26 @@ def test_waiting_ends_when_the_condition_holds() -> None:
     assert next(answers, None) is None
 
 
+@pytest.mark.parametrize("goes", [True, False])
+def test_a_link_that_goes_by_itself_meanwhile_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, goes: bool
+) -> None:
+    def fails(*_: str) -> None:
+        if goes:
+            (tmp_path / "clo-x").rmdir()
+        raise ClusterError("Cannot find device")
+
+    monkeypatch.setattr(node, "_LINKS", tmp_path)
+    monkeypatch.setattr(node, "_ip", fails)
+    node.unlink("clo-x")
+    (tmp_path / "clo-x").mkdir()
+    if goes:
+        node.unlink("clo-x")
+    else:
+        with pytest.raises(ClusterError, match="Cannot find device"):
+            node.unlink("clo-x")
+
+
 def test_a_stopped_cluster_has_no_holder(tmp_path: Path) -> None:
     assert node.holder(Places("none", tmp_path / "none")) is None
 

@@ -170,6 +170,9 @@ class Run:
         while not self._closing and self.crashes < MOST_CRASHES:
             self._kills = False
             self._operator = await self.rig.operators.fork(env, self.log)
+            if self._closing:
+                # Who closes knew only of the one before.
+                self._operator.kill()
             await self._operator.ended.wait()
             self.deaths += 1
             self.invariants.allowance += MOST_FREE

@@ -11,6 +11,8 @@ from faults_operator.script import everything, one_answer
 Script = Callable[[Run, Callable[[], None]], Awaitable[None]]
 PARTS = 2
 """Of the enumeration, for two cores."""
+ENOUGH = 3
+"""Runs with something wrong, each of which may take a minute: more would say the same."""
 
 
 def moments(part: int) -> Iterator[tuple[int, bool]]:
@@ -49,10 +51,10 @@ async def test_killed_before_and_after_each_write(rig: Rig, part: int) -> None:
         when = "after" if answered else "before"
         if problems:
             wrong.append(f"killed {when} write {number}, {run.struck}: {problems}; see {run.log}")
-        if run.struck is None:
+        if run.struck is None or len(wrong) == ENOUGH:
             break
-    assert number > 30, "the script makes more writes than that"
     assert not wrong, "\n".join(wrong)
+    assert number > 30, "the script makes more writes than that"
 
 
 CLAIM = 4

@@ -146,17 +146,28 @@ def refused(code: grpc.StatusCode, message: str = "", reason: str = "") -> Itera
     assert reason.encode() in details
 
 
+_given: set[int] = set()
+"""Ports that were given: who got one may not listen on it yet, or not at this moment."""
+_WORKERS = 8
+"""Processes of one run of the tests that share no port."""
+
+
 def free_port() -> int:
-    """A TCP port nobody listens on, at any address of this machine.
+    """A TCP port nobody listens on, at any address of this machine; given once.
 
     It is none of those that the kernel gives to connections: one of these would take it before the
     test does.
     """
     given = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    ours = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % _WORKERS
     while True:
         port = 10_000 + secrets.randbelow(max(10_000, given - 10_000))
+        port += ours - port % _WORKERS
+        if port in _given:
+            continue
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("", port))
+            _given.add(port)
             return port
 
 

@@ -184,6 +184,32 @@ def test_two_leaders_who_want_pools_of_different_sizes_fight_slowly() -> None:
     assert max(made) > 20, "they agreed: this shows nothing"
 
 
+TWO_POOLS = (
+    Step(0.0, "environment", 0, 16),
+    Step(0.2, "second", 12, 35),
+    Step(0.2, "cut_watches", 24, 14),
+    Step(0.01, "call", 16, 3),
+    Step(0.01, "rush", 22, 8),
+    Step(0.01, "call", 6, 16),
+    Step(0.01, "remove_environment", 7, 18),
+    Step(0.2, "forget_history", 24, 14),
+    Step(0.05, "call", 17, 28),
+    Step(0.2, "hold_watches", 16, 5),
+    Step(0.05, "environment", 4, 22),
+)
+"""Claims that both were told of make a pool grow to its `maxSize` of five, in each of them before
+it hears of the other one's pods.
+"""
+
+
+def test_two_leaders_fill_a_pool_once_each_and_no_more() -> None:
+    found = run(123_640, TWO_POOLS)
+    assert found.violations == ()
+    made = [write for write in found.writes if write.startswith("create pods ")]
+    last = [each for each in made if each.startswith(made[-1].rpartition("-")[0])]
+    assert len(last) >= 10, "one of them waited: this shows nothing"
+
+
 TWO_NAMESPACES = (
     Step(0.0, "environment", 0, 20),
     Step(70.0, "rush", 35, 31),

@@ -243,7 +243,7 @@ class SessionReconciler:
             if plan.phase is Phase.SUSPENDED:
                 await pods.confirm(self._context, session)
             recipe_gone = plan.phase is Phase.PENDING and not pod.ip
-            await (pods.delete_unstarted if recipe_gone else pods.delete)(context, pod)
+            await (pods.delete_unchanged if recipe_gone else pods.delete)(context, pod)
             return 1.0
         elif plan.step is Step.FORGET:
             await self._endings.delete(session)

@@ -357,6 +357,25 @@ async def test_an_annotation_gets_nobody_a_pod_of_another_environment(
     assert world.session()["status"]["runningSince"] == precise(world.clock())
 
 
+@pytest.mark.parametrize("of_namespace", [True, False])
+async def test_an_annotation_gets_nobody_past_a_limit_of_sessions(
+    make_world: MakeWorld, of_namespace: bool
+) -> None:
+    """Who may make Sessions writes their annotations, and finds the names of warm pods."""
+    world = make_world(max_sessions_per_namespace=1 if of_namespace else 0)
+    world.apply_environment(pool={"size": 1} if of_namespace else {"size": 1, "maxSessions": 1})
+    operator = world.start()
+    world.apply_session("s1")
+    await operator.until(lambda: world.served("s1") and world.pool_is(1))
+    (warm,) = (each["metadata"] for each in world.pods(state=names.STATE_WARM))
+    forged = FirstPod(warm["name"], warm["uid"], NOW)
+    notes = {names.FIRST_POD: str(forged), names.ISSUED_BY: names.ISSUED_BY_API}
+    world.apply_session("s2", annotations=notes)
+    reason = "NamespaceFull" if of_namespace else "Queued"
+    await operator.until(lambda: world.condition(world.session("s2"))[1] == reason)
+    assert not world.pods(session=world.session("s2")["metadata"]["uid"])
+
+
 @pytest.mark.parametrize("text", ["", "a/b", "a/b/c", "a/b/2026-05-01T12:00:00", "a/b/c/d"])
 def test_an_annotation_that_nobody_here_wrote_is_none(text: str) -> None:
     assert FirstPod.parse(text) is None

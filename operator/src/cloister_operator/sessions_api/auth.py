@@ -178,17 +178,17 @@ class Auth:
         """Tokens that are asked about for the first time, by the address that they come from."""
 
     async def authenticate(
-        self, metadata: Iterable[tuple[str, str | bytes]], peer: str = ""
+        self, metadata: Iterable[tuple[str, str | bytes]], address: str = ""
     ) -> Caller:
         """The caller whose bearer token is in the metadata; raises Unauthenticated, Unavailable,
-        and Busy for too many tokens that are new. `peer`: as gRPC names it.
+        and Busy for too many tokens that are new. `address`: where they come from.
         """
         token = bearer_token(metadata)
         digest = hashlib.sha256(token.encode()).digest()
         ask: Callable[[], Awaitable[Caller | None]]
         ask = functools.partial(self._reviewer.review_token, token)
         if not self._callers.knows(digest):
-            ask = self._counted(ask, peer.rpartition(":")[0])
+            ask = self._counted(ask, address)
         try:
             caller = await self._callers.get(
                 digest, ask, lambda found: TOKEN_SECONDS if found else REFUSAL_SECONDS

@@ -18,6 +18,7 @@ from ..metrics import SESSIONS_API_CALLS, SESSIONS_API_SECONDS
 from ..sandboxes import clean
 from . import translate
 from .auth import CALLER, RIGHTS, Auth
+from .doorkeeper import Doorkeeper, of_peer
 from .forwarding import Forwarder, Relayed
 from .limits import RateLimits
 from .status import Busy, CallError, Forbidden, Unavailable, WrongState, from_error
@@ -119,8 +120,11 @@ class Guard(grpc.aio.ServerInterceptor):
         recheck_seconds: float = RECHECK_SECONDS,
         limits: RateLimits | None = None,
         forwarder: Forwarder | None = None,
+        doorkeeper: Doorkeeper | None = None,
     ) -> None:
-        """`limits`: of each caller's calls; `forwarder`: to the leader, where there are several."""
+        """`limits`: of each caller's calls; `forwarder`: to the leader, where there are several;
+        `doorkeeper`: of the server's connections, with bounds of its own.
+        """
         self._auth = auth
         self._limits = limits
         self._forwarder = forwarder
@@ -136,7 +140,7 @@ class Guard(grpc.aio.ServerInterceptor):
         self._taken: Counter[tuple[str, str]] = Counter()
         """Places by caller."""
         self._recheck_seconds = recheck_seconds
-        self.heard: Callable[[str, str], None] = lambda _peer, _caller: None
+        self.doorkeeper = doorkeeper or Doorkeeper()
         """Told of each connection over which a valid token came, and of whose it is."""
 
     async def intercept_service(
@@ -257,9 +261,10 @@ class Guard(grpc.aio.ServerInterceptor):
 
     async def _authenticate(self, context: Context) -> Caller:
         """The caller; raises as Auth does. Their connection is then no stranger's."""
-        metadata, peer = tuple(context.invocation_metadata() or ()), context.peer()
-        caller = await self._auth.authenticate(metadata, peer)
-        self.heard(peer, caller.username)
+        metadata, far_end = tuple(context.invocation_metadata() or ()), of_peer(context.peer())
+        caller = await self._auth.authenticate(metadata, far_end.address if far_end else "")
+        if far_end:
+            self.doorkeeper.heard(far_end, caller.username)
         return caller
 
     @contextlib.contextmanager

@@ -47,6 +47,7 @@ from ._outcomes import Exit, Gap, Output, OutputPolicy, ProcessInfo, ShellInfo
 from ._programs import AsyncProcess
 from ._session import AsyncSession
 from ._shells import AsyncCommand, AsyncShell
+from ._status import Resource, Violation
 from ._sync import Client, Session, session
 from ._sync_programs import Command, Process, Shell
 
@@ -86,6 +87,7 @@ __all__ = [
     "PermissionDeniedError",
     "Process",
     "ProcessInfo",
+    "Resource",
     "ResourceExhaustedError",
     "Session",
     "SessionEndedError",
@@ -97,6 +99,7 @@ __all__ = [
     "UnauthenticatedError",
     "UnavailableError",
     "UnimplementedError",
+    "Violation",
     "aio",
     "session",
 ]

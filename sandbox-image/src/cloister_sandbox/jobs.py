@@ -231,7 +231,8 @@ class Jobs:
         """Raise Busy when one more job does not fit, after forgetting the oldest that ended."""
         while len(self._jobs) >= MAX_JOBS or self._reserved + _memory(policy) > MEMORY:
             if not self._forget_oldest():
-                raise Busy("TOO_MANY_JOBS", "too many programs or commands run", retry_after=1.0)
+                why = "too many programs or commands run"
+                raise Busy("TOO_MANY_JOBS", why, 1.0, "jobs", MAX_JOBS)
 
     def put(self, job: Job, job_id: str = "") -> None:
         """Know a job from now on, and for a while after it ended; by its own id, or another."""

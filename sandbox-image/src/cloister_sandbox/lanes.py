@@ -43,7 +43,8 @@ class Lane:
     def submit(self, work: Callable[[], T]) -> "asyncio.Future[T]":
         """Start a piece of work; raises Busy when too much is waiting."""
         if self._under_way >= self._bound:
-            raise Busy("TOO_MANY_CALLS", "too many file operations are waiting", 1.0)
+            why = "too many file operations are waiting"
+            raise Busy("TOO_MANY_CALLS", why, 1.0, "file-operations", self._bound)
         self._under_way += 1
         future = asyncio.get_running_loop().run_in_executor(self._pool, work)
         future.add_done_callback(self._done)

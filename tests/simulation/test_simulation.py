@@ -113,6 +113,19 @@ def _two_lead(environment: int, trouble: Step) -> tuple[Step, ...]:
     )
 
 
+SENT = (
+    Step(0.0, "environment", 24, 14),
+    Step(0.05, "delete_pod", 32, 19),
+    Step(0.2, "rush", 34, 7),
+    Step(0.2, "kill", 6, 0),
+)
+"""What the dead operator sent for the Environment of before arrives when the next one is done."""
+
+
+def test_what_a_dead_operator_had_sent_may_arrive_late() -> None:
+    assert run(308_027, SENT).violations == ()
+
+
 DEAF = Step(0.0, "hold_watches", 0, 2)
 """Each operator knows only of the sessions that were made through it."""
 

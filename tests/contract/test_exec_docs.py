@@ -4,6 +4,7 @@ import ast
 import re
 from pathlib import Path
 
+from cloister._server_info import FEATURES
 from cloister_sandbox import errors
 from cloister_sandbox.services.runtime import CAPABILITIES
 
@@ -112,6 +113,10 @@ def test_the_kinds_of_files_that_cannot_be_opened_are_these() -> None:
     )
     names = {node.id for node in ast.walk(function) if isinstance(node, ast.Name)}
     assert names & set(KINDS) - {"CallError"} == CANNOT_OPEN
+
+
+def test_the_client_knows_capabilities_that_there_are() -> None:
+    assert set(FEATURES) < set(CAPABILITIES)
 
 
 def test_every_capability_is_explained() -> None:

@@ -156,6 +156,8 @@ class Context:
     """Pods that may have been made though no answer came."""
     doubted: set[Key] = field(default_factory=set)
     """Environments that lost a pod which nobody here deleted: they may be gone themselves."""
+    failed_starts: dict[Key, int] = field(default_factory=dict)
+    """By Environment, failures one after the other of its pool's new pods."""
     proofs: dict[Key, Proof] = field(default_factory=dict)
     """By namespace and kind of network, what the last probe found."""
     probe_targets: list[str] = field(default_factory=list)

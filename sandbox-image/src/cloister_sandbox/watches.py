@@ -15,6 +15,7 @@ from . import beneath, inotify
 from .errors import Busy
 from .failures import failed
 from .paths import Roots
+from .uploads import PREFIX
 from .walks import walk
 
 MAX_DIRECTORIES = 8192
@@ -85,6 +86,8 @@ class Watch:
         self._until = time.monotonic() + WALK_SECONDS
         for event in self._inotify.read():
             for change, relative in self._told(event):
+                if relative.rpartition("/")[2].startswith(PREFIX):
+                    continue  # an upload before its end
                 key = (change, self._full(relative))
                 if change is not Change.MODIFIED:
                     # What was made or removed meanwhile is told in its order.

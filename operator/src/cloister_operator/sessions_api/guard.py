@@ -17,7 +17,7 @@ from ..logs import about
 from ..metrics import SESSIONS_API_CALLS, SESSIONS_API_SECONDS
 from ..sandboxes import clean
 from . import translate
-from .auth import CALLER, RIGHTS, Auth
+from .auth import CALLER, RIGHTS, Auth, whose_share
 from .doorkeeper import Doorkeeper, of_peer
 from .forwarding import Forwarder, Relayed
 from .limits import RateLimits
@@ -28,7 +28,9 @@ MAX_CALLS: Final = 512
 MAX_WATCHES: Final = 256
 MAX_RELAYS: Final = 256
 ONE_CALLERS_SHARE: Final = 0.75
-"""Of the places, what one caller may have: no tenant keeps all others out."""
+"""Of the places, what one caller, or the ServiceAccounts of one namespace together, may have: no
+tenant keeps all others out.
+"""
 RECHECK_SECONDS: Final = 30.0
 """How often a stream asks again whether its caller is still known and may have it."""
 FIRST_SECONDS: Final = 10.0
@@ -138,7 +140,7 @@ class Guard(grpc.aio.ServerInterceptor):
             what: max(1, int(places * ONE_CALLERS_SHARE)) for what, places in self._free.items()
         }
         self._taken: Counter[tuple[str, str]] = Counter()
-        """Places by caller."""
+        """Places by whose share they are of."""
         self._recheck_seconds = recheck_seconds
         self.doorkeeper = doorkeeper or Doorkeeper()
         """Told of each connection over which a valid token came, and of whose it is."""
@@ -279,7 +281,7 @@ class Guard(grpc.aio.ServerInterceptor):
 
     @contextlib.contextmanager
     def _callers_place(self, caller: Caller | None, what: str) -> Iterator[None]:
-        key = (caller.username if caller else "", what)
+        key = (whose_share(caller) if caller else "", what)
         if self._taken[key] >= self._share[what]:
             raise Busy("TOO_MANY_CALLS", f"too many {what} of yours at the same time; try again")
         self._taken[key] += 1

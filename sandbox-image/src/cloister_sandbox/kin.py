@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TypeVar, cast
 
 from .marks import Marks, number_of
+from .others import send
 from .rereading import again
 
 T = TypeVar("T")
@@ -140,6 +141,12 @@ def _belongs(pid: int, marks: Collection[str], number: int) -> bool:
     return not _marked(pid).isdisjoint(marks)
 
 
+def unnumbered() -> list[int]:
+    """Children of this process that carry no number: those that are being started, as a rule."""
+    me = os.getpid()
+    return [pid for pid, (parent, _) in _table().items() if parent == me and not number_of(pid)]
+
+
 def living(marks: Collection[str]) -> set[str]:
     """Those of some trees of which there are processes."""
     wanted = set(marks)
@@ -227,7 +234,7 @@ def signal_all(pids: Iterable[int], number: int) -> None:
     """Send a signal to processes, some of which may be gone."""
     for pid in pids:
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.kill(pid, number)
+            send(pid, number)
 
 
 async def kill_tree(leader: int, mark: str) -> list[int]:

@@ -11,6 +11,7 @@ server's own or the Environment's, which carry no number.
 import contextlib
 import itertools
 import resource
+from pathlib import Path
 
 from . import guard
 
@@ -57,9 +58,22 @@ def number_of(pid: int) -> int:
     """The number that a process carries; 0 when it carries none, or is gone."""
     try:
         hard = resource.prlimit(pid, _LIMIT)[1]
+    except PermissionError:
+        # A tool that is root has given it to another user.
+        hard = _shown(pid)
     except (OSError, ValueError):
         return 0
     if hard == _OWN:
         return 0
     # A limit that a process lowered by itself belongs to no tree, and so to whichever ends next.
     return hard - _BASE if hard > _BASE else -1
+
+
+def _shown(pid: int) -> int:
+    """The limit as everybody may read it; this process's own where nobody may."""
+    try:
+        lines = Path(f"/proc/{pid}/limits").read_text().splitlines()
+        hard = next(each for each in lines if each.startswith("Max resident set ")).split()[-2]
+    except (OSError, StopIteration):
+        return _OWN
+    return resource.RLIM_INFINITY if hard == "unlimited" else int(hard)

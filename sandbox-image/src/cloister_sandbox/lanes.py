@@ -1,7 +1,8 @@
 """Threads for file I/O, in lanes: what is slow in one never holds up the others.
 
 quick: small calls. bulk: pieces of transfers, so that many transfers share it fairly. slow: work
-that keeps a thread for long, such as searching a tree.
+that keeps a thread for long, such as searching a tree. watch: following changes, where tools decide
+how much there is to do, and how often.
 """
 
 import asyncio
@@ -102,3 +103,4 @@ class Lanes:
         self.quick = Lane("quick", 4)
         self.bulk = Lane("bulk", 4)
         self.slow = Lane("slow", 4)
+        self.watch = Lane("watch", 2)

@@ -5,12 +5,14 @@ The one engine of the grep tool and of Files.Grep.
 
 import contextlib
 import os
+import secrets
 import selectors
 import signal
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import BinaryIO
 
+from .kin import begin_tree, forget_tree
 from .spawn import nothing, spawn, yield_to_server
 
 _COMPLAINT = 4096
@@ -48,6 +50,9 @@ class Search:
                 raise NotInstalled from None
             except ValueError:
                 raise BadArgument from None
+        # What tools make it start is no living tree's when it is over, and ends with the next one.
+        self._mark = f"rg-{secrets.token_hex(4)}"
+        begin_tree(self._pid, self._mark)
         yield_to_server(self._pid)
 
     @property
@@ -89,6 +94,7 @@ class Search:
             finally:
                 if selector.get_map():
                     self._kill()
+                forget_tree(self._mark)
 
     def _kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):

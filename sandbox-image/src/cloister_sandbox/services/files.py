@@ -278,7 +278,7 @@ class FilesService(Transfers):
         try:
             # A watch is no activity: a sandbox in which nothing happens is idle though it is seen.
             resolved = await self._lanes.quick.run(resolve, self._roots, request.path)
-            watch = await self._lanes.slow.open(
+            watch = await self._lanes.watch.open(
                 lambda: watches.Watch(
                     self._roots, request.path, resolved, recursive=request.recursive
                 ),
@@ -313,7 +313,7 @@ class FilesService(Transfers):
                 finally:
                     loop.remove_reader(watch.fd)
                 await asyncio.sleep(COALESCE_SECONDS)
-                working = self._lanes.slow.submit(lambda: watch.changes(gone))
+                working = self._lanes.watch.submit(lambda: watch.changes(gone))
                 for change, path in await asyncio.shield(working):
                     yield exec_pb2.WatchEvent(type=_EVENTS[change], path=shown(path))
         finally:

@@ -46,8 +46,11 @@ def left() -> float | None:
 
 
 async def within(seconds: float | None, what: str, work: Awaitable[T]) -> T:
-    """Await what a server bounds by so many seconds, and this machine by GRACE_SECONDS more."""
-    if seconds is None:
+    """Await what a server bounds by so many seconds, and this machine by GRACE_SECONDS more.
+
+    None and 0 are no bound, as in the messages.
+    """
+    if not seconds:
         return await work
     try:
         async with asyncio.timeout(seconds + GRACE_SECONDS) as timeout:
@@ -59,8 +62,11 @@ async def within(seconds: float | None, what: str, work: Awaitable[T]) -> T:
 
 
 def end_of(seconds: float | None) -> float | None:
-    """When something that a server bounds by so many seconds from now must have ended."""
-    return None if seconds is None else time.monotonic() + seconds + GRACE_SECONDS
+    """When something that a server bounds by so many seconds from now must have ended.
+
+    None and 0 are no bound, as in the messages.
+    """
+    return time.monotonic() + seconds + GRACE_SECONDS if seconds else None
 
 
 def exceeded(why: str) -> CallError:

@@ -97,6 +97,23 @@ def test_waiting_takes_its_time_though_the_answer_comes_too_early(
 
 
 @pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize(
+    "unbounded",
+    [
+        lambda session: session.call("bash", {"command": "x"}, budget=0),
+        lambda session: session.start(["x"], timeout=0).result(),
+        lambda session: session.shell().run("x", timeout=0).result(),
+    ],
+    ids=["call", "program", "command"],
+)
+def test_a_bound_of_nothing_is_none(
+    session: cloister.Session, unbounded: Callable[[cloister.Session], object]
+) -> None:
+    with cloister.deadline(1.0), pytest.raises(cloister.DeadlineExceededError, match="this block"):
+        unbounded(session)
+
+
+@pytest.mark.usefixtures("impatient")
 def test_an_upload_that_is_not_answered_is_given_up(session: cloister.Session) -> None:
     with pytest.raises(cloister.UnavailableError, match="no more of an upload"):
         session.write_bytes("file", b"x")

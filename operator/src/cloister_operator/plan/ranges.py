@@ -32,8 +32,8 @@ SPECIAL_V4 = (
     # A cloud's platform service, at an address that looks public.
     "168.63.129.16/32",
 )
-SPECIAL_V6 = ("2001::/32", "2001:10::/28", "2001:db8::/32", "2002::/16", "3fff::/20")
-"""Tunnels, which lead to IPv4 addresses, and ranges that are for nobody."""
+SPECIAL_V6 = ("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20")
+"""Tunnels, which lead to IPv4 addresses, a site's own NAT (2001:1::1), and ranges for nobody."""
 _SPECIAL = spans.Union(ipaddress.ip_network(each) for each in (*SPECIAL_V4, *SPECIAL_V6))
 
 MAX_CLAIMED = 1024

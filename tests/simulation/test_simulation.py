@@ -126,6 +126,21 @@ def test_what_a_dead_operator_had_sent_may_arrive_late() -> None:
     assert run(308_027, SENT).violations == ()
 
 
+LIMITED = (
+    Step(0.0, "environment", 0, 1),
+    Step(0.0, "call", 26, 13),
+    Step(3.0, "forget_history", 35, 15),
+    Step(1.0, "rush", 7, 29),
+)
+"""A session is made for a warm pod while its Environment gets another recipe, and a `maxSessions`
+for which there are too many already.
+"""
+
+
+def test_a_limit_that_comes_beside_a_session_leaves_no_pod_over() -> None:
+    assert run(312_721, LIMITED).violations == ()
+
+
 DEAF = Step(0.0, "hold_watches", 0, 2)
 """Each operator knows only of the sessions that were made through it."""
 

@@ -161,7 +161,9 @@ class SessionReconciler:
             found = view(raw)
         if found.uid != first.uid:
             return Promise.GONE
-        return Promise.OPEN if may_be_first(found, session) else Promise.NONE
+        if not may_be_first(found, session):
+            return Promise.NONE
+        return Promise.OURS if mine else Promise.OPEN
 
     async def _recipe_gone(
         self, session: SessionObject, environment: EnvironmentObject | None, pod: PodView | None

@@ -19,7 +19,9 @@ from .claims import Claims
 from .context import Context, Resolved
 from .endings import Endings
 from .events import Recorder
+from .handovers import HandOvers
 from .promises import may_be_first
+from .starts import Starts
 from .statuses import SessionStatuses
 from .warmer import Warmer
 
@@ -38,7 +40,9 @@ class SessionReconciler:
         self._context = context
         self._warmer = warmer
         self._statuses = SessionStatuses(context, recorder)
-        self._claims = Claims(context, self._statuses)
+        self._starts = Starts(context)
+        self._hand_overs = HandOvers(context, self._statuses, self._starts)
+        self._claims = Claims(context, self._statuses, self._hand_overs, self._starts)
         self._endings = Endings(context, self._statuses)
 
     async def reconcile(self, namespace: str, name: str) -> float | None:
@@ -53,8 +57,8 @@ class SessionReconciler:
             await self.ended(session)
             return None
         if session.status.phase is Phase.PENDING:
-            self._claims.waits(session)
-        if await self._claims.settle(session):
+            self._starts.waits(session)
+        if await self._hand_overs.settle(session):
             return 0.0
         pod = await self._own_pod(session)
         environment = context.environments.get(namespace, session.spec.environment_name)
@@ -70,7 +74,7 @@ class SessionReconciler:
 
     async def ended(self, session: SessionObject) -> None:
         """The Session is deleted: its pods go at once, without waiting for owner references."""
-        self._claims.forget(session)
+        self._starts.ended(session)
         for pod in self._context.pods.group(_pods_of(session)):
             if not pod.deleting:
                 await pods.delete(self._context, pod)
@@ -228,7 +232,7 @@ class SessionReconciler:
                     admitted.enter_context(context.namespace_places.admitting(session))
                 return await self._claims.get_pod(session, environment, resolved.recipe)
         if plan.step is Step.HAND_OVER and pod:
-            await self._claims.hand_over(session, environment, pod)
+            await self._hand_overs.hand_over(session, environment, pod)
         elif plan.step is Step.ASK_ACTIVITY and pod:
             await self._endings.ask_activity(session, environment, pod)
         elif plan.step is Step.SUSPEND:

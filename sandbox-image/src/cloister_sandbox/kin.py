@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar, cast
 
+from .births import BIRTHS
 from .marks import Marks, number_of
 from .others import send
 from .rereading import again
@@ -100,18 +101,21 @@ def _members(
 ) -> list[int]:
     """The same of a tree, or of several whose leaders and numbers are gone.
 
-    Orphans are known by their number or mark; those whose number is no living tree's count too.
+    Orphans are known by their number or mark; those whose number is no living tree's count too, and
+    those that have neither.
     With `spared`, without the leader, these processes, and what descends from them.
     """
+    before = BIRTHS.quiet()
     table = _table()
     me = os.getpid()
     # The pid of a leader that is gone may be another process by now.
     found = {leader} if table.get(leader) == (me, leader) else set()
-    found |= {
-        pid
-        for pid, (parent, _) in table.items()
-        if parent == me and pid != me and _belongs(pid, marks, number)
-    }
+    mine = {pid: number_of(pid) for pid, (parent, _) in table.items() if parent == me != pid}
+    found |= {pid for pid, carried in mine.items() if _belongs(pid, carried, marks, number)}
+    if me == 1 and _marks.hold and before is not None and BIRTHS.quiet() == before:
+        # Every program gets a number once it runs. What has none was started by one that was
+        # quicker; and what keeps its tree's mark is known by that.
+        found |= {pid for pid, carried in mine.items() if not carried and not _marked(pid)}
     found = _below(table, found, {leader})
     if spared is not None:
         kept = set(spared).intersection(table)
@@ -134,8 +138,7 @@ def _below(table: dict[int, tuple[int, int]], found: set[int], sessions: set[int
         sessions |= {table[pid][1] for pid in more if table[pid][1] in found}
 
 
-def _belongs(pid: int, marks: Collection[str], number: int) -> bool:
-    carried = number_of(pid)
+def _belongs(pid: int, carried: int, marks: Collection[str], number: int) -> bool:
     if carried:
         return carried == number or _marks.astray(carried)
     return not _marked(pid).isdisjoint(marks)
@@ -292,6 +295,10 @@ def _strike(
     # Its offspring comes to this process, and the list of children is quick to read.
     known = {leader, *again, *(spared or ())}
     for _ in range(_CHASES if number and again else 0):
-        fresh = [pid for pid in orphans() if pid not in known and _belongs(pid, marks, number)]
+        fresh = [
+            pid
+            for pid in orphans()
+            if pid not in known and _belongs(pid, number_of(pid), marks, number)
+        ]
         signal_all(fresh, signal.SIGKILL)
     return found

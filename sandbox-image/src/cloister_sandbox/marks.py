@@ -29,6 +29,8 @@ class Marks:
         self._living: set[int] = set()
         """The same numbers: each orphan's is looked for, and there may be many of both."""
         self._next = itertools.count(1)
+        self.hold = False
+        """Whether the kernel was seen to keep a number."""
 
     def put(self, pid: int, mark: str) -> None:
         """Give a process, which has started nothing yet, the number of its tree."""
@@ -38,6 +40,7 @@ class Marks:
             self._living.add(number)
         with contextlib.suppress(OSError, ValueError):
             guard.set_limit(pid, _LIMIT, _BASE + number)
+            self.hold = self.hold or number_of(pid) == number
 
     def forget(self, mark: str) -> int:
         """The tree ends; returns the number it had, 0 when it had none."""

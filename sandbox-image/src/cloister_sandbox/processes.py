@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .births import BIRTHS
 from .kin import CHILDREN_ARE_LISTED, MARK, begin_tree, kill_tree, orphans
 from .spawn import nothing, spawn, yield_to_server
 from .starts import Starts
@@ -176,9 +177,10 @@ def _begin(
     """Start a program that is marked, and that the kernel takes before the server when memory
     runs out; returns its pid.
     """
-    pid = spawn(argv, cwd, env, streams, pass_fds)
-    if MARK in env:
-        # At once: the program is still being loaded, and has started nothing.
-        begin_tree(pid, env[MARK])
+    with BIRTHS.one():
+        pid = spawn(argv, cwd, env, streams, pass_fds)
+        if MARK in env:
+            # At once: as a rule the program is still being loaded, and has started nothing.
+            begin_tree(pid, env[MARK])
     yield_to_server(pid)
     return pid

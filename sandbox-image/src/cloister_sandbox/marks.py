@@ -5,7 +5,8 @@ privilege that no tool has is raise a hard limit again: so the limit of the resi
 has had no effect since Linux 2.4, carries the number of the tree and is inherited by every process
 below it. A later tree has a higher number. So a process can make itself look like part of an older
 tree, and ends with that one, or of none, and ends with the next; it can never look like the
-server's own or the Environment's, which carry no number.
+server's own, which carries no number. One that its program starts in the moment before the server
+gives that its number has none either, and counts as of no tree (see kin).
 """
 
 import contextlib

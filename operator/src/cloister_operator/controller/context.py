@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from .. import names
+from ..api import conditions
 from ..api.environment import EnvironmentObject
 from ..api.pod import PodView, view
 from ..api.session import Phase, SessionObject
@@ -100,7 +101,9 @@ def _session_groups(session: SessionObject) -> Iterable[tuple[str, ...]]:
         yield ("request", session.metadata.namespace, request)
     yield ("namespace", session.metadata.namespace)
     first = session.first_pod
-    if first and session.status.phase is Phase.PENDING:
+    status = session.status
+    # Who waits for a place may do so for hours, and the annotation is anybody's.
+    if first and status.phase is Phase.PENDING and status.reason not in conditions.NO_PLACE:
         yield ("first", *session.environment_key, first.uid)
 
 

@@ -155,16 +155,19 @@ class SessionReconciler:
             return Promise.KEPT if pod.uid == first.uid and not mine else Promise.NONE
         found = context.pods.get(session.metadata.namespace, first.name)
         if found is None or found.uid != first.uid:
+            # While it waits for a place its pod is anybody's: nobody was told that it runs there.
+            in_line = session.status.reason in conditions.NO_PLACE
+            gone = Promise.NONE if in_line else Promise.GONE
             if mine:
                 return Promise.NONE
             try:
                 raw = await context.api.get(PODS, session.metadata.namespace, first.name)
             except NotFoundError:
-                return Promise.GONE
+                return gone
             context.pods.put(raw)
             found = view(raw)
         if found.uid != first.uid:
-            return Promise.GONE
+            return gone
         if not may_be_first(found, session):
             return Promise.NONE
         return Promise.OURS if mine else Promise.OPEN

@@ -1,1 +1,1 @@
-"""Stubs of Cloister's gRPC APIs, generated beside their .proto files (`make generate`)."""
+"""Cloister's gRPC APIs: stubs, generated beside their .proto files (`make generate`), and `wire`."""

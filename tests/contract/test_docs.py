@@ -1,4 +1,4 @@
-"""What the documentation says exists: links, manifests, programs, commands, tests, reasons."""
+"""What the documentation says exists: links, manifests, programs, commands, tests, code."""
 
 import ast
 import copy
@@ -15,8 +15,6 @@ import pytest
 import yaml
 
 import cloister
-from cloister_operator import logs, metrics
-from cloister_operator.api import conditions
 from support.chart import crd_schema
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -249,89 +247,47 @@ def test_every_attack_of_the_threat_model_names_what_stops_it_and_its_test() -> 
         assert [link for link in _LINK.findall(proof) if link[0].startswith("`test_")], attack
 
 
-OPERATIONS = ROOT / "docs" / "operations.md"
+OPERATOR = ROOT / "operator" / "src" / "cloister_operator"
+MUTANTS = ROOT / "tests" / "simulation" / "mutants.py"
 
 
-def rows(heading: str, name: str = r"\w+") -> list[str]:
-    """The first cells, in code, of the tables under a heading of the operations manual."""
-    (text,) = re.findall(
-        rf"^## {heading}\n(.*?)(?=^## |\Z)", OPERATIONS.read_text(), re.MULTILINE | re.DOTALL
-    )
-    return re.findall(rf"^\| `({name})` \|", text, re.MULTILINE)
+@functools.cache
+def parts_of_the_operator() -> tuple[frozenset[str], frozenset[str]]:
+    """Its classes, and its functions, constants and members as pages name them."""
+    classes, found = set(), set()
+    for path in OPERATOR.rglob("*.py"):
+        folder = path.relative_to(OPERATOR).with_suffix("").as_posix()
+        for node in ast.parse(path.read_text()).body:
+            for name in defined(node):
+                found |= {f"{folder}.{name}", f"{path.stem}.{name}"}
+            if isinstance(node, ast.ClassDef):
+                classes.add(node.name)
+                members = {f"{node.name}.{name}" for each in node.body for name in defined(each)}
+                found |= members | {f"{path.stem}.{each}" for each in members}
+    return frozenset(classes), frozenset(found)
 
 
-def check_rows(heading: str, documented: list[str], present: set[str]) -> None:
-    """Every name of the code has one row, and no row is without code."""
-    where = f"docs/operations.md, {heading}"
-    missing, foreign = present - set(documented), set(documented) - present
-    twice = {each for each in documented if documented.count(each) > 1}
-    assert not missing, f"{where} has no row for {sorted(missing)}"
-    assert not foreign, f"{where} has rows for what is not there: {sorted(foreign)}"
-    assert not twice, f"{where} has two rows for {sorted(twice)}"
+def defined(node: ast.stmt) -> Iterator[str]:
+    """What a statement gives a name to."""
+    if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+        yield node.name
+    targets = node.targets if isinstance(node, ast.Assign) else []
+    targets += [node.target] if isinstance(node, ast.AnnAssign) else []
+    yield from (each.id for each in targets if isinstance(each, ast.Name))
 
 
-def reasons() -> set[str]:
-    """The reasons of conditions, which Events and failures have as well."""
-    types = {"READY", "POOL_READY", "NETWORK_ENFORCED", "ADMISSION_ENFORCED", "GIT_FETCHED"}
-    return {
-        value
-        for name, value in vars(conditions).items()
-        if name.isupper() and isinstance(value, str) and name not in types
-    }
-
-
-def test_every_reason_has_its_advice() -> None:
-    assert len(reasons()) > 20
-    check_rows("Reasons", rows("Reasons"), reasons())
-
-
-def test_reasons_are_where_they_can_be_listed() -> None:
-    """A reason that is written where it is used would be in no table."""
-    found = []
-    for path in (ROOT / "operator" / "src").rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if not isinstance(node, ast.Call):
-                continue
-            name = node.func.attr if isinstance(node.func, ast.Attribute) else ""
-            name = node.func.id if isinstance(node.func, ast.Name) else name
-            place = {"Failure": 0, "Finding": 2, "SessionPlan": 2, "record": 2, "_record": 1}
-            if name in place and len(node.args) > place[name]:
-                given = node.args[place[name]]
-                if isinstance(given, ast.Constant) and given.value not in {"", *reasons()}:
-                    found.append(f"{path.name}:{node.lineno}: {given.value!r}")
-    assert found == []
-
-
-def test_every_metric_is_explained() -> None:
-    series = {
-        f"{each.name}_total" if each.type == "counter" else each.name: each
-        for each in metrics.REGISTRY.collect()
-        if each.name.startswith("cloister_")
-    }
-    assert len(series) >= 20
-    check_rows("Metrics", rows("Metrics"), set(series))
-    for name, each in series.items():
-        assert each.documentation.endswith("."), f"{name}'s help is no sentence"
-
-
-def test_every_metric_has_its_labels_explained() -> None:
-    text = OPERATIONS.read_text()
-    for collector, names_of in metrics.REGISTRY._collector_to_names.items():
-        found = [str(each) for each in names_of if f"| `{each}` |" in text]
-        for each in found:
-            (cell,) = re.findall(rf"^\| `{each}` \| (.*?) ?\|", text, re.MULTILINE)
-            labels = list(getattr(collector, "_labelnames", ()))
-            assert re.findall(r"`(\w+)`", cell) == labels, each
-
-
-def test_every_alert_has_its_advice() -> None:
-    rules = yaml.safe_load((ROOT / "charts" / "cloister" / "files" / "alerts.yaml").read_text())
-    alerts = {each["alert"] for group in rules["groups"] for each in group["rules"]}
-    check_rows("Alerts", rows("Alerts"), alerts)
-    named = set(re.findall(r"docs/(\w+\.md)", yaml.safe_dump(rules)))
-    assert named == {"operations.md"}
-
-
-def test_the_fields_of_a_log_line_are_explained() -> None:
-    (text,) = re.findall(r"^## Logs\n(.*?)^## ", OPERATIONS.read_text(), re.MULTILINE | re.DOTALL)
-    assert {*logs.FIELDS, "time", "level", "logger", "message", "error"} <= set(_CODE.findall(text))
+def test_code_that_the_architecture_names_is_there() -> None:
+    page = prose(ROOT / "docs" / "architecture.md")
+    classes, found = parts_of_the_operator()
+    named = [each for each in _CODE.findall(page) if not each.startswith("test")]
+    files = {each for each in named if re.fullmatch(r"[\w/]+\.py", each)}
+    parts = {each for each in named if re.fullmatch(r"\w+/\w+\.\w+", each)} - files
+    parts |= {each for each in named if each.partition(".")[0] in classes and "." in each}
+    assert len(files) > 10
+    assert len(parts) > 10
+    assert [each for each in sorted(files) if not (OPERATOR / each).exists()] == []
+    assert sorted(parts - found) == []
+    rules = "\n".join(each for each in page.splitlines() if each.startswith("| "))
+    words = {each for each in _CODE.findall(rules) if re.fullmatch(r"[a-z]+(?:_[a-z]+)+", each)}
+    known = {name for each in ast.parse(MUTANTS.read_text()).body for name in defined(each)}
+    assert sorted(each for each in words - known if not each.startswith("test_")) == []

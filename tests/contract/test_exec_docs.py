@@ -4,6 +4,7 @@ import ast
 import re
 from pathlib import Path
 
+from cloister._server_info import FEATURES
 from cloister_sandbox import errors
 from cloister_sandbox.services.runtime import CAPABILITIES
 
@@ -62,6 +63,48 @@ def test_every_error_has_its_advice() -> None:
     assert set(rows) == raised()
 
 
+def kinds_of(base: type) -> set[str]:
+    """The names of the errors that are of this kind."""
+    return {name for name, kind in KINDS.items() if issubclass(kind, base) and kind is not base}
+
+
+def test_what_is_missing_or_in_the_way_is_named() -> None:
+    """The first of the metadata does: ResourceInfo and PreconditionFailure are made of it."""
+    resources, preconditions = kinds_of(errors._OfResource), kinds_of(errors._Precondition)
+    unnamed, odd = [], []
+    for path in SOURCES.rglob("*.py"):
+        for node in calls(path):
+            name = node.func.id if isinstance(node.func, ast.Name) else ""
+            first = node.keywords[0].arg if node.keywords else None
+            where = f"{path.name}:{node.lineno}"
+            if name in resources and first not in errors.RESOURCES:
+                unnamed.append(where)
+            if name in preconditions and first is not None and first not in errors.RESOURCES:
+                odd.append(where)
+    assert unnamed == [], "no resource"
+    assert odd == [], "metadata that do not begin with what the error is about"
+
+
+def test_every_bound_is_listed() -> None:
+    text = (ROOT / "docs" / "exec.md").read_text()
+    (table,) = re.findall(r"\| bound \|.*\n\|[-|]+\n((?:\|.*\n)+)", text)
+    listed: list[str] = []
+    for line in table.splitlines():
+        bound, much = line.strip("| ").split(" | ")
+        names = re.findall(r"`([\w-]+)`", bound)
+        assert much
+        listed += names
+    raised_bounds = {
+        str(node.args[3].value)
+        for path in SOURCES.rglob("*.py")
+        for node in calls(path)
+        if isinstance(node.func, ast.Name)
+        and node.func.id == "Busy"
+        and isinstance(node.args[3], ast.Constant)
+    }
+    assert sorted(listed) == sorted(raised_bounds)
+
+
 def test_the_kinds_of_files_that_cannot_be_opened_are_these() -> None:
     (function,) = (
         node
@@ -70,6 +113,10 @@ def test_the_kinds_of_files_that_cannot_be_opened_are_these() -> None:
     )
     names = {node.id for node in ast.walk(function) if isinstance(node, ast.Name)}
     assert names & set(KINDS) - {"CallError"} == CANNOT_OPEN
+
+
+def test_the_client_knows_capabilities_that_there_are() -> None:
+    assert set(FEATURES) < set(CAPABILITIES)
 
 
 def test_every_capability_is_explained() -> None:

@@ -49,6 +49,8 @@ def test_both_halves_have_the_same_methods_and_parameters() -> None:
         (cloister.Process, cloister.AsyncProcess),
         (cloister.Command, cloister.AsyncCommand),
         (cloister.Shell, cloister.AsyncShell),
+        (cloister.Files, cloister.AsyncFiles),
+        (cloister.Watch, cloister.AsyncWatch),
     ):
         assert parameters(blocking) == parameters(asynchronous)
 

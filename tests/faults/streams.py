@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import cloister
 import cloister.aio
-from cloister import _connection, _files, _programs, _shells, _streams, _uploading
+from cloister import _connection, _files, _programs, _shells, _silence, _streams, _uploading
 from faults.plans import Plan
 
 SILENCE_SECONDS = 2.0
@@ -18,7 +18,7 @@ _FRAME = 50_000
 
 
 _BOUNDS = (
-    (_connection, "SILENCE_SECONDS", SILENCE_SECONDS),
+    (_silence, "SILENCE_SECONDS", SILENCE_SECONDS),
     (_streams, "SILENCE_SECONDS", SILENCE_SECONDS),
     (_connection, "_INFO_SECONDS", ANSWER_SECONDS),
     (_files, "_STAT_SECONDS", ANSWER_SECONDS),

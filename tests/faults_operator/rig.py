@@ -44,8 +44,6 @@ MOST_CRASHES = 20
 """Of an operator that nobody kills; there is no use in starting it again."""
 MOST_CALLS = 200
 """Of one request: at 0.3 s each, several times as long as a Lease takes to run out."""
-MOST_FREE = 4
-"""Pods that a pool may have too many for each operator that died."""
 
 
 @dataclass
@@ -175,7 +173,7 @@ class Run:
                 self._operator.kill()
             await self._operator.ended.wait()
             self.deaths += 1
-            self.invariants.allowance += MOST_FREE
+            self.invariants.refills += 1
             if not self._kills and not self._closing:
                 self.crashes += 1
             if not self.replaced:

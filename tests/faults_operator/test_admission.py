@@ -47,7 +47,7 @@ class Refused(NamedTuple):
 async def plane(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[ControlPlane]:
     """An API server with the namespaces and the policies of the chart, which are in effect."""
     async with control_plane(tmp_path_factory.mktemp("plane") / "plane") as made:
-        for name in (SANDBOXES, "elsewhere"):
+        for name in (SANDBOXES, SYSTEM, "elsewhere"):
             await made.admin.call("POST", "/api/v1/namespaces", {"metadata": {"name": name}})
         rendered = render("--set", "sandbox.allowedRuntimeClasses[0].name=gvisor",
                           "--set", "sandbox.allowedRuntimeClasses[0].userNamespaces=false",
@@ -475,6 +475,27 @@ async def test_nobody_reaches_into_a_pod_but_who_breaks_the_glass(
     # It was let in, and there is no node to go on to.
     assert refused is not None
     assert "nobody reaches into a sandbox" not in refused.message
+
+
+@pytest.mark.parametrize("way", ["exec?command=id", "attach", "portforward?ports=3129"])
+async def test_who_forwards_ports_to_the_operator_reaches_into_no_gateway(
+    plane: ControlPlane, way: str
+) -> None:
+    """On loopback a gateway's parts believe whoever says for which sandbox it asks."""
+    gateway, operator = "cloister-egress-gateway-6d4cf56db6-x7x2p", "cloister-operator-5c9f-k2x4p"
+    pods = f"/api/v1/namespaces/{SYSTEM}/pods"
+    for name in (gateway, operator):
+        body = pod("minimal") | {"metadata": {"name": name}}
+        await plane.admin.call("POST", pods, body)
+    try:
+        for who, name in ((TENANT, gateway), (TENANT, operator), (ADMIN, gateway)):
+            refused = await ask(plane, who, "POST", f"{pods}/{name}/{way}")
+            # Who is let in comes to no node.
+            assert refused is not None
+            kept_out = "into an egress gateway" in refused.message
+            assert kept_out == ((who, name) == (TENANT, gateway))
+    finally:
+        await plane.admin.call("DELETE", f"{pods}?gracePeriodSeconds=0")
 
 
 POLICIES = f"/apis/networking.k8s.io/v1/namespaces/{SANDBOXES}/networkpolicies"

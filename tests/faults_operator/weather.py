@@ -45,7 +45,7 @@ class Weather:
         self._left -= 1
         fault = self._draw(call)
         if fault.kind in _UNSURE:
-            self._run.invariants.allowance += 1
+            self._run.invariants.refills += 1
         self.said.append(f"{call}: {fault.kind.name} {fault.seconds:.1f}")
         return fault
 

@@ -259,7 +259,7 @@ class Actions:
 
     def _open_network(self, n: int, m: int) -> None:
         """Sandboxes reach what they must not: all are replaced, and go when the others come."""
-        self._world.invariants.allowance += self._world.most_pods
+        self._world.invariants.refills += 1
         self._world.sandboxes.reachable.append("10.96.0.1:443")
         self._for(m, self._world.sandboxes.reachable.clear)
 
@@ -329,7 +329,7 @@ class Actions:
                 made.die()
                 self._alive.remove(made)
             self._world.deaths += 1
-            self._world.invariants.allowance += self._world.most_pods
+            self._world.invariants.refills += 1
             await asyncio.sleep(self._world.sea.rng.choice((0.0, 0.5, 10.0)))
 
     def _kill(self, n: int, m: int) -> None:
@@ -345,7 +345,7 @@ class Actions:
         """Another one that believes it leads, for a while or for good."""
         if len(self._keepers) > 1:
             return
-        self._world.invariants.allowance += self._world.most_pods
+        self._world.invariants.refills += 1
         self._world.doubled = True
         keeper = asyncio.create_task(self._keep())
         self._keepers.append(keeper)

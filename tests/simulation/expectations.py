@@ -7,6 +7,7 @@ from cloister_operator import names
 from cloister_operator.cluster.resources import ENVIRONMENTS, PODS, SECRETS, SESSIONS, VOLUME_CLAIMS
 from cloister_operator.plan.line import worth_telling
 from simulation.world import SimWorld
+from support.fake_api import Write
 from support.operator_objects import NAMESPACE
 
 JSON = dict[str, Any]
@@ -48,9 +49,11 @@ def unmet(world: SimWorld) -> Iterator[str]:
             yield f"pod {name} is of no Environment"
     yield from world.problems()
     for name in sorted(world.leaks()):
-        if world.doubled and _owner(world, name) in environments:
-            # Two operators, one of which had yet to hear that the Environment had changed: what it
-            # had sent by then came when the other had tidied up, and goes with the Environment.
+        sent = world.doubled or Write("create", SECRETS.plural, name) in world.cluster.late
+        if sent and _owner(world, name) in environments:
+            # Two operators, one of which was dead, or had yet to hear that the Environment had
+            # changed: what it had sent by then came when the other had tidied up, and goes with the
+            # Environment.
             continue
         yield f"Secret {name} is needed by nobody"
 

@@ -94,7 +94,7 @@ def places_not_checked_again(operator: Operator) -> None:
     async def trusting(session: Any, environment: Any, pod: Any) -> None:
         return None
 
-    operator.controller._sessions._claims._check_place = trusting  # type: ignore[method-assign]
+    operator.controller._sessions._hand_overs._check_place = trusting  # type: ignore[method-assign]
 
 
 def lost_pods_forgotten(operator: Operator) -> None:
@@ -106,8 +106,8 @@ def volume_conflicts_taken_for_claims(operator: Operator) -> None:
     """A volume claim that somebody else was writing at the same time means that the pod is
     another session's.
     """
-    claims = operator.controller._sessions._claims
-    tell = claims._tell
+    hand_overs = operator.controller._sessions._hand_overs
+    tell = hand_overs._tell
 
     async def mistaken(session: SessionObject, pod: PodView, payload: ClaimPayload) -> bool:
         try:
@@ -117,7 +117,7 @@ def volume_conflicts_taken_for_claims(operator: Operator) -> None:
                 raise error.__cause__ from error
             raise
 
-    claims._tell = mistaken  # type: ignore[method-assign]
+    hand_overs._tell = mistaken  # type: ignore[method-assign]
 
 
 def promises_unknown(operator: Operator) -> None:

@@ -113,6 +113,34 @@ def _two_lead(environment: int, trouble: Step) -> tuple[Step, ...]:
     )
 
 
+SENT = (
+    Step(0.0, "environment", 24, 14),
+    Step(0.05, "delete_pod", 32, 19),
+    Step(0.2, "rush", 34, 7),
+    Step(0.2, "kill", 6, 0),
+)
+"""What the dead operator sent for the Environment of before arrives when the next one is done."""
+
+
+def test_what_a_dead_operator_had_sent_may_arrive_late() -> None:
+    assert run(308_027, SENT).violations == ()
+
+
+LIMITED = (
+    Step(0.0, "environment", 0, 1),
+    Step(0.0, "call", 26, 13),
+    Step(3.0, "forget_history", 35, 15),
+    Step(1.0, "rush", 7, 29),
+)
+"""A session is made for a warm pod while its Environment gets another recipe, and a `maxSessions`
+for which there are too many already.
+"""
+
+
+def test_a_limit_that_comes_beside_a_session_leaves_no_pod_over() -> None:
+    assert run(312_721, LIMITED).violations == ()
+
+
 DEAF = Step(0.0, "hold_watches", 0, 2)
 """Each operator knows only of the sessions that were made through it."""
 
@@ -182,6 +210,32 @@ def test_two_leaders_who_want_pools_of_different_sizes_fight_slowly() -> None:
     made = [sum(write.startswith("create pods ") for write in each.writes) for each in found]
     assert max(made) < 60
     assert max(made) > 20, "they agreed: this shows nothing"
+
+
+TWO_POOLS = (
+    Step(0.0, "environment", 0, 16),
+    Step(0.2, "second", 12, 35),
+    Step(0.2, "cut_watches", 24, 14),
+    Step(0.01, "call", 16, 3),
+    Step(0.01, "rush", 22, 8),
+    Step(0.01, "call", 6, 16),
+    Step(0.01, "remove_environment", 7, 18),
+    Step(0.2, "forget_history", 24, 14),
+    Step(0.05, "call", 17, 28),
+    Step(0.2, "hold_watches", 16, 5),
+    Step(0.05, "environment", 4, 22),
+)
+"""Claims that both were told of make a pool grow to its `maxSize` of five, in each of them before
+it hears of the other one's pods.
+"""
+
+
+def test_two_leaders_fill_a_pool_once_each_and_no_more() -> None:
+    found = run(123_640, TWO_POOLS)
+    assert found.violations == ()
+    made = [write for write in found.writes if write.startswith("create pods ")]
+    last = [each for each in made if each.startswith(made[-1].rpartition("-")[0])]
+    assert len(last) >= 10, "one of them waited: this shows nothing"
 
 
 TWO_NAMESPACES = (

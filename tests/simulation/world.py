@@ -95,7 +95,6 @@ class Line(Connection):
             left, fault = self.dies_at
             self.dies_at = (left - 1, fault)
             if left <= 0:
-                self._world.invariants.allowance += self._world.most_pods
                 return fault
         return self._world.sea.fault()
 
@@ -184,8 +183,6 @@ class SimWorld(World):
         """Operators that died."""
         self.doubled = False
         """Whether two operators led at once."""
-        self.most_pods = 4
-        """More than any pool asks for."""
         self.invariants = Invariants(self.cluster, self.sandboxes.claimed, self.sandboxes.probes)
         self.invariants.most = most
 

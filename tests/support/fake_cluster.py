@@ -39,6 +39,8 @@ class FakeCluster(Nature):
         self._watches = Watches(history)
         self.writes: list[Write] = []
         """Writes in their order; Events, which nobody decides on, left out."""
+        self.late: list[Write] = []
+        """Those that came when the operator that had sent them was dead."""
         for name, labels in (namespaces or {}).items():
             body = {"metadata": {"name": name, "labels": dict(labels)}}
             self.create(NAMESPACES, "", body)

@@ -116,6 +116,7 @@ class Connection:
         if self.killed.is_set() and self._arrives():
             with self._cluster.acting(OPERATOR), contextlib.suppress(OperatorError):
                 act()
+                self._cluster.late.append(Write(verb, plural, name))
         await self._live()
         if plural == EVENTS.plural:
             return act()

@@ -96,9 +96,9 @@ class Invariants:
         """
         self.most = 0
         """Sessions that the platform allows in a namespace; 0: any number."""
-        self.allowance = 0
-        """Pods that there may be beyond a pool's size: each dead operator and second operator may
-        cost some. A lost answer costs none.
+        self.refills = 0
+        """How often a pool may be there once more: each operator that died, or led beside another
+        one, may have filled it with pods that nobody else knows of.
         """
         self.violations: list[str] = []
         cluster.listeners.append(self.look)
@@ -187,7 +187,7 @@ class Invariants:
         free = sum(
             1 for each in self._cluster.peek_all(PODS, namespace) if _is_free(each, owner, labels)
         )
-        most = self._sizes[owner["uid"]] + self.allowance
+        most = self._sizes[owner["uid"]] * (1 + self.refills)
         if free > most:
             self.violated(f"pod {name} is one more than the {most} that its pool may have")
 
@@ -274,7 +274,7 @@ class Invariants:
             each["metadata"]["uid"] == first.uid and "deletionTimestamp" not in each["metadata"]
             for each in self._cluster.peek_all(PODS, session["metadata"]["namespace"])
         )
-        return bool(gone and self.allowance)
+        return bool(gone and self.refills)
 
     def _started(self, session: JSON) -> None:
         """One more session runs: no more than may, however many operators let them, and in a
@@ -323,7 +323,7 @@ class Invariants:
         one cannot know who waits.
         """
         limits = self._limits[environment]
-        if self.allowance or not limits or None in limits:
+        if self.refills or not limits or None in limits:
             return
         everybody = self._cluster.peek_all(SESSIONS, namespace)
         mine = next((each for each in everybody if each["metadata"]["uid"] == uid), None)

@@ -10,9 +10,15 @@ from cloister_api.exec.v1 import exec_pb2
 from cloister_sandbox.main import TOLD_TO_END
 from support.sandbox_server import Sandbox, sandbox
 
+_NAMESPACE = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")
 LIKE_A_POD = (
-    *("unshare", "--pid", "--fork", "--mount-proc", "--kill-child"),
+    *_NAMESPACE,
     *("setpriv", "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs"),
+)
+LIKE_A_ROOTISH_POD = (
+    *_NAMESPACE,
+    *("setpriv", "--bounding-set=-all,+chown,+dac_override,+fowner,+setgid,+setuid"),
+    *("--inh-caps=-all", "--no-new-privs"),
 )
 
 
@@ -24,12 +30,14 @@ def signal_from_outside(server: Sandbox, number: int) -> None:
 
 
 @contextlib.contextmanager
-def claimed_pod(directory: Path, end: int, *, before: Sequence[str] = ()) -> Iterator[Sandbox]:
+def claimed_pod(
+    directory: Path, end: int, *, before: Sequence[str] = (), within: Sequence[str] = LIKE_A_POD
+) -> Iterator[Sandbox]:
     """A claimed server; afterwards the signal `end` must end it in order.
 
-    `before` is a command that starts the rest, outside the namespace.
+    `before` is a command that starts the rest, outside the namespace that `within` makes.
     """
-    with sandbox(directory, launcher=(*before, *LIKE_A_POD)) as server:
+    with sandbox(directory, launcher=(*before, *within)) as server:
         try:
             server.wait_for(exec_pb2.RuntimeInfo.STATE_WARM)
             server.claim()

@@ -140,6 +140,7 @@ class FakeReviewer:
     def __init__(self) -> None:
         self.missing: set[tuple[str, str]] = set()
         self.valid = {ALICE: "alice", BOB: "bob", CAROL: "carol"}
+        self.allowed = {"alice", "carol"}
         self.token_reviews: list[str] = []
         self.access_reviews: list[tuple[str, str, str, str, str, str]] = []
         self.down = False
@@ -164,7 +165,7 @@ class FakeReviewer:
         self.access_reviews.append(asked)
         if self.down:
             raise TransientError("connection refused")
-        return caller.username in ("alice", "carol") and (verb, subresource) not in self.missing
+        return caller.username in self.allowed and (verb, subresource) not in self.missing
 
 
 class Clock:

@@ -9,6 +9,7 @@ asyncio programs.
 
 from . import aio
 from ._client import AsyncClient
+from ._deadline import deadline
 from ._errors import (
     AlreadyExistsError,
     CallCancelledError,
@@ -32,6 +33,15 @@ from ._errors import (
     UnavailableError,
     UnimplementedError,
 )
+from ._file_results import (
+    Change,
+    EditResult,
+    GlobResult,
+    GrepLine,
+    GrepResult,
+    Replacement,
+    TextSlice,
+)
 from ._models import (
     Blob,
     Block,
@@ -45,22 +55,31 @@ from ._models import (
 )
 from ._outcomes import Exit, Gap, Output, OutputPolicy, ProcessInfo, ShellInfo
 from ._programs import AsyncProcess
+from ._server_info import Activity, ServerInfo
 from ._session import AsyncSession
 from ._shells import AsyncCommand, AsyncShell
-from ._sync import Client, Session, session
+from ._status import Resource, Violation
+from ._sync import Session
+from ._sync_client import Client, session
+from ._sync_files import Files, Watch
 from ._sync_programs import Command, Process, Shell
+from ._workspace import AsyncFiles, AsyncWatch
 
 __all__ = [
+    "Activity",
     "AlreadyExistsError",
     "AsyncClient",
     "AsyncCommand",
+    "AsyncFiles",
     "AsyncProcess",
     "AsyncSession",
     "AsyncShell",
+    "AsyncWatch",
     "Blob",
     "Block",
     "CallCancelledError",
     "CallError",
+    "Change",
     "Client",
     "CloisterError",
     "Command",
@@ -68,13 +87,18 @@ __all__ = [
     "Credentials",
     "DataLossError",
     "DeadlineExceededError",
+    "EditResult",
     "EgressDecision",
     "Entry",
     "EnvironmentInfo",
     "Exit",
     "FailedPreconditionError",
     "File",
+    "Files",
     "Gap",
+    "GlobResult",
+    "GrepLine",
+    "GrepResult",
     "InternalError",
     "InvalidArgumentError",
     "KubernetesError",
@@ -86,17 +110,24 @@ __all__ = [
     "PermissionDeniedError",
     "Process",
     "ProcessInfo",
+    "Replacement",
+    "Resource",
     "ResourceExhaustedError",
+    "ServerInfo",
     "Session",
     "SessionEndedError",
     "SessionInfo",
     "Shell",
     "ShellInfo",
     "StartFailedError",
+    "TextSlice",
     "ToolResult",
     "UnauthenticatedError",
     "UnavailableError",
     "UnimplementedError",
+    "Violation",
+    "Watch",
     "aio",
+    "deadline",
     "session",
 ]

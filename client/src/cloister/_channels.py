@@ -9,6 +9,7 @@ import grpc
 from cloister_api.wire import NOT_PACKED, careful
 
 from ._errors import CallError, call_error
+from ._forward import Forward
 
 MAX_MESSAGE = 64 * 1024 * 1024
 # Of a large answer. The server's largest, a list of all programs with their words and labels, has
@@ -59,6 +60,25 @@ def open_channel(
     options = [*_OPTIONS, *extra, ("grpc.ssl_target_name_override", server_name)]
     channel = grpc.aio.secure_channel(address, credentials, options=options)
     return channel if trusted else cast("grpc.aio.Channel", _Channel(channel))
+
+
+class Link:
+    """A channel with its users: it closes when it is retired and the last of them is done."""
+
+    def __init__(self, channel: grpc.aio.Channel, forward: Forward | None) -> None:
+        self.channel = channel
+        self.forward = forward
+        self.users = 0
+        self.retired = False
+
+    async def close_if_unused(self) -> None:
+        if self.retired and not self.users:
+            await self.close()
+
+    async def close(self) -> None:
+        await self.channel.close()
+        if self.forward is not None:
+            await self.forward.close()
 
 
 class _Channel:

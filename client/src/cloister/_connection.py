@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import re
 import time
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -14,7 +14,7 @@ import grpc
 from cloister_api.exec.v1 import exec_pb2, exec_pb2_grpc
 
 from ._cancelling import being_cancelled
-from ._channels import open_channel
+from ._channels import Link, open_channel
 from ._errors import (
     CallError,
     CloisterError,
@@ -26,12 +26,12 @@ from ._errors import (
 )
 from ._forward import Forward
 from ._models import Credentials, SessionInfo
+from ._server_info import ServerInfo
 from ._sessions_api import SessionsApi
+from ._silence import Lost
 
 # For how long a call is repeated after the last sign of life.
 RETRY_SECONDS = 30.0
-# A call that says nothing for so long has lost its connection: the server reports every 5 s.
-SILENCE_SECONDS = 20.0
 _INFO_SECONDS = 10.0
 # How gRPC words a broken connection when its status is neither UNAVAILABLE nor CANCELLED.
 _BROKEN = re.compile(
@@ -43,29 +43,6 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0
 _RENEW_AGAIN_SECONDS = 30.0
 
 T = TypeVar("T")
-
-
-class Lost(Exception):
-    """The connection died without a word, or a stream ended without its last message."""
-
-
-class _Link:
-    """A channel with its users: it closes when it is retired and the last of them is done."""
-
-    def __init__(self, channel: grpc.aio.Channel, forward: Forward | None) -> None:
-        self.channel = channel
-        self.forward = forward
-        self.users = 0
-        self.retired = False
-
-    async def close_if_unused(self) -> None:
-        if self.retired and not self.users:
-            await self.close()
-
-    async def close(self) -> None:
-        await self.channel.close()
-        if self.forward is not None:
-            await self.forward.close()
 
 
 class Connection:
@@ -87,14 +64,16 @@ class Connection:
         self._sessions = sessions
         self._direct = direct
         self._lock = asyncio.Lock()
-        self._link: _Link | None = None
-        self._bulk: _Link | None = None
-        self._links: set[_Link] = set()
+        self._link: Link | None = None
+        self._bulk: Link | None = None
+        self._links: set[Link] = set()
         self._renew_at = _renewal(credentials)
         self.closed = False
         """Whether `close` was called."""
         self.known_boot_id = ""
         """Of the server that answered last when it was asked; empty before."""
+        self._server: ServerInfo | None = None
+        """What that one said of itself, until a connection is lost."""
 
     async def run(
         self,
@@ -130,6 +109,19 @@ class Connection:
 
     async def boot_id(self, channel: grpc.aio.Channel) -> str:
         """The id of the server that answers: another one has none of this one's state."""
+        return (await self._ask(channel)).boot_id
+
+    async def server(self) -> ServerInfo:
+        """What the exec server says of itself; asked once, and again after a lost connection."""
+        if self._server is not None:
+            return self._server
+        return await self.run(lambda channel, _: self._ask(channel))
+
+    async def require(self, capability: str) -> None:
+        """Raise UnimplementedError unless the exec server has this optional feature."""
+        (await self.server()).require(capability)
+
+    async def _ask(self, channel: grpc.aio.Channel) -> ServerInfo:
         stub: Any = exec_pb2_grpc.RuntimeStub(channel)
         try:
             info = await stub.Info(exec_pb2.InfoRequest(), timeout=_INFO_SECONDS)
@@ -137,8 +129,13 @@ class Connection:
             if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
                 raise Lost("the exec server does not answer") from None
             raise
+        self._server = ServerInfo.from_proto(info)
         self.known_boot_id = info.boot_id
-        return self.known_boot_id
+        return self._server
+
+    def forget_server(self) -> None:
+        """A connection was lost: the next server may be another."""
+        self._server = None
 
     @contextlib.asynccontextmanager
     async def reach(self) -> AsyncIterator[str]:
@@ -160,7 +157,7 @@ class Connection:
         for each in links:
             await each.close()
 
-    async def use(self, *, bulk: bool) -> _Link:
+    async def use(self, *, bulk: bool) -> Link:
         """A connection, made when there is none; to be given back with `release`."""
         async with self._lock:
             if self.closed:
@@ -191,14 +188,14 @@ class Connection:
         broken = error.code in (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN)
         return broken and _BROKEN.search(str(error)) is not None
 
-    async def release(self, link: _Link) -> None:
+    async def release(self, link: Link) -> None:
         """One user of the connection less."""
         link.users -= 1
         await link.close_if_unused()
         if link.retired and not link.users:
             self._links.discard(link)
 
-    async def _connect(self) -> _Link:
+    async def _connect(self) -> Link:
         forward = None
         address = self.info.endpoint
         if not self._direct:
@@ -213,7 +210,7 @@ class Connection:
             own.private_key_pem,
             keepalive=True,
         )
-        return _Link(channel, forward)
+        return Link(channel, forward)
 
     def _new_forward(self) -> Forward:
         namespace, name = self.info.namespace, self.info.name
@@ -345,7 +342,7 @@ class Attempts:
 class Attempt:
     """One attempt; as a context it takes the loss of the connection, and nothing else."""
 
-    def __init__(self, connection: Connection, attempts: Attempts, link: _Link) -> None:
+    def __init__(self, connection: Connection, attempts: Attempts, link: Link) -> None:
         self._connection = connection
         self._attempts = attempts
         self._link = link
@@ -380,25 +377,7 @@ class Attempt:
                 # Where gRPC itself does not speak of a lost connection it may go on using it.
                 self._link.retired |= failed.code is not grpc.StatusCode.UNAVAILABLE
             self._attempts.failed = failed
+            self._connection.forget_server()
             return True
         finally:
             await self._connection.release(self._link)
-
-
-async def watched(
-    stream: AsyncIterable[T], silence: float | None = None
-) -> AsyncGenerator[T, None]:
-    """The messages of a call; raises Lost when none comes for so many seconds.
-
-    silence: None is SILENCE_SECONDS.
-    """
-    messages = aiter(stream)
-    while True:
-        try:
-            async with asyncio.timeout(SILENCE_SECONDS if silence is None else silence):
-                message = await anext(messages)
-        except StopAsyncIteration:
-            return
-        except TimeoutError:
-            raise Lost("the exec server fell silent") from None
-        yield message

@@ -7,7 +7,7 @@
     ├── SessionEndedError           the session is over; phase and reason say why
     ├── StartFailedError            a program or command could not be started; kind says why
     ├── OutcomeUnknownError         how a program or command ended cannot be found out any more
-    └── CallError                   a call failed; code, reason, metadata
+    └── CallError                   a call failed; code, reason, metadata, resource, violations
         ├── InvalidArgumentError    INVALID_ARGUMENT, OUT_OF_RANGE; field
         ├── UnauthenticatedError    UNAUTHENTICATED
         ├── PermissionDeniedError   PERMISSION_DENIED
@@ -30,7 +30,7 @@ from collections.abc import Mapping
 
 import grpc
 
-from ._status import Details, decode
+from ._status import Details, Resource, Violation, decode
 
 _DETAILS_KEY = "grpc-status-details-bin"
 
@@ -102,6 +102,10 @@ class CallError(CloisterError):
         """Path of the input that was wrong; empty when none is named."""
         self.retry_after = details.retry_after
         """Seconds after which a repetition may help; None when the server names none."""
+        self.resource: Resource | None = details.resource
+        """What is not there, or in the way; None when the server names none."""
+        self.violations: tuple[Violation, ...] = details.violations
+        """The preconditions that do not hold, or the bounds that are reached."""
 
 
 class InvalidArgumentError(CallError):

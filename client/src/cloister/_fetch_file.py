@@ -32,7 +32,8 @@ async def _fetch_once(
 ) -> None:
     name = "/".join(parts)
     entry = await files.entry(path)
-    etag = entry.etag if entry.size >= _KEPT else ""
+    kept = entry.size >= _KEPT and await files.has("files.resume")
+    etag = entry.etag if kept else ""
     partial: Partial = await finished(lambda: place.begin(parts, etag))
     keep = False
 

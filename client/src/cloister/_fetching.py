@@ -54,12 +54,23 @@ class _Folder:
 class Fetch:
     """One tree, on its way into a directory of this machine."""
 
-    def __init__(self, files: Files, source: str, root: str, place: Place, meter: Meter) -> None:
+    def __init__(
+        self,
+        files: Files,
+        source: str,
+        root: str,
+        place: Place,
+        meter: Meter,
+        *,
+        streams: bool,
+    ) -> None:
         self._files = files
         self._source = source.rstrip("/")
         self._root = root
         self._place = place
         self._meter = meter
+        self._streams = streams
+        """Whether the server sends directories as streams; files come one by one otherwise."""
         self._entries: dict[str, exec_pb2.Entry] = {}
         self._cuts: Counter[str] = Counter()
         """Directories whose stream was cut: they come in smaller portions from then on."""
@@ -152,7 +163,9 @@ class Fetch:
                 )
             folder.stream = True
         else:
-            folder.stream = not self._cuts[name] and folder.small >= _FEW and stream <= apart
+            folder.stream = (
+                self._streams and not self._cuts[name] and folder.small >= _FEW and stream <= apart
+            )
         folder.cost = stream if folder.stream else apart
 
     def _sums(self, needed: set[str]) -> dict[str, _Folder]:

@@ -12,7 +12,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from cloister_api.exec.v1 import exec_pb2, exec_pb2_grpc
 
-from ._connection import Connection, Lost, watched
+from ._connection import Connection
 from ._errors import (
     CallError,
     DataLossError,
@@ -22,6 +22,7 @@ from ._errors import (
 )
 from ._models import Entry
 from ._places import local_errors
+from ._silence import Lost, watched
 from ._threads import finished
 from ._uploading import Bytes, LocalFile, Sending
 
@@ -31,6 +32,7 @@ _STAT_SECONDS = 10.0
 _GATHERED = 1024 * 1024
 _LEVELS = 64
 """Levels of directories that the server lists in one call."""
+_CUTS = 10
 MAX_ENTRIES = 1_000_000
 MAX_LISTED = 512 * 1024 * 1024
 """Bytes of them together, as they are sent; a name is as long as a sandbox wants it."""
@@ -107,7 +109,15 @@ class Files:
     async def _listed(self, path: str, levels: int, limit: int, room: int) -> tuple[Entries, int]:
         """The entries, and their bytes; raises FailedPreconditionError beyond either bound."""
 
+        cuts = 0
+
         async def attempt(channel: grpc.aio.Channel, alive: _Alive) -> tuple[Entries, int]:
+            nonlocal cuts
+            cuts += 1
+            if cuts > _CUTS:  # each begins at the first entry again: it is no progress
+                raise call_error(
+                    grpc.StatusCode.UNAVAILABLE, f"the list of {path} was cut {_CUTS} times"
+                )
             request = exec_pb2.ListRequest(path=path, depth=levels)
             entries: Entries = []
             size = 0
@@ -142,8 +152,14 @@ class Files:
         meanwhile.
         """
         reading = _Reading(path, write, came, offset, etag)
+
+        async def attempt(channel: grpc.aio.Channel, alive: _Alive) -> exec_pb2.Entry:
+            if reading.offset:  # a server that does not know of it would begin at the first byte
+                await self._connection.require("files.resume")
+            return await reading.attempt(channel, alive)
+
         try:
-            entry = await self._connection.run(reading.attempt, bulk=True)
+            entry = await self._connection.run(attempt, bulk=True)
         except CallError as error:
             if error.reason == "ETAG_MISMATCH":
                 raise _changed(path) from None
@@ -152,8 +168,13 @@ class Files:
             raise _changed(path)
         return entry
 
+    async def has(self, capability: str) -> bool:
+        """Whether the exec server has an optional feature."""
+        return capability in (await self._connection.server()).capabilities
+
     async def read_tree(self, path: str, write: Write, came: Came) -> bool:
         """Hand a directory to `write` as a tar stream; False: it was cut, or a file changed."""
+        await self._connection.require("files.tree")
         reading = _Reading(path, write, came, 0, "", tree=True)
         begun = False
 
@@ -172,14 +193,23 @@ class Files:
                 return False
             raise
 
-    async def write(self, path: str, content: bytes, mode: int) -> Entry:
+    async def write(
+        self,
+        path: str,
+        content: bytes,
+        mode: int,
+        *,
+        if_etag: str = "",
+        create_only: bool = False,
+    ) -> Entry:
         """Write a file; it appears when the last byte has arrived."""
-        start = exec_pb2.UploadStart(path=path, mode=mode)
+        start = exec_pb2.UploadStart(path=path, mode=mode, if_etag=if_etag, create_only=create_only)
         sending = Sending(self._connection, start, Bytes(io.BytesIO(content)), _nothing)
         return Entry.from_proto(await sending.run())
 
     async def write_tree(self, path: str, archive: BinaryIO) -> None:
         """Unpack a tar archive into a directory, when its last byte has arrived."""
+        await self._connection.require("files.tree")
         start = exec_pb2.UploadStart(path=path, tree=True)
         await Sending(self._connection, start, Bytes(archive), _nothing).run()
 
@@ -221,7 +251,7 @@ class _Reading:
         self._path = path
         self._write = write
         self._came = came
-        self._offset = offset
+        self.offset = offset
         self._etag = etag
         self._tree = tree
         self._entry: exec_pb2.Entry | None = None
@@ -231,16 +261,20 @@ class _Reading:
     async def attempt(self, channel: grpc.aio.Channel, alive: _Alive) -> exec_pb2.Entry:
         """Read from where the last attempt stopped; raises Lost when it is cut."""
         request = exec_pb2.DownloadRequest(
-            path=self._path, offset=self._offset, if_etag=self._etag, tree=self._tree
+            path=self._path, offset=self.offset, if_etag=self._etag, tree=self._tree
         )
-        crc, complete, at = 0, False, self._offset
+        crc, complete, at = 0, False, self.offset
         try:
             async for each in watched(exec_pb2_grpc.FilesStub(channel).Download(request)):
-                alive()
-                if self._entry is None:
+                opened = self._entry is None
+                if opened:
                     self._open(each)
                 if complete or each.offset != at:
                     raise _wrong(f"{self._path}: bytes are out of order")
+                if each.data:
+                    alive()
+                elif not (opened or each.HasField("crc32")):
+                    raise _wrong(f"{self._path}: a piece without bytes")
                 at += len(each.data)
                 crc = zlib.crc32(each.data, crc)
                 await self._take(each.data)
@@ -266,7 +300,7 @@ class _Reading:
     async def _take(self, data: bytes) -> None:
         self._gathered.append(data)
         self._size += len(data)
-        if self._entry and not self._tree and self._offset + self._size > self._entry.size:
+        if self._entry and not self._tree and self.offset + self._size > self._entry.size:
             raise _changed(self._path)
         if self._size >= _GATHERED:
             await self._flush()
@@ -277,9 +311,9 @@ class _Reading:
         if gathered:
             data = b"".join(gathered)
             self._size = 0
-            self._offset += len(data)
+            self.offset += len(data)
             await finished(lambda: self._write(data))
-            self._came(self._offset)
+            self._came(self.offset)
 
 
 def modified_ns(entry: exec_pb2.Entry) -> int:

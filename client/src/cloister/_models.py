@@ -58,6 +58,8 @@ class ToolResult:
     """Bytes the command printed, when some were left out."""
     omitted_bytes: int = 0
     """Bytes that were left out of the answer."""
+    spool_path: str = ""
+    """File of the sandbox with what was left out, for `read`; empty when there is none."""
     state_lost: bool = False
     """Whether the shell was replaced: its variables and background jobs are gone."""
     replayed: bool = False
@@ -85,6 +87,7 @@ class ToolResult:
         if result.HasField("truncation"):
             fields["total_bytes"] = result.truncation.total_bytes
             fields["omitted_bytes"] = result.truncation.omitted_bytes
+            fields["spool_path"] = result.truncation.spool_path
         return cls(
             text="\n".join(each for each in blocks if isinstance(each, str)),
             is_error=result.is_error,
@@ -265,6 +268,8 @@ class Entry:
     """Permission bits."""
     modified_at: datetime
     symlink_target: str
+    etag: str = ""
+    """Changes with the file's content; for AsyncFiles.edit."""
 
     @classmethod
     def from_proto(cls, message: exec_pb2.Entry) -> "Entry":
@@ -276,6 +281,7 @@ class Entry:
             mode=message.mode & 0o777,
             modified_at=moment(message.mtime),
             symlink_target=message.symlink_target,
+            etag=message.etag,
         )
 
 

@@ -65,6 +65,8 @@ class Exit:
     """The most memory it had; 0 when that was too little to tell."""
     survivors: int = 0
     """Processes that it started and that go on."""
+    lost_bytes: int = 0
+    """Bytes it printed that are not kept any more, by any offset."""
     cwd: str = ""
     """The shell's working directory afterwards; only of a shell's command."""
     process_id: str = ""
@@ -94,6 +96,7 @@ class Exit:
             cpu_seconds=span(message.cpu),
             max_rss_bytes=message.max_rss_bytes,
             survivors=message.surviving_processes,
+            lost_bytes=message.truncation.omitted_bytes,
             cwd=message.cwd,
         )
 

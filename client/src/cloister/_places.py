@@ -21,7 +21,7 @@ from ._errors import LocalFileError, call_error
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _LONGEST = 200
-"""Bytes of a name of which a partial file is called after it."""
+"""Bytes of a name of which a partial file is called after it, or that an error has."""
 _LATEST_NS = 2**33 * 10**9
 
 
@@ -98,7 +98,7 @@ class Place:
     def look(self, parts: Sequence[str]) -> os.stat_result | None:
         """What is there; None for nothing, or for what is not reached without a link."""
         try:
-            directory = self._open(parts[:-1], make=False)
+            directory = self._open(parts[:-1])
         except OSError:
             return None
         try:
@@ -109,41 +109,55 @@ class Place:
             os.close(directory)
 
     def make(self, parts: Sequence[str]) -> None:
-        """Make a directory and those above it; raises LocalFileError."""
+        """Make a directory; raises LocalFileError, and DataLossError as `begin` does."""
         with self.errors("make", parts):
-            os.close(self._open(checked(parts), make=True))
+            above = self._above(checked(parts))
+            try:
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(parts[-1], dir_fd=above)
+                os.close(os.open(parts[-1], _DIRECTORY, dir_fd=above))
+            finally:
+                os.close(above)
 
     def set_mode(self, parts: Sequence[str], mode: int) -> None:
         """Give a directory its permission bits; its owner keeps all of them."""
         with self.errors("write", parts):
-            fd = self._open(checked(parts), make=False)
+            fd = self._open(checked(parts))
             try:
                 os.fchmod(fd, mode & 0o777 | 0o700)
             finally:
                 os.close(fd)
 
     def begin(self, parts: Sequence[str], etag: str = "") -> Partial:
-        """A file to write; raises LocalFileError.
+        """A file to write; raises LocalFileError, and DataLossError for one in a directory that is
+        not there: of a name with a million directories only those are made that are named, too.
 
         etag: of the file in the sandbox. What an earlier program wrote of it is gone on with, what
         it wrote of another one is removed.
         """
         parts = checked(parts)
         with self.errors("write", parts):
-            directory = self._open(parts[:-1], make=True)
+            directory = self._above(parts)
             try:
                 return _begin(directory, parts[-1], etag)
             except BaseException:
                 os.close(directory)
                 raise
 
-    def _open(self, parts: Sequence[str], *, make: bool) -> int:
+    def _above(self, parts: Sequence[str]) -> int:
+        try:
+            return self._open(parts[:-1])
+        except FileNotFoundError:
+            shown = "/".join(parts)[:_LONGEST].encode(errors="replace").decode()
+            raise call_error(
+                grpc.StatusCode.DATA_LOSS,
+                f"the sandbox names {shown!r}, and not the directory that it is in",
+            ) from None
+
+    def _open(self, parts: Sequence[str]) -> int:
         fd = os.dup(self._fd)
         for each in parts:
             try:
-                if make:
-                    with contextlib.suppress(FileExistsError):
-                        os.mkdir(each, dir_fd=fd)
                 below = os.open(each, _DIRECTORY, dir_fd=fd)
             finally:
                 os.close(fd)

@@ -3,8 +3,7 @@
 import asyncio
 import contextlib
 import time
-import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -12,7 +11,8 @@ import grpc
 
 from cloister_api.exec.v1 import exec_pb2, exec_pb2_grpc
 
-from ._connection import Connection, Lost
+from ._connection import Connection
+from ._deadline import GRACE_SECONDS, end_of, exceeded, within
 from ._errors import (
     CloisterError,
     FailedPreconditionError,
@@ -20,7 +20,8 @@ from ._errors import (
     UnavailableError,
     call_error,
 )
-from ._outcomes import Exit, OutputPolicy, ProcessInfo, duration, start_failed
+from ._outcomes import Exit, ProcessInfo, duration, start_failed
+from ._silence import Lost
 from ._status import Details
 from ._streams import AsyncOutput, Follower, unknown_outcome
 
@@ -28,6 +29,8 @@ from ._streams import AsyncOutput, Follower, unknown_outcome
 _CALL_SECONDS = 10.0
 # One long poll for an end; a lost connection is noticed soon after it at the latest.
 _POLL_SECONDS = 20.0
+# Before asking again when the answer came too early.
+_EARLY_SECONDS = 0.5
 _FRAME = 65_536
 _SIGKILL, _SIGTERM, _SIGCONT, _SIGSTOP = 9, 15, 18, 19
 # Sent twice they do what they do once.
@@ -50,10 +53,10 @@ class Programs:
     async def start(self, request: exec_pb2.StartRequest) -> None:
         """Start a program once; raises StartFailedError when it cannot be."""
 
-        async def attempt(channel: grpc.aio.Channel, alive: Callable[[], None]) -> None:
+        async def attempt(channel: grpc.aio.Channel, _alive: Callable[[], None]) -> None:
             stub: Any = exec_pb2_grpc.ProcessesStub(channel)
+            # No sign of life but the answer counts: others could be given for ever.
             async for event in _in_time(stub.Start(request, timeout=_CALL_SECONDS)):
-                alive()
                 if event.HasField("failed"):
                     raise start_failed(event.failed)
                 if event.HasField("detached"):
@@ -110,13 +113,19 @@ class AsyncProcess(AsyncOutput):
     """
 
     def __init__(
-        self, programs: Programs, process_id: str, *, offset: int = 0, accepted: int | None = None
+        self,
+        programs: Programs,
+        process_id: str,
+        *,
+        offset: int = 0,
+        accepted: int | None = None,
+        timeout: float | None = None,
     ) -> None:
         def attach(channel: grpc.aio.Channel, begin: int) -> Any:
             request = exec_pb2.AttachRequest(process_id=process_id, offset=begin, follow=True)
             return exec_pb2_grpc.ProcessesStub(channel).Attach(request)
 
-        follower = Follower(programs.connection, None, attach, offset)
+        follower = Follower(programs.connection, None, attach, offset, end_of(timeout))
         super().__init__(programs.connection, follower, attach)
         self._programs = programs
         self._id = process_id
@@ -134,24 +143,34 @@ class AsyncProcess(AsyncOutput):
         """Wait until it has ended; its output can be read before, meanwhile and afterwards.
 
         With `block_when_full` somebody has to read, or a program that prints much never ends.
+        Raises DeadlineExceededError when the server does not end what was started with a timeout.
         """
-        while (found := await self.wait(_POLL_SECONDS)) is None:
-            pass
-        return found
+        until = self._follower.until
+        while True:
+            left = _POLL_SECONDS if until is None else until - time.monotonic()
+            found = await self.wait(min(max(0.0, left), _POLL_SECONDS))
+            if found is not None:
+                return found
+            self._follower.require_time()
 
     async def wait(self, seconds: float) -> Exit | None:
         """How it ended, or None when it still runs after so many seconds."""
         end = time.monotonic() + seconds
         while self.exit is None:
-            left = max(0.0, end - time.monotonic())
-            info = await self._poll(min(left, _POLL_SECONDS))
+            now = time.monotonic()
+            at_most = min(max(0.0, end - now), _POLL_SECONDS)
+            info = await self._poll(at_most)
             if info.running:
-                if left <= _POLL_SECONDS:
+                early = now + at_most - time.monotonic()
+                if early > 0:  # a server that does not wait must not be asked without a pause
+                    await asyncio.sleep(min(early, _EARLY_SECONDS))
+                if time.monotonic() >= end:
                     return None
                 continue
             if info.exit is None:
                 # Only the stream says why it could not be started.
-                return await Follower(self._connection, None, self._again).finish()
+                why = Follower(self._connection, None, self._again)
+                return await within(_CALL_SECONDS, "saying why it did not start", why.finish())
             self._follower.exit = info.exit
         return self.exit
 
@@ -209,7 +228,8 @@ class AsyncProcess(AsyncOutput):
         """End it with everything that it started, and wait for that; how it ended.
 
         grace: seconds between asking it to end (TERM) and killing it; 0 kills at once. A program
-        that has ended is left as it is, with whatever it had left running.
+        that has ended is left as it is, with whatever it had left running. Raises
+        DeadlineExceededError when the server does not say within 30 s more that it has ended.
         """
         if self.exit is None:
             number = _SIGTERM if grace else _SIGKILL
@@ -218,7 +238,10 @@ class AsyncProcess(AsyncOutput):
             except FailedPreconditionError as error:
                 if error.reason != "NOT_RUNNING":
                     raise
-        return await self.result()
+        found = await self.wait(grace + GRACE_SECONDS)
+        if found is None:
+            raise exceeded("the exec server does not say that it has ended, though it was killed")
+        return found
 
     async def release(self) -> None:
         """Let the server forget it and its output; releasing twice is no error.
@@ -332,40 +355,6 @@ class AsyncProcess(AsyncOutput):
 
 class _StdinClosed(FailedPreconditionError):
     """The program closed its standard input, or has ended."""
-
-
-def start_request(
-    argv: Sequence[str],
-    *,
-    cwd: str,
-    env: Mapping[str, str] | None,
-    stdin: bool,
-    terminal: tuple[int, int] | None,
-    timeout: float | None,
-    separate_stderr: bool,
-    output: OutputPolicy | None,
-    process_id: str | None,
-    labels: Mapping[str, str] | None,
-) -> exec_pb2.StartRequest:
-    """The message that starts a program; see AsyncSession.start."""
-    request = exec_pb2.StartRequest(
-        process_id=process_id or uuid.uuid4().hex,
-        argv=argv,
-        cwd=cwd,
-        env=dict(env or {}),
-        stdin=stdin,
-        output=(output or OutputPolicy()).to_proto(
-            separate_stderr=separate_stderr and terminal is None
-        ),
-        labels=dict(labels or {}),
-        detach=True,
-    )
-    if terminal is not None:
-        columns, rows = terminal
-        request.terminal.CopyFrom(exec_pb2.TerminalSize(columns=columns, rows=rows))
-    if timeout is not None:
-        request.timeout.CopyFrom(duration(timeout))
-    return request
 
 
 async def _in_time(stream: Any) -> AsyncIterator[Any]:

@@ -1,6 +1,5 @@
 """AsyncSession: one claimed sandbox and the tools in it."""
 
-import asyncio
 import contextlib
 import io
 import uuid
@@ -11,26 +10,26 @@ from types import TracebackType
 from typing import Any, Self
 
 import grpc
-from google.protobuf.duration_pb2 import Duration
 
 from cloister_api.exec.v1 import exec_pb2, exec_pb2_grpc
 
 from . import _trees
-from ._cancelling import being_cancelled
-from ._connection import Connection, Lost, watched
+from ._connection import Connection
 from ._errors import FailedPreconditionError, NotFoundError
 from ._files import Files
 from ._models import Credentials, Entry, SessionInfo, ToolResult
 from ._outcomes import OutputPolicy, ProcessInfo, ShellInfo
-from ._programs import AsyncProcess, Programs, start_request
+from ._programs import AsyncProcess, Programs
 from ._progress import Progress
+from ._server_info import Activity, ServerInfo
 from ._sessions_api import SessionsApi
 from ._shells import AsyncShell, Shells
+from ._starting import start_request
+from ._tool_calls import ToolCalls
+from ._workspace import AsyncFiles
 
 _READ_LIMIT = 64 * 1024 * 1024
 _CALL_SECONDS = 30.0
-_CANCEL_SECONDS = 4.0
-_CANCEL_TRIES = 3
 
 
 class AsyncSession:
@@ -57,6 +56,8 @@ class AsyncSession:
         self._files = Files(connection)
         self._programs = Programs(connection)
         self._shells = Shells(connection)
+        self._workspace = AsyncFiles(connection)
+        self._tools = ToolCalls(connection)
 
     @property
     def info(self) -> SessionInfo:
@@ -98,6 +99,26 @@ class AsyncSession:
         """Its client certificate and key, for programs that call the exec server themselves."""
         return self._connection.credentials
 
+    @property
+    def files(self) -> AsyncFiles:
+        """Its files for programs: text with etags, searches, moves and watches."""
+        return self._workspace
+
+    async def server_info(self) -> ServerInfo:
+        """What its exec server says of itself: version, capabilities, boot id."""
+        await self._connection.run(lambda channel, _: self._connection.boot_id(channel))
+        return await self._connection.server()
+
+    async def activity(self) -> Activity:
+        """Whether something runs in it, by which the platform tells that it is idle."""
+
+        async def attempt(channel: grpc.aio.Channel, _alive: Callable[[], None]) -> Activity:
+            stub: Any = exec_pb2_grpc.RuntimeStub(channel)
+            found = await stub.Activity(exec_pb2.ActivityRequest(), timeout=_CALL_SECONDS)
+            return Activity.from_proto(found)
+
+        return await self._connection.run(attempt)
+
     async def bash(
         self,
         command: str,
@@ -120,14 +141,23 @@ class AsyncSession:
         """Replace the shell by a fresh one."""
         return await self.call("bash", {"restart": True}, context=context)
 
-    async def read(self, path: str, *, view_range: Sequence[int] | None = None) -> ToolResult:
+    async def read(
+        self,
+        path: str,
+        *,
+        view_range: Sequence[int] | None = None,
+        byte_range: Sequence[int] | None = None,
+    ) -> ToolResult:
         """Read a text file, an image or a PDF as a model sees it.
 
-        view_range: first and last line, counted from 1; a last line of -1 is the end.
+        view_range: first and last line, counted from 1; a last line of -1 is the end. byte_range:
+        the first byte, counted from 0, and the one before which to stop; 0 is the end.
         """
         given: dict[str, Any] = {"file_path": path}
         if view_range is not None:
             given["view_range"] = list(view_range)
+        if byte_range is not None:
+            given["byte_range"] = list(byte_range)
         return await self.call("read", given)
 
     async def write(self, path: str, content: str) -> ToolResult:
@@ -163,37 +193,16 @@ class AsyncSession:
         request_id: unique per call, such as the model's tool-use id; the same id with the same
         input answers with the first call's result. None chooses one. context: calls of one context
         share a shell and run one at a time; give each of several agents its own. budget: seconds
-        the whole call may take. When the awaiting task is cancelled, the call is stopped in the
-        sandbox too.
+        the whole call may take; DeadlineExceededError is raised when the server has not answered
+        30 s after them. When the awaiting task is cancelled, the call is stopped in the sandbox
+        too.
         """
-        request = exec_pb2.CallRequest(
-            request_id=request_id or uuid.uuid4().hex, tool=tool, context_id=context
-        )
-        request.input.update(tool_input)
-        if budget is not None:
-            request.budget.CopyFrom(Duration(seconds=int(budget), nanos=int(budget % 1 * 1e9)))
-
-        async def attempt(channel: grpc.aio.Channel, alive: Callable[[], None]) -> ToolResult:
-            try:
-                return await _follow(exec_pb2_grpc.ToolsStub(channel).Call(request), alive)
-            except asyncio.CancelledError:
-                if being_cancelled():
-                    await _stop(channel, request.request_id)
-                raise
-
-        return await self._connection.run(attempt, once=True)
+        return await self._tools.call(tool, tool_input, request_id, context, budget)
 
     async def close_context(self, context: str) -> None:
         """End a context: its shell and every process in it. Closing an unknown one is no error."""
 
-        async def attempt(channel: grpc.aio.Channel, _alive: Callable[[], None]) -> None:
-            stub: Any = exec_pb2_grpc.ToolsStub(channel)
-            await stub.CloseContext(
-                exec_pb2.CloseContextRequest(context_id=context), timeout=_CALL_SECONDS
-            )
-
-        with contextlib.suppress(NotFoundError):
-            await self._connection.run(attempt)
+        await self._tools.close_context(context)
 
     async def start(
         self,
@@ -234,10 +243,13 @@ class AsyncSession:
             process_id=process_id,
             labels=labels,
         )
+        if terminal is not None:
+            # A server that does not know of it would start the program without.
+            await self._connection.require("terminal")
         await self._programs.start(request)
         # Under an id of the caller's own it may have been started, and written to, before.
         accepted = None if process_id else 0
-        return AsyncProcess(self._programs, request.process_id, accepted=accepted)
+        return AsyncProcess(self._programs, request.process_id, accepted=accepted, timeout=timeout)
 
     async def attach(self, process_id: str, offset: int = 0) -> AsyncProcess:
         """A program that runs or whose output is kept, read from an offset on.
@@ -290,9 +302,23 @@ class AsyncSession:
         await self._files.read(path, keep)
         return content.getvalue()
 
-    async def write_bytes(self, path: str, content: bytes, *, mode: int = 0o644) -> Entry:
-        """Write a file, making its directories; it appears when it is complete."""
-        return await self._files.write(path, content, mode)
+    async def write_bytes(
+        self,
+        path: str,
+        content: bytes,
+        *,
+        mode: int = 0o644,
+        if_etag: str = "",
+        create_only: bool = False,
+    ) -> Entry:
+        """Write a file, making its directories; it appears when it is complete.
+
+        if_etag: of the Entry that it may replace; FailedPreconditionError (ETAG_MISMATCH) when
+        another file is there by now. create_only: AlreadyExistsError when there is any.
+        """
+        return await self._files.write(
+            path, content, mode, if_etag=if_etag, create_only=create_only
+        )
 
     async def upload(
         self,
@@ -380,27 +406,3 @@ class AsyncSession:
 
 def _with_path(pattern: str, path: str | None) -> dict[str, str]:
     return {"pattern": pattern} if path is None else {"pattern": pattern, "path": path}
-
-
-async def _follow(stream: Any, alive: Callable[[], None]) -> ToolResult:
-    """Wait for the result; raises Lost when the stream ends or falls silent before it."""
-    async for event in watched(stream):
-        alive()
-        if event.HasField("result"):
-            return ToolResult.from_proto(event.result)
-    raise Lost("the exec server ended the call without a result")
-
-
-async def _stop(channel: grpc.aio.Channel, request_id: str) -> None:
-    """Stop a call nobody waits for any more; failing to is no reason to hold up the caller."""
-    stub: Any = exec_pb2_grpc.ToolsStub(channel)
-    request = exec_pb2.CancelRequest(request_id=request_id)
-    with contextlib.suppress(asyncio.CancelledError):
-        for _ in range(_CANCEL_TRIES):
-            try:
-                await stub.Cancel(request, timeout=_CANCEL_SECONDS)
-            except grpc.aio.AioRpcError as error:
-                if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
-                    return
-            else:
-                return

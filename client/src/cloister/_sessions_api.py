@@ -1,9 +1,10 @@
 """Calls of the operator's Sessions API: where it is, who is calling, and what may be repeated."""
 
 import asyncio
+import contextlib
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
@@ -27,8 +28,6 @@ _CALL_SECONDS = 30.0
 _SUSPEND_SECONDS = 45.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0
 _Code = grpc.StatusCode
-_GIVEN_UP = "the connection to the Sessions API broke"
-"""Where another call has given it up."""
 _UNKNOWN_CA = "CERTIFICATE_VERIFY_FAILED"
 """How gRPC says that nobody it trusts certified the other side."""
 _NO_EFFECT = frozenset({"RATE_LIMITED", "TOO_MANY_CALLS"})
@@ -116,12 +115,9 @@ class SessionsApi:
         stub = sessions_pb2_grpc.SessionsStub(await self._connected())
         problem = self._forward.problem if self._forward else ""
         try:
-            call = stub.Relay(metadata=[("authorization", f"Bearer {token}")])
-            return await RelayTunnel.open(call, namespace, name, problem)
-        except (asyncio.CancelledError, grpc.aio.UsageError):
-            if being_cancelled():
-                raise
-            raise call_error(_Code.UNAVAILABLE, _GIVEN_UP) from None
+            with self._named():
+                call = stub.Relay(metadata=[("authorization", f"Bearer {token}")])
+                return await RelayTunnel.open(call, namespace, name, problem)
         except CallError as error:
             if error.code is grpc.StatusCode.UNAUTHENTICATED:
                 # The next attempt brings another one.
@@ -147,18 +143,14 @@ class SessionsApi:
             stub = sessions_pb2_grpc.SessionsStub(channel)
             token = await self._kube.token(self._namespace)
             try:
-                return await method(
-                    stub, metadata=[("authorization", f"Bearer {token}")], timeout=timeout
-                )
+                with self._named():
+                    return await method(
+                        stub, metadata=[("authorization", f"Bearer {token}")], timeout=timeout
+                    )
             except grpc.aio.AioRpcError as error:
                 failed = from_rpc(error, self._forward.problem if self._forward else "")
-            except (asyncio.CancelledError, grpc.aio.UsageError):
-                # What is raised where another call has given the connection up.
-                if being_cancelled():
-                    raise
-                if self._closed:
-                    raise call_error(_Code.CANCELLED, "the client is closed") from None
-                failed = call_error(_Code.UNAVAILABLE, _GIVEN_UP)
+            except CallError as error:
+                failed = error
             if failed.code is grpc.StatusCode.UNAUTHENTICATED and not refused:
                 # A refused token had no effect, and a new one may do.
                 refused = True
@@ -181,10 +173,26 @@ class SessionsApi:
             await asyncio.sleep(pause)
             pause = min(2 * pause, max(_LONGEST_PAUSE, hint))
 
+    def _check_open(self) -> None:
+        if self._closed:
+            raise call_error(_Code.CANCELLED, "the client is closed") from None
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        """Raise CallError for what gRPC raises where another call has given the connection up."""
+        try:
+            yield
+        except (asyncio.CancelledError, grpc.aio.UsageError):
+            if being_cancelled():
+                raise
+            self._check_open()
+            raise call_error(
+                _Code.UNAVAILABLE, "the connection to the Sessions API broke"
+            ) from None
+
     async def _connected(self) -> grpc.aio.Channel:
         async with self._lock:
-            if self._closed:
-                raise call_error(_Code.CANCELLED, "the client is closed")
+            self._check_open()
             if self._channel is None:
                 config = await self._kube.client_config(self._system_namespace)
                 address = config["sessionsAddress"]

@@ -10,9 +10,11 @@ import grpc
 
 from cloister_api.exec.v1 import exec_pb2, exec_pb2_grpc
 
-from ._connection import Connection, Lost
+from ._connection import Connection
+from ._deadline import end_of
 from ._errors import CloisterError, NotFoundError
 from ._outcomes import Exit, OutputPolicy, ShellInfo, duration
+from ._silence import Lost
 from ._streams import AsyncOutput, Follower, Opener
 
 # Opening or resetting a shell ends what ran in it, which takes some seconds at worst.
@@ -31,6 +33,7 @@ class Shells:
     async def open(self, shell_id: str, cwd: str, env: Mapping[str, str]) -> ShellInfo:
         """Open a shell, or find the one of this id."""
         request = exec_pb2.OpenShellRequest(shell_id=shell_id, cwd=cwd, env=dict(env))
+        await self.connection.require("shells")
         found = await self._call(lambda stub: stub.Open(request, timeout=_CALL_SECONDS))
         return ShellInfo.from_proto(found)
 
@@ -146,7 +149,8 @@ class AsyncShell:
         def run(channel: grpc.aio.Channel, _offset: int) -> Any:
             return exec_pb2_grpc.ShellsStub(channel).Run(request)
 
-        return await self._follow(request.command_id, run)
+        # What is detached goes on, and the command says so when its time is up.
+        return await self._follow(request.command_id, run, timeout)
 
     async def attach(self, command_id: str) -> AsyncCommand:
         """A command of this shell that runs or is kept, from its first byte.
@@ -191,8 +195,10 @@ class AsyncShell:
 
         return attach
 
-    async def _follow(self, command_id: str, first: Opener) -> AsyncCommand:
+    async def _follow(
+        self, command_id: str, first: Opener, seconds: float | None = None
+    ) -> AsyncCommand:
         again = self._attaching(command_id)
-        follower = Follower(self._shells.connection, first, again)
+        follower = Follower(self._shells.connection, first, again, until=end_of(seconds))
         await follower.begin()
         return AsyncCommand(self._shells.connection, follower, again, command_id)

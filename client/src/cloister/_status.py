@@ -1,6 +1,6 @@
 """Decodes google.rpc.Status, the typed details of a failed call.
 
-The messages are three small ones, and the package that carries their generated code would be the
+The messages are a few small ones, and the package that carries their generated code would be the
 library's only use of it. What arrives is not trusted: anything malformed means "no details".
 """
 
@@ -8,6 +8,29 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 _PREFIX = "type.googleapis.com/google.rpc."
+
+
+@dataclass(frozen=True)
+class Resource:
+    """What a call names that is not there, or that is in its way."""
+
+    type: str
+    """`file`, `process`, `shell`, `command`, `context`, `call` or `upload`."""
+    name: str
+    """Its path or id."""
+
+
+@dataclass(frozen=True)
+class Violation:
+    """What stands in a call's way: a precondition that does not hold, or a bound reached."""
+
+    type: str
+    """Of a precondition the reason, such as ETAG_MISMATCH; of a bound its name, as `shells`."""
+    subject: str
+    """What it is about: a path, an id, or `sandbox`."""
+    description: str
+    limit: int | None = None
+    """The bound's value; None of a precondition, and where the machine has it."""
 
 
 @dataclass(frozen=True)
@@ -19,6 +42,8 @@ class Details:
     field: str = ""
     retry_after: float | None = None
     """Seconds."""
+    resource: Resource | None = None
+    violations: tuple[Violation, ...] = ()
 
 
 def decode(raw: bytes) -> Details:
@@ -30,8 +55,9 @@ def decode(raw: bytes) -> Details:
 
 
 def _status(raw: bytes) -> Details:
-    reason, name, retry_after = "", "", None
+    reason, name, retry_after, resource = "", "", None, None
     metadata: dict[str, str] = {}
+    violations: list[Violation] = []
     for number, value in _fields(raw):
         if number != 3 or not isinstance(value, bytes):
             continue
@@ -42,7 +68,14 @@ def _status(raw: bytes) -> Details:
             name = name or _first_violation(content)
         elif kind == "RetryInfo":
             retry_after = _retry_delay(content)
-    return Details(reason, metadata, name, retry_after)
+        elif kind == "ResourceInfo":
+            texts = _texts(content)
+            resource = Resource(texts.get(1, ""), texts.get(2, ""))
+        elif kind == "PreconditionFailure":
+            violations += [_precondition(each) for each in _messages(content)]
+        elif kind == "QuotaFailure":
+            violations += [_bound(each) for each in _messages(content)]
+    return Details(reason, metadata, name, retry_after, resource, tuple(violations))
 
 
 def _any(raw: bytes) -> tuple[str, bytes]:
@@ -69,13 +102,32 @@ def _error_info(raw: bytes) -> tuple[str, dict[str, str]]:
     return reason, metadata
 
 
-def _first_violation(raw: bytes) -> str:
+def _messages(raw: bytes) -> Iterator[bytes]:
+    """The violations in a message; all of their kinds have them in field 1."""
     for number, value in _fields(raw):
         if number == 1 and isinstance(value, bytes):
-            for inner, text in _fields(value):
-                if inner == 1 and isinstance(text, bytes):
-                    return text.decode()
-    return ""
+            yield value
+
+
+def _texts(raw: bytes) -> dict[int, str]:
+    """The strings of a message, by their numbers; what else it has is left out."""
+    return {number: value.decode() for number, value in _fields(raw) if isinstance(value, bytes)}
+
+
+def _first_violation(raw: bytes) -> str:
+    return next((name for each in _messages(raw) if (name := _texts(each).get(1, ""))), "")
+
+
+def _precondition(raw: bytes) -> Violation:
+    texts = _texts(raw)
+    return Violation(texts.get(1, ""), texts.get(2, ""), texts.get(3, ""))
+
+
+def _bound(raw: bytes) -> Violation:
+    texts = {number: value for number, value in _fields(raw) if isinstance(value, bytes)}
+    values = {number: value for number, value in _fields(raw) if isinstance(value, int)}
+    subject, description, name = (texts.get(each, b"").decode() for each in (1, 2, 5))
+    return Violation(name, subject, description, values.get(7))
 
 
 def _retry_delay(raw: bytes) -> float | None:

@@ -7,6 +7,7 @@ last one that arrived, and any other offset than that is an error. How it ended 
 import asyncio
 import codecs
 import contextlib
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any, Self
 
@@ -14,10 +15,14 @@ import grpc
 
 from cloister_api.exec.v1 import exec_pb2
 
-from ._connection import Connection, Lost, watched
+from ._connection import Connection
+from ._deadline import exceeded, within
 from ._errors import DataLossError, FailedPreconditionError, OutcomeUnknownError, call_error
 from ._outcomes import Event, Exit, Gap, Output, start_failed
+from ._silence import Lost, watched
 
+# A shell is opened before, and a connection may have to be repaired.
+BEGIN_SECONDS = 30.0
 # Three times the time between the server's heartbeats.
 SILENCE_SECONDS = 30.0
 OUTPUT_LIMIT = 64 * 1024 * 1024
@@ -30,11 +35,17 @@ class Follower:
     """One reader's way through a program's output.
 
     first: starts what is followed, under an id of the client's choice; None when it was started.
-    again: attaches to it, and never starts it.
+    again: attaches to it, and never starts it. until: when it must have ended, on the monotonic
+    clock; signs of life after it, without output, raise DeadlineExceededError.
     """
 
     def __init__(
-        self, connection: Connection, first: Opener | None, again: Opener, offset: int = 0
+        self,
+        connection: Connection,
+        first: Opener | None,
+        again: Opener,
+        offset: int = 0,
+        until: float | None = None,
     ) -> None:
         self._connection = connection
         self._first = first
@@ -42,6 +53,7 @@ class Follower:
         self._events: AsyncGenerator[Event | None, None] | None = None
         self._lock = asyncio.Lock()
         self._at_end = False
+        self.until = until
         self.offset = offset
         """Of the byte that comes next."""
         self.exit: Exit | None = None
@@ -50,10 +62,13 @@ class Follower:
         """Called with True when the connection is lost, and with False when it is back."""
 
     async def begin(self) -> None:
-        """Start it, and return when the server has said that it did."""
+        """Start it, and return when the server has said that it did.
+
+        A server that only gives signs of life for BEGIN_SECONDS has not.
+        """
         async with self._lock:
             events = self._follow()
-            await anext(events)
+            await within(BEGIN_SECONDS, "beginning it", anext(events))
             self._events = events
 
     async def next(self) -> Event | None:
@@ -153,7 +168,14 @@ class Follower:
             self.exit = Exit.detached(message.detached)
         elif kind == "failed":
             raise start_failed(message.failed)
+        else:
+            self.require_time()
         return None
+
+    def require_time(self) -> None:
+        """Raise DeadlineExceededError when it should have been ended long ago."""
+        if self.until is not None and time.monotonic() > self.until:
+            raise exceeded("its time is up, and the exec server does not say that it has ended")
 
     def _go_on(self, start: int, end: int) -> None:
         if start != self.offset or end < start:
@@ -238,7 +260,7 @@ class AsyncOutput:
         Raises DataLossError when the server has not kept all of it, FailedPreconditionError when
         there are more than `limit` bytes.
         """
-        follower = Follower(self._connection, None, self._again)
+        follower = Follower(self._connection, None, self._again, until=self._follower.until)
         content = bytearray()
         async with contextlib.aclosing(follower):
             while (event := await follower.next()) is not None:

@@ -1,4 +1,4 @@
-"""Client and Session: the asynchronous ones, for programs without an event loop."""
+"""Session: the asynchronous one, for programs without an event loop."""
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -6,19 +6,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from ._client import DEFAULT_WAIT, AsyncClient
 from ._models import (
     Credentials,
-    EgressDecision,
     Entry,
-    EnvironmentInfo,
-    File,
     SessionInfo,
     ToolResult,
 )
 from ._outcomes import OutputPolicy, ProcessInfo, ShellInfo
 from ._progress import Progress
+from ._server_info import Activity, ServerInfo
 from ._session import _READ_LIMIT, AsyncSession
+from ._sync_files import Files
 from ._sync_loop import run as _run
 from ._sync_programs import Process, Shell
 
@@ -74,6 +72,19 @@ class Session:
         """Its client certificate and key, for programs that call the exec server themselves."""
         return self._async.credentials
 
+    @property
+    def files(self) -> Files:
+        """Its files for programs: text with etags, searches, moves and watches."""
+        return Files(self._async.files)
+
+    def server_info(self) -> ServerInfo:
+        """What its exec server says of itself: version, capabilities, boot id."""
+        return _run(self._async.server_info)
+
+    def activity(self) -> Activity:
+        """Whether something runs in it; see AsyncSession.activity."""
+        return _run(self._async.activity)
+
     def bash(
         self,
         command: str,
@@ -93,9 +104,15 @@ class Session:
         """Replace the shell by a fresh one."""
         return _run(lambda: self._async.restart(context=context))
 
-    def read(self, path: str, *, view_range: Sequence[int] | None = None) -> ToolResult:
+    def read(
+        self,
+        path: str,
+        *,
+        view_range: Sequence[int] | None = None,
+        byte_range: Sequence[int] | None = None,
+    ) -> ToolResult:
         """Read a file as a model sees it; see AsyncSession.read."""
-        return _run(lambda: self._async.read(path, view_range=view_range))
+        return _run(lambda: self._async.read(path, view_range=view_range, byte_range=byte_range))
 
     def write(self, path: str, content: str) -> ToolResult:
         """Write a text file, making its directories."""
@@ -195,9 +212,21 @@ class Session:
         """A file's bytes; raises FailedPreconditionError when there are more than `limit`."""
         return _run(lambda: self._async.read_bytes(path, limit=limit))
 
-    def write_bytes(self, path: str, content: bytes, *, mode: int = 0o644) -> Entry:
-        """Write a file, making its directories; it appears when it is complete."""
-        return _run(lambda: self._async.write_bytes(path, content, mode=mode))
+    def write_bytes(
+        self,
+        path: str,
+        content: bytes,
+        *,
+        mode: int = 0o644,
+        if_etag: str = "",
+        create_only: bool = False,
+    ) -> Entry:
+        """Write a file, making its directories; see AsyncSession.write_bytes."""
+        return _run(
+            lambda: self._async.write_bytes(
+                path, content, mode=mode, if_etag=if_etag, create_only=create_only
+            )
+        )
 
     def upload(
         self,
@@ -239,11 +268,11 @@ class Session:
         try:
             yield address
         finally:
-            _run(lambda: _leave(manager))
+            _run(lambda: _leave(manager), ending=True)
 
     def close(self, *, delete: bool | None = None) -> None:
         """Close the connection; delete: see AsyncSession.close."""
-        _run(lambda: self._async.close(delete=delete))
+        _run(lambda: self._async.close(delete=delete), ending=True)
 
     def __enter__(self) -> Self:
         return self
@@ -258,146 +287,6 @@ class Session:
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.namespace}/{self.name}>"
-
-
-class Client:
-    """A client of one cluster. It connects at the first call, and several threads may use it.
-
-    Arguments, methods and errors are those of AsyncClient.
-    """
-
-    def __init__(
-        self,
-        *,
-        namespace: str | None = None,
-        kubeconfig: str | None = None,
-        context: str | None = None,
-        system_namespace: str | None = None,
-        direct: bool | None = None,
-    ) -> None:
-        self._async = AsyncClient(
-            namespace=namespace,
-            kubeconfig=kubeconfig,
-            context=context,
-            system_namespace=system_namespace,
-            direct=direct,
-        )
-
-    @property
-    def namespace(self) -> str:
-        """The namespace of the sandboxes."""
-        return self._async.namespace
-
-    def create_session(
-        self,
-        environment: str,
-        *,
-        name: str | None = None,
-        env: Mapping[str, str] | None = None,
-        files: Sequence[File] = (),
-        idle_timeout: float | None = None,
-        max_lifetime: float | None = None,
-        wait: float = DEFAULT_WAIT,
-        request_id: str | None = None,
-    ) -> Session:
-        """Claim a sandbox of an Environment; see AsyncClient.create_session."""
-        return Session(
-            _run(
-                lambda: self._async.create_session(
-                    environment,
-                    name=name,
-                    env=env,
-                    files=files,
-                    idle_timeout=idle_timeout,
-                    max_lifetime=max_lifetime,
-                    wait=wait,
-                    request_id=request_id,
-                )
-            )
-        )
-
-    def get_session(self, name: str) -> Session:
-        """Attach to a session that exists; leaving it does not end it."""
-        return Session(_run(lambda: self._async.get_session(name)))
-
-    def list_sessions(self, environment: str | None = None) -> list[SessionInfo]:
-        """The namespace's sessions, oldest first; environment: only this one's."""
-        return _run(lambda: self._async.list_sessions(environment))
-
-    def session_egress(self, name: str) -> list[EgressDecision]:
-        """What a session tried to reach; see AsyncClient.session_egress."""
-        return _run(lambda: self._async.session_egress(name))
-
-    def suspend_session(self, name: str) -> SessionInfo:
-        """Delete a session's sandbox and keep its workspace; see AsyncClient.suspend_session."""
-        return _run(lambda: self._async.suspend_session(name))
-
-    def resume_session(self, name: str, *, wait: float = DEFAULT_WAIT) -> Session:
-        """Give a suspended session a new sandbox; see AsyncClient.resume_session."""
-        return Session(_run(lambda: self._async.resume_session(name, wait=wait)))
-
-    def delete_session(self, name: str) -> None:
-        """End a session; raises NotFoundError."""
-        _run(lambda: self._async.delete_session(name))
-
-    def session_info(self, name: str) -> SessionInfo:
-        """Read a session, also one that has ended; raises NotFoundError."""
-        return _run(lambda: self._async.session_info(name))
-
-    def list_environments(self) -> list[EnvironmentInfo]:
-        """The namespace's Environments, by name."""
-        return _run(self._async.list_environments)
-
-    def logs(self, name: str, *, follow: bool = False, tail: int | None = None) -> Iterator[bytes]:
-        """What the exec server of a session has logged; see AsyncClient.logs."""
-        chunks = self._async.logs(name, follow=follow, tail=tail)
-
-        async def following() -> bytes | None:
-            return await anext(chunks, None)
-
-        while chunk := _run(following):
-            yield chunk
-
-    def reach(self, session: Session) -> contextlib.AbstractContextManager[str]:
-        """The same as session.reach()."""
-        return session.reach()
-
-    def close(self) -> None:
-        """Close all connections; sessions go on, and get_session finds them again."""
-        _run(self._async.close)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-
-@contextlib.contextmanager
-def session(
-    environment: str,
-    *,
-    name: str | None = None,
-    env: Mapping[str, str] | None = None,
-    files: Sequence[File] = (),
-    namespace: str | None = None,
-    kubeconfig: str | None = None,
-    context: str | None = None,
-) -> Iterator[Session]:
-    """A session of an Environment that ends with the context.
-
-    namespace, kubeconfig, context: see AsyncClient; the rest: see AsyncClient.create_session.
-    """
-    with (
-        Client(namespace=namespace, kubeconfig=kubeconfig, context=context) as client,
-        client.create_session(environment, name=name, env=env, files=files) as made,
-    ):
-        yield made
 
 
 async def _enter(manager: contextlib.AbstractAsyncContextManager[T]) -> T:

@@ -11,6 +11,9 @@ import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
+from ._deadline import exceeded, left
+from ._errors import CallError
+
 T = TypeVar("T")
 
 # How long an interrupted call may take to end in order, in seconds.
@@ -26,8 +29,12 @@ class _Loop:
         self._thread.start()
         atexit.register(self._stop)
 
-    def run(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Run a coroutine there and wait for it; an interrupt cancels it and lets it end."""
+    def run(self, work: Callable[[], Coroutine[Any, Any, T]], seconds: float | None) -> T:
+        """Run a coroutine there and wait for it; an interrupt cancels it and lets it end.
+
+        seconds: for which to wait; then it ends as after an interrupt, and DeadlineExceededError is
+        raised.
+        """
         if threading.current_thread() is self._thread:
             raise RuntimeError("Client and Session block: use AsyncClient on an event loop")
         done = threading.Event()
@@ -40,11 +47,15 @@ class _Loop:
 
         future = asyncio.run_coroutine_threadsafe(wrapped(), self._loop)
         try:
-            return future.result()
-        except BaseException:
+            return future.result(seconds)
+        except BaseException as error:
             # Without effect on a call that failed by itself; an interrupt must stop it.
             if future.cancel():
                 done.wait(_INTERRUPT_SECONDS)
+                if isinstance(error, TimeoutError):
+                    raise _too_late() from None
+            elif isinstance(error, TimeoutError):
+                return future.result()  # it has ended after all
             raise
 
     def _stop(self) -> None:
@@ -69,10 +80,20 @@ _lock = threading.Lock()
 _shared: _Loop | None = None
 
 
-def run(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """Run a coroutine on the shared loop and wait for it; see _Loop.run."""
+def run(work: Callable[[], Coroutine[Any, Any, T]], *, ending: bool = False) -> T:
+    """Run a coroutine on the shared loop and wait for it, within this thread's `deadline`.
+
+    ending: it ends what a block began, which the deadline must not prevent.
+    """
     global _shared
+    seconds = None if ending else left()
+    if seconds is not None and seconds <= 0:
+        raise _too_late()
     with _lock:
         if _shared is None:
             _shared = _Loop()
-    return _shared.run(work)
+    return _shared.run(work, seconds)
+
+
+def _too_late() -> CallError:
+    return exceeded("the deadline of this block is over")

@@ -123,7 +123,7 @@ class Process(_Output):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        _run(lambda: self._async.__aexit__(kind, error, traceback))
+        _run(lambda: self._async.__aexit__(kind, error, traceback), ending=True)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.id}>"
@@ -214,7 +214,7 @@ class Shell:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        _run(lambda: self._async.__aexit__(kind, error, traceback))
+        _run(lambda: self._async.__aexit__(kind, error, traceback), ending=True)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.id}>"

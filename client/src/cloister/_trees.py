@@ -85,7 +85,8 @@ async def download(
         listed = await files.entries(source)
         place = await finished(lambda: _marked(target, mark))
         try:
-            fetch = Fetch(files, source, entry.path, place, meter)
+            streams = await files.has("files.tree")
+            fetch = Fetch(files, source, entry.path, place, meter, streams=streams)
             left_out = await fetch.run(listed, in_parallel, skip_same=skip_same)
         finally:
             place.close()

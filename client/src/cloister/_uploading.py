@@ -1,6 +1,7 @@
 """Sending bytes to a sandbox: what was cut goes on where it stopped, nothing is written twice."""
 
 import asyncio
+import contextlib
 import hashlib
 import io
 import os
@@ -9,7 +10,7 @@ import uuid
 import zlib
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import BinaryIO, Protocol, Self
+from typing import Any, BinaryIO, Protocol, Self
 
 import grpc
 
@@ -18,6 +19,7 @@ from cloister_api.exec.v1 import exec_pb2, exec_pb2_grpc
 from ._cancelling import being_cancelled
 from ._connection import Connection
 from ._errors import CallError, LocalFileError
+from ._silence import Lost
 from ._threads import finished
 
 # With TLS, larger frames cost less per byte; larger reads come quicker from the disk.
@@ -25,6 +27,8 @@ _FRAME = 512 * 1024
 _READ = 1024 * 1024
 # Well below the time for which a call is repeated: one silent loss must not use it up.
 _CALL_SECONDS = 10.0
+# Without progress: a server may be busy with its disk, or unpack a tree, but not for so long.
+STALL_SECONDS = 300.0
 _STARTS = 4
 """How often an upload begins anew because another one got in its way."""
 
@@ -161,7 +165,13 @@ class Sending:
     async def _state(self, channel: grpc.aio.Channel, _alive: _Alive) -> int:
         request = exec_pb2.UploadStateRequest(upload_id=self._start.upload_id)
         stub = exec_pb2_grpc.FilesStub(channel)
-        return (await stub.UploadState(request, timeout=_CALL_SECONDS)).offset
+        try:
+            return (await stub.UploadState(request, timeout=_CALL_SECONDS)).offset
+        except grpc.aio.AioRpcError as error:
+            if error.code() is not grpc.StatusCode.UNIMPLEMENTED:
+                raise
+            self._start_anew()  # without `files.resume` every attempt sends all of it
+            return 0
 
     def _start_anew(self) -> None:
         self._start.upload_id = uuid.uuid4().hex
@@ -177,8 +187,7 @@ class Sending:
             # What a server says it has is hashed from our own bytes: theirs must be the same.
             while self._hashed < offset:
                 await self._read(self._hashed, offset - self._hashed)
-            call = exec_pb2_grpc.FilesStub(channel).Upload(self._frames(offset, alive))
-            return await call
+            return await self._send(exec_pb2_grpc.FilesStub(channel), offset, alive)
         except (grpc.aio.AioRpcError, asyncio.CancelledError):
             if self._stopped is not None and not being_cancelled():
                 raise self._stopped from None
@@ -189,7 +198,18 @@ class Sending:
                 alive()
             raise
 
-    async def _frames(self, offset: int, alive: _Alive) -> AsyncIterator[exec_pb2.UploadFrame]:
+    async def _send(self, stub: Any, offset: int, alive: _Alive) -> exec_pb2.Entry:
+        """Send from an offset on; raises Lost when the server takes nothing for too long."""
+        try:
+            async with asyncio.timeout(STALL_SECONDS) as patience:
+                sent: exec_pb2.Entry = await stub.Upload(self._frames(offset, alive, patience))
+                return sent
+        except TimeoutError:
+            raise Lost("the exec server takes no more of an upload") from None
+
+    async def _frames(
+        self, offset: int, alive: _Alive, patience: asyncio.Timeout
+    ) -> AsyncIterator[exec_pb2.UploadFrame]:
         start = exec_pb2.UploadStart()
         start.CopyFrom(self._start)
         start.offset = offset
@@ -199,6 +219,8 @@ class Sending:
                 data = await self._read(offset, _READ)
                 for at in range(0, len(data), _FRAME):
                     yield exec_pb2.UploadFrame(data=data[at : at + _FRAME])
+                    with contextlib.suppress(RuntimeError):  # the call has ended meanwhile
+                        patience.reschedule(asyncio.get_running_loop().time() + STALL_SECONDS)
                 offset += len(data)
                 if offset > self._furthest:  # the server takes bytes that it never had before
                     self._furthest = offset

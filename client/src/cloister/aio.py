@@ -12,8 +12,18 @@ from ._models import File
 from ._programs import AsyncProcess
 from ._session import AsyncSession
 from ._shells import AsyncCommand, AsyncShell
+from ._workspace import AsyncFiles, AsyncWatch
 
-__all__ = ["AsyncClient", "AsyncCommand", "AsyncProcess", "AsyncSession", "AsyncShell", "session"]
+__all__ = [
+    "AsyncClient",
+    "AsyncCommand",
+    "AsyncFiles",
+    "AsyncProcess",
+    "AsyncSession",
+    "AsyncShell",
+    "AsyncWatch",
+    "session",
+]
 
 
 @contextlib.asynccontextmanager

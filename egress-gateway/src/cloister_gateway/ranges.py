@@ -28,8 +28,7 @@ DENIED_IPV4 = (
 REACHABLE_IPV6 = "2000::/3"
 """All else is local, private, multicast, or holds an IPv4 address (::ffff:0:0/96, 64:ff9b::/96)."""
 DENIED_IPV6 = (
-    "2001::/32",  # Teredo, which holds an IPv4 address
-    "2001:10::/28",
+    "2001::/23",  # for protocols: Teredo, which holds an IPv4 address, and a site's own NAT
     "2001:db8::/32",
     "2002::/16",  # 6to4, which holds one too
     "3fff::/20",

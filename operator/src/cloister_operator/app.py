@@ -14,7 +14,7 @@ from .cluster.api import HttpApi
 from .cluster.fence import Fenced
 from .cluster.reviewer import ClusterReviewer
 from .controller import authority as certificates
-from .controller import bootstrap
+from .controller import bootstrap, observe
 from .controller.admission import SelfTest
 from .controller.backend import Backend
 from .controller.context import Context
@@ -25,11 +25,10 @@ from .controller.events import Recorder
 from .controller.gateway_link import Lead
 from .controller.gateway_objects import GatewayObjects
 from .controller.git_servers import fetcher
-from .controller.observe import Health, keep_gauges
 from .errors import OperatorError
 from .handlers import Watcher
 from .http import HttpServer
-from .metrics import BUILD, LEADER
+from .metrics import LEADER
 from .sandboxes import Sandboxes
 from .sandboxes.gateways import EgressGateways
 from .sessions_api.limits import of_settings
@@ -90,7 +89,7 @@ async def _serve(api: HttpApi, settings: Settings) -> None:
     )
     authority = generations.authority()
     certificates.observe(generations)
-    BUILD.labels(__version__).set(1)
+    observe.begin(__version__)
     dialer = Sandboxes(authority, clock=now)
     own = names.joined(settings.pod_ip, names.SESSIONS_PORT)
     election = Election(api, settings.namespace, _identity(settings), own, now)
@@ -100,7 +99,7 @@ async def _serve(api: HttpApi, settings: Settings) -> None:
     gateways = EgressGateways(authority, clock=now)
     recorder = Recorder(context.api, socket.gethostname(), now)
     controller = Controller(context, recorder)
-    health = Health(context)
+    health = observe.Health(context)
     http = HttpServer(health)
     await http.start()
     try:
@@ -135,7 +134,7 @@ async def _serve(api: HttpApi, settings: Settings) -> None:
                     parts.create_task(rotation.lead(), name="rotation")
                     if settings.admission_policies:
                         parts.create_task(self_test.run(), name="admission")
-                    parts.create_task(keep_gauges(context), name="gauges")
+                    parts.create_task(observe.keep_gauges(context), name="gauges")
                     if settings.egress_gateway:
                         lead = Lead(election.term, election.leads, gateways, context.api)
                         parts.create_task(

@@ -46,8 +46,6 @@ class RefusedError(TransientError):
 class QuotaError(RefusedError):
     """A quota of the namespace is used up; `quota` is its name."""
 
-    outcome = "quota"
-
     def __init__(self, message: str, quota: str, retry_after: float | None = None) -> None:
         super().__init__(message, retry_after)
         self.quota = quota

@@ -6,7 +6,7 @@ the name of a session or of a pod.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Final
 
@@ -82,6 +82,12 @@ POOL_PODS = Gauge(
 POOL_WANTED_PODS = Gauge(
     "cloister_pool_wanted_pods",
     "Warm pods that the pool is to have.",
+    _ENVIRONMENT,
+    registry=REGISTRY,
+)
+POOL_FAILURES = Gauge(
+    "cloister_pool_failed_starts",
+    "Failures one after the other of the pool's new pods; 0 once one of them is warm.",
     _ENVIRONMENT,
     registry=REGISTRY,
 )
@@ -310,19 +316,50 @@ def _measured(count: Counter, seconds: Histogram, *labels: str) -> Iterator[None
         count.labels(*labels, outcome).inc()
 
 
+def begin(failures: Mapping[str, Iterable[str]]) -> None:
+    """Let counters be 0 whose first step somebody must see: Prometheus knows of no increase when
+    the first value that it reads is already more.
+
+    `failures`: by kind, the reasons that `FAILURES` is known to count.
+    """
+    for kind, reasons in failures.items():
+        for reason in reasons:
+            FAILURES.labels(kind, reason)
+    for outcome in ("posted", "repeated", "dropped"):
+        EVENTS.labels(outcome)
+    for why in ("no_token", "one_address", "crowded"):
+        SESSIONS_API_ENDED.labels(why)
+
+
+def begin_environment(namespace: str, environment: str) -> None:
+    """The same for the counters of an Environment."""
+    of = (namespace, environment)
+    for start in ("warm", "cold", "resumed"):
+        CLAIMS.labels(*of, start, OK)
+    for outcome in ("failed", "deleted"):
+        CLAIMS.labels(*of, "none", outcome)
+    for verdict in ("allowed", "denied"):
+        EGRESS_REQUESTS.labels(*of, verdict)
+    SESSION_RUNNING_SECONDS.labels(*of)
+    SESSION_ACTIVE_SECONDS.labels(*of)
+
+
 def forget_gauges() -> None:
     """Remove what only the leader says."""
-    for metric in (POOL_PODS, POOL_WANTED_PODS, ENVIRONMENT_CONDITION, SESSIONS, EGRESS_GATEWAYS):
+    for metric in (
+        *(POOL_PODS, POOL_WANTED_PODS, POOL_FAILURES, ENVIRONMENT_CONDITION, SESSIONS),
+        *(EGRESS_GATEWAYS, ADMISSION_ENFORCED),
+    ):
         metric.clear()
-    QUEUE_DEPTH.set(0)
-    QUEUE_AGE_SECONDS.set(0)
+    for figure in (QUEUE_DEPTH, QUEUE_AGE_SECONDS, CA_UNTOLD):
+        figure.set(0)
 
 
 def forget_environment(namespace: str, environment: str) -> None:
     """Remove the series of an Environment that is gone."""
     of = {"namespace": namespace, "environment": environment}
     for metric in (
-        *(POOL_PODS, POOL_WANTED_PODS, ENVIRONMENT_CONDITION, SESSIONS),
+        *(POOL_PODS, POOL_WANTED_PODS, POOL_FAILURES, ENVIRONMENT_CONDITION, SESSIONS),
         *(SESSION_RUNNING_SECONDS, SESSION_ACTIVE_SECONDS, CLAIMS, EGRESS_REQUESTS),
     ):
         metric.remove_by_labels(of)

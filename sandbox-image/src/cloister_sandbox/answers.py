@@ -49,7 +49,8 @@ class Answers:
                 await self._room.acquire()
         except TimeoutError:
             self._pass_over()
-            raise Busy("TOO_MANY_CALLS", "large answers wait for their readers", 1.0) from None
+            why = "large answers wait for their readers"
+            raise Busy("TOO_MANY_CALLS", why, 1.0, "large-answers") from None
         answer = object()
         self._sending[answer] = time.monotonic()
         try:

@@ -103,10 +103,12 @@ class Calls:
                 )
             return known, True
         if self._running >= MAX_RUNNING:
-            raise Busy("TOO_MANY_CALLS", f"{MAX_RUNNING} calls are under way", retry_after=0.5)
+            why = f"{MAX_RUNNING} calls are under way"
+            raise Busy("TOO_MANY_CALLS", why, 0.5, "calls", MAX_RUNNING)
         size = len(payload)
         if self._running and self._running_bytes + size > MAX_RUNNING_BYTES:
-            raise Busy("TOO_MANY_CALLS", "calls with large inputs are under way", retry_after=0.5)
+            why = "calls with large inputs are under way"
+            raise Busy("TOO_MANY_CALLS", why, 0.5, "call-bytes", MAX_RUNNING_BYTES)
         cancel: Cancel = asyncio.get_running_loop().create_future()
 
         call = Call(digest, cancel)

@@ -20,12 +20,15 @@ _NOT_EMPTY = (errno.ENOTEMPTY, errno.EEXIST)
 
 
 def move(roots: Roots, source: str, target: str, *, overwrite: bool) -> exec_pb2.Entry:
-    """Rename a resolved entry; raises OSError."""
+    """Rename a resolved entry; raises CallError about the destination, OSError for the rest."""
     with roots.parent(source) as (old, name), roots.parent(target) as (new, other):
-        if overwrite:
-            os.rename(name, other, src_dir_fd=old, dst_dir_fd=new)
-        else:
-            beneath.rename_new(old, name, new, other)
+        try:
+            if overwrite:
+                os.rename(name, other, src_dir_fd=old, dst_dir_fd=new)
+            else:
+                beneath.rename_new(old, name, new, other)
+        except FileExistsError as error:
+            raise failed(target, error) from None
         info = os.stat(other, dir_fd=new, follow_symlinks=False)
         return entry(target, info, read_link(other, new, info))
 
@@ -37,6 +40,7 @@ def remove(
 
     A directory that is not empty needs `recursive`.
     """
+    inside = False
     try:
         with roots.parent(resolved) as (above, name):
             info = os.stat(name, dir_fd=above, follow_symlinks=False)
@@ -44,7 +48,9 @@ def remove(
                 os.unlink(name, dir_fd=above)
                 return None
             for _ in range(_TRIES if recursive else 0):
+                inside = True
                 _empty(above, name, stopped)
+                inside = False
                 try:
                     return os.rmdir(name, dir_fd=above)
                 except OSError as error:  # somebody fills it, or the listing passed something over
@@ -55,7 +61,7 @@ def remove(
         if error.errno in _NOT_EMPTY:
             why = "is not empty" + ("" if recursive else ": pass recursive to remove all of it")
             raise WrongState("NOT_EMPTY", f"{shown(path)} {why}", path=shown(path)) from None
-        below = f"/{error.filename}" if isinstance(error.filename, str) and recursive else ""
+        below = f"/{error.filename}" if isinstance(error.filename, str) and inside else ""
         raise failed(path + below, error) from None
 
 

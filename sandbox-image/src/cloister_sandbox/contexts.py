@@ -64,7 +64,8 @@ class Contexts:
         found = self._contexts.get(context_id)
         if found is None:
             if len(self._contexts) >= MAX_CONTEXTS:
-                raise Busy("TOO_MANY_CONTEXTS", f"{MAX_CONTEXTS} contexts are open", 1.0)
+                why = f"{MAX_CONTEXTS} contexts are open"
+                raise Busy("TOO_MANY_CONTEXTS", why, 1.0, "contexts", MAX_CONTEXTS)
             shell = Shell(
                 f"c{len(self._contexts)}", self._config.state_dir, self._reaper, self._overflows
             )

@@ -35,11 +35,13 @@ def edit(roots: Roots, uploads: Uploads, request: exec_pb2.EditRequest) -> exec_
         require_etag(request.if_etag, path, info)
         data = file.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
-        raise WrongState("TOO_LARGE", f"{shown(path)} has more than {MAX_BYTES} bytes", path=path)
+        raise WrongState(
+            "TOO_LARGE", f"{shown(path)} has more than {MAX_BYTES} bytes", path=shown(path)
+        )
     try:
         before = data.decode("utf-8")
     except UnicodeDecodeError:
-        raise WrongState("NOT_TEXT", f"{shown(path)} is not UTF-8 text", path=path) from None
+        raise WrongState("NOT_TEXT", f"{shown(path)} is not UTF-8 text", path=shown(path)) from None
     after, counts = _apply(request, before)
     # The file must still be the one that was read when the result takes its place.
     start = exec_pb2.UploadStart(path=path, if_etag=etag(info))
@@ -58,6 +60,7 @@ def edit(roots: Roots, uploads: Uploads, request: exec_pb2.EditRequest) -> exec_
 
 def _apply(request: exec_pb2.EditRequest, text: str) -> tuple[str, list[int]]:
     counts = []
+    path = shown(request.path)
     for index, each in enumerate(request.edits):
         field = f"edits[{index}].old_string"
         if not each.old_string and text:
@@ -69,18 +72,19 @@ def _apply(request: exec_pb2.EditRequest, text: str) -> tuple[str, list[int]]:
         except NotFoundInText:
             hint = "; the file's lines end in CRLF" if has_crlf_of(text, each.old_string) else ""
             raise WrongState(
-                "OLD_STRING_NOT_FOUND", f"{field} does not occur{hint}", field=field
+                "OLD_STRING_NOT_FOUND", f"{field} does not occur{hint}", path=path, field=field
             ) from None
         except NotUnique as found:
             raise WrongState(
                 "OLD_STRING_NOT_UNIQUE",
                 f"{field} occurs {found.count} times",
+                path=path,
                 field=field,
                 count=str(found.count),
             ) from None
         except ResultTooLarge:
             raise WrongState(
-                "TOO_LARGE", f"the result would have more than {MAX_EDITED} characters"
+                "TOO_LARGE", f"the result would have more than {MAX_EDITED} characters", path=path
             ) from None
         counts.append(count)
     return text, counts

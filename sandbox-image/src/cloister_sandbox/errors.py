@@ -9,13 +9,13 @@
     ├── WrongState               FAILED_PRECONDITION
     ├── OutOfRange               OUT_OF_RANGE: an offset beyond what there is
     ├── Forbidden                PERMISSION_DENIED
-    ├── Busy                     RESOURCE_EXHAUSTED, with a hint when to retry
+    ├── Busy                     RESOURCE_EXHAUSTED: which bound, with a hint when to retry
     ├── Unavailable              UNAVAILABLE: preparing or draining
     └── Corrupt                  DATA_LOSS
 
 The details are `google.rpc.Status` in the trailing metadata `grpc-status-details-bin`, as the gRPC
-richer error model asks. They are encoded here, because the package with the generated messages is
-not part of the sandbox image.
+richer error model asks: ErrorInfo always, and the standard message of the kind. They are encoded
+here, because the package with the generated messages is not part of the sandbox image.
 """
 
 from collections.abc import Mapping
@@ -27,6 +27,21 @@ MAX_MESSAGE = 1000
 MAX_VALUE = 520
 """Bytes. A client refuses an answer whose headers are long, and would not learn what was wrong; an
 id of 128 characters fits."""
+MAX_DESCRIPTION = 240
+"""Bytes. The message says it in full, and headers have room for it once."""
+RESOURCES = {
+    "path": "file",
+    "member": "member",
+    "id": "process",
+    "shell_id": "shell",
+    "command_id": "command",
+    "context_id": "context",
+    "request_id": "call",
+    "upload_id": "upload",
+}
+"""What the first of an error's metadata names, by its key."""
+SANDBOX = "sandbox"
+"""The subject where no metadata name one."""
 _TYPE = "type.googleapis.com/google.rpc."
 
 
@@ -59,6 +74,12 @@ class CallError(Exception):
         """Pairs of a message type's name and its encoded value."""
         return [("ErrorInfo", _error_info(self.reason, self.metadata))]
 
+    def about(self) -> tuple[str, str]:
+        """What the call failed at, by kind and name, as the first of the metadata says."""
+        key = next(iter(self.metadata), "")
+        kind = RESOURCES.get(key, SANDBOX)
+        return kind, "" if kind == SANDBOX else self.metadata[key]
+
     def status_details(self) -> bytes:
         """The encoded google.rpc.Status."""
         number: int = self.code.value[0]
@@ -82,31 +103,50 @@ class InvalidField(CallError):
         return [*super().details(), ("BadRequest", _bytes(1, self._violation))]
 
 
-class NotFound(CallError):
+class _OfResource(CallError):
+    """Something is missing, or in the way: the first of the metadata names it."""
+
+    def details(self) -> list[tuple[str, bytes]]:
+        kind, name = self.about()
+        found = _bytes(1, kind.encode()) + _bytes(2, name.encode())
+        return [*super().details(), ("ResourceInfo", found)]
+
+
+class NotFound(_OfResource):
     """What the call names does not exist."""
 
     code = grpc.StatusCode.NOT_FOUND
 
 
-class IdConflict(CallError):
+class IdConflict(_OfResource):
     """The id is already used for something else."""
 
     code = grpc.StatusCode.ALREADY_EXISTS
 
 
-class Exists(CallError):
+class Exists(_OfResource):
     """What the call would make exists already."""
 
     code = grpc.StatusCode.ALREADY_EXISTS
 
 
-class Stale(CallError):
+class _Precondition(CallError):
+    """Something does not hold; the first of the metadata names what it should hold of."""
+
+    def details(self) -> list[tuple[str, bytes]]:
+        kind, name = self.about()
+        violation = _bytes(1, self.reason.encode()) + _bytes(2, (name or kind).encode())
+        violation += _bytes(3, _bounded(self.message, MAX_DESCRIPTION).encode())
+        return [*super().details(), ("PreconditionFailure", _bytes(1, violation))]
+
+
+class Stale(_Precondition):
     """The file is not the one that the caller means: read it again."""
 
     code = grpc.StatusCode.ABORTED
 
 
-class WrongState(CallError):
+class WrongState(_Precondition):
     """The call does not fit the server's state; repeating it cannot help."""
 
     code = grpc.StatusCode.FAILED_PRECONDITION
@@ -125,19 +165,35 @@ class Forbidden(CallError):
 
 
 class Busy(CallError):
-    """A bound is reached; try again after `retry_after` seconds."""
+    """A bound is reached; try again after `retry_after` seconds.
+
+    bound: its name in docs/exec.md. most: its value; 0 where the machine has it, not the server.
+    """
 
     code = grpc.StatusCode.RESOURCE_EXHAUSTED
 
-    def __init__(self, reason: str, message: str, retry_after: float) -> None:
+    def __init__(
+        self, reason: str, message: str, retry_after: float, bound: str, most: int = 0
+    ) -> None:
         super().__init__(reason, message)
         self._retry_after = retry_after
+        self._bound = bound
+        self._most = most
 
     def details(self) -> list[tuple[str, bytes]]:
         seconds = int(self._retry_after)
         nanos = int((self._retry_after - seconds) * 1e9)
         delay = _varint(1, seconds) + _varint(2, nanos)
-        return [*super().details(), ("RetryInfo", _bytes(1, delay))]
+        violation = _bytes(1, SANDBOX.encode())
+        violation += _bytes(2, _bounded(self.message, MAX_DESCRIPTION).encode())
+        violation += _bytes(5, self._bound.encode())
+        if self._most:
+            violation += _varint(7, self._most)
+        return [
+            *super().details(),
+            ("QuotaFailure", _bytes(1, violation)),
+            ("RetryInfo", _bytes(1, delay)),
+        ]
 
 
 class Unavailable(CallError):

@@ -16,9 +16,9 @@ def failed(path: str, error: OSError) -> CallError:
     path = shown(path)
     why = f"{path}: {reason(error)}"
     if error.errno in _FULL:
-        return Busy("DISK_FULL", why, 5.0)
+        return Busy("DISK_FULL", why, 5.0, "disk")
     if error.errno in _EXHAUSTED:
-        return Busy("OUT_OF_RESOURCES", why, 1.0)
+        return Busy("OUT_OF_RESOURCES", why, 1.0, "processes")
     if isinstance(error, FileNotFoundError):
         return NotFound("NOT_FOUND", why, path=path)
     if isinstance(error, FileExistsError):

@@ -27,7 +27,7 @@ def grep(
     seconds: float,
     stopped: Callable[[], bool],
 ) -> Iterator[exec_pb2.GrepEvent | None]:
-    """Lines, then the summary; a None says that nothing came for a moment.
+    """Lines, then the summary; a None says that none came for a moment.
 
     Raises InvalidField for what ripgrep cannot parse, CallError for a path that cannot be searched.
     """
@@ -43,11 +43,11 @@ def grep(
     with Matches(roots, resolved, base, lambda: stopped() or search.late) as matches:
         try:
             for data in output:
-                if not data:
-                    yield None
+                found = False
                 for line in matches.feed(data):
                     if not isinstance(line, Line):
                         continue
+                    found = True
                     if not line.is_context and summary.matches == limit:
                         summary.truncated = True
                         break
@@ -57,6 +57,8 @@ def grep(
                     yield exec_pb2.GrepEvent(line=message)
                 if summary.truncated:
                     break
+                if not found:  # the thread's turn ends: others wait for it
+                    yield None
         finally:
             output.close()
     summary.files = matches.files

@@ -14,6 +14,9 @@ calls (io_uring) are not there: they open sockets that no filter sees. Nor does 
 address that is not the pod's: over IPv6 everybody may send under such a one (IP_FREEBIND), and
 policies know pods by their addresses.
 
+And one to the node: set up contexts of asynchronous I/O (io_setup). The kernel has so many requests
+of them for all pods together (fs.aio-max-nr), and one call can take them all.
+
 The filter looks at nothing but numbers in registers, which no other thread can change meanwhile,
 and names no process: it cannot know which thread ids the server's threads will have. So tools
 cannot do either to each other's processes. The server, which has the filter too, sets limits with a
@@ -75,16 +78,18 @@ class _Calls:
     signal_third: tuple[int, ...]
     socket: int
     set_option: int
+    set_up_requests: int
+    """io_setup(2)."""
     socket_call: int = -1
     """An older way to the same, whose arguments no filter sees; gVisor runs no such programs."""
     rings: int = 425
     """Sets up rings of calls; the same number everywhere."""
 
 
-_X86_64 = _Calls(0xC000_003E, 302, (72,), (62, 200, 129, 424), (234, 297), 41, 54)
-_I386 = _Calls(0x4000_0003, 340, (55, 221), (37, 238, 178, 424), (270, 335), 359, 366, 102)
-_AARCH64 = _Calls(0xC000_00B7, 261, (25,), (129, 130, 138, 424), (131, 240), 198, 208)
-_ARM = _Calls(0x4000_0028, 369, (55, 221), (37, 238, 178, 424), (268, 363), 281, 294, 102)
+_X86_64 = _Calls(0xC000_003E, 302, (72,), (62, 200, 129, 424), (234, 297), 41, 54, 206)
+_I386 = _Calls(0x4000_0003, 340, (55, 221), (37, 238, 178, 424), (270, 335), 359, 366, 245, 102)
+_AARCH64 = _Calls(0xC000_00B7, 261, (25,), (129, 130, 138, 424), (131, 240), 198, 208, 0)
+_ARM = _Calls(0x4000_0028, 369, (55, 221), (37, 238, 178, 424), (268, 363), 281, 294, 243, 102)
 _MACHINES = {"x86_64": (317, (_X86_64, _I386)), "aarch64": (277, (_AARCH64, _ARM))}
 """The number of seccomp(2), and the ways in which programs of the machine may call."""
 _MACHINE = _MACHINES.get(os.uname().machine)
@@ -155,6 +160,7 @@ def program(kinds: tuple[_Calls, ...]) -> bytes:
         built.add(_LOAD, _NUMBER)
         if kind is _X86_64:
             built.add(_AT_LEAST, _X32, "unknown")
+        absent = (kind.rings, kind.set_up_requests)
         rules = (
             ("fcntl", kind.set_signal),
             ("second", kind.signal_second),
@@ -162,7 +168,7 @@ def program(kinds: tuple[_Calls, ...]) -> bytes:
             ("limit", (kind.set_limit,)),
             ("socket", (kind.socket,)),
             ("option", (kind.set_option,)),
-            ("unknown", (kind.rings, *((kind.socket_call,) if kind.socket_call >= 0 else ()))),
+            ("unknown", (*absent, *((kind.socket_call,) if kind.socket_call >= 0 else ()))),
         )
         for rule, call in itertools.chain.from_iterable(
             ((rule, call) for call in calls) for rule, calls in rules

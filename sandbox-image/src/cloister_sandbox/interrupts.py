@@ -6,7 +6,7 @@ import signal
 from collections.abc import Collection
 from typing import Any
 
-from .kin import in_thread, kill_tree, members, signal_all
+from .kin import in_thread, members, signal_all
 
 INTERRUPT_AGAIN = 1.0
 TERMINATE_AFTER = 2.0
@@ -22,10 +22,10 @@ its memory, and a trap that was set earlier is what that destroys."""
 async def interrupt(
     shell: int, mark: str, earlier: Collection[int], over: "asyncio.Future[Any]"
 ) -> None:
-    """Interrupt what a shell runs, then terminate it, then kill it with the shell.
+    """Interrupt what a shell runs, then terminate it.
 
-    `earlier` are processes that commands before it left behind: they are not touched unless the
-    shell has to be killed. Returns when `over` is done, or nothing is left that could make it so.
+    `earlier` are processes that commands before it left behind: they are not touched. Returns when
+    `over` is done, or when it has to be killed with the shell: that is left to the caller.
     """
     for number, pause in (
         (signal.SIGINT, INTERRUPT_AGAIN),
@@ -44,4 +44,3 @@ async def interrupt(
         await asyncio.wait([over], timeout=pause)
         if over.done():
             return
-    await kill_tree(shell, mark)

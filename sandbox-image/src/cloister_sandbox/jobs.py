@@ -23,6 +23,8 @@ MAX_JOBS = 256
 KEEP_BYTES = 512 * 1024 * 1024
 """Of ended jobs together, in memory and in files."""
 KEEP_SECONDS = 600.0
+STOP_SECONDS = 10.0
+"""For all jobs to end; what can be killed ends sooner."""
 MEMORY = 288 * 1024 * 1024
 """What all jobs together may ask to be kept in memory."""
 SHOWN_BYTES = 16_384
@@ -231,7 +233,8 @@ class Jobs:
         """Raise Busy when one more job does not fit, after forgetting the oldest that ended."""
         while len(self._jobs) >= MAX_JOBS or self._reserved + _memory(policy) > MEMORY:
             if not self._forget_oldest():
-                raise Busy("TOO_MANY_JOBS", "too many programs or commands run", retry_after=1.0)
+                why = "too many programs or commands run"
+                raise Busy("TOO_MANY_JOBS", why, 1.0, "jobs", MAX_JOBS)
 
     def put(self, job: Job, job_id: str = "") -> None:
         """Know a job from now on, and for a while after it ended; by its own id, or another."""
@@ -253,9 +256,10 @@ class Jobs:
             await asyncio.wait(running, timeout=grace)
 
     async def stop_all(self, reason: Reason) -> None:
-        """End every job and wait for it."""
+        """End every job and wait for it; not for ever for one that is still being started."""
         running = [job.stop(reason) for job in self._jobs.values() if job.running]
-        await asyncio.gather(*running)
+        if running:
+            await asyncio.wait(map(asyncio.create_task, running), timeout=STOP_SECONDS)
 
     def _ended(self, job_id: str, job: Job) -> None:
         if self._jobs.get(job_id) is not job:

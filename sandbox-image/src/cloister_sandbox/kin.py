@@ -16,7 +16,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar, cast
 
+from .births import BIRTHS
 from .marks import Marks, number_of
+from .others import send
 from .rereading import again
 
 T = TypeVar("T")
@@ -99,18 +101,21 @@ def _members(
 ) -> list[int]:
     """The same of a tree, or of several whose leaders and numbers are gone.
 
-    Orphans are known by their number or mark; those whose number is no living tree's count too.
+    Orphans are known by their number or mark; those whose number is no living tree's count too, and
+    those that have neither.
     With `spared`, without the leader, these processes, and what descends from them.
     """
+    before = BIRTHS.quiet()
     table = _table()
     me = os.getpid()
     # The pid of a leader that is gone may be another process by now.
     found = {leader} if table.get(leader) == (me, leader) else set()
-    found |= {
-        pid
-        for pid, (parent, _) in table.items()
-        if parent == me and pid != me and _belongs(pid, marks, number)
-    }
+    mine = {pid: number_of(pid) for pid, (parent, _) in table.items() if parent == me != pid}
+    found |= {pid for pid, carried in mine.items() if _belongs(pid, carried, marks, number)}
+    if me == 1 and _marks.hold and before is not None and BIRTHS.quiet() == before:
+        # Every program gets a number once it runs. What has none was started by one that was
+        # quicker; and what keeps its tree's mark is known by that.
+        found |= {pid for pid, carried in mine.items() if not carried and not _marked(pid)}
     found = _below(table, found, {leader})
     if spared is not None:
         kept = set(spared).intersection(table)
@@ -133,11 +138,16 @@ def _below(table: dict[int, tuple[int, int]], found: set[int], sessions: set[int
         sessions |= {table[pid][1] for pid in more if table[pid][1] in found}
 
 
-def _belongs(pid: int, marks: Collection[str], number: int) -> bool:
-    carried = number_of(pid)
+def _belongs(pid: int, carried: int, marks: Collection[str], number: int) -> bool:
     if carried:
         return carried == number or _marks.astray(carried)
     return not _marked(pid).isdisjoint(marks)
+
+
+def unnumbered() -> list[int]:
+    """Children of this process that carry no number: those that are being started, as a rule."""
+    me = os.getpid()
+    return [pid for pid, (parent, _) in _table().items() if parent == me and not number_of(pid)]
 
 
 def living(marks: Collection[str]) -> set[str]:
@@ -227,7 +237,7 @@ def signal_all(pids: Iterable[int], number: int) -> None:
     """Send a signal to processes, some of which may be gone."""
     for pid in pids:
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.kill(pid, number)
+            send(pid, number)
 
 
 async def kill_tree(leader: int, mark: str) -> list[int]:
@@ -285,6 +295,10 @@ def _strike(
     # Its offspring comes to this process, and the list of children is quick to read.
     known = {leader, *again, *(spared or ())}
     for _ in range(_CHASES if number and again else 0):
-        fresh = [pid for pid in orphans() if pid not in known and _belongs(pid, marks, number)]
+        fresh = [
+            pid
+            for pid in orphans()
+            if pid not in known and _belongs(pid, number_of(pid), marks, number)
+        ]
         signal_all(fresh, signal.SIGKILL)
     return found

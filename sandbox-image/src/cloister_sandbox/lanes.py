@@ -1,7 +1,8 @@
 """Threads for file I/O, in lanes: what is slow in one never holds up the others.
 
 quick: small calls. bulk: pieces of transfers, so that many transfers share it fairly. slow: work
-that keeps a thread for long, such as searching a tree.
+that keeps a thread for long, such as searching a tree. watch: following changes, where tools decide
+how much there is to do, and how often.
 """
 
 import asyncio
@@ -43,7 +44,8 @@ class Lane:
     def submit(self, work: Callable[[], T]) -> "asyncio.Future[T]":
         """Start a piece of work; raises Busy when too much is waiting."""
         if self._under_way >= self._bound:
-            raise Busy("TOO_MANY_CALLS", "too many file operations are waiting", 1.0)
+            why = "too many file operations are waiting"
+            raise Busy("TOO_MANY_CALLS", why, 1.0, "file-operations", self._bound)
         self._under_way += 1
         future = asyncio.get_running_loop().run_in_executor(self._pool, work)
         future.add_done_callback(self._done)
@@ -101,3 +103,4 @@ class Lanes:
         self.quick = Lane("quick", 4)
         self.bulk = Lane("bulk", 4)
         self.slow = Lane("slow", 4)
+        self.watch = Lane("watch", 2)

@@ -5,12 +5,14 @@ privilege that no tool has is raise a hard limit again: so the limit of the resi
 has had no effect since Linux 2.4, carries the number of the tree and is inherited by every process
 below it. A later tree has a higher number. So a process can make itself look like part of an older
 tree, and ends with that one, or of none, and ends with the next; it can never look like the
-server's own or the Environment's, which carry no number.
+server's own, which carries no number. One that its program starts in the moment before the server
+gives that its number has none either, and counts as of no tree (see kin).
 """
 
 import contextlib
 import itertools
 import resource
+from pathlib import Path
 
 from . import guard
 
@@ -28,6 +30,8 @@ class Marks:
         self._living: set[int] = set()
         """The same numbers: each orphan's is looked for, and there may be many of both."""
         self._next = itertools.count(1)
+        self.hold = False
+        """Whether the kernel was seen to keep a number."""
 
     def put(self, pid: int, mark: str) -> None:
         """Give a process, which has started nothing yet, the number of its tree."""
@@ -37,6 +41,7 @@ class Marks:
             self._living.add(number)
         with contextlib.suppress(OSError, ValueError):
             guard.set_limit(pid, _LIMIT, _BASE + number)
+            self.hold = self.hold or number_of(pid) == number
 
     def forget(self, mark: str) -> int:
         """The tree ends; returns the number it had, 0 when it had none."""
@@ -57,9 +62,22 @@ def number_of(pid: int) -> int:
     """The number that a process carries; 0 when it carries none, or is gone."""
     try:
         hard = resource.prlimit(pid, _LIMIT)[1]
+    except PermissionError:
+        # A tool that is root has given it to another user.
+        hard = _shown(pid)
     except (OSError, ValueError):
         return 0
     if hard == _OWN:
         return 0
     # A limit that a process lowered by itself belongs to no tree, and so to whichever ends next.
     return hard - _BASE if hard > _BASE else -1
+
+
+def _shown(pid: int) -> int:
+    """The limit as everybody may read it; this process's own where nobody may."""
+    try:
+        lines = Path(f"/proc/{pid}/limits").read_text().splitlines()
+        hard = next(each for each in lines if each.startswith("Max resident set ")).split()[-2]
+    except (OSError, StopIteration):
+        return _OWN
+    return resource.RLIM_INFINITY if hard == "unlimited" else int(hard)

@@ -14,13 +14,16 @@ import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from .paths import Roots
 
 _MAX_EVENT = 4 * 1024 * 1024
 """Bytes of one of ripgrep's events; what is longer is counted and left out."""
 _MATCHES = b',"submatches":['
+_LINES = ("match", "context")
+_MAX_NUMBER = 2**62
+"""No file has so many bytes, or lines."""
 _READ = 65_536
 _ENCODINGS = {b"\xff\xfe": "utf-16-le", b"\xfe\xff": "utf-16-be"}
 
@@ -34,6 +37,18 @@ class Line:
     text: bytes
     offset: int
     is_context: bool = False
+
+
+@dataclass(frozen=True)
+class _Event:
+    """One of ripgrep's, as far as it is wanted."""
+
+    kind: str
+    path: bytes
+    text: bytes = b""
+    number: int = 0
+    offset: int = -1
+    """Of a line, or of the null byte at which a file was left; negative where there is none."""
 
 
 @dataclass(frozen=True)
@@ -72,27 +87,20 @@ class Matches:
     def feed(self, data: bytes) -> Iterator[Line | Binary]:
         """Take some more of the output."""
         for event in self._events.feed(data):
-            kind, value = event["type"], event["data"]
-            if kind == "begin":
-                self._open(self._path(value))
-            elif kind in ("match", "context"):
-                line = Line(
-                    self._path(value),
-                    value["line_number"] or 0,
-                    _bytes(value["lines"]),
-                    value["absolute_offset"],
-                    kind == "context",
-                )
-                if not self._holds(line.offset, line.text):
+            path = self._absolute(os.fsdecode(event.path))
+            if event.kind == "begin":
+                self._open(path)
+            elif event.kind in _LINES:
+                if not self._holds(event.offset, event.text):
                     self.unconfirmed += 1
                     continue
                 self.files += not self._confirmed
                 self._confirmed = True
-                yield line
-            elif kind == "end":
-                stopped_at = value["binary_offset"]
-                if stopped_at is not None and self._confirmed and self._holds(stopped_at, b"\0"):
-                    yield Binary(self._path(value), stopped_at)
+                is_context = event.kind == "context"
+                yield Line(path, event.number, event.text, event.offset, is_context)
+            elif event.kind == "end":
+                if event.offset >= 0 and self._confirmed and self._holds(event.offset, b"\0"):
+                    yield Binary(path, event.offset)
                 self._close()
         self.too_long = self._events.too_long
 
@@ -128,9 +136,6 @@ class Matches:
 
     def _holds(self, offset: int, text: bytes) -> bool:
         return self._content is not None and self._content.holds(offset, text)
-
-    def _path(self, value: dict[str, Any]) -> str:
-        return self._absolute(os.fsdecode(_bytes(value["path"])))
 
     def _absolute(self, path: str) -> str:
         return os.path.normpath(Path(self._base) / path)
@@ -212,12 +217,13 @@ class _Events:
         self._seen = 0
         self._passing_over = False
 
-    def feed(self, data: bytes) -> Iterator[dict[str, Any]]:
+    def feed(self, data: bytes) -> Iterator[_Event]:
         *whole, rest = data.split(b"\n")
         for piece in whole:
             self._take(piece)
-            if self._held:
-                yield json.loads(self._held)
+            event = _understood(self._held) if self._held else None
+            if event is not None:
+                yield event
             self._held, self._seen, self._passing_over = bytearray(), 0, False
         self._take(rest)
 
@@ -234,6 +240,29 @@ class _Events:
             self.too_long += 1
             self._held.clear()
             self._passing_over = True
+
+
+def _understood(line: bytearray) -> _Event | None:
+    """An event; None for what is not wanted, or what ripgrep does not print.
+
+    Tools can write into its pipe, too.
+    """
+    try:
+        event = json.loads(line)
+        kind, data = event["type"], event["data"]
+        if kind not in ("begin", "end", *_LINES) or b"\0" in (path := _bytes(data["path"])):
+            return None
+        if kind in _LINES:
+            numbers = data["line_number"] or 0, data["absolute_offset"]
+            if all(type(each) is int and 0 <= each < _MAX_NUMBER for each in numbers):
+                return _Event(kind, path, _bytes(data["lines"]), *numbers)
+            return None
+        stopped_at = data["binary_offset"] if kind == "end" else None
+        if type(stopped_at) is int and 0 <= stopped_at < _MAX_NUMBER:
+            return _Event(kind, path, offset=stopped_at)
+        return _Event(kind, path)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None
 
 
 def _bytes(value: dict[str, str]) -> bytes:

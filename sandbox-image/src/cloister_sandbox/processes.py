@@ -10,8 +10,10 @@ import os
 import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from .kin import CHILDREN_ARE_LISTED, MARK, begin_tree, orphans
+from .births import BIRTHS
+from .kin import CHILDREN_ARE_LISTED, MARK, begin_tree, kill_tree, orphans
 from .spawn import nothing, spawn, yield_to_server
 from .starts import Starts
 
@@ -19,6 +21,8 @@ _REAPED = 1000
 """Processes that are reaped in one go: tools can make more as fast, and calls must go on."""
 _UNCLAIMED = 16_384
 """Ends that are kept for who starts programs: a start that the kernel holds back takes a minute."""
+REAP_SECONDS = 2.0
+"""In which the end of what was killed must have been told."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,24 @@ class Reaper:
             if not self._starting:
                 self._unclaimed.clear()
 
+    async def end(self, leader: int, mark: str, ended: "asyncio.Future[Any]") -> None:
+        """End a program with all that it started; `ended` is its future, of `start` or `launch`.
+
+        It is done afterwards, also where the kernel does not tell: a tool that traces a program may
+        keep its end to itself, and who waits for a disk that is gone cannot be ended. Such a one
+        counts as ended by SIGKILL.
+        """
+        await kill_tree(leader, mark)
+        if ended.done():
+            return
+        await asyncio.wait([ended], timeout=REAP_SECONDS)
+        if not ended.done():
+            # As nobody was told of its end, the number is still its own.
+            future = self._waiting.pop(leader, None)
+            if future is not None and not future.done():
+                future.set_result(Ended(-signal.SIGKILL, 0.0, 0))
+            await asyncio.wait([ended])
+
     def has_orphans(self) -> bool:
         """Whether processes came to this one whose parents are gone; True where nobody can tell."""
         if not CHILDREN_ARE_LISTED:
@@ -155,9 +177,10 @@ def _begin(
     """Start a program that is marked, and that the kernel takes before the server when memory
     runs out; returns its pid.
     """
-    pid = spawn(argv, cwd, env, streams, pass_fds)
-    if MARK in env:
-        # At once: the program is still being loaded, and has started nothing.
-        begin_tree(pid, env[MARK])
+    with BIRTHS.one():
+        pid = spawn(argv, cwd, env, streams, pass_fds)
+        if MARK in env:
+            # At once: as a rule the program is still being loaded, and has started nothing.
+            begin_tree(pid, env[MARK])
     yield_to_server(pid)
     return pid

@@ -20,7 +20,7 @@ from typing import Any
 from . import terminal
 from .errors import WrongState
 from .jobs import Ending, Failure, Job, Jobs, Reason, oom_kills, reason_of
-from .kin import MARK, NOBODY, forget_tree, in_thread, kill_tree, members
+from .kin import MARK, NOBODY, forget_tree, in_thread, kill_tree, members, signal_all
 from .leftovers import KEPT
 from .outputs import Policy
 from .processes import Ended, Reaper
@@ -93,6 +93,8 @@ class Program(Job):
         self._answer = -1
         """Tells, by its end, that the program runs on its terminal."""
         self._ladder: asyncio.Task[None] | None = None
+        self._ended: asyncio.Future[Ended] | None = None
+        """Done when it has ended; None before it was started."""
 
     @property
     def takes_input(self) -> bool:
@@ -117,6 +119,8 @@ class Program(Job):
                 if self._answer >= 0:
                     await self._launched(ended)
             except OSError as error:
+                if self.leader:  # what it is read by could not be had
+                    await self.kill()
                 self._close()
                 self.end(self._failure(error))
                 self._forget_arguments()
@@ -135,6 +139,12 @@ class Program(Job):
             # Survivors must never block on what nobody reads.
             source.drain()
             KEPT.keep(source)
+
+    async def kill(self) -> None:
+        if self._ended is None or not self.leader:
+            await super().kill()
+        else:
+            await self._reaper.end(self.leader, self.mark, self._ended)
 
     def _forget_arguments(self) -> None:
         """What it was started with can be large, and is not needed while its output is kept."""
@@ -182,7 +192,7 @@ class Program(Job):
             if self._order.policy.separate_stderr:
                 err, stderr = pipe(1)
                 self._sources.append(Source(err, STDERR, self.store))
-            self.leader, ended = await self._reaper.launch(
+            self.leader, self._ended = await self._reaper.launch(
                 self._order.argv,
                 cwd=self._order.cwd,
                 env=env,
@@ -191,7 +201,7 @@ class Program(Job):
                 stderr=stderr,
             )
         self.resume()
-        return ended
+        return self._ended
 
     async def _start_on_terminal(
         self, env: Mapping[str, str], size: tuple[int, int]
@@ -206,7 +216,7 @@ class Program(Job):
             theirs.callback(os.close, report)
             argv, spec = terminal.launcher(self._order.argv, env, report)
             theirs.callback(os.close, spec)
-            self.leader, ended = await self._reaper.launch(
+            self.leader, self._ended = await self._reaper.launch(
                 argv,
                 cwd=self._order.cwd,
                 env={MARK: self.mark},
@@ -216,7 +226,7 @@ class Program(Job):
                 pass_fds=[spec, report],
             )
         self.resume()
-        return ended
+        return self._ended
 
     async def _launched(self, ended: "asyncio.Future[Ended]") -> None:
         """Wait until the launcher has become the program; raises OSError when it cannot.
@@ -256,9 +266,7 @@ class Program(Job):
     def _strike(self, number: int) -> None:
         """Signal its group, and on a terminal the group in the foreground."""
         groups = {self.leader, terminal.foreground(self._terminal) if self._terminal >= 0 else 0}
-        for group in groups - {0}:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(group, number)
+        signal_all([-group for group in groups if group], number)
 
     async def _finish(self, how: Ended, oom_before: int) -> None:
         leader, self.leader = self.leader, 0

@@ -41,7 +41,8 @@ class Replays(Generic[T]):
         digest = hashlib.blake2b(payload, digest_size=32).digest()
         found = self._kept.get(request_id) if request_id else None
         if found is not None and found.digest != digest:
-            raise IdConflict("ID_CONFLICT", "this request_id belongs to another call")
+            why = "this request_id belongs to another call"
+            raise IdConflict("ID_CONFLICT", why, request_id=request_id)
         if found is None:
             found = _Kept(digest, asyncio.ensure_future(_run(work)), now)
             if request_id:
@@ -53,7 +54,8 @@ class Replays(Generic[T]):
             oldest = next((name for name, each in self._kept.items() if each.task.done()), None)
             if oldest is None:
                 call.task.cancel()
-                raise Busy("TOO_MANY_CALLS", f"{MAX_KEPT} calls are under way", 1.0)
+                why = f"{MAX_KEPT} calls are under way"
+                raise Busy("TOO_MANY_CALLS", why, 1.0, "edits", MAX_KEPT)
             del self._kept[oldest]
         self._kept[request_id] = call
         call.task.add_done_callback(lambda task: self._forget_failure(request_id, task))

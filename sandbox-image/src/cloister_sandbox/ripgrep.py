@@ -5,12 +5,15 @@ The one engine of the grep tool and of Files.Grep.
 
 import contextlib
 import os
+import secrets
 import selectors
 import signal
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import BinaryIO
 
+from .births import BIRTHS
+from .kin import begin_tree, forget_tree
 from .spawn import nothing, spawn, yield_to_server
 
 _COMPLAINT = 4096
@@ -38,12 +41,16 @@ class Search:
         self.complaint = b""
         """The beginning of what it complained about; whole once `output` is read to its end."""
         self._deadline = time.monotonic() + seconds
+        # What tools make it start is no living tree's when it is over, and ends with the next one.
+        self._mark = f"rg-{secrets.token_hex(4)}"
         with contextlib.ExitStack() as theirs:
             self._stdout, stdout = _pipe(theirs)
             self._stderr, stderr = _pipe(theirs)
             try:
                 streams = (nothing(), stdout, stderr)
-                self._pid = spawn(["rg", "--no-config", *arguments], cwd, env, streams)
+                with BIRTHS.one():
+                    self._pid = spawn(["rg", "--no-config", *arguments], cwd, env, streams)
+                    begin_tree(self._pid, self._mark)
             except OSError:
                 raise NotInstalled from None
             except ValueError:
@@ -89,6 +96,7 @@ class Search:
             finally:
                 if selector.get_map():
                     self._kill()
+                forget_tree(self._mark)
 
     def _kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):

@@ -14,7 +14,7 @@ import grpc
 from cloister_api.exec.v1 import exec_pb2_grpc
 from cloister_api.wire import NOT_PACKED
 
-from . import guard, memory, signals
+from . import guard, memory, signals, unborn
 from .authorize import Authorizer
 from .calls import Calls
 from .config import Config, ConfigError
@@ -86,7 +86,7 @@ class Server:
         self._files = FilesService(self._state, self._contexts.roots, self._activity)
         self._stopping = asyncio.Event()
         self._grpc: grpc.aio.Server | None = None
-        self._memory: asyncio.Task[None] | None = None
+        self._watching: list[asyncio.Task[None]] = []
         self.port = 0
 
     async def start(self) -> None:
@@ -151,7 +151,7 @@ class Server:
         # What is there now stays: no collection needs to look at it again.
         gc.freeze()
         gc.enable()
-        self._memory = asyncio.create_task(memory.watch())
+        self._watching = [asyncio.create_task(each.watch()) for each in (memory, unborn)]
         await self._prepare()
 
     async def _prepare(self) -> None:
@@ -241,8 +241,8 @@ class Server:
     async def stop(self) -> None:
         """End calls, processes and connections, in that order."""
         await self.drain(DRAIN_SECONDS)
-        if self._memory is not None:
-            self._memory.cancel()
+        for each in self._watching:
+            each.cancel()
         if self._grpc is not None:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._grpc.stop(grace=1.0)

@@ -21,7 +21,7 @@ from typing import TypeAlias
 from .capture import Output, Tail, readable
 from .framing import REAP, STATUS, replace, report, script, source, told, unread, waits
 from .interrupts import interrupt
-from .kin import MARK, background, kill_started, kill_tree
+from .kin import MARK, background, kill_started
 from .leftovers import KEPT
 from .overflow import Overflows
 from .processes import Reaper
@@ -154,8 +154,7 @@ class Shell:
         asyncio.get_running_loop().add_reader(status_read, self._read_status)
         self._exit.add_done_callback(self._ended)
         self.cwd = cwd
-        self._earlier = []
-        self._held = False
+        self._earlier, self._held = [], False
         if status_write != STATUS:
             self._send(f"exec {STATUS}>&{status_write} {status_write}>&-\n")
         self._hold()
@@ -208,7 +207,7 @@ class Shell:
         try:
             reason = await self._first(over, timeout, cancel)
             if reason == "cancel" and cancel_kills:
-                await kill_tree(self._pid, self._mark)
+                await self._end()
             elif reason != "status":
                 await self.interrupt()
             status = await over
@@ -224,7 +223,7 @@ class Shell:
                 self._hold()
             else:
                 if self.alive:
-                    await kill_tree(self._pid, self._mark)
+                    await self._end()
                 code = await self._exit if self._exit else 1
                 code = 128 - code if code < 0 else code
                 self._earlier = []
@@ -261,16 +260,16 @@ class Shell:
         Everything that it started ends too, in the background as well; what earlier commands
         started goes on if the shell survives.
         """
-        if self._over is not None and not self._over.done():
+        over = self._over
+        if over is not None and not over.done():
             self._interrupted = True
-            await interrupt(self._pid, self._mark, self._earlier, self._over)
+            await interrupt(self._pid, self._mark, self._earlier, over)
+            if not over.done():
+                await self._end()
 
     async def close(self) -> None:
         """End the shell and everything that was started from it."""
-        if self._pid:
-            await kill_tree(self._pid, self._mark)
-            if self._exit is not None:
-                await self._exit
+        await self._end()
         for output in self._outputs:
             output.close()
         self._outputs.clear()
@@ -281,8 +280,7 @@ class Shell:
             if fd >= 0:
                 os.close(fd)
         self._pid, self._exit, self._stdin, self._status = 0, None, -1, -1
-        self._earlier = []
-        self._held = False
+        self._earlier, self._held = [], False
 
     async def retire(self) -> None:
         """Close for good; a command that runs ends with what it printed."""
@@ -293,6 +291,11 @@ class Shell:
         # A tool may have made it deeper than Python's stack: what is left goes with the pod.
         with contextlib.suppress(RecursionError):
             await asyncio.to_thread(shutil.rmtree, self._dir, ignore_errors=True)
+
+    async def _end(self) -> None:
+        """End bash with all that was started from it; afterwards it has ended."""
+        if self._exit is not None:
+            await self._reaper.end(self._pid, self._mark, self._exit)
 
     async def _write(self, command: str) -> None:
         data = f"{command}\n".encode(errors="surrogatepass")

@@ -86,7 +86,8 @@ class Shells:
         slot = self._slots.get(shell_id)
         if slot is None:
             if len(self._slots) >= MAX_SHELLS:
-                raise Busy("TOO_MANY_SHELLS", f"{MAX_SHELLS} shells are open", retry_after=1.0)
+                why = f"{MAX_SHELLS} shells are open"
+                raise Busy("TOO_MANY_SHELLS", why, 1.0, "shells", MAX_SHELLS)
             slot = self._slots[shell_id] = Slot(shell_id, digest, cwd, env, self._new_shell())
         elif slot.digest != digest:
             raise IdConflict("ID_CONFLICT", "this shell was opened otherwise", shell_id=shell_id)
@@ -113,7 +114,12 @@ class Shells:
         Raises NotFound, IdConflict, Busy, and WrongState (SHELL_BUSY) while the shell runs another.
         """
         key = f"{shell_id}\0{command_id}"
-        known = self.jobs.find(key, digest)
+        try:
+            known = self.jobs.find(key, digest)
+        except IdConflict as conflict:
+            raise IdConflict(
+                "ID_CONFLICT", conflict.message, command_id=command_id, shell_id=shell_id
+            ) from None
         if known is not None:
             return known, True
         slot = self.get(shell_id)
@@ -138,7 +144,7 @@ class Shells:
             return self.jobs.get(f"{shell_id}\0{command_id}")
         except NotFound:
             raise NotFound(
-                "UNKNOWN_ID", "no such command", shell_id=shell_id, command_id=command_id
+                "UNKNOWN_ID", "no such command", command_id=command_id, shell_id=shell_id
             ) from None
 
     async def reset(self, shell_id: str) -> Slot:

@@ -10,6 +10,7 @@ import ctypes
 import errno
 import functools
 import os
+import time
 from collections.abc import Mapping, Sequence
 
 _SETSIGDEF, _SETSIGMASK, _SETSID = 0x04, 0x08, 0x80
@@ -18,6 +19,8 @@ _ACTIONS_BYTES, _ATTRIBUTES_BYTES, _SIGNALS_BYTES = 512, 1024, 128
 _libc = ctypes.CDLL(None)
 _quick = ctypes.PyDLL(None)
 """The same library; its calls keep the interpreter's lock, for what never waits."""
+_under_way: dict[object, float] = {}
+"""Since when each thread that starts a program waits for that."""
 _ELSEWHERE = (errno.ENOENT, errno.ENOTDIR)
 _DENIED = (errno.EACCES, errno.EPERM)
 
@@ -58,6 +61,7 @@ def spawn(
     if b"\0" in directory:
         raise ValueError("a NUL character in the directory")
     actions = ctypes.create_string_buffer(_ACTIONS_BYTES)
+    key = object()
     _quick.posix_spawn_file_actions_init(actions)
     try:
         _check(_quick.posix_spawn_file_actions_addchdir_np(actions, directory))
@@ -66,16 +70,24 @@ def spawn(
         first = max((2, *pass_fds)) + 1
         _check(_quick.posix_spawn_file_actions_addclosefrom_np(actions, first))
         pid = ctypes.c_int()
+        _under_way[key] = time.monotonic()
         error = _start(
             pid, os.fsencode(argv[0]), env.get("PATH", ""), actions, arguments, variables
         )
     finally:
+        _under_way.pop(key, None)
         _quick.posix_spawn_file_actions_destroy(actions)
     if error:
         # The kernel does not say which of the two it was.
         about = argv[0] if os.access(cwd, os.X_OK) and os.path.isdir(cwd) else cwd  # noqa: PTH112
         raise OSError(error, os.strerror(error), about)
     return pid.value
+
+
+def held_up(seconds: float) -> bool:
+    """Whether some thread has waited longer than that for a program to run."""
+    before = time.monotonic() - seconds
+    return any(since < before for since in tuple(_under_way.values()))
 
 
 @functools.cache

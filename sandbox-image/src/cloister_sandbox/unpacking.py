@@ -8,6 +8,7 @@ in meanwhile. Files are made under another name and renamed: nothing is written 
 import contextlib
 import math
 import os
+import re
 import secrets
 import stat
 import tarfile
@@ -24,21 +25,39 @@ Going = Callable[[], None]
 
 MAX_MEMBERS = 1_000_000
 MAX_LEVELS = 256
-_MAX_HEADER = 1024 * 1024
+_MAX_HEADER = 128 * 1024
 """Bytes of one long name or extended header; the tar reader takes them in one piece."""
+_MAX_HEADERS = 512 * 1024
+"""Bytes of all headers of one member; the tar reader keeps them until it has come to the last."""
+_EXTENDED = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
+_WITH_BODIES = (*_EXTENDED, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
+_TYPE = slice(156, 157)
+"""Where a header has its type."""
+_LENGTH = re.compile(rb"([0-9]{1,10}) [^=\n]")
+"""How a record of an extended header begins: its length, then its key."""
+_MAX_DIGITS = 256
+"""In a row, of an extended header; a name has no more characters."""
+_DIGITS = bytes(0x30 + (0x30 <= each <= 0x39) for each in range(256))  # 1 for a digit, 0 for others
 _COPY = 1024 * 1024
 
 
 class _Bounded:
     """What the tar reader needs of a file, with no read larger than a header may be.
 
+    `room` is for so many more bytes.
+
     What a tool writes behind its end is not read: what is unpacked stays as bounded as what came.
+    Extended headers are looked through before the tar reader has them: of records that overlap it
+    makes as many copies of the rest, and numbers in a row take it the square of the time.
     """
 
     def __init__(self, fd: int, size: int) -> None:
         self._fd = fd
         self._size = size
         self._at = 0
+        self._body = b""
+        """The type of the header whose body comes next, if that is part of a member's header."""
+        self.room = _MAX_HEADERS
 
     def tell(self) -> int:
         return self._at
@@ -48,11 +67,33 @@ class _Bounded:
         return position
 
     def read(self, size: int) -> bytes:
-        if not 0 <= size <= _MAX_HEADER:
+        self.room -= size
+        if not 0 <= size <= _MAX_HEADER or self.room < 0:
             raise tarfile.ReadError("a header is too large")
         data = os.pread(self._fd, min(size, max(self._size - self._at, 0)), self._at)
         self._at += len(data)
+        body, self._body = self._body, b""
+        if body in _EXTENDED and not _are_records(data):
+            raise tarfile.ReadError("an extended header is damaged")
+        if not body and data[_TYPE] in _WITH_BODIES:
+            self._body = data[_TYPE]
         return data
+
+
+def _are_records(data: bytes) -> bool:
+    """Whether the records of an extended header follow each other, up to its padding."""
+    if b"1" * (_MAX_DIGITS + 1) in data.translate(_DIGITS):
+        return False
+    at = 0
+    while at < len(data) and data[at]:
+        begin = _LENGTH.match(data, at)
+        end = at + int(begin[1]) if begin else 0
+        if begin is None or not begin.end() < end <= len(data) or data[end - 1] != ord("\n"):
+            return False
+        if data.find(b"=", begin.end(), end) < 0:
+            return False
+        at = end
+    return True
 
 
 def check(fd: int, size: int, going: Going) -> None:
@@ -85,12 +126,18 @@ def unpack(fd: int, size: int, target: int, going: Going, *, skip: int = 0) -> I
 
 
 def _members(fd: int, size: int) -> Iterator[tarfile.TarInfo]:
-    file: BinaryIO = _Bounded(fd, size)  # type: ignore[assignment]
+    bounded = _Bounded(fd, size)
+    file: BinaryIO = bounded  # type: ignore[assignment]
     count = 0
     try:
         with tarfile.TarFile(fileobj=file, mode="r", errors="surrogateescape") as archive:
             while (member := archive.next()) is not None:
                 archive.members.clear()  # type: ignore[attr-defined]  # else it keeps all it has seen
+                if archive.pax_headers:
+                    # Those for all members that come, of which it takes in whatever they are.
+                    known = archive.pax_headers.items()
+                    archive.pax_headers = {k: v for k, v in known if k in tarfile.PAX_FIELDS}
+                bounded.room = _MAX_HEADERS
                 count += 1
                 if count > MAX_MEMBERS:
                     raise _refused(member.name, f"more than {MAX_MEMBERS} members")

@@ -107,7 +107,8 @@ class Uploads:
         """The upload with the id of `start`; raises IdConflict for another payload."""
         found = self._known.get(start.upload_id) if start.upload_id else None
         if found is not None and found.payload != _payload(start):
-            raise IdConflict("ID_CONFLICT", "this upload_id belongs to another upload")
+            why = "this upload_id belongs to another upload"
+            raise IdConflict("ID_CONFLICT", why, upload_id=start.upload_id)
         return found
 
     def keep(self, upload: Upload) -> list[Upload]:
@@ -119,7 +120,8 @@ class Uploads:
         if len(self._known) >= MAX_UPLOADS:
             idle = [each for each in self._known.values() if each.stream is None]
             if not idle:
-                raise Busy("TOO_MANY_UPLOADS", f"{MAX_UPLOADS} uploads are under way", 1.0)
+                why = f"{MAX_UPLOADS} uploads are under way"
+                raise Busy("TOO_MANY_UPLOADS", why, 1.0, "uploads", MAX_UPLOADS)
             oldest = min(idle, key=lambda each: each.touched)
             dropped.append(self._known.pop(oldest.start.upload_id))
         if upload.start.upload_id:

@@ -60,6 +60,8 @@ def walk(root: int, levels: int = MAX_LEVELS, *, strict: bool = False) -> Iterat
             error.filename = below
             raise
         deeper: list[tuple[str, int]] = []
+        ends_here = level == levels
+        too_deep = False
         try:
             for name in _names(directory):
                 try:
@@ -68,16 +70,17 @@ def walk(root: int, levels: int = MAX_LEVELS, *, strict: bool = False) -> Iterat
                     continue
                 relative = f"{below}/{name}" if below else name
                 if stat.S_ISDIR(info.st_mode):
-                    deeper.append((relative, level + 1))
+                    too_deep |= ends_here
+                    if not ends_here:
+                        deeper.append((relative, level + 1))
+                    if len(pending) + len(deeper) > MAX_PENDING:
+                        raise TooLarge(f"more than {MAX_PENDING} directories")
                 yield Found(relative, name, info, directory)
         finally:
             os.close(directory)
-        if level < levels:
-            pending.extend(reversed(deeper))
-            if len(pending) > MAX_PENDING:
-                raise TooLarge(f"more than {MAX_PENDING} directories")
-        elif strict and deeper:
+        if too_deep and strict:
             raise TooLarge(f"more than {levels} levels of directories")
+        pending.extend(reversed(deeper))
 
 
 def _names(directory: int) -> Iterator[str]:

@@ -15,6 +15,7 @@ from . import beneath, inotify
 from .errors import Busy
 from .failures import failed
 from .paths import Roots
+from .uploads import PREFIX
 from .walks import walk
 
 MAX_DIRECTORIES = 8192
@@ -85,6 +86,8 @@ class Watch:
         self._until = time.monotonic() + WALK_SECONDS
         for event in self._inotify.read():
             for change, relative in self._told(event):
+                if relative.rpartition("/")[2].startswith(PREFIX):
+                    continue  # an upload before its end
                 key = (change, self._full(relative))
                 if change is not Change.MODIFIED:
                     # What was made or removed meanwhile is told in its order.
@@ -145,7 +148,8 @@ class Watch:
             self._add(directory, relative)
             for found in walk(directory):
                 if time.monotonic() > self._until:
-                    raise Busy("TREE_TOO_LARGE", "too many files to look through in time", 60.0)
+                    why = "too many files to look through in time"
+                    raise Busy("TREE_TOO_LARGE", why, 60.0, "watch-time")
                 below = "/".join(filter(None, (relative, found.relative)))
                 if found.is_directory:
                     # Watched before the walk comes to list it: nothing is missed in between.
@@ -183,6 +187,8 @@ class Watch:
                 "TOO_MANY_DIRECTORIES",
                 f"more than {MAX_DIRECTORIES} directories to watch: watch a smaller tree",
                 60.0,
+                "watch-directories",
+                MAX_DIRECTORIES,
             )
         try:
             self._names[self._inotify.add(file)] = relative
@@ -190,7 +196,8 @@ class Watch:
             if error.errno != errno.ENOSPC:
                 raise
             # The kernel's word for its bound of watches per user.
-            raise Busy("TOO_MANY_WATCHES", "the node's bound of watches is reached", 60.0) from None
+            why = "the node's bound of watches is reached"
+            raise Busy("TOO_MANY_WATCHES", why, 60.0, "node-watches") from None
 
     def _leave(self, relative: str) -> None:
         prefix = relative + "/"

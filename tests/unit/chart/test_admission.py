@@ -15,6 +15,7 @@ POLICIES = {
     "cloister-sandbox-connect",
     "cloister-sandbox-rules",
 }
+GATEWAYS = "cloister-gateway-connect"
 ALL = ("-f", str(ALL_VALUES))
 
 
@@ -35,7 +36,7 @@ def test_every_policy_denies_and_fails_closed_in_every_sandbox_namespace() -> No
         (ALL, ["agents-sandboxes", "research", "builders"]),
     ):
         policies, bindings = rendered(*options)
-        assert set(policies) == set(bindings) == POLICIES
+        assert set(policies) == set(bindings) == POLICIES | {GATEWAYS}
         for name in POLICIES:
             assert policies[name]["failurePolicy"] == "Fail"
             # A condition would be a way around it.
@@ -54,6 +55,25 @@ def test_every_policy_denies_and_fails_closed_in_every_sandbox_namespace() -> No
             }
             for each in policies[name]["validations"]:
                 assert each["message"]
+
+
+def test_who_forwards_ports_in_the_releases_namespace_comes_into_no_gateway() -> None:
+    made = render()
+    (gateway,) = (
+        each["metadata"]["name"]
+        for each in made.of("Deployment")
+        if "egress-gateway" in each["metadata"]["name"]
+    )
+    policies, bindings = rendered()
+    (only,) = policies[GATEWAYS]["validations"]
+    assert f"!request.name.startsWith('{gateway}-') ||" in only["expression"]
+    assert policies[GATEWAYS]["failurePolicy"] == "Fail"
+    assert bindings[GATEWAYS]["validationActions"] == ["Deny"]
+    assert bindings[GATEWAYS]["matchResources"]["namespaceSelector"]["matchLabels"] == {
+        "kubernetes.io/metadata.name": made.of("Deployment")[0]["metadata"]["namespace"]
+    }
+    policies, _ = rendered("--set", "egress.gateway.enabled=false")
+    assert GATEWAYS not in policies
 
 
 def test_who_the_values_name_is_let_through() -> None:

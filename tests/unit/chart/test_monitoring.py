@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import yaml
 
+from cloister_gateway import metrics as gateway
 from cloister_operator import metrics
-from support.chart import CHART, tool
+from support.chart import CHART, render, tool
 
 ALERTS = CHART / "files" / "alerts.yaml"
 DASHBOARD = CHART / "files" / "dashboard.json"
@@ -28,17 +29,17 @@ SCRAPED = {"instance", "job", "pod"}
 
 
 def known() -> dict[str, set[str]]:
-    """Every series that the operator serves, with its labels."""
+    """Every series that the operator and the egress gateways serve, with its labels."""
     found: dict[str, set[str]] = {}
-    # What has no labels yet has no samples either; its definition knows them.
-    collectors = set(metrics.REGISTRY._collector_to_names)
-    for collector in collectors:
-        labels = set(getattr(collector, "_labelnames", ()))
-        for name in metrics.REGISTRY._collector_to_names[collector]:
-            found[name] = labels | ({"le"} if name.endswith("_bucket") else set())
-    for family in metrics.REGISTRY.collect():
-        for sample in family.samples:
-            found.setdefault(sample.name, set(sample.labels))
+    for registry in (metrics.REGISTRY, gateway.REGISTRY):
+        # What has no labels yet has no samples either; its definition knows them.
+        for collector, names in registry._collector_to_names.items():
+            labels = set(getattr(collector, "_labelnames", ()))
+            for name in names:
+                found[name] = labels | ({"le"} if name.endswith("_bucket") else set())
+        for family in registry.collect():
+            for sample in family.samples:
+                found.setdefault(sample.name, set(sample.labels))
     return found
 
 
@@ -93,8 +94,31 @@ def test_every_metric_is_on_the_dashboard() -> None:
     shown = " ".join(target["expr"] for panel in panels() for target in panel["targets"])
     families = {each.name for each in metrics.REGISTRY.collect()}
     ours = {each for each in families if each.startswith("cloister_")}
-    # The first is asked through what carries its labels; alerts ask for the second.
-    assert {each for each in ours if each not in shown} <= {"cloister_environment_condition"}
+    assert {each for each in ours if each not in shown} == set()
+
+
+def test_each_operators_series_are_added_up_or_told_apart() -> None:
+    """Two operators run: a query that keeps what Prometheus adds has two lines of one name."""
+    for panel in panels():
+        for target in panel["targets"]:
+            expr, legend = target["expr"], target["legendFormat"]
+            groups = re.findall(r"\b(?:sum|max|min|count)(?: by \(([^)]*)\))? ?\(", expr)
+            labels = {each.strip() for each in (groups[0] if groups else "instance").split(",")}
+            if target.get("format") != "table":
+                assert set(re.findall(r"{{(\w+)}}", legend)) == labels - {"le", ""}, panel["title"]
+
+
+def test_the_series_keep_their_namespaces() -> None:
+    """Without honorLabels Prometheus calls each series' namespace that of the operator."""
+    rendered = render(
+        *("--set", "metrics.serviceMonitor.enabled=true"),
+        *("--set", "networkPolicy.metricsFrom[0].podSelector.matchLabels.app=prometheus"),
+    )
+    (endpoint,) = rendered.one("ServiceMonitor", "cloister")["spec"]["endpoints"]
+    assert endpoint["honorLabels"] is True
+    labels = {label for name, found in known().items() if "gateway_" in name for label in found}
+    assert "namespace" not in labels, "egress gateways say which namespace, too"
+    assert rendered.one("ServiceMonitor", "cloister-egress-gateway")
 
 
 def test_promtool_takes_alerts_and_panels(tmp_path: Path) -> None:
@@ -103,7 +127,7 @@ def test_promtool_takes_alerts_and_panels(tmp_path: Path) -> None:
     records = [
         {
             "record": f"panel:{index}",
-            "expr": expr.replace("$__rate_interval", "5m").replace("$", ""),
+            "expr": re.sub(r"\$__\w+", "5m", expr).replace("$", ""),
         }
         for index, expr in enumerate(exprs)
     ]
@@ -156,12 +180,21 @@ class Case:
         return {
             "interval": "1m",
             "input_series": [
-                {"series": name, "values": values} for name, values in self.series.items()
+                {"series": scraped(name), "values": values} for name, values in self.series.items()
             ],
             "promql_expr_test": [
                 {"expr": selector, "eval_time": f"{self.minutes}m", "exp_samples": expected}
             ],
         }
+
+
+def scraped(series: str) -> str:
+    """With labels that Prometheus adds, which no alert may hand on: another operator leads one day,
+    and who is called about an Environment is not to look at the operator's pod.
+    """
+    name, _, labels = series.rstrip("}").partition("{")
+    added = [f'{key}="b"' for key in ("instance", "pod") if f"{key}=" not in labels]
+    return f"{name}{{{','.join([*added, *filter(None, [labels])])}}}"
 
 
 def latencies(name: str, labels: str, slow: bool) -> dict[str, str]:
@@ -248,7 +281,7 @@ CASES = [
     Case(
         "CloisterNetworkNotEnforced",
         {f'cloister_environment_condition{{condition="NetworkEnforced",{OF}}}': "0x60"},
-        {"condition": "NetworkEnforced", **MINE},
+        MINE,
     ),
     Case(
         "CloisterNetworkNotEnforced",
@@ -280,7 +313,7 @@ CASES = [
     Case(
         "CloisterEnvironmentNotReady",
         {f'cloister_environment_condition{{condition="Ready",{OF}}}': "0x60"},
-        {"condition": "Ready", **MINE},
+        MINE,
     ),
     Case(
         "CloisterEnvironmentNotReady",
@@ -304,12 +337,8 @@ CASES = [
         },
         None,
     ),
-    Case(
-        "CloisterPodsFail",
-        {f'cloister_pool_pods{{state="failed",{OF}}}': "1x60"},
-        {"state": "failed", **MINE},
-    ),
-    Case("CloisterPodsFail", {f'cloister_pool_pods{{state="failed",{OF}}}': "1 0x60"}, None),
+    Case("CloisterPodsFail", {f"cloister_pool_failed_starts{{{OF}}}": "0x40 1 2 3x20"}, MINE),
+    Case("CloisterPodsFail", {f"cloister_pool_failed_starts{{{OF}}}": "0x40 1x10 2x10"}, None),
     Case("CloisterSessionsWait", {f'cloister_sessions{{phase="Pending",{OF}}}': "3x60"}, MINE),
     Case(
         "CloisterSessionsWait",
@@ -335,6 +364,11 @@ CASES = [
             'cloister_failures_total{kind="session",reason="NodeLost"}': "0+1x60",
             f'cloister_claims_total{{outcome="ok",{OF}}}': "0+10x60",
         },
+        {"reason": "NodeLost"},
+    ),
+    Case(
+        "CloisterSessionsFail",
+        {'cloister_failures_total{kind="session",reason="NodeLost"}': "0x50 14x10"},
         {"reason": "NodeLost"},
     ),
     Case(

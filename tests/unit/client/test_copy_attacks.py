@@ -377,6 +377,36 @@ def test_archives_that_no_server_makes_are_refused(tmp_path: Path, data: bytes) 
     assert list(tmp_path.iterdir()) == [target]
 
 
+@pytest.mark.parametrize(
+    "data",
+    [
+        member("a/b/f", b"x"),
+        member("a/b", type=tarfile.DIRTYPE),
+        member("././@LongLink", b"a/" * 30_000 + b"f\0", type=tarfile.GNUTYPE_LONGNAME)
+        + member("f"),
+    ],
+    ids=["file", "directory", "deep"],
+)
+def test_no_directory_is_made_that_the_sandbox_does_not_name(tmp_path: Path, data: bytes) -> None:
+    """A directory for every two bytes that arrive would fill a disk's table of files."""
+    with pytest.raises(cloister.DataLossError, match="not the directory that it is in"):
+        Unpacked(tmp_path).take(data + END)
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_directory_is_made_for_a_listed_file_alone(
+    client: cloister.Client, liar: Liar, target: Path
+) -> None:
+    liar.listed = [entry("/w/a/b/c/f", 1)]
+    liar.content = lambda: iter([b"x"])
+    with (
+        client.create_session("env") as session,
+        pytest.raises(cloister.DataLossError, match="not the directory that it is in"),
+    ):
+        session.download("/w", target)
+    assert not [each for each in target.iterdir() if each.is_dir()]
+
+
 @pytest.mark.parametrize("left", [0, 100, 512, 1000, 2000, 3072])
 def test_an_archive_that_ends_too_early_is_refused(tmp_path: Path, left: int) -> None:
     whole = member("cut", b"x" * 2000) + END
@@ -386,6 +416,7 @@ def test_an_archive_that_ends_too_early_is_refused(tmp_path: Path, left: int) ->
 
 
 def test_the_tar_reader_of_python_agrees(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
     data = member("a/b", b"content") + member("a/" + "n" * 150, b"more") + END
     made = Unpacked(tmp_path)
     made.take(data)

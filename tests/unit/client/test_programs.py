@@ -13,9 +13,9 @@ import pytest
 
 import cloister
 from cloister import _connection, _programs, _streams
-from cloister._connection import Lost
 from cloister._errors import call_error
 from cloister._programs import AsyncProcess
+from cloister._silence import Lost
 from cloister._status import Details
 from cloister._streams import Follower
 from cloister_api.exec.v1 import exec_pb2

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -100,6 +101,30 @@ async def test_a_request_id_means_nothing_to_another_caller(backend: Backend) ->
     first = await backend.create_session(CALL)
     other = await backend.create_session(replace(CALL, caller="bob"))
     assert first.metadata.uid != other.metadata.uid
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"env": [{"name": "A", "value": "theirs"}]},
+        {
+            "env": [{"name": "A", "value": "1"}],
+            "files": [{"path": "/workspace/.bashrc", "content": "theirs", "readOnly": False}],
+        },
+    ],
+    ids=["env", "files"],
+)
+async def test_a_session_that_poses_as_a_callers_own_is_none(
+    world: World, backend: Backend, spec: dict[str, Any]
+) -> None:
+    """Who guesses a request id, and may make Sessions, writes what annotations it will have."""
+    first = await backend.create_session(CALL)
+    annotations = first.metadata.annotations
+    await backend.delete_session(*first.key)
+    world.apply_session(first.metadata.name, annotations=annotations, **spec)
+    with pytest.raises(PermanentError) as refused:
+        await backend.create_session(CALL)
+    assert (refused.value.reason, refused.value.field) == ("AlreadyExists", "requestId")
 
 
 async def test_a_call_without_a_request_id_is_never_repeated(backend: Backend) -> None:

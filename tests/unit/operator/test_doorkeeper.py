@@ -10,6 +10,7 @@ import pytest
 from cloister_api.sessions.v1 import sessions_pb2 as pb
 from cloister_api.sessions.v1 import sessions_pb2_grpc
 from cloister_operator.identity import Authority
+from cloister_operator.sessions_api.auth import Auth
 from cloister_operator.sessions_api.doorkeeper import (
     CROWDED,
     NO_TOKEN,
@@ -22,6 +23,7 @@ from cloister_operator.sessions_api.doorkeeper import (
     of_peer,
     surplus,
 )
+from cloister_operator.sessions_api.guard import Guard
 from cloister_operator.sessions_api.server import SessionsServer
 from support.sessions_parts import ALICE, NS, FakeBackend, FakeReviewer, channel, get, made
 
@@ -113,9 +115,9 @@ class Hall:
         self.authority = Authority.create(datetime.now(UTC))
         self.backend = FakeBackend()
         self.backend.sessions["s1"] = made()
-        self.server = SessionsServer(
-            self.backend, FakeReviewer(), self.authority, doorkeeper=self.doorkeeper
-        )
+        reviewer = FakeReviewer()
+        guard = Guard(Auth(reviewer), doorkeeper=self.doorkeeper)
+        self.server = SessionsServer(self.backend, reviewer, self.authority, guard=guard)
         self.port = 0
         self.kept: list[asyncio.StreamWriter] = []
 
@@ -180,5 +182,5 @@ async def test_who_shows_wrong_tokens_stays_a_stranger() -> None:
 async def test_a_connection_that_carries_several_callers_is_nobodys_alone() -> None:
     doorkeeper = Doorkeeper()
     for caller in ("alice", "bob", "alice"):
-        doorkeeper.heard("ipv4:10.0.0.1:4567", caller)
+        doorkeeper.heard(FarEnd("10.0.0.1", 4567), caller)
     assert doorkeeper._callers == {FarEnd("10.0.0.1", 4567): "several at 10.0.0.1"}

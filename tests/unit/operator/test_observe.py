@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cloister_operator import metrics
+from cloister_operator.api import conditions
 from cloister_operator.api.conditions import timestamp
 from cloister_operator.api.session import Phase, SessionObject, SessionStatus
 from cloister_operator.controller import observe
@@ -65,6 +66,71 @@ async def test_pools_sessions_and_claims_are_told(make_world: Any) -> None:
     assert value("cloister_sessions", phase="Pending", **of("")) == 1
     assert value("cloister_sessions", phase="Pending", **of("never-made")) is None
     await world.close()
+
+
+def test_what_happens_first_is_an_increase() -> None:
+    """Prometheus knows of none where a counter is there only once it counts."""
+    observe.begin("1.2.3")
+    for reason in conditions.LOSSES:
+        assert value("cloister_failures_total", kind="session", reason=reason) is not None
+        assert value("cloister_failures_total", kind="recovery", reason=reason) is not None
+    assert value("cloister_failures_total", kind="pod", reason="SetupFailed") is not None
+    assert value("cloister_events_total", outcome="dropped") is not None
+    assert value("cloister_build_info", version="1.2.3") == 1
+    metrics.BUILD.clear()
+
+
+async def test_an_environments_counters_begin_before_its_sessions_do(make_world: Any) -> None:
+    world: World = make_world()
+    world.apply_environment("fresh", pool={"size": 0})
+    operator = world.start()
+    await operator.until(lambda: operator.context.environments.all())
+    Gauges(operator.context).look()
+    for start in ("warm", "cold", "resumed"):
+        assert value("cloister_claims_total", start=start, outcome="ok", **of("fresh")) == 0
+    for outcome in ("failed", "deleted"):
+        assert value("cloister_claims_total", start="none", outcome=outcome, **of("fresh")) == 0
+    assert value("cloister_egress_requests_total", verdict="denied", **of("fresh")) == 0
+    await world.close()
+    metrics.forget_environment(*of("fresh").values())
+
+
+async def test_pods_that_fail_one_after_the_other_are_counted_until_one_is_warm(
+    make_world: Any,
+) -> None:
+    """A pod that failed goes after half a minute: nobody would see it in the figures of pods."""
+    world: World = make_world()
+    world.sandboxes.setup_problem = "setup ended with code 3"
+    world.apply_environment("broken", pool={"size": 1})
+    operator = world.start()
+    gauges = Gauges(operator.context)
+
+    def failed() -> float | None:
+        gauges.look()
+        return value("cloister_pool_failed_starts", **of("broken"))
+
+    await operator.until(lambda: failed() == 1)
+    for _ in range(12):
+        await operator.advance(timedelta(seconds=31))
+    assert (failed() or 0) >= 3
+    world.sandboxes.setup_problem = ""
+    await operator.advance(timedelta(minutes=5))
+    await operator.until(lambda: world.pool_is(1, "broken"))
+    await operator.settle()
+    assert failed() == 0
+    await world.close()
+    metrics.forget_environment(*of("broken").values())
+
+
+def test_who_leads_no_more_says_nothing_of_what_it_led() -> None:
+    """Alerts go by the worst that any process says."""
+    metrics.ADMISSION_ENFORCED.labels(NAMESPACE).set(0)
+    metrics.POOL_FAILURES.labels(NAMESPACE, "py").set(5)
+    metrics.CA_UNTOLD.set(3)
+    metrics.forget_gauges()
+    assert value("cloister_admission_enforced", namespace=NAMESPACE) is None
+    assert value("cloister_pool_failed_starts", **of("py")) is None
+    assert value("cloister_ca_untold_pods") == 0
 
 
 async def test_only_a_queue_that_runs_can_be_stuck(make_world: Any) -> None:

@@ -91,8 +91,8 @@ def test_objects_that_say_nothing_say_nothing(read: Any, obj: JSON) -> None:
 def test_ranges_come_in_the_fewest_words_and_always_in_the_same_order() -> None:
     given_ones = ["34.0.0.1", "10.0.1.0/24", "10.0.0.0/24", "10.0.0.7", "2600::1", "fd00::/8"]
     expected = ("10.0.0.0/23", "34.0.0.1/32", "2600::1/128", "fd00::/8")
-    assert ranges.collapsed(ranges.networks(given_ones)) == expected
-    assert ranges.collapsed(ranges.networks(reversed(given_ones))) == expected
+    assert ranges.joined(ranges.networks(given_ones)) == ranges.Joined(expected)
+    assert ranges.joined(ranges.networks(reversed(given_ones))) == ranges.Joined(expected)
 
 
 def test_more_public_ranges_than_a_gateway_takes_become_larger_ones() -> None:
@@ -102,19 +102,22 @@ def test_more_public_ranges_than_a_gateway_takes_become_larger_ones() -> None:
     wide = [f"2600:{chance.randrange(1 << 16):x}:0:1::9" for each in range(5000)]
     private = [f"10.{each // 200}.{each % 200}.9" for each in range(5000)]
     every = list(ranges.networks([*public, *wide, *private, "77.0.0.0/9"]))
-    made = ranges.bounded(every)
+    joined = ranges.joined(every)
+    made = joined.ranges
+    assert joined.wider
     outside = ranges.on_the_internet(made)
     assert ranges.MAX_PUBLIC // 4 < len(outside) <= ranges.MAX_PUBLIC
     networks = [ipaddress.ip_network(each) for each in outside]
     for address in map(ipaddress.ip_address, [*public, *wide][::97]):
         assert any(address in each for each in networks)
     # What is special is as it was: it counts for nobody, and nothing of it got larger.
-    assert set(made) - set(outside) == set(ranges.collapsed(ranges.networks(private)))
+    assert set(made) - set(outside) == set(ranges.joined(ranges.networks(private)).ranges)
     assert "77.0.0.0/9" in made
     assert not is_open(public[0], list(made))
     assert is_open("1.1.1.1", list(made))
     few = every[:4000]
-    assert ranges.bounded(few) == ranges.collapsed(few)
+    assert ranges.joined(few) == ranges.joined(few, len(few))
+    assert not ranges.joined(few).wider
 
 
 @given(
@@ -124,9 +127,8 @@ def test_more_public_ranges_than_a_gateway_takes_become_larger_ones() -> None:
 )  # fmt: skip
 def test_whatever_becomes_larger_holds_what_there_was(own: list[Any], most: int) -> None:
     every = [ipaddress.ip_network(each) for each in own]
-    made = ranges.bounded(
-        [*every, *(ipaddress.ip_network(f"34.{each}.0.1") for each in range(50))], most
-    )
+    others = [ipaddress.ip_network(f"34.{each}.0.1") for each in range(50)]
+    made = ranges.joined([*every, *others], most).ranges
     assert len(ranges.on_the_internet(made)) <= most
     assert all(any(each in ipaddress.ip_network(one) for one in made) for each in own)
 
@@ -204,6 +206,7 @@ METADATA = [
     "255.255.255.255",
     "224.0.0.1",
     "ff02::1",
+    "2001:1::1",
 ]
 
 
@@ -238,7 +241,7 @@ v6 = st.tuples(st.integers(2**125, 2**126 - 1), st.integers(1, 128)).map(
 
 @given(st.lists(st.one_of(v4, v6), max_size=12))
 def test_no_range_of_the_clusters_own_is_open_and_every_policy_is_valid(own: list[str]) -> None:
-    own = list(ranges.collapsed(ranges.networks(own)))
+    own = list(ranges.joined(ranges.networks(own)).ranges)
     for each in own:
         network = ipaddress.ip_network(each)
         for address in (network[0], network[-1], network[network.num_addresses // 2]):

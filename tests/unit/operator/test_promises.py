@@ -13,7 +13,7 @@ from cloister_operator.api.backend import NewSession
 from cloister_operator.api.conditions import precise
 from cloister_operator.api.session import FirstPod, Phase, SessionObject
 from cloister_operator.cache import Store
-from cloister_operator.cluster.resources import PODS, SESSIONS
+from cloister_operator.cluster.resources import ENVIRONMENTS, PODS, SESSIONS
 from cloister_operator.controller.backend import Backend
 from cloister_operator.controller.promises import _DOUBTFUL, Promises
 from cloister_operator.errors import LostError, PermanentError, TransientError
@@ -355,6 +355,35 @@ async def test_an_annotation_gets_nobody_a_pod_of_another_environment(
     (mine,) = world.pods(session=uid)
     assert mine["metadata"]["uid"] != other["uid"]
     assert world.session()["status"]["runningSince"] == precise(world.clock())
+
+
+@pytest.mark.parametrize("of_namespace", [True, False])
+async def test_an_annotation_gets_nobody_past_a_limit_of_sessions(
+    make_world: MakeWorld, of_namespace: bool
+) -> None:
+    """Who may make Sessions writes their annotations, and finds the names of warm pods."""
+    world = make_world(max_sessions_per_namespace=1 if of_namespace else 0)
+    pool = {"size": 1} if of_namespace else {"size": 1, "maxSessions": 1}
+    world.apply_environment(pool=pool)
+    operator = world.start()
+    world.apply_session("s1")
+    await operator.until(lambda: world.served("s1") and world.pool_is(1))
+    (warm,) = (each["metadata"] for each in world.pods(state=names.STATE_WARM))
+    forged = FirstPod(warm["name"], warm["uid"], NOW)
+    notes = {names.FIRST_POD: str(forged), names.ISSUED_BY: names.ISSUED_BY_API}
+    world.apply_session("s2", annotations=notes)
+    reason = "NamespaceFull" if of_namespace else "Queued"
+    await operator.until(lambda: world.condition(world.session("s2"))[1] == reason)
+    assert not world.pods(session=world.session("s2")["metadata"]["uid"])
+    # Nor does it keep the pod from the pool, which has no more use for it.
+    world.cluster.patch_spec(ENVIRONMENTS, NAMESPACE, "py", {"setup": "true"})
+    await operator.until(lambda: world.pool_is(1) and warm["name"] not in names_of(world.pods()))
+    await operator.settle()
+    assert world.session("s2")["status"]["phase"] == "Pending"
+
+
+def names_of(pods: list[dict[str, Any]]) -> set[str]:
+    return {each["metadata"]["name"] for each in pods}
 
 
 @pytest.mark.parametrize("text", ["", "a/b", "a/b/c", "a/b/2026-05-01T12:00:00", "a/b/c/d"])

@@ -264,6 +264,18 @@ async def test_relays_are_bounded_for_each_caller_and_for_all(api: Api) -> None:
         third.cancel()
 
 
+async def test_the_service_accounts_of_a_namespace_share_what_one_caller_has(api: Api) -> None:
+    for each in ("one", "two"):
+        api.reviewer.valid[each] = f"system:serviceaccount:team-a:{each}"
+        api.reviewer.allowed.add(api.reviewer.valid[each])
+    async with sandbox(api, echo):
+        first = await connected(api, "one")
+        assert (await refused(api, token="two")).reason == "TOO_MANY_CALLS"
+        second = await connected(api, ALICE)
+        for call in (first, second):
+            call.cancel()
+
+
 async def test_a_message_that_is_too_large_ends_the_relay(api: Api) -> None:
     async with sandbox(api, echo):
         call = await connected(api)

@@ -261,12 +261,12 @@ async def test_a_session_that_all_pods_refuse_tries_them_ever_more_seldom(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An image may have any exec server."""
-    monkeypatch.setattr("cloister_operator.controller.claims.REFUSED_PAUSE", 0.01)
+    monkeypatch.setattr("cloister_operator.controller.handovers.REFUSED_PAUSE", 0.01)
     world.apply_environment(pool={"size": 1})
     operator = world.start()
     pauses: list[float | None] = []
-    claims = operator.controller._sessions._claims
-    hand_over = claims.hand_over
+    hand_overs = operator.controller._sessions._hand_overs
+    hand_over = hand_overs.hand_over
 
     async def refused(*given: Any) -> None:
         try:
@@ -275,16 +275,16 @@ async def test_a_session_that_all_pods_refuse_tries_them_ever_more_seldom(
         except TransientError as error:
             pauses.append(error.retry_after)
             if len(pauses) == 5:
-                claims.hand_over = hand_over  # type: ignore[method-assign]
+                hand_overs.hand_over = hand_over  # type: ignore[method-assign]
             raise
 
-    monkeypatch.setattr(claims, "hand_over", refused)
+    monkeypatch.setattr(hand_overs, "hand_over", refused)
     world.apply_session()
     await operator.until(lambda: len(pauses) == 5)
     assert pauses == [0.01, 0.02, 0.04, 0.08, 0.16]
     world.sandboxes.refusing.clear()
     await operator.until(lambda: world.served("s1"))
-    await operator.until(lambda: not claims._refused)
+    await operator.until(lambda: not operator.controller._sessions._starts._refused)
 
 
 async def test_a_session_that_is_gone_is_looked_after_no_more_though_no_watch_tells(

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from unittest import mock
 
 import grpc
 import pytest
@@ -24,6 +25,7 @@ from cloister_operator.sessions_api.auth import (
     TOKEN_SECONDS,
     Auth,
 )
+from cloister_operator.sessions_api.guard import Guard
 from cloister_operator.sessions_api.server import SessionsServer, _Renewed
 from cloister_operator.sessions_api.status import Busy, Unauthenticated
 from support.sessions_parts import (
@@ -444,7 +446,7 @@ async def test_strangers_keep_neither_places_nor_the_api_server_from_others() ->
     async def guesses(address: str, count: int) -> list[asyncio.Task[Any]]:
         """Those that the API server is asked about; the others are refused at once."""
         tasks = [
-            asyncio.create_task(auth.authenticate(bearer(f"{address}-{each}"), f"{address}:{each}"))
+            asyncio.create_task(auth.authenticate(bearer(f"{address}-{each}"), address))
             for each in range(count)
         ]
         before = len(reviewer.token_reviews)
@@ -456,21 +458,44 @@ async def test_strangers_keep_neither_places_nor_the_api_server_from_others() ->
                     each.result()
         return list(waiting)
 
-    asked = await guesses("ipv4:10.0.0.1", 40)
+    asked = await guesses("10.0.0.1", 40)
     assert len(asked) == MAX_STRANGERS_OF_ONE
     for each in asked:
         # Who goes away leaves the question behind.
         each.cancel()
     with pytest.raises(Busy):
-        await auth.authenticate(bearer("another"), "ipv4:10.0.0.1:9")
+        await auth.authenticate(bearer("another"), "10.0.0.1")
     for last in range(2, 6):
-        asked += await guesses(f"ipv4:10.0.0.{last}", 40)
-    assert len(asked) == MAX_STRANGERS
-    assert (await auth.authenticate(bearer(ALICE), "ipv4:10.0.0.1:9")).username == "alice"
+        asked += await guesses(f"10.0.0.{last}", 40)
+    assert len(asked) < MAX_STRANGERS
+    assert (await auth.authenticate(bearer(ALICE), "10.0.0.1")).username == "alice"
+    # Nor do several addresses together keep out who comes from another one.
+    assert (await auth.authenticate(bearer(BOB), "10.0.0.9")).username == "bob"
     reviewer.slow.set()
     await asyncio.gather(*asked, return_exceptions=True)
     with pytest.raises(Unauthenticated):
-        await auth.authenticate(bearer("another"), "ipv4:10.0.0.1:9")
+        await auth.authenticate(bearer("another"), "10.0.0.1")
+
+
+async def test_an_address_is_one_whatever_a_connection_came_over() -> None:
+    reviewer = FakeReviewer()
+    guard = Guard(Auth(reviewer, Clock()))
+    reviewer.slow.clear()
+
+    def guess(number: int, peer: str) -> asyncio.Task[Any]:
+        context = mock.Mock()
+        context.invocation_metadata.return_value = bearer(f"guess-{number}")
+        context.peer.return_value = peer
+        return asyncio.create_task(guard._authenticate(context))
+
+    spelled = ("ipv4:10.0.0.1:9", "ipv6:[::ffff:10.0.0.1]:9", "ipv6:%5B::ffff:10.0.0.1%5D:9")
+    asked = [guess(each, spelled[each % 3]) for each in range(MAX_STRANGERS_OF_ONE)]
+    for number, peer in enumerate(spelled, MAX_STRANGERS_OF_ONE):
+        with pytest.raises(Busy):
+            await guess(number, peer)
+    reviewer.slow.set()
+    for each in await asyncio.gather(*asked, return_exceptions=True):
+        assert isinstance(each, Unauthenticated)
 
 
 async def test_who_is_refused_without_end_makes_nobody_be_asked_about_again() -> None:

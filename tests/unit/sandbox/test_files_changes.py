@@ -35,7 +35,7 @@ def test_move(files: FileCalls, claimed: Sandbox) -> None:
     (root / "m" / "b").write_text("b")
     entry = files.move("m/a", "m/c")
     assert (entry.path, entry.size) == (str(root / "m" / "c"), 1)
-    with refused(STATUS.ALREADY_EXISTS, reason="EXISTS"):
+    with refused(STATUS.ALREADY_EXISTS, f"{root}/m/b: file already exists", "EXISTS"):
         files.move("m/c", "m/b")
     assert (root / "m" / "b").read_text() == "b"
     files.move("m/c", "m/b", overwrite=True)
@@ -180,6 +180,21 @@ def test_changes_are_told_in_their_order(files: FileCalls, claimed: Sandbox) -> 
         (EVENT.TYPE_CREATED, str(root / "end")),
     ]
     watcher.call.cancel()
+
+
+def test_an_upload_is_told_when_it_is_complete(files: FileCalls, claimed: Sandbox) -> None:
+    root = claimed.workspace / "arriving"
+    root.mkdir()
+    watcher = Watcher(files, "arriving", recursive=True)
+    files.upload("arriving/there/f", b"x" * 100_000)
+    told = watcher.until(lambda each: each[1] == str(root / "there" / "f"))
+    assert {each[1] for each in told} == {str(root / "there"), str(root / "there" / "f")}
+    watcher.call.cancel()
+
+
+def test_what_is_not_there_is_named_once_when_it_is_removed(files: FileCalls) -> None:
+    with refused(STATUS.NOT_FOUND, "nothing: no such file"):
+        files.remove("nothing", recursive=True)
 
 
 def test_new_directories_are_watched_with_what_is_in_them(

@@ -3,12 +3,18 @@
 import asyncio
 import threading
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from cloister_sandbox import lanes
+from cloister_api.exec.v1 import exec_pb2
+from cloister_sandbox import lanes, watches
 from cloister_sandbox.errors import Busy
 from cloister_sandbox.lanes import Lane, Lanes
+from cloister_sandbox.paths import Roots
+from cloister_sandbox.services.files import FilesService
+from cloister_sandbox.state import Activity, Phase, ServerState
 
 
 async def test_slow_work_holds_up_nobody_else() -> None:
@@ -19,6 +25,43 @@ async def test_slow_work_holds_up_nobody_else() -> None:
     assert not any(each.done() for each in slow + bulk)
     go_on.set()
     await asyncio.gather(*slow, *bulk)
+
+
+class Caller:
+    """A call's context, as far as a handler asks it."""
+
+    def add_done_callback(self, _: object) -> None:
+        """It never ends by itself."""
+
+    async def write(self, message: Any) -> None:
+        """Take a message."""
+
+
+async def test_what_watches_have_to_look_through_holds_up_no_reader(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tools decide how many files there are, and how often they change."""
+    go_on = threading.Event()
+
+    def look(*_: object, **__: object) -> None:
+        go_on.wait()
+        raise Busy("TREE_TOO_LARGE", "too many files to look through", 60.0, "watch-time")
+
+    monkeypatch.setattr(watches.Watch, "__init__", look)
+    (tmp_path / "f").write_text("text")
+    files = FilesService(ServerState(phase=Phase.CLAIMED), Roots(tmp_path, (), ()), Activity())
+    request = exec_pb2.WatchRequest(path=str(tmp_path))
+    watching = [asyncio.create_task(files.Watch(request, Caller())) for _ in range(8)]
+    try:
+        async with asyncio.timeout(30):
+            await asyncio.sleep(0)
+            read = await files.ReadText(exec_pb2.ReadTextRequest(path="f"), Caller())
+        assert read.text == "text"
+    finally:
+        go_on.set()
+        for each in watching:
+            each.cancel()
+        await asyncio.gather(*watching, return_exceptions=True)
 
 
 async def test_what_waits_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

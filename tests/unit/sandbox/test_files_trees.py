@@ -5,6 +5,7 @@ import os
 import stat
 import tarfile
 import time
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -163,6 +164,70 @@ def test_a_bad_member_refuses_the_whole_archive(
 def test_what_is_no_archive_is_refused(files: FileCalls, data: bytes) -> None:
     with refused(STATUS.FAILED_PRECONDITION, reason="BAD_ARCHIVE"):
         files.upload("no-tree", data, tree=True)
+
+
+def extended(body: bytes, kind: bytes = tarfile.XHDTYPE) -> bytes:
+    """An extended header, of one member or of all that come."""
+    info = tarfile.TarInfo("header")
+    info.type, info.size = kind, len(body)
+    return info.tobuf(tarfile.USTAR_FORMAT) + body + b"\0" * (-len(body) % tarfile.BLOCKSIZE)
+
+
+def record(key: str, size: int) -> bytes:
+    """A record of so many bytes."""
+    begin = f"{size} {key}=".encode()
+    return begin + b"x" * (size - len(begin) - 1) + b"\n"
+
+
+EMPTY = tarfile.TarInfo("f").tobuf(tarfile.USTAR_FORMAT)
+DAMAGED = {
+    "overlapping": b"5 aa\n" * 20_000 + b"9 k=vvv=\n",
+    "digits": record("path", 1000) + b"1009 path=" + b"1" * 998 + b"\n",
+    "too-long": record("path", 1000)[:-1],
+    "too-short": b"3 path=x\n",
+    "no-key": b"6 =xx\n",
+    "no-number": b"path=x\n",
+    "huge": record("path", 200_000),
+    "many": b"",
+}
+
+
+@pytest.mark.parametrize("body", DAMAGED.values(), ids=DAMAGED.keys())
+def test_extended_headers_that_no_archive_has_are_refused(files: FileCalls, body: bytes) -> None:
+    """Of some the tar reader would make a copy for each byte, or take the square of their time."""
+    headers = extended(body)
+    if not body:
+        headers = b"".join(extended(record(f"key{each}", 100_000)) for each in range(10))
+    with refused(STATUS.FAILED_PRECONDITION, reason="BAD_ARCHIVE"):
+        files.upload("headers", headers + EMPTY + b"\0" * 1024, tree=True)
+
+
+@pytest.mark.parametrize("format_", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_names_that_look_like_headers_are_names(files: FileCalls, format_: int) -> None:
+    out = io.BytesIO()
+    names = [f"{kind * 240}/{kind * 240}" for kind in "xgXLK"] + ["9" * 255]
+    with tarfile.open(fileobj=out, mode="w", format=format_) as tar:
+        for each in names:
+            tar.addfile(member(each)[0])
+    files.upload("look-alikes", out.getvalue(), tree=True)
+    data, _ = files.download("look-alikes", tree=True)
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        assert set(names) <= set(tar.getnames())
+
+
+def test_headers_for_all_members_are_not_gathered(tmp_path: Path) -> None:
+    """They can be as long as the archive, and tools may change what was uploaded."""
+    path = tmp_path / "archive"
+    with path.open("wb") as out:
+        for number in range(200):
+            out.write(extended(record(f"key{number}", 100_000), tarfile.XGLTYPE) + EMPTY)
+        out.write(b"\0" * 1024)
+    with path.open("rb") as file:
+        tracemalloc.start()
+        unpacking.check(file.fileno(), path.stat().st_size, lambda: None)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert peak < 5_000_000
 
 
 def test_an_archive_that_ends_early_is_refused(files: FileCalls, claimed: Sandbox) -> None:

@@ -2,6 +2,7 @@
 
 import codecs
 import os
+import secrets
 import selectors
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from cloister_api.exec.v1 import exec_pb2
+from cloister_sandbox import greps
 from cloister_sandbox.matches import Binary, Line, Matches
 from cloister_sandbox.paths import Roots
 from cloister_sandbox.ripgrep import Search
@@ -167,6 +169,82 @@ def test_a_complaint_names_only_what_may_be_seen(tmp_path: Path) -> None:
         assert matches.complaints("\n".join(said)) == said[:3]
         missing = f"{root}: No such file or directory"
         assert matches.complaints(missing) == [missing]
+
+
+FORGED = [
+    "{",
+    "1",
+    "[]",
+    "[" * 100_000,
+    '{"type": {}, "data": {}}',
+    '{"type": "begin"}',
+    '{"type": "begin", "data": {"path": 1}}',
+    '{"type": "begin", "data": {"path": {"text": "a\\u0000b"}}}',
+    '{"type": "begin", "data": {"path": {"text": "\\ud800"}}}',
+    '{"type": "begin", "data": {"path": {"bytes": "!"}}}',
+    '{"type": "end", "data": {"path": {"text": "f"}, "binary_offset": 1e999}}',
+    *(
+        f'{{"type": "match", "data": {{"path": {{"text": "f"}}, "lines": {{"text": "a"}}, '
+        f'"line_number": {number}, "absolute_offset": {offset}}}}}'
+        for number, offset in ((2**64, 0), (-1, 0), (1, 2**64), (1, -1), (1, '"0"'), ("[1]", 0))
+    ),
+    f'{{"type": "match", "data": {"9" * 5000}}}',
+]
+
+
+def test_what_a_tool_writes_into_ripgreps_pipe_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    path.write_text("a\n")
+    roots = Roots(tmp_path, (), ())
+    for each in FORGED:
+        with Matches(roots, str(tmp_path), str(tmp_path), lambda: False) as matches:
+            assert not list(matches.feed(f"{each}\n".encode())), each
+            (found,) = matches.feed(found_by_ripgrep(path, "a\n").encode())
+            assert isinstance(found, Line)
+
+
+def test_a_search_that_finds_nothing_lets_others_have_its_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What ripgrep prints without end may hold no line that may be shown."""
+
+    class Endless:
+        complaint = b""
+        ended = ""
+        late = False
+
+        def output(self, _: object) -> Iterator[bytes]:
+            while True:
+                yield b"{}\n"
+
+    monkeypatch.setattr(greps, "_start", lambda *_: Endless())
+    request = exec_pb2.GrepRequest(pattern="x")
+    roots = Roots(tmp_path, (), ())
+    events = greps.grep(roots, request, str(tmp_path), {}, 10, 10.0, lambda: False)
+    assert [next(events) for _ in range(3)] == [None] * 3
+    events.close()  # type: ignore[attr-defined]
+
+
+def test_what_ripgrep_leaves_behind_ends_with_the_next_that_ends(tmp_path: Path) -> None:
+    """Tools may have put another program in its place."""
+    left = f"sleep 600.{secrets.randbelow(10**9)}"
+    engine = tmp_path / "rg"
+    # It has its number by then.
+    leaves = f"setsid --fork env -i {left} >/dev/null 2>&1 </dev/null"
+    engine.write_text(f"#!/bin/sh\nsleep 0.5\n{leaves}\n")
+    engine.chmod(0o755)
+    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    with sandbox(tmp_path / "server", {"env": env}) as server:
+        server.wait_for(exec_pb2.RuntimeInfo.STATE_WARM)
+        server.claim()
+        with server.worker() as channel:
+            tools = Tools(channel)
+            assert tools.call("grep", pattern="x").content[0].text == "no matches"
+            assert tools.bash(f"pgrep -fx '{left}' | wc -l") == "1"
+            tools.bash("true", context_id="ends")
+            request = exec_pb2.CloseContextRequest(context_id="ends")
+            tools.stub.CloseContext(request, timeout=40)
+            assert tools.bash(f"pgrep -fx '{left}' | wc -l") == "0"
 
 
 def test_a_search_that_is_over_reads_no_further(tmp_path: Path) -> None:

@@ -98,6 +98,12 @@ import ctypes
 libc = ctypes.CDLL(None, use_errno=True)
 print(libc.syscall(425, 4, ctypes.create_string_buffer(120)), ctypes.get_errno())
 """
+TAKES_REQUESTS = """
+import ctypes, os
+libc = ctypes.CDLL(None, use_errno=True)
+number = {"x86_64": 206, "aarch64": 0}[os.uname().machine]
+print(libc.syscall(number, 1, ctypes.byref(ctypes.c_ulong())), ctypes.get_errno())
+"""
 FLOODS = """
 import os, signal
 signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 65))
@@ -167,6 +173,14 @@ def test_no_tool_has_sockets_that_policies_do_not_know(tools: Tools) -> None:
 
 def test_no_tool_opens_sockets_past_the_filter(tools: Tools) -> None:
     assert run(tools, SETS_UP_RINGS) == "-1 38"
+
+
+def test_no_tool_takes_the_nodes_requests_of_asynchronous_io(tools: Tools) -> None:
+    assert run(tools, TAKES_REQUESTS) == "-1 38"
+    for kind, number in ((_X86_64, 206), (_I386, 245), (_AARCH64, 0), (_ARM, 243)):
+        made = program((kind,))
+        assert answer(made, kind.architecture, number, (65_536,)) == errno.ENOSYS
+        assert answer(made, kind.architecture, number + 1, (0,)) == 0
 
 
 def test_no_tool_sends_under_an_address_that_is_not_the_pods(tools: Tools) -> None:

@@ -1,10 +1,11 @@
-"""Looking for processes, when nothing more can be started."""
+"""Looking for processes: whose they are, and when nothing more can be started."""
 
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from cloister_sandbox import kin
+from cloister_sandbox.births import BIRTHS
 
 
 class Exhausted(ThreadPoolExecutor):
@@ -29,3 +30,27 @@ async def test_what_was_done_without_a_thread_is_not_done_again_later(
         await kin.in_thread(lambda: done.append("first"))
         await kin.in_thread(lambda: done.append("second"))
         assert await kin.in_thread(lambda: done.copy()) == ["first", "second"]
+
+
+def test_what_has_neither_number_nor_mark_ends_with_the_next_that_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A program that starts another at once, and ends, is quicker than who gives it a number.
+
+    A program that is just being started has none either, and goes on.
+    """
+    table = {1: (0, 1), 50: (1, 50), 51: (1, 51), 52: (1, 52), 53: (52, 52), 54: (1, 54)}
+    carried = {50: 7, 51: 0, 52: 8, 53: 8, 54: 0}
+    monkeypatch.setattr(kin, "_table", lambda: table)
+    monkeypatch.setattr(kin, "number_of", carried.get)
+    monkeypatch.setattr(kin, "_marked", {51: set(), 54: {"goes-on"}}.get)
+    monkeypatch.setattr("cloister_sandbox.kin.os.getpid", lambda: 1)
+    monkeypatch.setattr(kin._marks, "_numbers", {"ends": 7, "goes-on": 8})
+    monkeypatch.setattr(kin._marks, "_living", {7, 8})
+    monkeypatch.setattr(kin._marks, "hold", True)
+    assert kin.members(50, "ends") == [50, 51]
+    assert kin.members(52, "goes-on") == [51, 52, 53, 54]
+    with BIRTHS.one():
+        assert kin.members(50, "ends") == [50]
+    monkeypatch.setattr(kin._marks, "hold", False)
+    assert kin.members(50, "ends") == [50]

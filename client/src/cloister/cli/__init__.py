@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from .._errors import CloisterError
-from .._sync import Client
+from .._sync_client import Client
 from . import output
 from .arguments import parse
 

@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from .._errors import CloisterError
-from .._sync import Client
+from .._sync_client import Client
 from . import output
 
 

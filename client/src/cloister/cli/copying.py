@@ -9,7 +9,7 @@ from collections import deque
 from typing import TextIO
 
 from .._errors import LocalFileError
-from .._sync import Client
+from .._sync_client import Client
 from .output import visible
 
 _REMOTE = re.compile(r"([a-z0-9][a-z0-9.-]*):(.*)", re.DOTALL)

@@ -15,7 +15,8 @@ from types import FrameType
 from .._errors import CloisterError, StartFailedError
 from .._models import ToolResult
 from .._outcomes import Gap, OutputPolicy
-from .._sync import Client, Session
+from .._sync import Session
+from .._sync_client import Client
 from .._sync_programs import Process
 from . import output
 

@@ -21,7 +21,8 @@ from .._errors import (
 )
 from .._outcomes import Exit, Gap
 from .._programs import AsyncProcess
-from .._sync import Client, Session
+from .._sync import Session
+from .._sync_client import Client
 from .._sync_loop import run as on_loop
 from .._sync_programs import Process
 from .running import command_line

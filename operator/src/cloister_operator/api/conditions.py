@@ -128,6 +128,11 @@ DISK_FULL: Final = "DiskFull"
 """It wrote more to its disk than it may."""
 POD_ENDED: Final = "PodEnded"
 
+NO_PLACE: Final = (QUEUED, NAMESPACE_FULL)
+"""Why a session waits in line."""
+LOSSES: Final = (POD_DELETED, NODE_LOST, OOM_KILLED, EVICTED, DISK_FULL, POD_ENDED)
+"""Why a session has no pod any more, though nobody ended it."""
+
 Status = Literal["True", "False", "Unknown"]
 
 

@@ -132,16 +132,14 @@ class Backend:
         return first
 
     async def _make(self, new: NewSession, name: str, request: str, first: FirstPod | None) -> JSON:
-        fingerprint = _fingerprint(new, request)
+        body = _body(new, name, request)
+        if first:
+            body["metadata"]["annotations"][names.FIRST_POD] = str(first)
         try:
-            body = _body(new, name, fingerprint, request)
-            if first:
-                body["metadata"]["annotations"][names.FIRST_POD] = str(first)
             return await self._context.api.create(SESSIONS, new.namespace, body)
         except (ConflictError, LostError):
             made = await self._made(new.namespace, name)
-            annotations = made["metadata"].get("annotations") or {}
-            if annotations.get(names.REQUEST) != fingerprint:
+            if not _same_call(made, body):
                 raise _taken(new, name) from None
             return made
 
@@ -347,7 +345,22 @@ def _fingerprint(new: NewSession, request: str) -> str:
     return _digest(*parts)
 
 
-def _body(new: NewSession, name: str, fingerprint: str, request: str) -> JSON:
+def _same_call(made: JSON, body: JSON) -> bool:
+    """Whether a Session is what this very call makes.
+
+    Annotations are anybody's who may make Sessions: one that poses as a caller's own would run with
+    somebody else's files and variables.
+    """
+    mine, theirs = SessionObject.parse(body), SessionObject.parse(made)
+    keys = (names.ISSUED_BY, names.REQUEST, names.REQUEST_ID)
+    noted, notes = mine.metadata.annotations, theirs.metadata.annotations
+    return all(notes.get(each) == noted[each] for each in keys) and (
+        (mine.spec.environment_name, mine.spec.env, mine.spec.files)
+        == (theirs.spec.environment_name, theirs.spec.env, theirs.spec.files)
+    )
+
+
+def _body(new: NewSession, name: str, request: str) -> JSON:
     lifecycle = {
         key: _seconds(value)
         for key, value in (("idleTimeout", new.idle_timeout), ("maxLifetime", new.max_lifetime))
@@ -368,7 +381,7 @@ def _body(new: NewSession, name: str, fingerprint: str, request: str) -> JSON:
             "namespace": new.namespace,
             "annotations": {
                 names.ISSUED_BY: names.ISSUED_BY_API,
-                names.REQUEST: fingerprint,
+                names.REQUEST: _fingerprint(new, request),
                 names.REQUEST_ID: request,
             },
         },

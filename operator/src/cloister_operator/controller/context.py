@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from .. import names
+from ..api import conditions
 from ..api.environment import EnvironmentObject
 from ..api.pod import PodView, view
 from ..api.session import Phase, SessionObject
@@ -100,7 +101,9 @@ def _session_groups(session: SessionObject) -> Iterable[tuple[str, ...]]:
         yield ("request", session.metadata.namespace, request)
     yield ("namespace", session.metadata.namespace)
     first = session.first_pod
-    if first and session.status.phase is Phase.PENDING:
+    status = session.status
+    # Who waits for a place may do so for hours, and the annotation is anybody's.
+    if first and status.phase is Phase.PENDING and status.reason not in conditions.NO_PLACE:
         yield ("first", *session.environment_key, first.uid)
 
 
@@ -156,6 +159,8 @@ class Context:
     """Pods that may have been made though no answer came."""
     doubted: set[Key] = field(default_factory=set)
     """Environments that lost a pod which nobody here deleted: they may be gone themselves."""
+    failed_starts: dict[Key, int] = field(default_factory=dict)
+    """By Environment, failures one after the other of its pool's new pods."""
     proofs: dict[Key, Proof] = field(default_factory=dict)
     """By namespace and kind of network, what the last probe found."""
     probe_targets: list[str] = field(default_factory=list)

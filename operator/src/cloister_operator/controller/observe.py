@@ -5,11 +5,13 @@ from collections import Counter
 from collections.abc import Collection, Iterable
 
 from .. import metrics, names
+from ..api import conditions
 from ..api.environment import EnvironmentObject
 from ..api.session import Phase, SessionObject
 from ..cache import Key
 from ..metrics import (
     ENVIRONMENT_CONDITION,
+    POOL_FAILURES,
     POOL_PODS,
     POOL_WANTED_PODS,
     QUEUE_AGE_SECONDS,
@@ -26,6 +28,25 @@ KEPT_LOOKS = 24
 """How often an Environment must be missed before its series go: for two minutes, in which
 Prometheus reads the last of its counters.
 """
+
+COUNTED_FAILURES = {
+    "session": (
+        *conditions.LOSSES,
+        *(conditions.VOLUME_LOST, conditions.SESSION_REFUSED, conditions.SESSION_TOO_LARGE),
+    ),
+    "recovery": conditions.LOSSES,
+    "pod": (
+        *(conditions.SETUP_FAILED, conditions.POD_FAILED, conditions.SANDBOX_MISBEHAVES),
+        *(conditions.NETWORK_NOT_ENFORCED, conditions.USER_NAMESPACE_MISSING),
+    ),
+}
+"""By kind, the reasons that are counted from 0 on; a rarer one begins with its first."""
+
+
+def begin(version: str) -> None:
+    """Say which version runs, and let the counters of the process begin."""
+    metrics.BUILD.labels(version).set(1)
+    metrics.begin(COUNTED_FAILURES)
 
 
 class Health:
@@ -86,6 +107,8 @@ class Gauges:
         context = self._context
         environments = {each.key: each for each in context.environments.all()}
         for key, environment in environments.items():
+            if key not in self._missed:
+                metrics.begin_environment(*key)
             self._environment(key, environment)
         self._sessions(environments, context.sessions.all())
         self._forget(environments.keys() | context.usage.environments())
@@ -104,6 +127,7 @@ class Gauges:
             POOL_PODS.labels(*key, state).set(count)
         wanted = environment.status.pool.wanted or environment.spec.pool.size
         POOL_WANTED_PODS.labels(*key).set(wanted)
+        POOL_FAILURES.labels(*key).set(context.failed_starts.get(key, 0))
         for each in environment.status.conditions:
             if each.status == "Unknown":
                 of = dict(zip(("namespace", "environment"), key, strict=True))

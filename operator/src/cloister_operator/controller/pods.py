@@ -159,7 +159,7 @@ async def _ensure_claim(context: Context, pod: PodView) -> None:
             # While this was on its way a session has taken the pod, and the claim with it.
             return await volumes.ensure_of_pod(context, latest)
         # It would start with it all the same.
-        await delete_unstarted(context, latest)
+        await delete_unchanged(context, latest)
         raise
 
 
@@ -178,9 +178,9 @@ async def delete(context: Context, pod: PodView) -> None:
     context.forget_pod(pod.uid)
 
 
-async def delete_unstarted(context: Context, pod: PodView) -> None:
-    """Delete a pod that has not started, or that nobody has; raises ConflictError when it has
-    changed since it was looked at.
+async def delete_unchanged(context: Context, pod: PodView) -> None:
+    """Delete that very pod as it was looked at, so that it has neither started nor been claimed
+    since; raises ConflictError when it has changed.
     """
     version = str(pod.resource_version)
     await context.egress.revoke(pod)

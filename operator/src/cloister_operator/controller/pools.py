@@ -45,7 +45,8 @@ class Pools:
     def forget(self, key: Key) -> None:
         """The Environment is gone."""
         self._refill.take(key, 0, _seconds())
-        for known in (self._demand, self._targets, self._trials):
+        failed = self._context.failed_starts
+        for known in (self._demand, self._targets, self._trials, failed):
             known.pop(key, None)
 
     def look(self, environment: EnvironmentObject, recipe: Recipe) -> tuple[Wanted, PoolPlan]:
@@ -60,6 +61,8 @@ class Pools:
         needed = demand.needed(now) if environment.spec.pool.max_size is not None else 0
         target = next_target(self._targets.get(key), needed, limits, len(mine), now)
         self._targets[key] = target
+        # Where no pod is to be warm, none is tried again, and none would ever end the count.
+        context.failed_starts[key] = found.failures if target.size else 0
         wanted = Wanted(recipe.hash, target.size)
         lost = context.flights.count(pods.pool_of(environment, recipe), now)
         others = {each.uid for each in present} - context.made

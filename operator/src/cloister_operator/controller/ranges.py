@@ -188,23 +188,22 @@ class Ranges:
         every |= believed
         self.landmarks = tuple(sorted(listening))
         if len(every) <= _AT_ONCE:
-            self._take(ranges.bounded(every), ranges.collapsed(every))
+            self._take(ranges.joined(every))
         else:
             self._joining = asyncio.create_task(self._join(frozenset(every)), name="ranges")
 
     async def _join(self, every: frozenset[Network]) -> None:
         try:
-            current, exact = await asyncio.to_thread(
-                lambda: (ranges.bounded(every), ranges.collapsed(every))
-            )
+            joined = await asyncio.to_thread(ranges.joined, every)
         finally:
             self._joining = None
-        self._take(current, exact)
+        self._take(joined)
 
-    def _take(self, current: tuple[str, ...], exact: tuple[str, ...]) -> None:
+    def _take(self, joined: ranges.Joined) -> None:
+        current = joined.ranges
         if current == self.current:
             return
-        if current != exact:
+        if joined.wider:
             log.warning(
                 "the cluster has more than %d ranges on the internet: larger ones which hold them "
                 "are closed to sandboxes",

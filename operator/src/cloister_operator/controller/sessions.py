@@ -19,7 +19,9 @@ from .claims import Claims
 from .context import Context, Resolved
 from .endings import Endings
 from .events import Recorder
+from .handovers import HandOvers
 from .promises import may_be_first
+from .starts import Starts
 from .statuses import SessionStatuses
 from .warmer import Warmer
 
@@ -38,7 +40,9 @@ class SessionReconciler:
         self._context = context
         self._warmer = warmer
         self._statuses = SessionStatuses(context, recorder)
-        self._claims = Claims(context, self._statuses)
+        self._starts = Starts(context)
+        self._hand_overs = HandOvers(context, self._statuses, self._starts)
+        self._claims = Claims(context, self._statuses, self._hand_overs, self._starts)
         self._endings = Endings(context, self._statuses)
 
     async def reconcile(self, namespace: str, name: str) -> float | None:
@@ -53,8 +57,8 @@ class SessionReconciler:
             await self.ended(session)
             return None
         if session.status.phase is Phase.PENDING:
-            self._claims.waits(session)
-        if await self._claims.settle(session):
+            self._starts.waits(session)
+        if await self._hand_overs.settle(session):
             return 0.0
         pod = await self._own_pod(session)
         environment = context.environments.get(namespace, session.spec.environment_name)
@@ -70,7 +74,7 @@ class SessionReconciler:
 
     async def ended(self, session: SessionObject) -> None:
         """The Session is deleted: its pods go at once, without waiting for owner references."""
-        self._claims.forget(session)
+        self._starts.ended(session)
         for pod in self._context.pods.group(_pods_of(session)):
             if not pod.deleting:
                 await pods.delete(self._context, pod)
@@ -151,17 +155,22 @@ class SessionReconciler:
             return Promise.KEPT if pod.uid == first.uid and not mine else Promise.NONE
         found = context.pods.get(session.metadata.namespace, first.name)
         if found is None or found.uid != first.uid:
+            # While it waits for a place its pod is anybody's: nobody was told that it runs there.
+            in_line = session.status.reason in conditions.NO_PLACE
+            gone = Promise.NONE if in_line else Promise.GONE
             if mine:
                 return Promise.NONE
             try:
                 raw = await context.api.get(PODS, session.metadata.namespace, first.name)
             except NotFoundError:
-                return Promise.GONE
+                return gone
             context.pods.put(raw)
             found = view(raw)
         if found.uid != first.uid:
-            return Promise.GONE
-        return Promise.OPEN if may_be_first(found, session) else Promise.NONE
+            return gone
+        if not may_be_first(found, session):
+            return Promise.NONE
+        return Promise.OURS if mine else Promise.OPEN
 
     async def _recipe_gone(
         self, session: SessionObject, environment: EnvironmentObject | None, pod: PodView | None
@@ -226,7 +235,7 @@ class SessionReconciler:
                     admitted.enter_context(context.namespace_places.admitting(session))
                 return await self._claims.get_pod(session, environment, resolved.recipe)
         if plan.step is Step.HAND_OVER and pod:
-            await self._claims.hand_over(session, environment, pod)
+            await self._hand_overs.hand_over(session, environment, pod)
         elif plan.step is Step.ASK_ACTIVITY and pod:
             await self._endings.ask_activity(session, environment, pod)
         elif plan.step is Step.SUSPEND:
@@ -243,7 +252,7 @@ class SessionReconciler:
             if plan.phase is Phase.SUSPENDED:
                 await pods.confirm(self._context, session)
             recipe_gone = plan.phase is Phase.PENDING and not pod.ip
-            await (pods.delete_unstarted if recipe_gone else pods.delete)(context, pod)
+            await (pods.delete_unchanged if recipe_gone else pods.delete)(context, pod)
             return 1.0
         elif plan.step is Step.FORGET:
             await self._endings.delete(session)

@@ -2,6 +2,7 @@
 
 import ipaddress
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 from ..api.common import JSON
@@ -31,8 +32,8 @@ SPECIAL_V4 = (
     # A cloud's platform service, at an address that looks public.
     "168.63.129.16/32",
 )
-SPECIAL_V6 = ("2001::/32", "2001:10::/28", "2001:db8::/32", "2002::/16", "3fff::/20")
-"""Tunnels, which lead to IPv4 addresses, and ranges that are for nobody."""
+SPECIAL_V6 = ("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20")
+"""Tunnels, which lead to IPv4 addresses, a site's own NAT (2001:1::1), and ranges for nobody."""
 _SPECIAL = spans.Union(ipaddress.ip_network(each) for each in (*SPECIAL_V4, *SPECIAL_V6))
 
 MAX_CLAIMED = 1024
@@ -111,26 +112,31 @@ def _balanced(obj: JSON) -> list[object]:
     return [each.get("ip") for each in ingress]
 
 
-def collapsed(found: Iterable[Network]) -> tuple[str, ...]:
-    """The same ranges in the fewest words, always in the same order."""
-    return tuple(map(str, spans.collapse(found)))
+@dataclass(frozen=True)
+class Joined:
+    """Ranges in the fewest words, always in the same order."""
+
+    ranges: tuple[str, ...]
+    wider: bool = False
+    """Whether they hold more than was found."""
 
 
-def bounded(found: Iterable[Network], most: int = MAX_PUBLIC) -> tuple[str, ...]:
-    """`collapsed`, with no more than `most` ranges on the internet.
+def joined(found: Iterable[Network], most: int = MAX_PUBLIC) -> Joined:
+    """The same ranges in the fewest words, with no more than `most` on the internet.
 
     Where there are more, neighbours become one range which holds them, no larger than it takes:
     that closes addresses of others between them, and leaves none of the cluster's own open.
     """
     every = spans.collapse(found)
     public = [each for each in every if _is_public(each)]
-    if len(public) > most:
+    wider = len(public) > most
+    if wider:
         merged = [each for each in every if not _is_public(each)]
         for version in (4, 6):
             mine = [each for each in public if each.version == version]
             merged += _merged(mine, most * len(mine) // len(public))
         every = spans.collapse(merged)
-    return tuple(map(str, every))
+    return Joined(tuple(map(str, every)), wider)
 
 
 def _merged(family: Sequence[Network], most: int) -> list[Network]:

@@ -46,7 +46,8 @@ class Promise(Enum):
     """What a caller may know of the pod that a session was made for."""
 
     NONE = "nothing: it was made for none, or cannot have it"
-    OPEN = "nothing yet: the pod is there, and to be claimed before any other"
+    OPEN = "nothing yet: the pod is there, and to be claimed before any other, within the limits"
+    OURS = "nothing yet, and this process made it for the pod, when there was a place for it"
     KEPT = "another process may have said that the session runs in its pod"
     GONE = "the same, of a pod that is gone"
 
@@ -267,9 +268,11 @@ def _without_pod(session: SessionObject, observed: Observed, now: datetime) -> S
     problem = observed.environment_problem
     if problem:
         return SessionPlan(Step.WAIT, reason=problem.reason, message=problem.message)
-    if observed.promise is Promise.OPEN:
-        # There was a place for it, and its pod is nobody else's meanwhile.
+    if observed.promise is Promise.OURS:
+        # Limits that came since are looked at once it has the pod, which is nobody else's.
         return SessionPlan(Step.GET_POD)
+    # A limit holds for who has a pod in view, too: sessions of a namespace or an Environment with a
+    # limit are made for none, and the annotation is anybody's who may make Sessions.
     most = environment.spec.pool.max_sessions
     if most is not None and observed.others >= most:
         # Those for which there is a place are as good as gone; where more run than may, which a

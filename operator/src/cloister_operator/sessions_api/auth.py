@@ -27,12 +27,17 @@ REFUSAL_SECONDS: Final = 2.0
 REFRESH_AFTER_SECONDS: Final = 0.2
 """What is asked again beside a call that has its answer waits until that call is likely over."""
 MAX_TOKEN: Final = 16 * 1024
+_SERVICE_ACCOUNT: Final = "system:serviceaccount:"
 MAX_ENTRIES: Final = 4096
 MAX_STRANGERS: Final = 64
 """Tokens that nobody has seen yet and that are asked about at the same time. Anybody in the cluster
 may send some: they share the API server's patience with the operator's own work."""
 MAX_STRANGERS_OF_ONE: Final = 16
 """Of them, those that come from one address."""
+_SHARE: Final = 3
+"""An address has one of so many parts of the places that nobody has: some are left, however many
+addresses take all that they get.
+"""
 
 CALLER: Final[ContextVar[Caller]] = ContextVar("caller")
 """Who makes the call that is being served; the guard sets it."""
@@ -178,17 +183,17 @@ class Auth:
         """Tokens that are asked about for the first time, by the address that they come from."""
 
     async def authenticate(
-        self, metadata: Iterable[tuple[str, str | bytes]], peer: str = ""
+        self, metadata: Iterable[tuple[str, str | bytes]], address: str = ""
     ) -> Caller:
         """The caller whose bearer token is in the metadata; raises Unauthenticated, Unavailable,
-        and Busy for too many tokens that are new. `peer`: as gRPC names it.
+        and Busy for too many tokens that are new. `address`: where they come from.
         """
         token = bearer_token(metadata)
         digest = hashlib.sha256(token.encode()).digest()
         ask: Callable[[], Awaitable[Caller | None]]
         ask = functools.partial(self._reviewer.review_token, token)
         if not self._callers.knows(digest):
-            ask = self._counted(ask, peer.rpartition(":")[0])
+            ask = self._counted(ask, address)
         try:
             caller = await self._callers.get(
                 digest, ask, lambda found: TOKEN_SECONDS if found else REFUSAL_SECONDS
@@ -210,7 +215,8 @@ class Auth:
         raises Busy when there is none.
         """
         strangers = self._strangers
-        if strangers[address] >= MAX_STRANGERS_OF_ONE or strangers.total() >= MAX_STRANGERS:
+        left = MAX_STRANGERS - strangers.total()
+        if left <= 0 or strangers[address] >= min(MAX_STRANGERS_OF_ONE, left // _SHARE + 1):
             raise Busy("TOO_MANY_CALLS", "too many new tokens at the same time; try again")
         strangers[address] += 1
 
@@ -261,6 +267,15 @@ class Auth:
             raise Unavailable(
                 "ACCESS_REVIEW_FAILED", "the API server could not check your rights; try again"
             ) from None
+
+
+def whose_share(caller: Caller) -> str:
+    """Whose places a caller takes: those of its namespace, where it is a ServiceAccount. Who may
+    make one makes as many as they like.
+    """
+    if not caller.username.startswith(_SERVICE_ACCOUNT):
+        return caller.username
+    return caller.username.rpartition(":")[0]
 
 
 def bearer_token(metadata: Iterable[tuple[str, str | bytes]]) -> str:

@@ -137,11 +137,8 @@ class Doorkeeper:
         self._noted: dict[str, float] = {}
         """Addresses, and until when."""
 
-    def heard(self, peer: str, caller: str) -> None:
-        """A valid token came over a connection. `peer`: as gRPC names it; `caller`: whose it is."""
-        far_end = of_peer(peer)
-        if far_end is None:
-            return
+    def heard(self, far_end: FarEnd, caller: str) -> None:
+        """A valid token came over a connection; `caller`: whose it is."""
         known = self._callers.setdefault(far_end, caller)
         if known != caller:
             # Another operator, which forwards calls: none of these callers is to pay for it.

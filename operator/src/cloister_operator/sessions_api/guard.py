@@ -17,7 +17,8 @@ from ..logs import about
 from ..metrics import SESSIONS_API_CALLS, SESSIONS_API_SECONDS
 from ..sandboxes import clean
 from . import translate
-from .auth import CALLER, RIGHTS, Auth
+from .auth import CALLER, RIGHTS, Auth, whose_share
+from .doorkeeper import Doorkeeper, of_peer
 from .forwarding import Forwarder, Relayed
 from .limits import RateLimits
 from .status import Busy, CallError, Forbidden, Unavailable, WrongState, from_error
@@ -27,7 +28,9 @@ MAX_CALLS: Final = 512
 MAX_WATCHES: Final = 256
 MAX_RELAYS: Final = 256
 ONE_CALLERS_SHARE: Final = 0.75
-"""Of the places, what one caller may have: no tenant keeps all others out."""
+"""Of the places, what one caller, or the ServiceAccounts of one namespace together, may have: no
+tenant keeps all others out.
+"""
 RECHECK_SECONDS: Final = 30.0
 """How often a stream asks again whether its caller is still known and may have it."""
 FIRST_SECONDS: Final = 10.0
@@ -119,8 +122,11 @@ class Guard(grpc.aio.ServerInterceptor):
         recheck_seconds: float = RECHECK_SECONDS,
         limits: RateLimits | None = None,
         forwarder: Forwarder | None = None,
+        doorkeeper: Doorkeeper | None = None,
     ) -> None:
-        """`limits`: of each caller's calls; `forwarder`: to the leader, where there are several."""
+        """`limits`: of each caller's calls; `forwarder`: to the leader, where there are several;
+        `doorkeeper`: of the server's connections, with bounds of its own.
+        """
         self._auth = auth
         self._limits = limits
         self._forwarder = forwarder
@@ -134,9 +140,9 @@ class Guard(grpc.aio.ServerInterceptor):
             what: max(1, int(places * ONE_CALLERS_SHARE)) for what, places in self._free.items()
         }
         self._taken: Counter[tuple[str, str]] = Counter()
-        """Places by caller."""
+        """Places by whose share they are of."""
         self._recheck_seconds = recheck_seconds
-        self.heard: Callable[[str, str], None] = lambda _peer, _caller: None
+        self.doorkeeper = doorkeeper or Doorkeeper()
         """Told of each connection over which a valid token came, and of whose it is."""
 
     async def intercept_service(
@@ -257,9 +263,10 @@ class Guard(grpc.aio.ServerInterceptor):
 
     async def _authenticate(self, context: Context) -> Caller:
         """The caller; raises as Auth does. Their connection is then no stranger's."""
-        metadata, peer = tuple(context.invocation_metadata() or ()), context.peer()
-        caller = await self._auth.authenticate(metadata, peer)
-        self.heard(peer, caller.username)
+        metadata, far_end = tuple(context.invocation_metadata() or ()), of_peer(context.peer())
+        caller = await self._auth.authenticate(metadata, far_end.address if far_end else "")
+        if far_end:
+            self.doorkeeper.heard(far_end, caller.username)
         return caller
 
     @contextlib.contextmanager
@@ -274,7 +281,7 @@ class Guard(grpc.aio.ServerInterceptor):
 
     @contextlib.contextmanager
     def _callers_place(self, caller: Caller | None, what: str) -> Iterator[None]:
-        key = (caller.username if caller else "", what)
+        key = (whose_share(caller) if caller else "", what)
         if self._taken[key] >= self._share[what]:
             raise Busy("TOO_MANY_CALLS", f"too many {what} of yours at the same time; try again")
         self._taken[key] += 1

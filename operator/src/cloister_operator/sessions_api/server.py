@@ -16,7 +16,6 @@ from .. import names
 from ..api.backend import Leadership, Reviewer, SessionsBackend
 from ..identity import OPERATOR_LIFETIME, Authority, Identity
 from .auth import Auth
-from .doorkeeper import Doorkeeper
 from .forwarding import Forwarder
 from .guard import Guard
 from .limits import RateLimits
@@ -60,19 +59,18 @@ class SessionsServer:
         limits: RateLimits | None = None,
         leadership: Leadership | None = None,
         idle_seconds: float = IDLE_SECONDS,
-        doorkeeper: Doorkeeper | None = None,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         """`ip_addresses`: further names of the certificate, such as the Service's address.
 
         `leadership`: where there are several processes, who of them leads; None is this one.
-        `idle_seconds`: of a connection without a call. `doorkeeper`: who keeps a place here.
+        `guard`: in place of one that keeps `limits` and forwards to the leader.
+        `idle_seconds`: of a connection without a call.
         """
         self._certificate = _Renewed(authority, ip_addresses, clock)
         self._forwarder = Forwarder(leadership, lambda: authority.ca_pem) if leadership else None
         guard = guard or Guard(Auth(reviewer), limits=limits, forwarder=self._forwarder)
-        self._doorkeeper = doorkeeper or Doorkeeper()
-        guard.heard = self._doorkeeper.heard
+        self._doorkeeper = guard.doorkeeper
         self._looking: asyncio.Task[None] | None = None
         options = (*_OPTIONS, ("grpc.max_connection_idle_ms", int(1000 * idle_seconds)))
         self._server = grpc.aio.server(interceptors=[guard], options=options)

@@ -25,13 +25,14 @@ log = logging.getLogger(__name__)
 def unforeseen(method: str, error: Exception) -> CallError:
     """The failure of a call for an error that no handler foresaw; logged by its kind and place."""
     if isinstance(error, OSError) and error.errno in _FULL:
-        return Busy("DISK_FULL", "no space is left on the sandbox's disk", 5.0)
+        return Busy("DISK_FULL", "no space is left on the sandbox's disk", 5.0, "disk")
     if isinstance(error, OSError) and error.errno in _EXHAUSTED:
-        return Busy("OUT_OF_RESOURCES", "the sandbox has no more processes or descriptors", 1.0)
+        why = "the sandbox has no more processes or descriptors"
+        return Busy("OUT_OF_RESOURCES", why, 1.0, "processes")
     if isinstance(error, MemoryError):
-        return Busy("OUT_OF_RESOURCES", "the sandbox has no more memory", 1.0)
+        return Busy("OUT_OF_RESOURCES", "the sandbox has no more memory", 1.0, "memory")
     if isinstance(error, RuntimeError) and str(error) == "can't start new thread":
-        return Busy("OUT_OF_RESOURCES", "the sandbox has no more threads", 1.0)
+        return Busy("OUT_OF_RESOURCES", "the sandbox has no more threads", 1.0, "processes")
     file, line = place(error)
     log.error("%s: %s in %s, line %d", method, type(error).__name__, file, line)
     return CallError("UNFORESEEN", "the server failed in a way that was not foreseen")

@@ -42,7 +42,8 @@ def require_reader(job: Job, offset: int) -> None:
             total_bytes=str(job.store.total),
         )
     if job.store.readers >= MAX_READERS:
-        raise Busy("TOO_MANY_READERS", f"{MAX_READERS} readers are attached", retry_after=1.0)
+        why = f"{MAX_READERS} readers are attached"
+        raise Busy("TOO_MANY_READERS", why, 1.0, "readers", MAX_READERS)
 
 
 CONCLUSIONS = ("exited", "failed", "detached")

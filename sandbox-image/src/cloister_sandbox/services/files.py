@@ -108,7 +108,8 @@ class FilesService(Transfers):
         except OSError as error:
             raise failed(path, error) from None
         except TooLarge as bound:
-            raise WrongState("TREE_TOO_LARGE", f"{shown(path)} has {bound}") from None
+            path = shown(path)
+            raise WrongState("TREE_TOO_LARGE", f"{path} has {bound}", path=path) from None
 
     @unary
     async def ReadText(self, request: exec_pb2.ReadTextRequest, context: Any) -> Any:  # noqa: N802
@@ -137,7 +138,8 @@ class FilesService(Transfers):
             os.close(fd)
         text = texts.decoded(lines.data, cut=lines.truncated)
         if text is None:
-            raise WrongState("NOT_TEXT", f"{shown(request.path)} is not UTF-8 text")
+            path = shown(request.path)
+            raise WrongState("NOT_TEXT", f"{path} is not UTF-8 text", path=path)
         return exec_pb2.TextSlice(
             text=text,
             total_lines=lines.total,
@@ -197,7 +199,8 @@ class FilesService(Transfers):
                 lambda: gone() or time.monotonic() > deadline,
             )
         except TooLarge as bound:
-            raise WrongState("TREE_TOO_LARGE", f"{shown(path)} has {bound}") from None
+            path = shown(path)
+            raise WrongState("TREE_TOO_LARGE", f"{path} has {bound}", path=path) from None
         result = exec_pb2.GlobResult(total_matches=total)
         room = MAX_GLOB_BYTES
         for each in matches:
@@ -220,7 +223,8 @@ class FilesService(Transfers):
         if not 0 < seconds <= MAX_GREP_SECONDS:
             raise InvalidField("timeout", f"must be at most {MAX_GREP_SECONDS:g} s")
         if self._greps >= MAX_GREPS:
-            raise Busy("TOO_MANY_SEARCHES", f"{MAX_GREPS} searches are under way", 1.0)
+            why = f"{MAX_GREPS} searches are under way"
+            raise Busy("TOO_MANY_SEARCHES", why, 1.0, "searches", MAX_GREPS)
         gone = _gone(context)
         self._greps += 1
         try:
@@ -267,13 +271,14 @@ class FilesService(Transfers):
     async def Watch(self, request: exec_pb2.WatchRequest, context: Any) -> AsyncIterator[Any]:  # noqa: N802
         require_claimed(self._state)
         if self._watches >= MAX_WATCHES:
-            raise Busy("TOO_MANY_WATCHES", f"{MAX_WATCHES} watches are set", 10.0)
+            why = f"{MAX_WATCHES} watches are set"
+            raise Busy("TOO_MANY_WATCHES", why, 10.0, "watches", MAX_WATCHES)
         gone = _gone(context)
         self._watches += 1
         try:
             # A watch is no activity: a sandbox in which nothing happens is idle though it is seen.
             resolved = await self._lanes.quick.run(resolve, self._roots, request.path)
-            watch = await self._lanes.slow.open(
+            watch = await self._lanes.watch.open(
                 lambda: watches.Watch(
                     self._roots, request.path, resolved, recursive=request.recursive
                 ),
@@ -308,7 +313,7 @@ class FilesService(Transfers):
                 finally:
                     loop.remove_reader(watch.fd)
                 await asyncio.sleep(COALESCE_SECONDS)
-                working = self._lanes.slow.submit(lambda: watch.changes(gone))
+                working = self._lanes.watch.submit(lambda: watch.changes(gone))
                 for change, path in await asyncio.shield(working):
                     yield exec_pb2.WatchEvent(type=_EVENTS[change], path=shown(path))
         finally:

@@ -51,7 +51,8 @@ class Transfers(exec_pb2_grpc.FilesServicer):
     def _transfer(self) -> Iterator[None]:
         """A transfer, within the bound of those under way; raises Busy."""
         if self._streams >= MAX_STREAMS:
-            raise Busy("TOO_MANY_TRANSFERS", f"{MAX_STREAMS} transfers are under way", 1.0)
+            why = f"{MAX_STREAMS} transfers are under way"
+            raise Busy("TOO_MANY_TRANSFERS", why, 1.0, "transfers", MAX_STREAMS)
         self._streams += 1
         try:
             with self._activity:
@@ -153,7 +154,7 @@ class Transfers(exec_pb2_grpc.FilesServicer):
         upload = self._uploads.find(start)
         if upload is None:
             if start.offset:
-                raise _wrong_offset(0)
+                raise _wrong_offset(start.upload_id, 0)
             upload = await self._lanes.bulk.open(
                 lambda: self._uploads.create(start, target), uploads.Upload.discard
             )
@@ -170,7 +171,7 @@ class Transfers(exec_pb2_grpc.FilesServicer):
             await _settled(upload)
         if start.offset != upload.size:
             await self._let_go(upload, stream, keep=True)
-            raise _wrong_offset(upload.size)
+            raise _wrong_offset(upload.start.upload_id, upload.size)
         return upload
 
     async def _receive(
@@ -220,9 +221,10 @@ class Transfers(exec_pb2_grpc.FilesServicer):
         """Start writing once the write before it has ended; raises what that one raised."""
         await _settled(upload)
         if upload.stream is not stream:
-            raise Stale("SUPERSEDED", "another stream goes on with this upload")
+            why = "another stream goes on with this upload"
+            raise Stale("SUPERSEDED", why, upload_id=upload.start.upload_id)
         if upload.sealed and pieces:
-            raise _wrong_offset(upload.size)
+            raise _wrong_offset(upload.start.upload_id, upload.size)
         if pieces:
             upload.writing = self._lanes.bulk.submit(lambda: upload.append(pieces))
 
@@ -325,10 +327,9 @@ def _check_start(start: exec_pb2.UploadStart) -> None:
         raise InvalidField("start.tree", "goes without mode, if_etag and create_only")
 
 
-def _wrong_offset(offset: int) -> CallError:
-    return WrongState(
-        "OFFSET_MISMATCH", f"{offset} bytes of this upload have arrived", offset=str(offset)
-    )
+def _wrong_offset(upload_id: str, offset: int) -> CallError:
+    why = f"{offset} bytes of this upload have arrived"
+    return WrongState("OFFSET_MISMATCH", why, upload_id=upload_id, offset=str(offset))
 
 
 async def _settled(upload: uploads.Upload) -> None:

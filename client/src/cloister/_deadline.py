@@ -1,0 +1,74 @@
+"""Time that a caller grants, kept by this machine's clock whatever a server says."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Iterator
+from contextvars import ContextVar
+from typing import TypeVar
+
+import grpc
+
+from ._errors import CallError, call_error
+
+T = TypeVar("T")
+
+GRACE_SECONDS = 30.0
+"""What a call with a time of its own gets beyond it: a server stops what it runs in 7 s, and a
+connection that broke meanwhile is repaired in the rest."""
+_until: ContextVar[float | None] = ContextVar("cloister_deadline", default=None)
+
+
+@contextlib.contextmanager
+def deadline(seconds: float) -> Iterator[None]:
+    """Bound what this thread does with Client, Session, Process, Command and Shell in the block.
+
+    After so many seconds by this machine's clock, whatever a sandbox says, the call under way is
+    given up, and it and each one after it raise DeadlineExceededError. What it began in the sandbox
+    is stopped as after an interrupt, for which there are 5 s. Leaving the contexts of sessions,
+    programs and shells is not bounded by it. Of blocks within each other the earliest end counts.
+
+    On an event loop use asyncio.timeout.
+    """
+    given = time.monotonic() + seconds
+    outer = _until.get()
+    token = _until.set(given if outer is None else min(given, outer))
+    try:
+        yield
+    finally:
+        _until.reset(token)
+
+
+def left() -> float | None:
+    """Seconds until the end of this thread's `deadline`; None without one."""
+    until = _until.get()
+    return None if until is None else until - time.monotonic()
+
+
+async def within(seconds: float | None, what: str, work: Awaitable[T]) -> T:
+    """Await what a server bounds by so many seconds, and this machine by GRACE_SECONDS more.
+
+    None and 0 are no bound, as in the messages.
+    """
+    if not seconds:
+        return await work
+    try:
+        async with asyncio.timeout(seconds + GRACE_SECONDS) as timeout:
+            return await work
+    except TimeoutError:
+        if not timeout.expired():
+            raise
+    raise exceeded(f"{what} did not end within its {seconds:g} s")
+
+
+def end_of(seconds: float | None) -> float | None:
+    """When something that a server bounds by so many seconds from now must have ended.
+
+    None and 0 are no bound, as in the messages.
+    """
+    return time.monotonic() + seconds + GRACE_SECONDS if seconds else None
+
+
+def exceeded(why: str) -> CallError:
+    """The error for time that is used up."""
+    return call_error(grpc.StatusCode.DEADLINE_EXCEEDED, why)

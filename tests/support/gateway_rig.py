@@ -82,8 +82,10 @@ class Pod:
         for above in (folder, *folder.parents):
             if above.is_relative_to(tempfile.gettempdir()) and above != Path(tempfile.gettempdir()):
                 above.chmod(above.stat().st_mode | 0o011)
-        # As the chart sets it for the pod.
+        # As the chart sets them for the pod.
         space.run("sysctl", "-qw", "net.ipv4.ip_unprivileged_port_start=0")
+        space.run("sysctl", "-qw", "net.ipv4.tcp_rmem=4096 131072 1048576")
+        space.run("sysctl", "-qw", "net.ipv4.tcp_wmem=4096 16384 262144")
 
     def start(self, part: str) -> None:
         """Start a container, whose ended process there may be."""

@@ -12,10 +12,10 @@ from .ranges import DENIED_IPV4, DENIED_IPV6, beyond_v6
 from .settings import Settings
 
 FRONT_BUFFER = 65_536
-SQUID_BUFFER = 131_072
-"""Bytes in each buffer of a socket; the kernel takes them twice. By itself it takes megabytes for
-who reads slowly, and one source, which has hundreds of connections, all the memory of a container.
-It bounds how fast a connection to a server is: so much in the time that an answer takes to come.
+"""Bytes in each buffer of a socket of haproxy, which is near both its ends; the kernel takes them
+twice. By itself it takes megabytes for who reads slowly, and one source, which has hundreds of
+connections, all the memory of a container. The squids, whose servers may be far, keep the kernel's
+own rules: the pod bounds them, by net.ipv4.tcp_rmem and tcp_wmem.
 """
 
 
@@ -229,7 +229,6 @@ negative_dns_ttl 1 second
 dns_timeout 10 seconds
 ipcache_size 4096
 max_filedescriptors {settings.descriptors}
-tcp_recv_bufsize {SQUID_BUFFER} bytes
 request_header_max_size 64 KB
 reply_header_max_size 64 KB
 request_start_timeout 30 seconds

@@ -17,7 +17,7 @@ SOURCE = "10.90.0.11"
 CONNECTIONS = 4
 READ, WHOLE = 24_000_000, 48_000_000
 """Bytes: so much is read as fast as it comes, for the kernel to make its buffers large."""
-MOST = 2 * 1024 * 1024
+MOST = 4 * 1024 * 1024
 """Bytes that a connection may take in all sockets of all containers; by the kernel's own rules it
 takes from 8 to 21 MB."""
 _SOCKET = re.compile(r"skmem:\(r(\d+),.*?,w(\d+),")

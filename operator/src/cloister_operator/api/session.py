@@ -9,7 +9,7 @@ from pydantic import Field
 
 from .. import names
 from .common import JSON, Condition, EnvVar, FileSpec, Model, ObjectMeta
-from .conditions import parse_time, precise
+from .conditions import NO_PLACE, parse_time, precise
 
 
 class Phase(StrEnum):
@@ -145,6 +145,13 @@ class SessionObject(Model):
             return None
         found = FirstPod.parse(given)
         return found if found and found.uid != self.status.pod_uid else None
+
+    @property
+    def in_line(self) -> bool:
+        """Whether it waits for a place: the pod that it was made for is anybody's meanwhile, and
+        nobody was told that it runs there.
+        """
+        return self.status.reason in NO_PLACE
 
     @property
     def suspended_when_idle(self) -> bool:

@@ -81,7 +81,7 @@ class Claims:
         context, first = self._context, session.first_pod
         if first is None:
             return None
-        mine = context.promises.made(session)
+        mine = session.in_line or context.promises.made(session)
         pod = context.pods.get(session.metadata.namespace, first.name)
         if pod and is_first(pod, session) and not may_be_first(pod, session):
             return None

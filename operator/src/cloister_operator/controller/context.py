@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Protocol
 
 from .. import names
-from ..api import conditions
 from ..api.environment import EnvironmentObject
 from ..api.pod import PodView, view
 from ..api.session import Phase, SessionObject
@@ -101,9 +100,8 @@ def _session_groups(session: SessionObject) -> Iterable[tuple[str, ...]]:
         yield ("request", session.metadata.namespace, request)
     yield ("namespace", session.metadata.namespace)
     first = session.first_pod
-    status = session.status
     # Who waits for a place may do so for hours, and the annotation is anybody's.
-    if first and status.phase is Phase.PENDING and status.reason not in conditions.NO_PLACE:
+    if first and session.status.phase is Phase.PENDING and not session.in_line:
         yield ("first", *session.environment_key, first.uid)
 
 

@@ -155,9 +155,7 @@ class SessionReconciler:
             return Promise.KEPT if pod.uid == first.uid and not mine else Promise.NONE
         found = context.pods.get(session.metadata.namespace, first.name)
         if found is None or found.uid != first.uid:
-            # While it waits for a place its pod is anybody's: nobody was told that it runs there.
-            in_line = session.status.reason in conditions.NO_PLACE
-            gone = Promise.NONE if in_line else Promise.GONE
+            gone = Promise.NONE if session.in_line else Promise.GONE
             if mine:
                 return Promise.NONE
             try:

@@ -36,6 +36,13 @@ async def test_the_same_call_again_finds_its_session(backend: Backend) -> None:
     assert first.metadata.name.startswith("py-")
 
 
+async def test_the_same_call_may_have_its_variables_in_another_order(backend: Backend) -> None:
+    """They are a map, which each process reads in an order of its own."""
+    first = await backend.create_session(replace(CALL, env={"A": "1", "B": "2", "C": "3"}))
+    again = await backend.create_session(replace(CALL, env={"C": "3", "A": "1", "B": "2"}))
+    assert first.metadata.uid == again.metadata.uid
+
+
 @pytest.mark.parametrize(
     "change",
     [

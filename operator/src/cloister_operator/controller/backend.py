@@ -12,7 +12,7 @@ from typing import Literal
 from .. import names
 from ..api import conditions
 from ..api.backend import ALREADY_EXISTS, EgressRecord, NewFile, NewSession, SessionChange
-from ..api.common import JSON
+from ..api.common import JSON, EnvVar
 from ..api.session import FirstPod, Phase, SessionObject
 from ..cluster.resources import SESSIONS
 from ..errors import (
@@ -355,9 +355,16 @@ def _same_call(made: JSON, body: JSON) -> bool:
     keys = (names.ISSUED_BY, names.REQUEST, names.REQUEST_ID)
     noted, notes = mine.metadata.annotations, theirs.metadata.annotations
     return all(notes.get(each) == noted[each] for each in keys) and (
-        (mine.spec.environment_name, mine.spec.env, mine.spec.files)
-        == (theirs.spec.environment_name, theirs.spec.env, theirs.spec.files)
+        (mine.spec.environment_name, _by_name(mine.spec.env), mine.spec.files)
+        == (theirs.spec.environment_name, _by_name(theirs.spec.env), theirs.spec.files)
     )
+
+
+def _by_name(variables: list[EnvVar]) -> list[EnvVar]:
+    """In an order that is the same for all: a call's variables are a map, and each process that
+    reads it has them in another one.
+    """
+    return sorted(variables, key=lambda each: each.name)
 
 
 def _body(new: NewSession, name: str, request: str) -> JSON:

@@ -38,6 +38,7 @@ _LENGTH = re.compile(rb"([0-9]{1,10}) [^=\n]")
 _MAX_DIGITS = 256
 """In a row, of an extended header; a name has no more characters."""
 _DIGITS = bytes(0x30 + (0x30 <= each <= 0x39) for each in range(256))  # 1 for a digit, 0 for others
+_KINDS = "only files, directories and links are unpacked"
 _COPY = 1024 * 1024
 
 
@@ -143,6 +144,9 @@ def _members(fd: int, size: int) -> Iterator[tarfile.TarInfo]:
                     raise _refused(member.name, f"more than {MAX_MEMBERS} members")
                 if member.isreg() and member.offset_data + member.size > size:
                     raise tarfile.ReadError("it ends in the middle of a member")
+                if member.issparse():
+                    # Before the next header: what was read of this one's data looks like a header.
+                    raise _refused(member.name, _KINDS)
                 yield member
     except (tarfile.TarError, ValueError, OverflowError, EOFError, RecursionError) as error:
         raise WrongState("BAD_ARCHIVE", f"this is not a whole tar archive: {error}") from None
@@ -157,8 +161,8 @@ def _check(member: tarfile.TarInfo) -> None:
     elif member.islnk():
         if not parts or not _parts(member.linkname):
             raise _refused(member.name, "its link's target is no name")
-    elif member.issparse() or not (member.isdir() or member.isreg()):
-        raise _refused(member.name, "only files, directories and links are unpacked")
+    elif not (member.isdir() or member.isreg()):
+        raise _refused(member.name, _KINDS)
     elif not parts and not member.isdir():
         raise _refused(member.name, "it has no name")
 

@@ -202,6 +202,18 @@ def test_extended_headers_that_no_archive_has_are_refused(files: FileCalls, body
         files.upload("headers", headers + EMPTY + b"\0" * 1024, tree=True)
 
 
+def test_what_is_read_of_a_sparse_member_hides_no_header(files: FileCalls) -> None:
+    """Its data looks like the header of a long name, whose body is not looked through."""
+    link, _ = member("link", type=tarfile.SYMTYPE, linkname="f")
+    data = bytearray(b"0\n".ljust(tarfile.BLOCKSIZE, b"\0"))
+    data[156:157] = tarfile.GNUTYPE_LONGNAME
+    sparse = extended(b"22 GNU.sparse.major=1\n22 GNU.sparse.minor=0\n9 size=0\n")
+    begin = sparse + link.tobuf(tarfile.USTAR_FORMAT) + bytes(data)
+    whole = begin + extended(b"1" * 1000) + EMPTY + b"\0" * 1024
+    with refused(STATUS.FAILED_PRECONDITION, "link: only files", "MEMBER_REFUSED"):
+        files.upload("sparse", whole, tree=True)
+
+
 @pytest.mark.parametrize("format_", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 def test_names_that_look_like_headers_are_names(files: FileCalls, format_: int) -> None:
     out = io.BytesIO()

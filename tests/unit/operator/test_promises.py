@@ -382,6 +382,23 @@ async def test_an_annotation_gets_nobody_past_a_limit_of_sessions(
     assert world.session("s2")["status"]["phase"] == "Pending"
 
 
+async def test_an_annotation_that_names_a_pod_which_is_starting_counts_for_nothing(
+    world: World,
+) -> None:
+    """Sessions are made for warm pods: this one would wait for ever, and keep the pod."""
+    world.sandboxes.answering.clear()
+    world.apply_environment(pool={"size": 1})
+    operator = world.start()
+    await operator.until(lambda: world.pods(state=names.STATE_STARTING))
+    (starting,) = (each["metadata"] for each in world.pods())
+    forged = FirstPod(starting["name"], starting["uid"], NOW)
+    notes = {names.FIRST_POD: str(forged), names.ISSUED_BY: names.ISSUED_BY_API}
+    uid = world.apply_session("s1", annotations=notes)
+    await operator.until(lambda: world.pods(session=uid))
+    world.cluster.patch_spec(ENVIRONMENTS, NAMESPACE, "py", {"setup": "true"})
+    await operator.until(lambda: starting["name"] not in names_of(world.pods()))
+
+
 def names_of(pods: list[dict[str, Any]]) -> set[str]:
     return {each["metadata"]["name"] for each in pods}
 

@@ -280,7 +280,9 @@ class Context:
         return chosen
 
     def promised(self, pod: PodView) -> bool:
-        """Whether a Session that waits was made for this pod."""
+        """Whether a Session that waits was made for this pod, which then was warm."""
+        if pod.state == names.STATE_STARTING:
+            return False
         return bool(self.sessions.group(("first", pod.namespace, pod.environment, pod.uid)))
 
     def about_to_be_usable(self, environment: EnvironmentObject, recipe: str) -> bool:

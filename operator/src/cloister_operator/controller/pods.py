@@ -206,7 +206,7 @@ async def delete_unclaimed(context: Context, pod: PodView) -> None:
     try:
         latest = await context.api.get(PODS, pod.namespace, pod.name)
         now = view(latest)
-        if now.uid != pod.uid or now.state == names.STATE_CLAIMED:
+        if now.uid != pod.uid or now.state == names.STATE_CLAIMED or context.promised(now):
             context.pods.put(latest)
             context.reserved.discard(pod.uid)
             context.egress.restore(pod)

@@ -10,6 +10,7 @@ less, has to claim that very pod, and takes the session for lost when that pod i
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from .. import names
 from ..api.pod import PodView
 from ..api.session import FirstPod, Phase, SessionObject
 from ..cache import Key, Store
@@ -124,9 +125,9 @@ class Promises:
 
 def may_be_first(pod: PodView, session: SessionObject) -> bool:
     """Whether a session may yet have the pod that it was made for, by what is known of that: who
-    writes annotations is not trusted.
+    writes annotations is not trusted. Sessions are made for warm pods only.
     """
-    free = pod.session_uid in ("", session.metadata.uid)
+    free = pod.session_uid in ("", session.metadata.uid) and pod.state != names.STATE_STARTING
     return free and is_first(pod, session) and pod.environment == session.spec.environment_name
 
 

@@ -154,7 +154,8 @@ class SessionReconciler:
         if pod:
             return Promise.KEPT if pod.uid == first.uid and not mine else Promise.NONE
         found = context.pods.get(session.metadata.namespace, first.name)
-        if found is None or found.uid != first.uid:
+        if found is None or found.uid != first.uid or found.state == names.STATE_STARTING:
+            # The mirror may be behind who made the session for a pod that was warm.
             gone = Promise.NONE if session.in_line else Promise.GONE
             if mine:
                 return Promise.NONE

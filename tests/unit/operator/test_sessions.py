@@ -239,7 +239,7 @@ async def test_sessions_beyond_the_maximum_wait_in_their_order(world: World) -> 
 async def test_a_pod_that_refuses_the_claim_serves_nobody_and_another_is_taken(
     world: World,
 ) -> None:
-    world.apply_environment(pool={"size": 1})
+    world.apply_environment(pool={"size": 1, "maxSessions": 1})
     operator = world.start()
     await operator.until(lambda: world.pool_is(1))
     (bad,) = world.pods()
@@ -255,6 +255,7 @@ async def test_a_pod_that_refuses_the_claim_serves_nobody_and_another_is_taken(
     world.cluster.act()
     await operator.settle()
     assert world.cluster.peek(PODS, NAMESPACE, bad["metadata"]["name"]) is None
+    assert not operator.context.placed
 
 
 async def test_a_session_that_all_pods_refuse_tries_them_ever_more_seldom(

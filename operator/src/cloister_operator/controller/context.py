@@ -153,6 +153,8 @@ class Context:
     """UIDs of pods that this process has made."""
     reserved: set[str] = field(default_factory=set)
     """UIDs of warm pods that a claim in this process has taken."""
+    placed: set[str] = field(default_factory=set)
+    """UIDs of claimed pods whose sessions are known not to be one too many, until they run."""
     flights: Flights = field(default_factory=Flights)
     """Pods that may have been made though no answer came."""
     doubted: set[Key] = field(default_factory=set)
@@ -260,6 +262,7 @@ class Context:
         self.reserved.discard(uid)
         self.identified.discard(uid)
         self.made.discard(uid)
+        self.placed.discard(uid)
         self.dialer.forget(uid)
 
     def take_warm(self, environment: EnvironmentObject, recipe: str) -> PodView | None:

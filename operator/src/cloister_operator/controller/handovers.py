@@ -46,8 +46,6 @@ class HandOvers:
         self._context = context
         self._statuses = statuses
         self._starts = starts
-        self._placed: set[str] = set()
-        """UIDs of pods whose sessions are known not to be one too many."""
 
     async def hand_over(
         self, session: SessionObject, environment: EnvironmentObject | None, pod: PodView
@@ -74,7 +72,7 @@ class HandOvers:
         credentials = None
         if not session.through_api:
             credentials = await self._write_credentials(session, lifetime, now)
-        self._placed.discard(pod.uid)
+        context.placed.discard(pod.uid)
         start, at_once = self._start(session, pod, now, replayed=replayed)
         if at_once:
             context.promises.tell(self._statuses.as_running(session, pod, start), pod)
@@ -129,7 +127,7 @@ class HandOvers:
         context = self._context
         most = environment.spec.pool.max_sessions if environment else None
         limited = most is not None or context.namespace_places is not None
-        if not limited or pod.uid in self._placed:
+        if not limited or pod.uid in context.placed:
             return
         await context.witness.reached(pod.namespace, pod.resource_version)
         full = self._one_too_many(environment, pod)
@@ -137,7 +135,7 @@ class HandOvers:
             await self._statuses.gave_back(session, full, pod)
             await pods.delete(context, pod)
             raise ConflictError(f"there is no place for session {session.metadata.name} by now")
-        self._placed.add(pod.uid)
+        context.placed.add(pod.uid)
 
     def _one_too_many(
         self, environment: EnvironmentObject | None, pod: PodView

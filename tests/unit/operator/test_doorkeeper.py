@@ -1,6 +1,7 @@
 """Who keeps a connection to the Sessions API when anybody may open some."""
 
 import asyncio
+import contextlib
 import ssl
 from collections import Counter
 from datetime import UTC, datetime
@@ -115,9 +116,9 @@ class Hall:
         self.authority = Authority.create(datetime.now(UTC))
         self.backend = FakeBackend()
         self.backend.sessions["s1"] = made()
-        reviewer = FakeReviewer()
-        guard = Guard(Auth(reviewer), doorkeeper=self.doorkeeper)
-        self.server = SessionsServer(self.backend, reviewer, self.authority, guard=guard)
+        self.reviewer = FakeReviewer()
+        guard = Guard(Auth(self.reviewer), doorkeeper=self.doorkeeper)
+        self.server = SessionsServer(self.backend, self.reviewer, self.authority, guard=guard)
         self.port = 0
         self.kept: list[asyncio.StreamWriter] = []
 
@@ -162,6 +163,34 @@ async def test_one_pod_takes_no_places_from_callers() -> None:
         assert (await stub.Get(get(), metadata=metadata)).name == "s1"
         assert not watch.done()
         watch.cancel()
+    await hall.server.stop(0)
+
+
+async def test_the_service_accounts_of_a_namespace_are_one_caller() -> None:
+    """Who may make one makes as many as they like."""
+    hall = Hall(Bounds(room=2, share=1))
+    hall.port = await hall.server.start("127.0.0.1:0")
+    tokens = {each: f"system:serviceaccount:team-a:{each}" for each in ("one", "two")}
+    hall.reviewer.valid |= tokens
+    hall.reviewer.allowed |= set(tokens.values())
+    async with contextlib.AsyncExitStack() as opened:
+        watches = []
+        for token in (ALICE, *tokens):
+            there = await opened.enter_async_context(channel(hall.port, hall.authority))
+            watch = sessions_pb2_grpc.SessionsStub(there).Watch(
+                pb.WatchSessionsRequest(namespace=NS),
+                metadata=[("authorization", f"Bearer {token}")],
+            )
+            await watch.initial_metadata()
+            watches.append(watch)
+        await hall.come(3)
+        hall.doorkeeper.look(hall.port)
+        await hall.come(2)
+        codes = [asyncio.create_task(watch.code()) for watch in watches]
+        ended, _ = await asyncio.wait(codes, return_when=asyncio.FIRST_COMPLETED)
+        assert ended == {codes[1]}
+        for watch in watches:
+            watch.cancel()
     await hall.server.stop(0)
 
 

@@ -54,8 +54,9 @@ class Bounds:
     seconds: float = 20.0
     """How long a connection may be without a token."""
     share: int = 64
-    """Connections of one caller that are no more in the way of others than a stranger's. Any pod
-    with a token is a caller, whatever its rights."""
+    """Connections of one caller, or of the ServiceAccounts of one namespace together, that are no
+    more in the way of others than a stranger's. Any pod with a token is a caller, whatever its
+    rights."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Connection:
     since: float
     """Monotonic seconds."""
     caller: str = ""
-    """Whose token it showed; empty for none that is valid."""
+    """Of whose share the token is that it showed; empty for none that is valid."""
 
 
 def surplus(
@@ -138,7 +139,7 @@ class Doorkeeper:
         """Addresses, and until when."""
 
     def heard(self, far_end: FarEnd, caller: str) -> None:
-        """A valid token came over a connection; `caller`: whose it is."""
+        """A valid token came over a connection; `caller`: of whose share it is."""
         known = self._callers.setdefault(far_end, caller)
         if known != caller:
             # Another operator, which forwards calls: none of these callers is to pay for it.

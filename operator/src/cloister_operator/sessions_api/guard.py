@@ -266,7 +266,7 @@ class Guard(grpc.aio.ServerInterceptor):
         metadata, far_end = tuple(context.invocation_metadata() or ()), of_peer(context.peer())
         caller = await self._auth.authenticate(metadata, far_end.address if far_end else "")
         if far_end:
-            self.doorkeeper.heard(far_end, caller.username)
+            self.doorkeeper.heard(far_end, whose_share(caller))
         return caller
 
     @contextlib.contextmanager

@@ -17,20 +17,33 @@ from .paths import Roots
 REMOVE_SECONDS = 300.0
 _TRIES = 3
 _NOT_EMPTY = (errno.ENOTEMPTY, errno.EEXIST)
+_IN_THE_WAY = (*_NOT_EMPTY, errno.EISDIR, errno.ENOTDIR)
+"""What is at the destination does not let itself be replaced."""
 
 
-def move(roots: Roots, source: str, target: str, *, overwrite: bool) -> exec_pb2.Entry:
-    """Rename a resolved entry; raises CallError about the destination, OSError for the rest."""
-    with roots.parent(source) as (old, name), roots.parent(target) as (new, other):
-        try:
-            if overwrite:
-                os.rename(name, other, src_dir_fd=old, dst_dir_fd=new)
-            else:
-                beneath.rename_new(old, name, new, other)
-        except FileExistsError as error:
-            raise failed(target, error) from None
-        info = os.stat(other, dir_fd=new, follow_symlinks=False)
-        return entry(target, info, read_link(other, new, info))
+def move(roots: Roots, request: exec_pb2.MoveRequest, source: str, target: str) -> exec_pb2.Entry:
+    """Rename an entry, whose paths are resolved; raises CallError about the one that it fails at,
+    or about both where nobody can tell.
+    """
+    both = f"{request.source} -> {request.destination}"
+    at = request.source
+    try:
+        with roots.parent(source) as (old, name):
+            at = request.destination
+            with roots.parent(target) as (new, other):
+                at = both
+                if request.overwrite:
+                    os.rename(name, other, src_dir_fd=old, dst_dir_fd=new)
+                else:
+                    beneath.rename_new(old, name, new, other)
+                info = os.stat(other, dir_fd=new, follow_symlinks=False)
+                return entry(target, info, read_link(other, new, info))
+    except OSError as error:
+        if at == both and error.errno == errno.ENOENT:
+            at = request.source
+        if at == both and error.errno in _IN_THE_WAY:
+            at = request.destination
+        raise failed(at, error) from None
 
 
 def remove(

@@ -35,7 +35,7 @@ def test_move(files: FileCalls, claimed: Sandbox) -> None:
     (root / "m" / "b").write_text("b")
     entry = files.move("m/a", "m/c")
     assert (entry.path, entry.size) == (str(root / "m" / "c"), 1)
-    with refused(STATUS.ALREADY_EXISTS, f"{root}/m/b: file already exists", "EXISTS"):
+    with refused(STATUS.ALREADY_EXISTS, "m/b: file already exists", "EXISTS"):
         files.move("m/c", "m/b")
     assert (root / "m" / "b").read_text() == "b"
     files.move("m/c", "m/b", overwrite=True)
@@ -49,6 +49,34 @@ def test_move(files: FileCalls, claimed: Sandbox) -> None:
         files.move("m", "m4")
     with refused(STATUS.FAILED_PRECONDITION):
         files.move("m3", "m3/inside", overwrite=True)
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "code", "words"),
+    [
+        ("nothing", "x", STATUS.NOT_FOUND, "nothing: no such file"),
+        ("no/such", "x", STATUS.NOT_FOUND, "no/such: no such file"),
+        ("names/f", "no/x", STATUS.NOT_FOUND, "no/x: no such file"),
+        ("names/f", "names/d", STATUS.FAILED_PRECONDITION, "names/d: is a directory"),
+        ("names/d", "names/f", STATUS.FAILED_PRECONDITION, "names/f: not a directory"),
+        ("names/e", "names/d", STATUS.FAILED_PRECONDITION, "names/d: directory not empty"),
+        ("names", "names/x", STATUS.FAILED_PRECONDITION, "names -> names/x: invalid"),
+    ],
+)
+def test_a_move_names_what_it_fails_at(
+    files: FileCalls,
+    claimed: Sandbox,
+    source: str,
+    target: str,
+    code: grpc.StatusCode,
+    words: str,
+) -> None:
+    root = claimed.workspace / "names"
+    (root / "d" / "full").mkdir(parents=True, exist_ok=True)
+    (root / "e").mkdir(exist_ok=True)
+    (root / "f").touch()
+    with refused(code, words):
+        files.move(source, target, overwrite=True)
 
 
 def test_a_link_itself_is_moved_and_removed(files: FileCalls, claimed: Sandbox) -> None:

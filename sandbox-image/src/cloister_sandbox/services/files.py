@@ -248,10 +248,7 @@ class FilesService(Transfers):
     def _move(self, request: exec_pb2.MoveRequest) -> exec_pb2.Entry:
         source = writable_entry(self._roots, request.source)
         target = writable_entry(self._roots, request.destination)
-        try:
-            return changes.move(self._roots, source, target, overwrite=request.overwrite)
-        except OSError as error:
-            raise failed(f"{request.source} -> {request.destination}", error) from None
+        return changes.move(self._roots, request, source, target)
 
     @unary
     async def Remove(self, request: exec_pb2.RemoveRequest, context: Any) -> Any:  # noqa: N802

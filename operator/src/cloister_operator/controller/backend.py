@@ -2,17 +2,16 @@
 
 import asyncio
 import contextlib
-import hashlib
 import secrets
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Literal
 
 from .. import names
 from ..api import conditions
-from ..api.backend import ALREADY_EXISTS, EgressRecord, NewFile, NewSession, SessionChange
-from ..api.common import JSON, EnvVar
+from ..api.backend import ALREADY_EXISTS, EgressRecord, NewSession, SessionChange
+from ..api.common import JSON
 from ..api.session import FirstPod, Phase, SessionObject
 from ..cluster.resources import SESSIONS
 from ..errors import (
@@ -24,6 +23,7 @@ from ..errors import (
     TransientError,
 )
 from ..plan.session import declined, expires_at
+from .calls import body_of, digest, same_call
 from .context import Context
 
 _WATCH_BUFFER = 1000
@@ -78,7 +78,7 @@ class Backend:
                 "environment",
             )
         # A call without a request id is never repeated.
-        request = _digest(new.caller, new.request_id or secrets.token_hex(16))
+        request = digest(new.caller, new.request_id or secrets.token_hex(16))
         # Not of the payload: another one under the same request id has to meet the first.
         name = new.name or f"{new.environment}-{request[:12]}"
         key = ("request", new.namespace, request)
@@ -132,14 +132,14 @@ class Backend:
         return first
 
     async def _make(self, new: NewSession, name: str, request: str, first: FirstPod | None) -> JSON:
-        body = _body(new, name, request)
+        body = body_of(new, name, request)
         if first:
             body["metadata"]["annotations"][names.FIRST_POD] = str(first)
         try:
             return await self._context.api.create(SESSIONS, new.namespace, body)
         except (ConflictError, LostError):
             made = await self._made(new.namespace, name)
-            if not _same_call(made, body):
+            if not same_call(made, body):
                 raise _taken(new, name) from None
             return made
 
@@ -318,95 +318,3 @@ def _repeated(name: str) -> PermanentError:
         f"another call with this request id made the session {name}",
         "requestId",
     )
-
-
-def _digest(*parts: str | bytes) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        data = part.encode() if isinstance(part, str) else part
-        digest.update(hashlib.sha256(data).digest())
-    return digest.hexdigest()
-
-
-def _fingerprint(new: NewSession, request: str) -> str:
-    """Tells a repetition of a call from another call.
-
-    The caller is part of `request`, so that nobody gets at another's session by its request id.
-    """
-    parts: list[str | bytes] = [
-        request,
-        new.environment,
-        new.name,
-        repr(sorted(new.env.items())),
-        repr((new.idle_timeout, new.max_lifetime)),
-    ]
-    for file in new.files:
-        parts += [file.path, str(file.mode), file.content]
-    return _digest(*parts)
-
-
-def _same_call(made: JSON, body: JSON) -> bool:
-    """Whether a Session is what this very call makes.
-
-    Annotations are anybody's who may make Sessions: one that poses as a caller's own would run with
-    somebody else's files and variables.
-    """
-    mine, theirs = SessionObject.parse(body), SessionObject.parse(made)
-    keys = (names.ISSUED_BY, names.REQUEST, names.REQUEST_ID)
-    noted, notes = mine.metadata.annotations, theirs.metadata.annotations
-    return all(notes.get(each) == noted[each] for each in keys) and (
-        (mine.spec.environment_name, _by_name(mine.spec.env), mine.spec.files)
-        == (theirs.spec.environment_name, _by_name(theirs.spec.env), theirs.spec.files)
-    )
-
-
-def _by_name(variables: list[EnvVar]) -> list[EnvVar]:
-    """In an order that is the same for all: a call's variables are a map, and each process that
-    reads it has them in another one.
-    """
-    return sorted(variables, key=lambda each: each.name)
-
-
-def _body(new: NewSession, name: str, request: str) -> JSON:
-    lifecycle = {
-        key: _seconds(value)
-        for key, value in (("idleTimeout", new.idle_timeout), ("maxLifetime", new.max_lifetime))
-        if value is not None
-    }
-    spec: JSON = {
-        "environmentName": new.environment,
-        "env": [{"name": key, "value": value} for key, value in new.env.items()],
-        "files": [_file(each, index) for index, each in enumerate(new.files)],
-    }
-    if lifecycle:
-        spec["lifecycle"] = lifecycle
-    return {
-        "apiVersion": names.API_VERSION,
-        "kind": names.SESSION_KIND,
-        "metadata": {
-            "name": name,
-            "namespace": new.namespace,
-            "annotations": {
-                names.ISSUED_BY: names.ISSUED_BY_API,
-                names.REQUEST: _fingerprint(new, request),
-                names.REQUEST_ID: request,
-            },
-        },
-        "spec": spec,
-    }
-
-
-def _file(file: NewFile, index: int) -> JSON:
-    try:
-        content = file.content.decode()
-    except UnicodeDecodeError:
-        raise PermanentError(
-            "InvalidArgument",
-            "must be UTF-8 text; send other files with Files.Upload once the session runs",
-            f"files[{index}].content",
-        ) from None
-    return {"path": file.path, "mode": f"{file.mode:04o}", "readOnly": False, "content": content}
-
-
-def _seconds(value: timedelta) -> str:
-    return f"{max(1, round(value.total_seconds()))}s"

@@ -114,8 +114,13 @@ def _members(
     found |= {pid for pid, carried in mine.items() if _belongs(pid, carried, marks, number)}
     if me == 1 and _marks.hold and before is not None and BIRTHS.quiet() == before:
         # Every program gets a number once it runs. What has none was started by one that was
-        # quicker; and what keeps its tree's mark is known by that.
-        found |= {pid for pid, carried in mine.items() if not carried and not _marked(pid)}
+        # quicker; and what keeps its tree's mark is known by that. A mark of its own invention is
+        # none.
+        found |= {
+            pid
+            for pid, carried in mine.items()
+            if not carried and not any(map(_marks.is_known, _marked(pid)))
+        }
     found = _below(table, found, {leader})
     if spared is not None:
         kept = set(spared).intersection(table)

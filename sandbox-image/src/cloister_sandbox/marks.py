@@ -53,6 +53,10 @@ class Marks:
         """The number of a tree, 0 when it has none."""
         return self._numbers.get(mark, 0)
 
+    def is_known(self, mark: str) -> bool:
+        """Whether a living tree has this mark."""
+        return mark in self._numbers
+
     def astray(self, number: int) -> bool:
         """Whether no living tree has this number."""
         return number != 0 and number not in self._living

@@ -39,17 +39,17 @@ def test_what_has_neither_number_nor_mark_ends_with_the_next_that_ends(
 
     A program that is just being started has none either, and goes on.
     """
-    table = {1: (0, 1), 50: (1, 50), 51: (1, 51), 52: (1, 52), 53: (52, 52), 54: (1, 54)}
-    carried = {50: 7, 51: 0, 52: 8, 53: 8, 54: 0}
+    table = {1: (0, 1), 53: (52, 52), **{pid: (1, pid) for pid in (50, 51, 52, 54, 55)}}
+    carried = {50: 7, 51: 0, 52: 8, 53: 8, 54: 0, 55: 0}
     monkeypatch.setattr(kin, "_table", lambda: table)
     monkeypatch.setattr(kin, "number_of", carried.get)
-    monkeypatch.setattr(kin, "_marked", {51: set(), 54: {"goes-on"}}.get)
+    monkeypatch.setattr(kin, "_marked", {51: set(), 54: {"goes-on"}, 55: {"made-up"}}.get)
     monkeypatch.setattr("cloister_sandbox.kin.os.getpid", lambda: 1)
     monkeypatch.setattr(kin._marks, "_numbers", {"ends": 7, "goes-on": 8})
     monkeypatch.setattr(kin._marks, "_living", {7, 8})
     monkeypatch.setattr(kin._marks, "hold", True)
-    assert kin.members(50, "ends") == [50, 51]
-    assert kin.members(52, "goes-on") == [51, 52, 53, 54]
+    assert kin.members(50, "ends") == [50, 51, 55]
+    assert kin.members(52, "goes-on") == [51, 52, 53, 54, 55]
     with BIRTHS.one():
         assert kin.members(50, "ends") == [50]
     monkeypatch.setattr(kin._marks, "hold", False)

@@ -76,6 +76,8 @@ class Matches:
         self._roots, self._root, self._base, self._late = roots, root, base, late
         self._events = _Events()
         self._content: _Content | None = None
+        self._path = ""
+        """Of the file whose lines come."""
         self._confirmed = False
 
     def __enter__(self) -> Self:
@@ -91,7 +93,7 @@ class Matches:
             if event.kind == "begin":
                 self._open(path)
             elif event.kind in _LINES:
-                if not self._holds(event.offset, event.text):
+                if path != self._path or not self._holds(event.offset, event.text):
                     self.unconfirmed += 1
                     continue
                 self.files += not self._confirmed
@@ -100,7 +102,7 @@ class Matches:
                 yield Line(path, event.number, event.text, event.offset, is_context)
             elif event.kind == "end":
                 if event.offset >= 0 and self._confirmed and self._holds(event.offset, b"\0"):
-                    yield Binary(path, event.offset)
+                    yield Binary(self._path, event.offset)
                 self._close()
         self.too_long = self._events.too_long
 
@@ -142,7 +144,7 @@ class Matches:
 
     def _open(self, path: str) -> None:
         self._close()
-        self._confirmed = False
+        self._path, self._confirmed = path, False
         with contextlib.suppress(OSError):
             fd = self._roots.open(path, os.O_RDONLY)
             if stat.S_ISREG(os.fstat(fd).st_mode):

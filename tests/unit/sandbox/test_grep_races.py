@@ -203,6 +203,17 @@ def test_what_a_tool_writes_into_ripgreps_pipe_is_left_out(tmp_path: Path) -> No
             assert isinstance(found, Line)
 
 
+def test_a_line_is_told_of_the_file_that_holds_it(tmp_path: Path) -> None:
+    (tmp_path / "f").write_text("a\n")
+    roots = Roots(tmp_path, (), ())
+    begin, line, *_ = found_by_ripgrep(tmp_path / "f", "a\n").splitlines(keepends=True)
+    other = line.replace(str(tmp_path / "f"), str(tmp_path / "other"))
+    assert other != line
+    with Matches(roots, str(tmp_path), str(tmp_path), lambda: False) as matches:
+        assert not list(matches.feed((begin + other).encode()))
+        assert matches.unconfirmed == 1
+
+
 def test_a_search_that_finds_nothing_lets_others_have_its_thread(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -399,6 +399,25 @@ async def test_an_annotation_that_names_a_pod_which_is_starting_counts_for_nothi
     await operator.until(lambda: starting["name"] not in names_of(world.pods()))
 
 
+async def test_an_annotation_that_names_a_pod_which_the_pool_deletes_holds_nobody_up(
+    world: World,
+) -> None:
+    """It may be on its way out for as long as its node is lost."""
+    world.apply_environment(pool={"size": 1})
+    operator = world.start()
+    await operator.until(lambda: world.pool_is(1))
+    (old,) = (each["metadata"] for each in world.pods())
+    world.cluster.ends_pods = False
+    world.cluster.patch_spec(ENVIRONMENTS, NAMESPACE, "py", {"setup": "true"})
+    await operator.until(lambda: world.pool_is(1) and old["name"] not in names_of(world.pods()))
+    assert world.cluster.peek(PODS, NAMESPACE, old["name"]), "it is gone: this shows nothing"
+    forged = FirstPod(old["name"], old["uid"], NOW)
+    notes = {names.FIRST_POD: str(forged), names.ISSUED_BY: names.ISSUED_BY_API}
+    world.apply_session("s1", annotations=notes)
+    await operator.until(lambda: world.phase("s1") == "Running")
+    assert world.session("s1")["status"]["podUID"] != old["uid"]
+
+
 def names_of(pods: list[dict[str, Any]]) -> set[str]:
     return {each["metadata"]["name"] for each in pods}
 

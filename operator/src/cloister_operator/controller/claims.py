@@ -89,8 +89,9 @@ class Claims:
             return None if mine else TAKEN_LOOK
         if not context.promises.take(session):
             if pod.uid in context.reserved:
-                # Another session of this process is about to have it, or not to have it.
-                return None if mine else TAKEN_LOOK
+                # Another session of this process is about to have it, or not to have it. One that
+                # the pool deletes had no session before, and nobody runs in it after.
+                return None if mine or pod.deleting else TAKEN_LOOK
             context.reserved.add(pod.uid)
         claimed = await self._claim(pod, session)
         if claimed is None or not claimed.alive:

@@ -19,3 +19,27 @@ TAKEN_ALONG = (
 def test_what_the_next_operator_finds_on_its_way_out_may_have_been_worked_in() -> None:
     seeds = (101_760, *range(10))
     assert [run(seed, TAKEN_ALONG).violations for seed in seeds] == [()] * len(seeds)
+
+
+REPEATED_TO_BOTH = (
+    Step(0.0, "environment", 0, 23),
+    Step(20.0, "kill_at", 1, 2),
+    Step(20.0, "second", 8, 17),
+    Step(0.0, "faults", 7, 2),
+    Step(0.0, "faults", 10, 13),
+    Step(3.0, "forget_history", 13, 35),
+    Step(3.0, "delete_pod", 22, 5),
+    Step(3.0, "rush", 17, 23),
+    Step(0.0, "session", 4, 4),
+    Step(0.0, "away", 32, 9),
+    Step(0.0, "forget_history", 0, 35),
+    Step(20.0, "call", 29, 4),
+)
+"""Two operators get the same calls: each holds a pod for a Session that the other one makes for
+another pod, which is held for somebody else.
+"""
+
+
+def test_who_holds_a_pod_for_a_session_does_not_take_another_one_for_it() -> None:
+    seeds = (507_812, 231, 243, 298)
+    assert [run(seed, REPEATED_TO_BOTH).violations for seed in seeds] == [()] * len(seeds)

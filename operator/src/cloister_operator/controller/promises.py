@@ -86,8 +86,16 @@ class Promises:
         return self._made.get(key) == first or (key, first) in self._doubtful
 
     def take(self, session: SessionObject) -> bool:
-        """Whether its pod is held for it: from now on its claim has the pod."""
-        return self._held.pop(session.key, None) is not None
+        """Whether its pod is held for it: from now on its claim has the pod.
+
+        What is held under its name may be another pod: two processes that get the same call choose
+        each its own, and one of them makes the Session.
+        """
+        first = session.first_pod
+        if first is None or self._held.get(session.key) != first.uid:
+            return False
+        del self._held[session.key]
+        return True
 
     def tell(self, running: SessionObject, pod: PodView) -> None:
         """Let callers know that a Session runs whose status is yet to be written."""

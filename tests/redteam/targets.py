@@ -61,7 +61,12 @@ def find(victim: cloister.Session, holder: int) -> Targets:
     addresses = {each["type"]: each["address"] for each in node["status"]["addresses"]}
     service = _get("service", BYSTANDER, "default")
     links = json.loads(_on_node(holder, "ip", "-json", "address", "show", "cni0"))[0]["addr_info"]
-    gateways = listing("pods", "app.kubernetes.io/component=egress-gateway", SYSTEM)
+    gateways = [
+        each
+        for each in listing("pods", "app.kubernetes.io/component=egress-gateway", SYSTEM)
+        # Those of before drain for a while after an upgrade, and then nothing is there.
+        if "deletionTimestamp" not in each["metadata"]
+    ]
     front = get("service", "cloister-egress-gateway", SYSTEM)
     return Targets(
         node=addresses["InternalIP"],

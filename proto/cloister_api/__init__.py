@@ -1,1 +1,1 @@
-"""Cloister's gRPC APIs: stubs beside their .proto files (`make generate`), and `wire`."""
+"""Cloister's gRPC APIs, stubs beside their .proto files (`make generate`), and what sides share."""

@@ -7,10 +7,11 @@ import time
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+from cloister_api.visitors import Visitors
+
 from . import metrics, places
 from .front import Front
 from .service import Holder
-from .visitors import Visitors
 
 _EVERY = 2.0
 _TIMEOUT = 5.0

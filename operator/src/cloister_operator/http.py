@@ -8,10 +8,11 @@ from collections.abc import Callable
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
+from cloister_api.visitors import Visitors
+
 from . import names
 from .api.backend import HealthState
 from .metrics import LOOP_LAG_SECONDS, REGISTRY
-from .visitors import Visitors
 
 METRICS_SECONDS = 1.0
 """Whoever asks again within this time gets the same answer: anybody in the cluster may ask, and

@@ -4,13 +4,11 @@ import asyncio
 import socket
 from pathlib import Path
 
-import cloister_gateway.visitors
-import cloister_operator.visitors
+from cloister_api.visitors import MOST
 from cloister_gateway.front import Front
 from cloister_gateway.health import Health
 from cloister_gateway.service import Holder
 from cloister_gateway.store import Store
-from cloister_gateway.visitors import MOST
 
 
 async def ask(port: int, path: str, method: str = "GET") -> bytes:
@@ -47,9 +45,3 @@ async def test_who_takes_all_connections_is_not_heard_instead_of_the_kubelet(
     assert (await ask(port, "/other")).startswith(b"HTTP/1.1 404 ")
     assert (await ask(port, "/metrics", "POST")).startswith(b"HTTP/1.1 405 ")
     await health.stop()
-
-
-def test_gateways_and_the_operator_have_the_same_server() -> None:
-    """Their images share no code; what is mended in one is mended in the other."""
-    mine, other = cloister_gateway.visitors.__file__, cloister_operator.visitors.__file__
-    assert Path(mine).read_text() == Path(other).read_text()

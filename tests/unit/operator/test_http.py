@@ -9,9 +9,9 @@ import pytest
 from aiohttp import web
 from prometheus_client import CollectorRegistry, Metric
 
+from cloister_api.visitors import MOST, Visitors
 from cloister_operator import metrics
 from cloister_operator.http import METRICS_SECONDS, HttpServer
-from cloister_operator.visitors import MOST, Visitors
 
 
 class Health:

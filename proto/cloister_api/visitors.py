@@ -1,4 +1,7 @@
-"""An HTTP server that nobody keeps from others: anybody in the cluster may connect."""
+"""An HTTP server that nobody keeps from others: anybody in the cluster may connect.
+
+Needs aiohttp, which the operator and the egress gateway have, and the others have not.
+"""
 
 import asyncio
 import logging

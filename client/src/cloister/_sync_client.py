@@ -9,6 +9,7 @@ from ._client import DEFAULT_WAIT, AsyncClient
 from ._models import EgressDecision, EnvironmentInfo, File, SessionInfo
 from ._sync import Session
 from ._sync_loop import run as _run
+from ._sync_loop import step as _step
 
 
 class Client:
@@ -102,11 +103,7 @@ class Client:
     def logs(self, name: str, *, follow: bool = False, tail: int | None = None) -> Iterator[bytes]:
         """What the exec server of a session has logged; see AsyncClient.logs."""
         chunks = self._async.logs(name, follow=follow, tail=tail)
-
-        async def following() -> bytes | None:
-            return await anext(chunks, None)
-
-        while chunk := _run(following):
+        while chunk := _step(chunks):
             yield chunk
 
     def reach(self, session: Session) -> contextlib.AbstractContextManager[str]:

@@ -7,6 +7,7 @@ from typing import Self
 from ._file_results import Change, EditResult, GlobResult, GrepResult, Replacement, TextSlice
 from ._models import Entry
 from ._sync_loop import run as _run
+from ._sync_loop import step as _step
 from ._workspace import AsyncFiles, AsyncWatch
 
 
@@ -94,11 +95,7 @@ class Watch:
         return self
 
     def __next__(self) -> Change:
-        async def following() -> Change | None:
-            # A coroutine cannot pass on that an iteration has ended.
-            return await anext(self._async, None)
-
-        change = _run(following)
+        change = _step(self._async)
         if change is None:
             raise StopIteration
         return change

@@ -8,7 +8,7 @@ import asyncio
 import atexit
 import contextlib
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, TypeVar
 
 from ._deadline import exceeded, left
@@ -93,6 +93,16 @@ def run(work: Callable[[], Coroutine[Any, Any, T]], *, ending: bool = False) -> 
         if _shared is None:
             _shared = _Loop()
     return _shared.run(work, seconds)
+
+
+def step(items: AsyncIterator[T]) -> T | None:
+    """The next item, as `run` gets it; None at the end."""
+
+    async def following() -> T | None:
+        # A coroutine cannot pass on that an iteration has ended.
+        return await anext(items, None)
+
+    return run(following)
 
 
 def _too_late() -> CallError:

@@ -9,6 +9,7 @@ from ._programs import AsyncProcess
 from ._shells import AsyncCommand, AsyncShell, OnTimeout
 from ._streams import OUTPUT_LIMIT, AsyncOutput
 from ._sync_loop import run as _run
+from ._sync_loop import step as _step
 
 
 class _Output:
@@ -43,11 +44,7 @@ class _Output:
         return self
 
     def __next__(self) -> Event:
-        async def following() -> Event | None:
-            # A coroutine cannot pass on that an iteration has ended.
-            return await anext(self._output, None)
-
-        event = _run(following)
+        event = _step(self._output)
         if event is None:
             raise StopIteration
         return event
@@ -55,11 +52,7 @@ class _Output:
     def text(self, stream: str | None = None) -> Iterator[str]:
         """The output as text while it comes; see AsyncProcess.text."""
         pieces = self._output.text(stream)
-
-        async def following() -> str | None:
-            return await anext(pieces, None)
-
-        while (piece := _run(following)) is not None:
+        while (piece := _step(pieces)) is not None:
             yield piece
 
     def output(self, stream: str | None = None, *, limit: int = OUTPUT_LIMIT) -> bytes:

@@ -17,6 +17,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from cloister_api.turns import turn
+
 from . import terminal
 from .errors import WrongState
 from .jobs import Ending, Failure, Job, Jobs, Reason, oom_kills, reason_of
@@ -26,7 +28,7 @@ from .outputs import Policy
 from .processes import Ended, Reaper
 from .sources import STDERR, STDOUT, TERMINAL, Source
 from .spawn import nothing
-from .starts import turn
+from .starts import STALLED_SECONDS
 from .state import Activity
 from .stdin import Stdin
 from .survivors import Survivors
@@ -114,7 +116,7 @@ class Program(Job):
         with activity:
             oom_before = oom_kills()
             try:
-                async with turn(starting):
+                async with turn(starting, STALLED_SECONDS):
                     ended = await self._start()
                 if self._answer >= 0:
                     await self._launched(ended)

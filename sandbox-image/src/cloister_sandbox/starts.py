@@ -12,7 +12,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import TypeAlias
 
 _Order: TypeAlias = tuple[asyncio.Future[int], Callable[[], int]]
@@ -117,21 +117,3 @@ class Starts:
                 future.set_result(result)
             else:
                 future.set_exception(result)
-
-
-@contextlib.asynccontextmanager
-async def turn(turns: asyncio.Semaphore) -> AsyncIterator[None]:
-    """A turn among those that start programs; the next one's comes while a start is held up."""
-    await turns.acquire()
-    returning = [turns.release]
-
-    def give_back() -> None:
-        if returning:
-            returning.pop()()
-
-    timer = asyncio.get_running_loop().call_later(STALLED_SECONDS, give_back)
-    try:
-        yield
-    finally:
-        timer.cancel()
-        give_back()

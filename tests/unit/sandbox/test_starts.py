@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from cloister_api.turns import turn
 from cloister_sandbox.spawn import nothing, spawn
-from cloister_sandbox.starts import THREADS, Starts, turn
+from cloister_sandbox.starts import STALLED_SECONDS, THREADS, Starts
 from support.file_calls import eventually
 
 PATH = "/usr/bin:/bin"
@@ -142,17 +143,17 @@ async def test_programs_that_are_held_back_keep_no_turn_from_others() -> None:
     release = asyncio.Event()
 
     async def held() -> None:
-        async with turn(turns):
+        async with turn(turns, STALLED_SECONDS):
             await release.wait()
 
     async with asyncio.timeout(30):
         stuck = [asyncio.create_task(held()) for _ in range(3)]
         await asyncio.sleep(0)
-        async with turn(turns):
+        async with turn(turns, STALLED_SECONDS):
             assert not any(each.done() for each in stuck)
         release.set()
         await asyncio.gather(*stuck)
-        async with turn(turns):
+        async with turn(turns, STALLED_SECONDS):
             assert turns.locked(), "no turn was given back twice"
 
 

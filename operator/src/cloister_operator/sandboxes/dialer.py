@@ -12,6 +12,7 @@ from typing import TypeVar
 import grpc
 
 from cloister_api.exec.v1 import exec_pb2, exec_pb2_grpc
+from cloister_api.turns import turn
 
 from .. import names
 from ..api import conditions
@@ -28,6 +29,12 @@ CONNECT_SECONDS = 0.25
 FIRST_PAUSE, LONGEST_PAUSE = 0.015, 0.25
 GROWTH = 1.15
 """Of the pauses: a pod is found within a seventh of the time that it took to answer."""
+DIALS = 64
+"""Attempts at pods that are not usable yet, at a time, for pools and for sessions each: where some
+hundred start at once, each would wait for the handshakes of all others, and for longer than it may.
+"""
+DIAL_TURN_SECONDS = 0.5
+"""Of an attempt, until the next one begins beside it: pods that never answer keep no others."""
 PROBE_SECONDS = 1.0
 """For each connection that a pod tries."""
 ASK_SECONDS = 75.0
@@ -72,6 +79,7 @@ class Sandboxes:
         max_links: int = MAX_LINKS,
     ) -> None:
         self._links = Links(authority, clock, max_links)
+        self._for_pools, self._for_sessions = asyncio.Semaphore(DIALS), asyncio.Semaphore(DIALS)
 
     async def wait_warm(
         self, pod: PodAddress, deadline: float, session_uid: str = ""
@@ -83,32 +91,14 @@ class Sandboxes:
         reply was lost.
         Raises SandboxFailed when the pod reports failure, TransientError when the time is over.
         """
-        expected = [names.pod_server_name(pod.uid)]
-        if session_uid:
-            expected.append(names.session_server_name(session_uid))
+        turns = self._for_sessions if session_uid else self._for_pools
         pause, problem = FIRST_PAUSE, "it was not dialed"
         loop = asyncio.get_running_loop()
-        while (remaining := deadline - loop.time()) > 0:
-            if pod.uid in self._links or await accepts(pod, min(CONNECT_SECONDS, remaining)):
-                for server_name in expected:
-                    try:
-                        info = await self._info(pod, server_name, min(CALL_SECONDS, remaining))
-                    except TransientError as error:
-                        problem = str(error)
-                        continue
-                    if info.state is SandboxState.WARM:
-                        return info
-                    if info.state is SandboxState.PREPARING and (info.awaits or info.awaits_proof):
-                        return info
-                    if session_uid and info.session_uid == session_uid:
-                        return info
-                    if info.state is SandboxState.FAILED:
-                        problem = info.problem or "the sandbox could not be prepared"
-                        raise SandboxFailed(conditions.SETUP_FAILED, problem)
-                    problem = f"it is {info.state}"
-                    break
-            else:
-                problem = f"its port {pod.port} does not answer"
+        while deadline > loop.time():
+            async with turn(turns, DIAL_TURN_SECONDS):
+                info, problem = await self._look(pod, deadline - loop.time(), session_uid)
+            if info is not None:
+                return info
             await asyncio.sleep(min(pause, max(0.0, deadline - loop.time())))
             pause = min(pause * GROWTH, LONGEST_PAUSE)
         raise TransientError(f"pod {pod.name} was not ready in time: {problem}")
@@ -258,6 +248,34 @@ class Sandboxes:
     async def aclose(self) -> None:
         """Close every channel."""
         await self._links.aclose()
+
+    async def _look(
+        self, pod: PodAddress, seconds: float, session_uid: str
+    ) -> tuple[SandboxInfo | None, str]:
+        """What `wait_warm` waits for, or why it is not there yet."""
+        if pod.uid not in self._links and not await accepts(pod, min(CONNECT_SECONDS, seconds)):
+            return None, f"its port {pod.port} does not answer"
+        expected = [names.pod_server_name(pod.uid)]
+        if session_uid:
+            expected.append(names.session_server_name(session_uid))
+        problem = ""
+        for server_name in expected:
+            try:
+                info = await self._info(pod, server_name, min(CALL_SECONDS, seconds))
+            except TransientError as error:
+                problem = str(error)
+                continue
+            awaits = info.awaits or info.awaits_proof
+            if info.state is SandboxState.WARM or (info.state is SandboxState.PREPARING and awaits):
+                return info, ""
+            if session_uid and info.session_uid == session_uid:
+                return info, ""
+            if info.state is SandboxState.FAILED:
+                raise SandboxFailed(
+                    conditions.SETUP_FAILED, info.problem or "the sandbox could not be prepared"
+                )
+            return None, f"it is {info.state}"
+        return None, problem
 
     async def _info(self, pod: PodAddress, server_name: str, seconds: float) -> SandboxInfo:
         answer = await self._call(

@@ -101,7 +101,13 @@ async def serve(folder: Path) -> None:
     """Answer for all pods until SIGTERM."""
     pods, stop = Pods(), asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-    server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+    server = grpc.aio.server(
+        options=[
+            ("grpc.so_reuseport", 0),
+            # As the exec server: the operator's channels look now and then whether it is there.
+            ("grpc.http2.min_ping_interval_without_data_ms", 5000),
+        ]
+    )
     exec_pb2_grpc.add_RuntimeServicer_to_server(pods, server)
     pair = (folder / "tls.key").read_bytes(), (folder / "tls.crt").read_bytes()
     credentials = grpc.ssl_server_credentials(

@@ -129,6 +129,8 @@ def pretended(target: Target, here: Node) -> Iterator["subprocess.Popen[str]"]:
             f"--config={ROOT / 'bench' / 'scale_stages.yaml'}",
             "--manage-nodes-with-annotation-selector=kwok.x-k8s.io/node=fake",
             "--node-lease-duration-seconds=120",
+            # Ten kubelets would not wait for each other; with 4 its writes queue up.
+            "--pod-play-stage-parallelism=16",
             "--v=WARN",
             stdout=log,
             stderr=log,

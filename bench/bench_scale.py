@@ -31,7 +31,7 @@ sys.path += [
 from bench.bare_writes import floor  # noqa: E402 - found through the path above
 from bench.bench_claims import grants  # noqa: E402
 from bench.results import percentile, save, table  # noqa: E402
-from bench.scale_cluster import LABEL, Node, apply, environment, pretended, tear_down  # noqa: E402
+from bench.scale_cluster import LABEL, Node, Pretended, apply, environment, pretended, tear_down  # noqa: E402
 
 import target as targets  # noqa: E402
 from deploy import deploy  # noqa: E402
@@ -187,6 +187,7 @@ class Run:
     size: Size
     node: Node
     figures: dict[str, Any] = field(default_factory=dict)
+    stand_ins: Pretended | None = None
     _load: "subprocess.Popen[str] | None" = None
 
     def metrics(self) -> Reading:
@@ -213,6 +214,8 @@ class Run:
         """Wait until every pool is full and nothing is starting; returns how long it took."""
         began, told = time.monotonic(), 0.0
         while True:
+            if self.stand_ins:
+                self.stand_ins.check()
             ready = [pool.get("ready", 0) for pool in self.pools()]
             if len(ready) == self.size.environments and min(ready) >= size:
                 return time.monotonic() - began
@@ -425,13 +428,13 @@ def main(environ: Mapping[str, str], _: Sequence[str]) -> int:
         targets.devcluster("stop", "router", quiet=True)
         run = Run(target, size, Node())
         try:
-            with pretended(target, run.node) as pods:
+            with pretended(target, run.node) as stand_ins:
+                run.stand_ins = stand_ins
                 try:
                     measure(run)
                 finally:
                     run.close()
-                pods.terminate()
-                said = json.loads(pods.stdout.read() if pods.stdout else "{}")
+                said = stand_ins.count()
                 run.figures["claimed_twice"] = said["refused"]
                 if said["refused"]:
                     raise TargetError(f"{said['refused']} pods were given to two sessions")

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -113,9 +114,33 @@ class Node:
         os.kill(pid, signal.SIGKILL)
 
 
+@dataclass(frozen=True)
+class Pretended:
+    """What stands in for nodes and exec servers."""
+
+    kwok: "subprocess.Popen[str]"
+    log: Path
+    """What kwok says."""
+    pods: "subprocess.Popen[str]"
+    """The process behind the fake pods."""
+
+    def check(self) -> None:
+        """Raise TargetError when either has ended."""
+        if self.kwok.poll() is not None:
+            raise TargetError(f"kwok ended: {self.log.read_text()[-500:]}")
+        if self.pods.poll() is not None:
+            raise TargetError("the stand-in of the exec servers ended")
+
+    def count(self) -> dict[str, int]:
+        """End the fake pods; how many claims there were, and how many were refused."""
+        self.pods.terminate()
+        found: dict[str, int] = json.loads(self.pods.stdout.read() if self.pods.stdout else "{}")
+        return found
+
+
 @contextlib.contextmanager
-def pretended(target: Target, here: Node) -> Iterator["subprocess.Popen[str]"]:
-    """Fake nodes with kwok, and the process behind their pods, which is what is yielded."""
+def pretended(target: Target, here: Node) -> Iterator[Pretended]:
+    """Fake nodes with kwok, and the process behind their pods."""
     with tempfile.TemporaryDirectory() as given, contextlib.ExitStack() as stack:
         folder = Path(given)
         _identity(target, folder)
@@ -129,8 +154,6 @@ def pretended(target: Target, here: Node) -> Iterator["subprocess.Popen[str]"]:
             f"--config={ROOT / 'bench' / 'scale_stages.yaml'}",
             "--manage-nodes-with-annotation-selector=kwok.x-k8s.io/node=fake",
             "--node-lease-duration-seconds=120",
-            # Ten kubelets would not wait for each other; with 4 its writes queue up.
-            "--pod-play-stage-parallelism=16",
             "--v=WARN",
             stdout=log,
             stderr=log,
@@ -145,10 +168,10 @@ def pretended(target: Target, here: Node) -> Iterator["subprocess.Popen[str]"]:
         stack.callback(_end, pods)
         if not pods.stdout or pods.stdout.readline() != "ready\n":
             raise TargetError("the stand-in of the exec servers did not start")
+        made = Pretended(kwok, folder / "kwok.log", pods)
+        made.check()
         _make_nodes(target)
-        yield pods
-        if kwok.poll() is not None:
-            raise TargetError(f"kwok ended: {(folder / 'kwok.log').read_text()[-500:]}")
+        yield made
 
 
 def _make_nodes(target: Target) -> None:

@@ -33,6 +33,9 @@ _OWN_CHILDREN = f"/proc/{os.getpid()}/task/{os.getpid()}/children"
 CHILDREN_ARE_LISTED = Path(_OWN_CHILDREN).exists()
 _LISTED = 65_536
 _COUNTED = 1000
+_VARIABLES = 2 * 1024 * 1024
+"""Bytes of variables that are looked through; with the usual limit of the stack nobody has more. A
+process may say that any part of its memory is its variables, and make that as long as it likes."""
 _CHASES = 20
 """Looks at the list of orphans after each look at the whole table."""
 _marks = Marks()
@@ -82,7 +85,8 @@ def _table() -> dict[int, tuple[int, int]]:
 def _marked(pid: int) -> set[str]:
     """The trees that its variables name."""
     try:
-        environ = Path(f"/proc/{pid}/environ").read_bytes()
+        with Path(f"/proc/{pid}/environ").open("rb") as file:
+            environ = file.read(_VARIABLES)
     except OSError:
         return set()
     name = f"{MARK}=".encode()

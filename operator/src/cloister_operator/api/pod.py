@@ -84,6 +84,8 @@ class PodView:
     """Whether it asked for a user namespace of its own."""
     trees: tuple[GitTree, ...] = ()
     """Repositories that it is given before it is warm."""
+    identity: str = ""
+    """The Secret that it mounts for its identity."""
 
     @property
     def key(self) -> tuple[str, str]:
@@ -125,6 +127,7 @@ def view(raw: JSON) -> PodView:
         hosts=_hosts(metadata),
         own_users=(raw.get("spec") or {}).get("hostUsers") is False,
         trees=_trees(metadata),
+        identity=_identity(raw.get("spec") or {}) or metadata["name"],
     )
 
 
@@ -151,6 +154,14 @@ def _claim(spec: JSON) -> str:
     for volume in spec.get("volumes") or []:
         if volume["name"] == names.WORKSPACE_VOLUME and "persistentVolumeClaim" in volume:
             name: str = volume["persistentVolumeClaim"]["claimName"]
+            return name
+    return ""
+
+
+def _identity(spec: JSON) -> str:
+    for volume in spec.get("volumes") or []:
+        if volume["name"] == names.IDENTITY_VOLUME and "secret" in volume:
+            name: str = volume["secret"]["secretName"]
             return name
     return ""
 

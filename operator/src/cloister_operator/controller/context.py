@@ -155,6 +155,9 @@ class Context:
     """UIDs of warm pods that a claim in this process has taken."""
     placed: set[str] = field(default_factory=set)
     """UIDs of claimed pods whose sessions are known not to be one too many, until they run."""
+    met: set[str] = field(default_factory=set)
+    """UIDs of pods that this process told first whose they are, of those that another one chose for
+    their sessions; until these run."""
     flights: Flights = field(default_factory=Flights)
     """Pods that may have been made though no answer came."""
     doubted: set[Key] = field(default_factory=set)
@@ -263,6 +266,7 @@ class Context:
         self.identified.discard(uid)
         self.made.discard(uid)
         self.placed.discard(uid)
+        self.met.discard(uid)
         self.dialer.forget(uid)
 
     def take_warm(self, environment: EnvironmentObject, recipe: str) -> PodView | None:

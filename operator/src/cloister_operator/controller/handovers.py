@@ -52,10 +52,13 @@ class HandOvers:
     ) -> None:
         """Tell the exec server whose it is, then write that the session runs; raises ConflictError
         where another operator gave its place away.
+
+        Of a pod that another process chose for the session, a caller may have been told that it
+        runs there: then it does, whoever has a place by now.
         """
         context, metadata = self._context, session.metadata
-        if not is_first(pod, session) or context.promises.made(session):
-            # Of another one a caller may have been told that it runs there.
+        of_another = is_first(pod, session) and not context.promises.made(session)
+        if not of_another:
             await self._check_place(session, environment, pod)
         now = context.clock()
         lifetime = limits(session, environment)[1] + CREDENTIALS_MARGIN
@@ -69,10 +72,17 @@ class HandOvers:
             await pods.delete(context, pod)
             refused = self._starts.refused(session)
             raise TransientError(str(error), REFUSED_PAUSE * 2 ** min(refused - 1, 6)) from error
+        if of_another and not replayed:
+            context.met.add(pod.uid)
+        if pod.uid in context.met:
+            # Who made the session for this pod may tell its caller early that it runs there, but
+            # only if the exec server did not know the session before.
+            await self._check_place(session, environment, pod)
         credentials = None
         if not session.through_api:
             credentials = await self._write_credentials(session, lifetime, now)
         context.placed.discard(pod.uid)
+        context.met.discard(pod.uid)
         start, at_once = self._start(session, pod, now, replayed=replayed)
         if at_once:
             context.promises.tell(self._statuses.as_running(session, pod, start), pod)
@@ -163,7 +173,7 @@ class HandOvers:
         The answer is whether the exec server had been claimed for it before, by what it says.
         """
         claim = self._context.dialer.claim(address(pod), payload)
-        if pod.claim != pod.name:
+        if volumes.is_own(session, pod):
             return await claim
         adoption = volumes.adopt(self._context, session, pod)
         replayed, adopted = await asyncio.gather(claim, adoption, return_exceptions=True)

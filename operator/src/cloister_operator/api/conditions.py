@@ -130,6 +130,9 @@ POD_ENDED: Final = "PodEnded"
 
 NO_PLACE: Final = (QUEUED, NAMESPACE_FULL)
 """Why a session waits in line."""
+HAS_PLACE: Final = "HasPlace"
+"""A condition of sessions that had to wait in line: False until they run, whatever else keeps them
+waiting meanwhile."""
 LOSSES: Final = (POD_DELETED, NODE_LOST, OOM_KILLED, EVICTED, DISK_FULL, POD_ENDED)
 """Why a session has no pod any more, though nobody ended it."""
 

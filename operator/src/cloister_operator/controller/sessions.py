@@ -239,6 +239,11 @@ class SessionReconciler:
             await self._endings.ask_activity(session, environment, pod)
         elif plan.step is Step.SUSPEND:
             await self._endings.suspend(session, environment, pod, plan)
+        elif plan.step is Step.LET_GO and session.first_pod:
+            first = context.pods.get(session.metadata.namespace, session.first_pod.name)
+            if first:
+                await pods.delete_unclaimed(context, first)
+            return 1.0
         elif plan.step is Step.DECLINE:
             await self._statuses.declined(session, plan)
         elif plan.step is Step.RESUME:

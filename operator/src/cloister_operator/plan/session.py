@@ -35,6 +35,7 @@ class Step(Enum):
     ASK_ACTIVITY = "the idle deadline is due: ask the pod"
     SUSPEND = "let calls finish, write that it is suspended, delete the pod"
     DECLINE = "say that it cannot be suspended"
+    LET_GO = "delete the pod that it was made for, unless somebody has claimed it since"
     RESUME = "write that it is to get a pod again"
     RECOVER = "its pod is lost and its workspace is not: write that it gets another"
     END = "write the end, delete the pod"
@@ -158,6 +159,9 @@ def _pending(session: SessionObject, observed: Observed, now: datetime) -> Sessi
         return _lost(session, reason, message, now=now)
     if session.spec.state == "Suspended" and observed.promise is Promise.NONE:
         return SessionPlan(Step.SUSPEND, Phase.SUSPENDED, *_ASKED)
+    if session.spec.state == "Suspended" and observed.promise is Promise.OPEN and session.in_line:
+        # Who made it for that pod may yet claim it, and say that it runs.
+        return SessionPlan(Step.LET_GO)
     if pod and pod.end:
         return _lost(session, *pod.end, now=now)
     if pod is None or pod.deleting:

@@ -4,9 +4,11 @@ import asyncio
 import random
 import uuid
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from datetime import datetime, timedelta
 from typing import Any, cast
 
+from cloister_operator.api.session import SessionObject
 from cloister_operator.cluster.api import ExpiredError
 from cloister_operator.cluster.resources import PODS
 from cloister_operator.controller.backend import Backend
@@ -209,8 +211,20 @@ class SimOperator(Operator):
         self.line = Line(world)
         super().__init__(world, self.line, Wire(world, self.line))
         self.backend = Backend(self.context)
+        self._observe_places(world.invariants)
         if change:
             change(self)
+
+    def _observe_places(self, invariants: Invariants) -> None:
+        """Let them see when it gives a place, which is before anything is written."""
+        places = self.context.places
+        admitting = places.admitting
+
+        def noted(session: SessionObject) -> AbstractContextManager[None]:
+            invariants.gives_place(session.metadata.namespace, session.metadata.uid)
+            return admitting(session)
+
+        places.admitting = noted  # type: ignore[method-assign,assignment]
 
     async def _observe(self, resource: Any, begin: int) -> None:
         """Lists and watches; like kopf it does not tell of what was deleted in between."""

@@ -54,10 +54,12 @@ def problems(cluster: FakeCluster, claimed: Mapping[str, str], namespace: str) -
 def leaks(cluster: FakeCluster, namespace: str) -> set[str]:
     """Names of Secrets that nothing present needs."""
     present = cluster.peek_all(PODS, namespace)
-    used = {each["metadata"]["name"] for each in present}
-    for each in present:
-        labels = each["metadata"]["labels"]
-        used.add(names.recipe_secret(labels[names.ENVIRONMENT_LABEL], labels[names.RECIPE_LABEL]))
+    used = {
+        volume["secret"]["secretName"]
+        for each in present
+        for volume in each["spec"]["volumes"]
+        if "secret" in volume
+    }
     for each in cluster.peek_all(ENVIRONMENTS, namespace):
         found = (each.get("status") or {}).get("recipeHash", "")
         used.add(names.recipe_secret(each["metadata"]["name"], found))
@@ -91,8 +93,8 @@ class Invariants:
         self._limits: defaultdict[str, list[int | None]] = defaultdict(list)
         """By Environment name, every `maxSessions` that it had."""
         self._in_line: dict[str, set[str]] = {}
-        """By UID of a session for which a volume claim was made, those that were in line then: who
-        is told so later was not known when it got its place.
+        """By UID of a session, those that were in line when it was given its place: who is told so
+        later, while its pod is claimed or made, was not known then.
         """
         self.most = 0
         """Sessions that the platform allows in a namespace; 0: any number."""
@@ -122,6 +124,10 @@ class Invariants:
             before = self._answered.setdefault(uid, told)
             if before != told:
                 self.violated(f"session {metadata.name} was answered with {told} after {before}")
+
+    def gives_place(self, namespace: str, uid: str) -> None:
+        """An operator gives a session its place, and begins to claim or to make a pod for it."""
+        self._in_line[uid] = self._told_to_wait(namespace)
 
     def violated(self, message: str) -> None:
         """Note that something is wrong."""
@@ -311,10 +317,13 @@ class Invariants:
             self.violated(f"{', '.join(mine)} run, and {most} may")
 
     def _admitted(self, namespace: str, volume: JSON) -> None:
-        everybody = self._cluster.peek_all(SESSIONS, namespace)
+        """Whoever looks from outside sees no place given before there is a volume claim for it."""
         for owner in volume["metadata"].get("ownerReferences", []):
-            told = {each["metadata"]["uid"] for each in everybody if _waits(each)}
-            self._in_line.setdefault(owner["uid"], told)
+            self._in_line.setdefault(owner["uid"], self._told_to_wait(namespace))
+
+    def _told_to_wait(self, namespace: str) -> set[str]:
+        everybody = self._cluster.peek_all(SESSIONS, namespace)
+        return {each["metadata"]["uid"] for each in everybody if _waits(each)}
 
     def _in_turn(self, namespace: str, environment: str, uid: str) -> None:
         """A session gets its first pod: not while those that have waited for longer have no place.

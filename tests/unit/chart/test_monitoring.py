@@ -278,6 +278,15 @@ CASES = [
         },
         None,
     ),
+    # One in six fails, of a handful.
+    Case(
+        "CloisterSessionsApiFails",
+        {
+            'cloister_sessions_api_calls_total{code="OK"}': "0+1x60",
+            'cloister_sessions_api_calls_total{code="UNAVAILABLE"}': "0x40 1x4 2x4 3x4 4x20",
+        },
+        None,
+    ),
     Case(
         "CloisterNetworkNotEnforced",
         {f'cloister_environment_condition{{condition="NetworkEnforced",{OF}}}': "0x60"},

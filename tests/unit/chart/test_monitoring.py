@@ -283,7 +283,7 @@ CASES = [
         "CloisterSessionsApiFails",
         {
             'cloister_sessions_api_calls_total{code="OK"}': "0+1x60",
-            'cloister_sessions_api_calls_total{code="UNAVAILABLE"}': "0x40 1x4 2x4 3x4 4x20",
+            'cloister_sessions_api_calls_total{code="UNAVAILABLE"}': "0x40 1x3 2x3 3x3 4x3 5x3",
         },
         None,
     ),

@@ -73,6 +73,8 @@ class Matches:
         """Lines that were left out because their file does not hold them, or may not be read."""
         self.files = 0
         """Files with confirmed lines."""
+        self.complete = False
+        """Whether ripgrep came to its end; who is killed does not say so."""
         self._roots, self._root, self._base, self._late = roots, root, base, late
         self._events = _Events()
         self._content: _Content | None = None
@@ -89,6 +91,9 @@ class Matches:
     def feed(self, data: bytes) -> Iterator[Line | Binary]:
         """Take some more of the output."""
         for event in self._events.feed(data):
+            if event.kind == "summary":
+                self.complete = True
+                continue
             path = self._absolute(os.fsdecode(event.path))
             if event.kind == "begin":
                 self._open(path)
@@ -111,8 +116,10 @@ class Matches:
         return [each for each in text.splitlines() if self._may_say(each)]
 
     def warnings(self) -> list[str]:
-        """Sentences on what was left out."""
+        """Sentences on what was left out, of a search that nobody ended early."""
         said = []
+        if not self.complete:
+            said.append("something ended the search: this is what it had found by then")
         if self.too_long:
             said.append(f"{self.too_long} lines were too long to be shown")
         if self.unconfirmed:
@@ -252,6 +259,8 @@ def _understood(line: bytearray) -> _Event | None:
     try:
         event = json.loads(line)
         kind, data = event["type"], event["data"]
+        if kind == "summary":
+            return _Event(kind, b"")
         if kind not in ("begin", "end", *_LINES) or b"\0" in (path := _bytes(data["path"])):
             return None
         if kind in _LINES:

@@ -199,7 +199,8 @@ class Invariants:
 
     def _deleted(self, change: Change, pod: JSON) -> None:
         """A claimed pod ends with its session, or when the session has got another one, or when it
-        can never start, or when the session never ran in it and is one too many.
+        can never start, or when the session never ran in it and is one too many, or has its
+        workspace elsewhere.
         """
         if change.actor != OPERATOR or self._cannot_start(change.namespace, pod):
             return
@@ -211,6 +212,8 @@ class Invariants:
         for session in self._cluster.peek_all(SESSIONS, change.namespace) if uid else ():
             status = session.get("status") or {}
             phase, its = status.get("phase", "Pending"), status.get("podUID")
+            if never_ran and status.get("workspaceClaim") not in (None, _volume(pod)):
+                continue
             # The status of one that waits names the pod that it has lost or given back.
             mine = (its == pod["metadata"]["uid"]) is (phase == "Running")
             if session["metadata"]["uid"] == uid and mine and phase in ("Pending", "Running"):

@@ -8,7 +8,7 @@ from cloister_operator.plan.session import (
     SessionPlan,
     Step,
 )
-from support.operator_objects import environment, session
+from support.operator_objects import NOW, environment, session
 from support.session_plans import (
     DECLINED,
     KEPT,
@@ -294,21 +294,21 @@ from support.session_plans import (
             id="too old to recover",
         ),
         pytest.param(
-            plan(recovering(), mine(end=OOM)),
+            plan(recovering(), mine(end=OOM, created=NOW)),
             Step.RECOVER,
             Phase.PENDING,
             "OOMKilled",
             id="the next pod died as well",
         ),
         pytest.param(
-            plan(recovering(), mine(), pod_failure=SETUP),
+            plan(recovering(), mine(created=NOW), pod_failure=SETUP),
             Step.RECOVER,
             Phase.PENDING,
             "SetupFailed",
             id="the next pod cannot be set up",
         ),
         pytest.param(
-            plan(recovering(losses=8), mine(end=OOM)),
+            plan(recovering(losses=8), mine(end=OOM, created=NOW)),
             Step.END,
             Phase.FAILED,
             "OOMKilled",

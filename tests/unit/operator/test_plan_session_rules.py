@@ -208,6 +208,19 @@ def test_a_pod_of_before_is_never_handed_over(
         assert state == "Running"
 
 
+@pytest.mark.parametrize(
+    ("age", "step"), [(timedelta(minutes=2), Step.CLEAN_UP), (timedelta(0), Step.RECOVER)]
+)
+@pytest.mark.parametrize("how", [{"end": OOM}, {"failure": SETUP}])
+def test_a_pod_of_before_the_last_loss_is_no_further_loss(
+    how: dict[str, Any], age: timedelta, step: Step
+) -> None:
+    """Another operator has counted it, and made the next one."""
+    lost = mine(created=NOW - age, end=how.get("end"))
+    subject = recovering(failedAt=ago(minutes=1))
+    assert plan(subject, lost, pod_failure=how.get("failure")).step is step
+
+
 IN_LINE = {
     "reason": "EnvironmentNotReady",
     "conditions": [DECLINED | {"type": "HasPlace", "reason": "Queued"}],

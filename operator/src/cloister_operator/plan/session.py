@@ -148,7 +148,7 @@ def _pending(session: SessionObject, observed: Observed, now: datetime) -> Sessi
     over = _lifetime_over(session, observed, now)
     if over:
         return over
-    if pod and pod.uid == status.pod_uid:
+    if pod and (pod.uid == status.pod_uid or _lost_before(session, observed, pod)):
         # The pod that it lost, or that it was suspended from: never used again.
         return _without_old_pod(session, pod)
     if observed.promise is Promise.GONE or (
@@ -188,6 +188,15 @@ def _pending(session: SessionObject, observed: Observed, now: datetime) -> Sessi
     waits_for_volume = pod.claim and not pod.ip
     again = now + VOLUME_LOOK if waits_for_volume else None
     return SessionPlan(Step.WAIT, reason=reason, message=message, look_again=again)
+
+
+def _lost_before(session: SessionObject, observed: Observed, pod: PodView) -> bool:
+    """Whether a pod that failed was there when the session lost one: two operators, one of which is
+    behind, would otherwise count it and the next one again and again, as fast as they can write.
+    """
+    last = session.status.failed_at
+    failed = pod.end or observed.pod_failure
+    return bool(failed and last) and pod.created < parse_time(last or "")
 
 
 def _without_old_pod(session: SessionObject, pod: PodView) -> SessionPlan:

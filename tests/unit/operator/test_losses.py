@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from cloister_operator import names
 from cloister_operator.cluster.resources import (
     EVENTS,
     PODS,
@@ -46,6 +47,33 @@ async def test_a_lost_pod_is_replaced_on_the_same_workspace(world: World) -> Non
     assert len(events) == 1
     assert own_pod(world)["metadata"]["name"] == before["metadata"]["name"] == mounted(before)
     assert found["podUID"] != before["metadata"]["uid"]
+
+
+async def test_a_pod_without_the_workspace_is_not_the_sessions_whatever_its_label_says(
+    world: World,
+) -> None:
+    """Another operator claimed it, which had yet to hear of the workspace; and it failed."""
+    operator = await running(world)
+    world.cluster.starts_pods = False
+    world.cluster.set_pod_status(NAMESPACE, status(world)["podName"], **OOM)
+    await operator.until(lambda: status(world)["reason"] == "Starting")
+    lost, (warm,) = status(world), world.pods(state=names.STATE_WARM)
+    label = f"/metadata/labels/{names.GROUP}~1"
+    taken = [
+        {"op": "replace", "path": f"{label}state", "value": names.STATE_CLAIMED},
+        {"op": "add", "path": f"{label}session", "value": world.session()["metadata"]["uid"]},
+    ]
+    world.cluster.json_patch(PODS, NAMESPACE, warm["metadata"]["name"], taken)
+    world.cluster.set_pod_status(NAMESPACE, warm["metadata"]["name"], **OOM)
+    await operator.until(
+        lambda: world.cluster.peek(PODS, NAMESPACE, warm["metadata"]["name"]) is None
+    )
+    await operator.settle()
+    assert (status(world)["podUID"], status(world)["recoveries"]) == (lost["podUID"], 1)
+    world.cluster.starts_pods = True
+    world.cluster.act()
+    await operator.until(lambda: world.served("s1"))
+    assert status(world)["workspaceClaim"] == mounted(own_pod(world)) == lost["workspaceClaim"]
 
 
 @pytest.mark.parametrize(

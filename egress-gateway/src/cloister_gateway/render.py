@@ -69,6 +69,9 @@ defaults
     timeout client {settings.idle_seconds}s
     timeout server {settings.idle_seconds}s
     option splice-auto
+    # What a sandbox does not take ends with its connection: the kernel would keep it for minutes,
+    # and a sandbox may leave a hundred connections so in a second.
+    option nolinger
 
 frontend sandboxes
     {listen}
@@ -205,6 +208,8 @@ visible_hostname {hostname}
 unique_hostname {hostname}
 pid_filename none
 cache_log /dev/null
+# What clients write is not told: some of it would come into the log word for word.
+debug_options ALL,1 11,0 23,0 33,0
 coredump_dir /
 via off
 cache deny all

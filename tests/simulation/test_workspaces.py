@@ -60,3 +60,17 @@ the next one beside that.
 def test_two_leaders_make_one_pod_on_a_workspace() -> None:
     seeds = (972_224, *range(8))
     assert [run(seed, TWO_MAKE).violations for seed in seeds] == [()] * len(seeds)
+
+
+TWICE = (
+    Step(0.0, "environment", 24, 14),
+    Step(20.0, "session", 0, 33),
+    Step(20.0, "delete_pod", 0),
+    Step(0.2, "delete_pod", 1),
+    Step(0.2, "delete_pod", 1),
+)
+"""A session loses two pods in one second."""
+
+
+def test_each_of_two_losses_in_a_second_is_one() -> None:
+    assert [run(seed, TWICE).violations for seed in range(30)] == [()] * 30

@@ -236,7 +236,9 @@ class Invariants:
         pod = after.get("podUID")
         if was in _ENDED and now != was:
             self.violated(f"session {name} was {was} and is {now}")
-        lost = after.get("failedAt") not in (None, before.get("failedAt"))
+        # Two pods can be lost in one second.
+        losses = [(each.get("failedAt"), each.get("recoveries")) for each in (before, after)]
+        lost = after.get("failedAt") is not None and losses[0] != losses[1]
         if was == "Running" and now == "Pending" and not (lost and after.get("workspaceClaim")):
             self.violated(f"session {name} ran and is Pending")
         if was == now == "Running" and before.get("podUID") != pod:

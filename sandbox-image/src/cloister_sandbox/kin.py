@@ -133,18 +133,30 @@ def _members(
 
 
 def _below(table: dict[int, tuple[int, int]], found: set[int], sessions: set[int]) -> set[int]:
-    """These processes, their descendants, and the members of sessions that they lead."""
+    """These processes, their descendants, and the members of sessions that they lead.
+
+    Each process is looked at once, however deep below each other tools have put them.
+    """
     me = os.getpid()
-    while True:
-        more = {
-            pid
-            for pid, (parent, session) in table.items()
-            if pid not in found and pid != me and (parent in found or session in sessions)
-        }
-        if not more:
-            return found
-        found |= more
-        sessions |= {table[pid][1] for pid in more if table[pid][1] in found}
+    children: dict[int, list[int]] = {}
+    in_session: dict[int, list[int]] = {}
+    for pid, (parent, session) in table.items():
+        if pid != me:
+            children.setdefault(parent, []).append(pid)
+            in_session.setdefault(session, []).append(pid)
+    pending = [each for pid in found for each in children.get(pid, ())]
+    pending += [each for session in sessions for each in in_session.get(session, ())]
+    while pending:
+        pid = pending.pop()
+        if pid in found:
+            continue
+        found.add(pid)
+        pending += children.get(pid, ())
+        session = table[pid][1]
+        if session in found and session not in sessions:
+            sessions.add(session)
+            pending += in_session.get(session, ())
+    return found
 
 
 def _belongs(pid: int, carried: int, marks: Collection[str], number: int) -> bool:

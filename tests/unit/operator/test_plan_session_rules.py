@@ -221,6 +221,27 @@ def test_a_pod_of_before_the_last_loss_is_no_further_loss(
     assert plan(subject, lost, pod_failure=how.get("failure")).step is step
 
 
+@pytest.mark.parametrize(
+    ("minutes", "fields", "step", "reason", "looks"),
+    [
+        (1, {}, Step.WAIT, "Starting", 4),
+        (5, {}, Step.WAIT, "PodStuck", 10),
+        (15, {}, Step.CLEAN_UP, "", None),
+        (15, {"trouble": ("ImagePullFailed", "not found")}, Step.WAIT, "ImagePullFailed", None),
+        (15, {"trouble": ("Unschedulable", "no room")}, Step.WAIT, "Unschedulable", None),
+        (15, {"ip": "10.1.0.1"}, Step.WAIT, "Starting", None),
+    ],
+)
+def test_a_pod_that_does_not_start_is_told_and_replaced_unless_somebody_says_why(
+    minutes: int, fields: dict[str, Any], step: Step, reason: str, looks: int | None
+) -> None:
+    """A node whose network or runtime is broken says so in events alone."""
+    made = NOW - timedelta(minutes=minutes)
+    found = plan(session(), mine(**{"created": made, "ip": ""} | fields))
+    again = found.look_again and (found.look_again - NOW).total_seconds() / 60
+    assert (found.step, found.reason, again) == (step, reason, looks)
+
+
 IN_LINE = {
     "reason": "EnvironmentNotReady",
     "conditions": [DECLINED | {"type": "HasPlace", "reason": "Queued"}],

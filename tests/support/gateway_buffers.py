@@ -12,7 +12,7 @@ SAME = 9
 
 def held(here: World) -> int:
     """Bytes of memory that the sockets of a gateway have."""
-    return sum(each.size for each in here.space.call(buffers.every))
+    return sum(each.received + each.queued for each in here.space.call(buffers.every))
 
 
 def filled(here: World) -> int:

@@ -25,8 +25,8 @@ _ASKED = struct.Struct("=BBBxI48x")
 _ENDS = struct.Struct("!4xHH16s16s")
 _ENDS_AND_MORE = 72
 _ATTRIBUTE = struct.Struct("=HH")
-_COUNTED = struct.Struct("=I12xII4xI")
-"""Received, set aside, to be sent, and what waits until the socket is free to take it."""
+_COUNTED = struct.Struct("=I16xI4xI")
+"""What was received, what is to be sent, and what waits until the socket is free to take it."""
 
 
 class Held(NamedTuple):
@@ -35,8 +35,10 @@ class Held(NamedTuple):
     port: int
     """Its own."""
     far: Client
-    size: int
-    """Bytes of memory."""
+    received: int
+    """Bytes of memory of what came and was not taken yet."""
+    queued: int
+    """The same of what is to be sent, or was and is not acknowledged."""
 
 
 def every() -> list[Held]:
@@ -66,13 +68,13 @@ def _messages(data: bytes) -> Iterator[tuple[int, bytes]]:
 def _held(message: bytes, family: int) -> Held:
     port, far_port, _, far = _ENDS.unpack_from(message)
     address = socket.inet_ntop(family, far if family == socket.AF_INET6 else far[:4])
-    at, size = _ENDS_AND_MORE, 0
+    at, received, queued, waiting = _ENDS_AND_MORE, 0, 0, 0
     while at < len(message):
         length, kind = _ATTRIBUTE.unpack_from(message, at)
         if kind == _MEMORY:
-            size = sum(_COUNTED.unpack_from(message, at + _ATTRIBUTE.size))
+            received, queued, waiting = _COUNTED.unpack_from(message, at + _ATTRIBUTE.size)
         at += _whole(length)
-    return Held(port, Client(str(plain(address)), far_port), size)
+    return Held(port, Client(str(plain(address)), far_port), received + waiting, queued)
 
 
 def _whole(size: int) -> int:

@@ -20,27 +20,31 @@ from .state import Reason
 
 EVERY_SECONDS = 0.5
 _FRONT = frozenset({places.FRONT_PORT, places.DIRECT_PORT})
+_ACCEPTED = _FRONT | {places.NAMES_PORT, places.BY_NAME_PORT, places.SNI_PORT}
+"""Whoever connected to these is nearer to a sandbox."""
 log = logging.getLogger(__name__)
 
 
 def surplus(found: Iterable[Held], most: int) -> set[Client]:
-    """Whose connections are to end, so that about three quarters of `most` bytes are left; pure.
+    """Whose connections are to end, so that about three quarters of `most` bytes are left on the way
+    to sandboxes; pure.
 
     What a connection holds behind its first socket is not known. Where one is full, those behind it
-    are as well, so each counts for its share of everything.
+    are as well, so each counts for its share of everything. What is on the way to a server does not
+    count: it stays in squid, which learns of no end before it has written that.
     """
     every = list(found)
-    total = sum(each.size for each in every)
+    total = sum(each.queued if each.port in _ACCEPTED else each.received for each in every)
     if total <= most:
         return set()
     of: dict[str, list[Held]] = {}
     for each in every:
         # A connection on which nothing waits is in nobody's way.
-        if each.port in _FRONT and each.far.address != places.LOOPBACK and each.size:
+        if each.port in _FRONT and each.far.address != places.LOOPBACK and each.queued:
             of.setdefault(each.far.address, []).append(each)
     for mine in of.values():
-        mine.sort(key=lambda each: each.size)
-    sizes = {address: sum(each.size for each in mine) for address, mine in of.items()}
+        mine.sort(key=lambda each: each.queued)
+    sizes = {address: sum(each.queued for each in mine) for address, mine in of.items()}
     near = sum(sizes.values())
     to_free = (total - most * 3 // 4) / total * near
     waiting = [(-size, address) for address, size in sizes.items()]
@@ -50,9 +54,9 @@ def surplus(found: Iterable[Held], most: int) -> set[Client]:
         size, address = heappop(waiting)
         last = of[address].pop()
         ended.add(last.far)
-        to_free -= last.size
+        to_free -= last.queued
         if of[address]:
-            heappush(waiting, (size + last.size, address))
+            heappush(waiting, (size + last.queued, address))
     return ended
 
 

@@ -241,6 +241,8 @@ request_timeout 30 seconds
 connect_timeout 15 seconds
 forward_timeout 30 seconds
 read_timeout {settings.idle_seconds} seconds
+# What a server does not take keeps its buffers, also when who sent it has long gone.
+write_timeout 2 minutes
 client_lifetime 30 days
 half_closed_clients off
 pconn_timeout 30 seconds

@@ -26,8 +26,8 @@ log = logging.getLogger(__name__)
 
 
 def surplus(found: Iterable[Held], most: int) -> set[Client]:
-    """Whose connections are to end, so that about three quarters of `most` bytes are left on the way
-    to sandboxes; pure.
+    """Whose connections are to end for three quarters of `most` bytes, or less, to be on the way to
+    sandboxes; pure.
 
     What a connection holds behind its first socket is not known. Where one is full, those behind it
     are as well, so each counts for its share of everything. What is on the way to a server does not

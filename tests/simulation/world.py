@@ -12,7 +12,7 @@ from cloister_operator.api.session import SessionObject
 from cloister_operator.cluster.api import ExpiredError
 from cloister_operator.cluster.resources import PODS
 from cloister_operator.controller.backend import Backend
-from cloister_operator.errors import OperatorError, TransientError
+from cloister_operator.errors import ConflictError, OperatorError, TransientError
 from cloister_operator.identity import Authority, Identity
 from cloister_operator.sandboxes import Activity, ClaimPayload, PodAddress, SandboxInfo
 from support.fake_api import Connection, FakeCluster, Fault, Write
@@ -150,12 +150,18 @@ class Wire:
 
     async def claim(self, pod: PodAddress, claim: ClaimPayload) -> bool:
         await self._travel()
-        if not self._world.sandboxes.answering.is_set():
-            raise TransientError(f"pod {pod.name} does not answer")
-        replayed = await self._world.sandboxes.claim(pod, claim)
-        await self._travel()
-        if self._world.sea.rng.random() < self._world.sea.rough:
-            raise TransientError(f"no answer from pod {pod.name}")
+        try:
+            if not self._world.sandboxes.answering.is_set():
+                raise TransientError(f"pod {pod.name} does not answer")
+            replayed = await self._world.sandboxes.claim(pod, claim)
+            await self._travel()
+            if self._world.sea.rng.random() < self._world.sea.rough:
+                raise TransientError(f"no answer from pod {pod.name}")
+        except ConflictError:
+            raise
+        except TransientError:
+            self._world.invariants.unanswered(pod.uid)
+            raise
         return replayed
 
     async def activity(self, pod: PodAddress, session_uid: str) -> Activity:

@@ -86,6 +86,8 @@ class Invariants:
         """By session UID, the pods that carried its label."""
         self._answered: dict[str, tuple[str, str, str]] = {}
         """By session UID, what its first caller was told: its name, its pod's UID, its start."""
+        self._unanswered: set[str] = set()
+        """UIDs of pods that did not answer their claim."""
         self._harmed: set[str] = set()
         """UIDs of pods that others than the operator changed the fate of."""
         self._sizes: defaultdict[str, int] = defaultdict(int)
@@ -124,6 +126,10 @@ class Invariants:
             before = self._answered.setdefault(uid, told)
             if before != told:
                 self.violated(f"session {metadata.name} was answered with {told} after {before}")
+
+    def unanswered(self, pod_uid: str) -> None:
+        """A pod did not answer its claim."""
+        self._unanswered.add(pod_uid)
 
     def gives_place(self, namespace: str, uid: str) -> None:
         """An operator gives a session its place, and begins to claim or to make a pod for it."""
@@ -199,14 +205,16 @@ class Invariants:
 
     def _deleted(self, change: Change, pod: JSON) -> None:
         """A claimed pod ends with its session, or when the session has got another one, or when it
-        can never start, or when the session never ran in it and is one too many, or has its
-        workspace elsewhere.
+        can never start, or when the session never ran in it and is one too many, has its workspace
+        elsewhere, or got no answer of it.
         """
         if change.actor != OPERATOR or self._cannot_start(change.namespace, pod):
             return
         full = self._limits.get(pod["metadata"]["labels"][names.ENVIRONMENT_LABEL], [None])
         never_ran = pod["metadata"]["uid"] not in self._session_of
         if never_ran and (self.most or any(each is not None for each in full)):
+            return
+        if never_ran and pod["metadata"]["uid"] in self._unanswered:
             return
         uid = pod["metadata"]["labels"].get(names.SESSION_LABEL)
         for session in self._cluster.peek_all(SESSIONS, change.namespace) if uid else ():

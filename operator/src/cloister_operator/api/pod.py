@@ -86,6 +86,8 @@ class PodView:
     """Repositories that it is given before it is warm."""
     identity: str = ""
     """The Secret that it mounts for its identity."""
+    node_silent: bool = False
+    """Whether its node is not heard of."""
 
     @property
     def key(self) -> tuple[str, str]:
@@ -128,6 +130,7 @@ def view(raw: JSON) -> PodView:
         own_users=(raw.get("spec") or {}).get("hostUsers") is False,
         trees=_trees(metadata),
         identity=_identity(raw.get("spec") or {}) or metadata["name"],
+        node_silent=_node_silent(status),
     )
 
 
@@ -164,6 +167,16 @@ def _identity(spec: JSON) -> str:
             name: str = volume["secret"]["secretName"]
             return name
     return ""
+
+
+def _node_silent(status: JSON) -> bool:
+    """A kubelet says why a pod is not Ready; who says it in its place, because it is silent, gives
+    no reason.
+    """
+    return any(
+        each.get("type") == "Ready" and each.get("status") == "False" and not each.get("reason")
+        for each in status.get("conditions") or []
+    )
 
 
 def _disruption(status: JSON) -> Trouble | None:

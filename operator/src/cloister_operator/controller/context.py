@@ -276,6 +276,7 @@ class Context:
             pod
             for pod in self.pods.group(group)
             if pod.alive
+            and not pod.node_silent
             and pod.uid in self.usable
             and pod.uid not in self.reserved
             and not self.promised(pod)
@@ -296,7 +297,10 @@ class Context:
         """Whether a warm pod is there that this process, just started, has yet to prove."""
         group = ("state", *environment.key, recipe, names.STATE_WARM)
         return any(
-            pod.alive and pod.uid not in self.usable and pod.uid not in self.failures
+            pod.alive
+            and not pod.node_silent
+            and pod.uid not in self.usable
+            and pod.uid not in self.failures
             for pod in self.pods.group(group)
         )
 

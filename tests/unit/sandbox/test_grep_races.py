@@ -1,10 +1,12 @@
 """grep and Files.Grep while what is searched is swapped for links that lead outside."""
 
 import codecs
+import json
 import os
 import secrets
 import selectors
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -202,6 +204,52 @@ def test_what_a_tool_writes_into_ripgreps_pipe_is_left_out(tmp_path: Path) -> No
             assert not list(matches.feed(f"{each}\n".encode())), each
             (found,) = matches.feed(found_by_ripgrep(path, "a\n").encode())
             assert isinstance(found, Line)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"x" * 200_000, b'"\\\t\r' * 60_000, b"\x80\xff" * 60_000, "ä€😀".encode() * 20_000],
+    ids=["plain", "escaped", "bytes", "characters"],
+)
+def test_a_long_line_is_found(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / '"f\\'
+    path.write_bytes(content + b"needle\n")
+    command = ["rg", "--no-config", "--json", "--text", "-e", "needle", "--", str(path)]
+    output = subprocess.run(command, capture_output=True, check=True).stdout
+    with Matches(Roots(tmp_path, (), ()), str(path), str(path), lambda: False) as matches:
+        (found,) = matches.feed(output)
+        assert isinstance(found, Line)
+        assert (found.text, found.number, found.offset) == (content + b"needle\n", 1, 0)
+        assert matches.complete
+
+
+LONG = {
+    "lists": "[[" + "[]," * 100_000 + "[]]]",
+    "text-and-more": '{"text":"a","b":[' + "[]," * 100_000 + '[]],"c":"d"}',
+    "no-string": '{"text":"' + "a" * 100_000 + '\t"}',
+    "no-bytes": '{"bytes":"' + "*" * 100_000 + '"}',
+}
+
+
+@pytest.mark.parametrize("lines", LONG.values(), ids=LONG.keys())
+def test_what_is_long_and_no_line_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: str
+) -> None:
+    """A tool can put it into the pipe; read as JSON it is a million objects."""
+    event = f'{{"type":"match","data":{{"path":{{"text":"f"}},"lines":{lines}'
+    event += ',"line_number":1,"absolute_offset":0,"submatches":[]}}\n'
+    read: list[bytes] = []
+    loads = json.loads
+
+    def noted(text: bytes) -> object:
+        read.append(text)
+        return loads(text)
+
+    monkeypatch.setattr("cloister_sandbox.matches.json.loads", noted)
+    with Matches(Roots(tmp_path, (), ()), str(tmp_path), str(tmp_path), lambda: False) as matches:
+        assert not list(matches.feed(event.encode()))
+        assert matches.unconfirmed == 0
+    assert all(len(each) < 100 or each.startswith(b'"') for each in read)
 
 
 def test_a_line_is_told_of_the_file_that_holds_it(tmp_path: Path) -> None:

@@ -97,3 +97,9 @@ def test_the_server_has_no_openssl(claimed: Sandbox) -> None:
     assert "cygrpc" in loaded
     assert "libssl" not in loaded
     assert "libcrypto" not in loaded
+
+
+def test_the_servers_python_is_where_no_environment_brings_files() -> None:
+    recipe = Path(__file__).parents[3] / "sandbox-image" / "Dockerfile"
+    made = [line for line in recipe.read_text().splitlines() if " -m venv " in line]
+    assert [line.split()[1] for line in made] == ["/usr/bin/python3"]

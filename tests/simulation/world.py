@@ -4,13 +4,15 @@ import asyncio
 import random
 import uuid
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from datetime import datetime, timedelta
 from typing import Any, cast
 
+from cloister_operator.api.session import SessionObject
 from cloister_operator.cluster.api import ExpiredError
 from cloister_operator.cluster.resources import PODS
 from cloister_operator.controller.backend import Backend
-from cloister_operator.errors import OperatorError, TransientError
+from cloister_operator.errors import ConflictError, OperatorError, TransientError
 from cloister_operator.identity import Authority, Identity
 from cloister_operator.sandboxes import Activity, ClaimPayload, PodAddress, SandboxInfo
 from support.fake_api import Connection, FakeCluster, Fault, Write
@@ -148,12 +150,18 @@ class Wire:
 
     async def claim(self, pod: PodAddress, claim: ClaimPayload) -> bool:
         await self._travel()
-        if not self._world.sandboxes.answering.is_set():
-            raise TransientError(f"pod {pod.name} does not answer")
-        replayed = await self._world.sandboxes.claim(pod, claim)
-        await self._travel()
-        if self._world.sea.rng.random() < self._world.sea.rough:
-            raise TransientError(f"no answer from pod {pod.name}")
+        try:
+            if not self._world.sandboxes.answering.is_set():
+                raise TransientError(f"pod {pod.name} does not answer")
+            replayed = await self._world.sandboxes.claim(pod, claim)
+            await self._travel()
+            if self._world.sea.rng.random() < self._world.sea.rough:
+                raise TransientError(f"no answer from pod {pod.name}")
+        except ConflictError:
+            raise
+        except TransientError:
+            self._world.invariants.unanswered(pod.uid)
+            raise
         return replayed
 
     async def activity(self, pod: PodAddress, session_uid: str) -> Activity:
@@ -209,8 +217,20 @@ class SimOperator(Operator):
         self.line = Line(world)
         super().__init__(world, self.line, Wire(world, self.line))
         self.backend = Backend(self.context)
+        self._observe_places(world.invariants)
         if change:
             change(self)
+
+    def _observe_places(self, invariants: Invariants) -> None:
+        """Let them see when it gives a place, which is before anything is written."""
+        places = self.context.places
+        admitting = places.admitting
+
+        def noted(session: SessionObject) -> AbstractContextManager[None]:
+            invariants.gives_place(session.metadata.namespace, session.metadata.uid)
+            return admitting(session)
+
+        places.admitting = noted  # type: ignore[method-assign,assignment]
 
     async def _observe(self, resource: Any, begin: int) -> None:
         """Lists and watches; like kopf it does not tell of what was deleted in between."""

@@ -85,6 +85,7 @@ def found_by_ripgrep(path: Path, line: str) -> str:
         {"type": "begin", "data": name},
         {"type": "match", "data": {**name, **match}},
         {"type": "end", "data": {**name, "binary_offset": None}},
+        {"type": "summary", "data": {"stats": {"matches": 1}}},
     ]
     return "".join(json.dumps(each, separators=(",", ":")) + "\n" for each in events)
 

@@ -6,8 +6,9 @@ import ssl
 from collections.abc import Iterator
 from pathlib import Path
 
+from support.gateway_addresses import OTHER_CLUSTER, SERVER
 from support.gateway_rig import PARTS, until
-from support.gateway_world import OTHER_CLUSTER, SERVER, World, world
+from support.gateway_world import World, world
 
 ONE, TWO, FLOODER = "10.90.0.11", "10.90.0.12", "10.90.0.20"
 BOTH = {ONE: "p", TWO: "p", FLOODER: "p"}

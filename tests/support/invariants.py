@@ -54,10 +54,12 @@ def problems(cluster: FakeCluster, claimed: Mapping[str, str], namespace: str) -
 def leaks(cluster: FakeCluster, namespace: str) -> set[str]:
     """Names of Secrets that nothing present needs."""
     present = cluster.peek_all(PODS, namespace)
-    used = {each["metadata"]["name"] for each in present}
-    for each in present:
-        labels = each["metadata"]["labels"]
-        used.add(names.recipe_secret(labels[names.ENVIRONMENT_LABEL], labels[names.RECIPE_LABEL]))
+    used = {
+        volume["secret"]["secretName"]
+        for each in present
+        for volume in each["spec"]["volumes"]
+        if "secret" in volume
+    }
     for each in cluster.peek_all(ENVIRONMENTS, namespace):
         found = (each.get("status") or {}).get("recipeHash", "")
         used.add(names.recipe_secret(each["metadata"]["name"], found))
@@ -84,6 +86,8 @@ class Invariants:
         """By session UID, the pods that carried its label."""
         self._answered: dict[str, tuple[str, str, str]] = {}
         """By session UID, what its first caller was told: its name, its pod's UID, its start."""
+        self._unanswered: set[str] = set()
+        """UIDs of pods that did not answer their claim."""
         self._harmed: set[str] = set()
         """UIDs of pods that others than the operator changed the fate of."""
         self._sizes: defaultdict[str, int] = defaultdict(int)
@@ -91,8 +95,8 @@ class Invariants:
         self._limits: defaultdict[str, list[int | None]] = defaultdict(list)
         """By Environment name, every `maxSessions` that it had."""
         self._in_line: dict[str, set[str]] = {}
-        """By UID of a session for which a volume claim was made, those that were in line then: who
-        is told so later was not known when it got its place.
+        """By UID of a session, those that were in line when it was given its place: who is told so
+        later, while its pod is claimed or made, was not known then.
         """
         self.most = 0
         """Sessions that the platform allows in a namespace; 0: any number."""
@@ -122,6 +126,14 @@ class Invariants:
             before = self._answered.setdefault(uid, told)
             if before != told:
                 self.violated(f"session {metadata.name} was answered with {told} after {before}")
+
+    def unanswered(self, pod_uid: str) -> None:
+        """A pod did not answer its claim."""
+        self._unanswered.add(pod_uid)
+
+    def gives_place(self, namespace: str, uid: str) -> None:
+        """An operator gives a session its place, and begins to claim or to make a pod for it."""
+        self._in_line[uid] = self._told_to_wait(namespace)
 
     def violated(self, message: str) -> None:
         """Note that something is wrong."""
@@ -193,7 +205,8 @@ class Invariants:
 
     def _deleted(self, change: Change, pod: JSON) -> None:
         """A claimed pod ends with its session, or when the session has got another one, or when it
-        can never start, or when the session never ran in it and is one too many.
+        can never start, or when the session never ran in it and is one too many, has its workspace
+        elsewhere, or got no answer of it.
         """
         if change.actor != OPERATOR or self._cannot_start(change.namespace, pod):
             return
@@ -201,10 +214,14 @@ class Invariants:
         never_ran = pod["metadata"]["uid"] not in self._session_of
         if never_ran and (self.most or any(each is not None for each in full)):
             return
+        if never_ran and pod["metadata"]["uid"] in self._unanswered:
+            return
         uid = pod["metadata"]["labels"].get(names.SESSION_LABEL)
         for session in self._cluster.peek_all(SESSIONS, change.namespace) if uid else ():
             status = session.get("status") or {}
             phase, its = status.get("phase", "Pending"), status.get("podUID")
+            if never_ran and status.get("workspaceClaim") not in (None, _volume(pod)):
+                continue
             # The status of one that waits names the pod that it has lost or given back.
             mine = (its == pod["metadata"]["uid"]) is (phase == "Running")
             if session["metadata"]["uid"] == uid and mine and phase in ("Pending", "Running"):
@@ -227,7 +244,9 @@ class Invariants:
         pod = after.get("podUID")
         if was in _ENDED and now != was:
             self.violated(f"session {name} was {was} and is {now}")
-        lost = after.get("failedAt") not in (None, before.get("failedAt"))
+        # Two pods can be lost in one second.
+        losses = [(each.get("failedAt"), each.get("recoveries")) for each in (before, after)]
+        lost = after.get("failedAt") is not None and losses[0] != losses[1]
         if was == "Running" and now == "Pending" and not (lost and after.get("workspaceClaim")):
             self.violated(f"session {name} ran and is Pending")
         if was == now == "Running" and before.get("podUID") != pod:
@@ -311,10 +330,13 @@ class Invariants:
             self.violated(f"{', '.join(mine)} run, and {most} may")
 
     def _admitted(self, namespace: str, volume: JSON) -> None:
-        everybody = self._cluster.peek_all(SESSIONS, namespace)
+        """Whoever looks from outside sees no place given before there is a volume claim for it."""
         for owner in volume["metadata"].get("ownerReferences", []):
-            told = {each["metadata"]["uid"] for each in everybody if _waits(each)}
-            self._in_line.setdefault(owner["uid"], told)
+            self._in_line.setdefault(owner["uid"], self._told_to_wait(namespace))
+
+    def _told_to_wait(self, namespace: str) -> set[str]:
+        everybody = self._cluster.peek_all(SESSIONS, namespace)
+        return {each["metadata"]["uid"] for each in everybody if _waits(each)}
 
     def _in_turn(self, namespace: str, environment: str, uid: str) -> None:
         """A session gets its first pod: not while those that have waited for longer have no place.

@@ -147,6 +147,9 @@ class FakeReviewer:
         self.slow = asyncio.Event()
         """Unset, it holds the reviews of tokens back that are not valid."""
         self.slow.set()
+        self.slow_access = asyncio.Event()
+        """Unset, it holds the reviews of rights back."""
+        self.slow_access.set()
 
     async def review_token(self, token: str) -> Caller | None:
         self.token_reviews.append(token)
@@ -163,6 +166,7 @@ class FakeReviewer:
     ) -> bool:
         asked = (caller.username, verb, resource, subresource, namespace, name)
         self.access_reviews.append(asked)
+        await self.slow_access.wait()
         if self.down:
             raise TransientError("connection refused")
         return caller.username in self.allowed and (verb, subresource) not in self.missing

@@ -9,13 +9,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 import grpc
-from google.protobuf.duration_pb2 import Duration
 
 from cloister_api.sessions.v1 import sessions_pb2 as pb
 
 from ._connection import Connection
 from ._errors import CallError, SessionEndedError, call_error, suspended
 from ._models import Credentials, EgressDecision, EnvironmentInfo, File, SessionInfo
+from ._numbers import UINT32, duration, whole
 from ._session import AsyncSession
 from ._sessions_api import SessionsApi
 
@@ -93,13 +93,20 @@ class AsyncClient:
             name=name or "",
             request_id=request_id or uuid.uuid4().hex,
             env=dict(env or {}),
-            files=[pb.File(path=each.path, mode=each.mode, content=each.content) for each in files],
-            wait=_duration(wait),
+            files=[
+                pb.File(
+                    path=each.path,
+                    mode=whole("mode of files", each.mode, most=UINT32),
+                    content=each.content,
+                )
+                for each in files
+            ],
+            wait=duration("wait", wait),
         )
         if idle_timeout is not None:
-            request.idle_timeout.CopyFrom(_duration(idle_timeout))
+            request.idle_timeout.CopyFrom(duration("idle_timeout", idle_timeout))
         if max_lifetime is not None:
-            request.max_lifetime.CopyFrom(_duration(max_lifetime))
+            request.max_lifetime.CopyFrom(duration("max_lifetime", max_lifetime))
         _, api = await self._connected()
         made: pb.CreateSessionResponse = await api.create(request, wait)
         return await self._session(
@@ -154,7 +161,7 @@ class AsyncClient:
         FailedPreconditionError when it has ended.
         """
         _, api = await self._connected()
-        request = pb.ResumeRequest(namespace=self.namespace, name=name, wait=_duration(wait))
+        request = pb.ResumeRequest(namespace=self.namespace, name=name, wait=duration("wait", wait))
         made: pb.CreateSessionResponse = await api.resume(request, wait)
         return await self._session(
             SessionInfo.from_proto(made.session), made.credentials, owned=False
@@ -182,6 +189,8 @@ class AsyncClient:
 
         follow: go on until the pod ends. tail: only this many last lines. Raises NotFoundError.
         """
+        if tail is not None:
+            whole("tail", tail)
         kube, api = await self._connected()
         info = SessionInfo.from_proto(await api.get(self.namespace, name))
         if not info.pod_name:
@@ -246,10 +255,6 @@ class AsyncClient:
         session = AsyncSession(connection, api, owned=owned, on_close=self._sessions.discard)
         self._sessions.add(session)
         return session
-
-
-def _duration(seconds: float) -> Duration:
-    return Duration(seconds=int(seconds), nanos=int(seconds % 1 * 1e9))
 
 
 def _not_running(info: SessionInfo) -> CallError:

@@ -289,6 +289,8 @@ class Attempts:
         self._once = once
         self._boot_id = ""
         self._heard = time.monotonic()
+        self._broke = False
+        """Whether a connection broke since the last sign of life."""
         self._wait = _FIRST_PAUSE
         self.failed: CallError | None = None
         """What the last attempt failed with."""
@@ -305,7 +307,17 @@ class Attempts:
 
     def alive(self) -> None:
         """The server gave a sign of life."""
-        self._heard, self._wait = time.monotonic(), _FIRST_PAUSE
+        self._heard, self._wait, self._broke = time.monotonic(), _FIRST_PAUSE, False
+
+    def broke(self) -> None:
+        """A connection broke, through which keepalive had heard of the server until then.
+
+        That counts as a sign of life: the call may have been at work for longer than it is
+        repeated. Without another one it counts once, or a call could be cut for ever.
+        """
+        if not self._broke:
+            self.alive()
+            self._broke = True
 
     async def _attempt(self) -> "Attempt":
         link = await self._connection.use(bulk=self._bulk)
@@ -363,6 +375,7 @@ class Attempt:
             if isinstance(error, asyncio.CancelledError) and not being_cancelled():
                 if self._connection.closed:
                     raise closed_error() from None
+                self._attempts.broke()
                 error = Lost("the connection to the exec server broke")
             if not isinstance(error, grpc.aio.AioRpcError | Lost):
                 return False
@@ -374,6 +387,8 @@ class Attempt:
                 failed = from_rpc(error, forward.problem if forward else "")
                 if not self._connection.is_loss(failed):
                     raise failed from None
+                if failed.code is not grpc.StatusCode.DEADLINE_EXCEEDED:
+                    self._attempts.broke()
                 # Where gRPC itself does not speak of a lost connection it may go on using it.
                 self._link.retired |= failed.code is not grpc.StatusCode.UNAVAILABLE
             self._attempts.failed = failed

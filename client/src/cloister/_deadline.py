@@ -10,6 +10,7 @@ from typing import TypeVar
 import grpc
 
 from ._errors import CallError, call_error
+from ._numbers import some
 
 T = TypeVar("T")
 
@@ -30,7 +31,7 @@ def deadline(seconds: float) -> Iterator[None]:
 
     On an event loop use asyncio.timeout.
     """
-    given = time.monotonic() + seconds
+    given = time.monotonic() + some("seconds", seconds)
     outer = _until.get()
     token = _until.set(given if outer is None else min(given, outer))
     try:

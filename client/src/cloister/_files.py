@@ -21,6 +21,7 @@ from ._errors import (
     call_error,
 )
 from ._models import Entry
+from ._numbers import UINT32, whole
 from ._places import local_errors
 from ._silence import Lost, watched
 from ._threads import finished
@@ -66,7 +67,9 @@ class Files:
 
     async def list(self, path: str, depth: int) -> list[Entry]:
         """The entries of a directory, parents before children; depth 1 is its own."""
-        return [Entry.from_proto(each) for each in await self.entries(path, depth)]
+        return [
+            Entry.from_proto(each) for each in await self.entries(path, whole("depth", depth, 1))
+        ]
 
     async def entry(self, path: str) -> exec_pb2.Entry:
         """Like `stat`, with the etag."""
@@ -143,18 +146,21 @@ class Files:
         *,
         offset: int = 0,
         etag: str = "",
+        count: int | None = None,
         came: Came = _nothing,
     ) -> exec_pb2.Entry:
         """Hand a file's bytes to `write`, in order; returns what the file was.
 
-        offset, etag: go on there, with this very file. came: told, on the event loop, how far the
-        bytes that were written reach. Raises DataLossError when the file changed
-        meanwhile.
+        offset, etag: go on there, with this very file. count: so many at most; None is to its end.
+        came: told, on the event loop, how far the bytes that were written reach. Raises
+        DataLossError when the file changed meanwhile.
         """
-        reading = _Reading(path, write, came, offset, etag)
+        end = None if count is None else offset + count
+        reading = _Reading(path, write, came, offset, etag, end=end)
 
         async def attempt(channel: grpc.aio.Channel, alive: _Alive) -> exec_pb2.Entry:
-            if reading.offset:  # a server that does not know of it would begin at the first byte
+            # A server that does not know of it would send all of the file.
+            if reading.offset or end is not None:
                 await self._connection.require("files.resume")
             return await reading.attempt(channel, alive)
 
@@ -167,6 +173,20 @@ class Files:
         if (await self.entry(path)).etag != entry.etag:
             raise _changed(path)
         return entry
+
+    async def read_bytes(self, path: str, first: int, count: int | None, limit: int) -> bytes:
+        """Some bytes of a file, or all; see AsyncSession.read_bytes."""
+        content = io.BytesIO()
+
+        def keep(data: bytes) -> None:
+            if content.tell() + len(data) > limit:
+                raise FailedPreconditionError(
+                    f"{path} has more than {limit} bytes", grpc.StatusCode.FAILED_PRECONDITION
+                )
+            content.write(data)
+
+        await self.read(path, keep, offset=first, count=count)
+        return content.getvalue()
 
     async def has(self, capability: str) -> bool:
         """Whether the exec server has an optional feature."""
@@ -203,7 +223,12 @@ class Files:
         create_only: bool = False,
     ) -> Entry:
         """Write a file; it appears when the last byte has arrived."""
-        start = exec_pb2.UploadStart(path=path, mode=mode, if_etag=if_etag, create_only=create_only)
+        start = exec_pb2.UploadStart(
+            path=path,
+            mode=whole("mode", mode, most=UINT32),
+            if_etag=if_etag,
+            create_only=create_only,
+        )
         sending = Sending(self._connection, start, Bytes(io.BytesIO(content)), _nothing)
         return Entry.from_proto(await sending.run())
 
@@ -246,6 +271,7 @@ class _Reading:
         offset: int,
         etag: str,
         *,
+        end: int | None = None,
         tree: bool = False,
     ) -> None:
         self._path = path
@@ -253,6 +279,7 @@ class _Reading:
         self._came = came
         self.offset = offset
         self._etag = etag
+        self._begin, self._wanted = offset, end
         self._tree = tree
         self._entry: exec_pb2.Entry | None = None
         self._gathered: list[bytes] = []
@@ -263,6 +290,10 @@ class _Reading:
         request = exec_pb2.DownloadRequest(
             path=self._path, offset=self.offset, if_etag=self._etag, tree=self._tree
         )
+        if self._wanted is not None:
+            if self.offset == self._wanted and self._entry is not None:
+                return self._entry  # only the end of an earlier attempt was lost
+            request.length = self._wanted - self.offset
         crc, complete, at = 0, False, self.offset
         try:
             async for each in watched(exec_pb2_grpc.FilesStub(channel).Download(request)):
@@ -286,9 +317,14 @@ class _Reading:
             await self._flush()
         if not complete or self._entry is None:
             raise Lost("the exec server ended a download before its end")
-        if not self._tree and at != self._entry.size:
+        if not self._tree and at != self._end(self._entry):
             raise _changed(self._path)
         return self._entry
+
+    def _end(self, entry: exec_pb2.Entry) -> int:
+        """The offset behind the last byte that is to come; behind a file's end there are none."""
+        end = entry.size if self._wanted is None else min(entry.size, self._wanted)
+        return max(self._begin, end)
 
     def _open(self, first: exec_pb2.Chunk) -> None:
         if not first.HasField("entry") or (self._etag and first.entry.etag != self._etag):
@@ -300,7 +336,7 @@ class _Reading:
     async def _take(self, data: bytes) -> None:
         self._gathered.append(data)
         self._size += len(data)
-        if self._entry and not self._tree and self.offset + self._size > self._entry.size:
+        if self._entry and not self._tree and self.offset + self._size > self._end(self._entry):
             raise _changed(self._path)
         if self._size >= _GATHERED:
             await self._flush()

@@ -3,11 +3,10 @@
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from google.protobuf.duration_pb2 import Duration
-
 from cloister_api.exec.v1 import exec_pb2
 
 from ._errors import StartFailedError
+from ._numbers import whole
 from ._wire import moment, span, word
 
 
@@ -129,8 +128,8 @@ class OutputPolicy:
         bounds = {"head": self.head_bytes, "tail": self.tail_bytes, "spool": self.spool_bytes}
         for name, bound in bounds.items():
             # 0 would mean the default to the server.
-            if bound is not None and bound < 1:
-                raise ValueError(f"{name}_bytes must be at least 1")
+            if bound is not None:
+                whole(f"{name}_bytes", bound, 1)
         return exec_pb2.OutputPolicy(
             head_bytes=self.head_bytes or 0,
             tail_bytes=self.tail_bytes or 0,
@@ -197,8 +196,3 @@ def start_failed(message: exec_pb2.ExecFailure) -> StartFailedError:
     """The error for a program that could not be started."""
     kind = word(exec_pb2.ExecFailure.Kind, message.kind, "KIND_")
     return StartFailedError(message.message or kind, kind, message.errno)
-
-
-def duration(seconds: float) -> Duration:
-    """Seconds as a message."""
-    return Duration(seconds=int(seconds), nanos=int(seconds % 1 * 1e9))

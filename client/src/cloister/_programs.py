@@ -20,8 +20,10 @@ from ._errors import (
     UnavailableError,
     call_error,
 )
-from ._outcomes import Exit, ProcessInfo, duration, start_failed
+from ._numbers import duration, some, whole
+from ._outcomes import Exit, ProcessInfo, start_failed
 from ._silence import Lost
+from ._starting import terminal_size
 from ._status import Details
 from ._streams import AsyncOutput, Follower, unknown_outcome
 
@@ -32,6 +34,8 @@ _POLL_SECONDS = 20.0
 # Before asking again when the answer came too early.
 _EARLY_SECONDS = 0.5
 _FRAME = 65_536
+_MOST_SIGNALS = 2**31 - 1
+"""What a message holds; which signals there are the server knows."""
 _SIGKILL, _SIGTERM, _SIGCONT, _SIGSTOP = 9, 15, 18, 19
 # Sent twice they do what they do once.
 _REPEATABLE = frozenset({_SIGKILL, _SIGCONT, _SIGSTOP})
@@ -89,7 +93,7 @@ class Programs:
 
     async def wait(self, process_id: str, seconds: float) -> ProcessInfo:
         """The program after its end, or after so many seconds, at most 60; raises NotFoundError."""
-        request = exec_pb2.WaitRequest(process_id=process_id, max_wait=duration(seconds))
+        request = exec_pb2.WaitRequest(process_id=process_id, max_wait=duration("seconds", seconds))
         found = await self.call(lambda stub: _bind(stub.Wait, request), seconds=seconds + 10)
         return ProcessInfo.from_proto(found)
 
@@ -121,6 +125,8 @@ class AsyncProcess(AsyncOutput):
         accepted: int | None = None,
         timeout: float | None = None,
     ) -> None:
+        whole("offset", offset)
+
         def attach(channel: grpc.aio.Channel, begin: int) -> Any:
             request = exec_pb2.AttachRequest(process_id=process_id, offset=begin, follow=True)
             return exec_pb2_grpc.ProcessesStub(channel).Attach(request)
@@ -155,7 +161,7 @@ class AsyncProcess(AsyncOutput):
 
     async def wait(self, seconds: float) -> Exit | None:
         """How it ended, or None when it still runs after so many seconds."""
-        end = time.monotonic() + seconds
+        end = time.monotonic() + some("seconds", seconds)
         while self.exit is None:
             now = time.monotonic()
             at_most = min(max(0.0, end - now), _POLL_SECONDS)
@@ -204,6 +210,7 @@ class AsyncProcess(AsyncOutput):
         """
         if scope not in _SCOPES:
             raise ValueError(f"scope must be one of {', '.join(_SCOPES)}")
+        whole("number", number, most=_MOST_SIGNALS)
         repeat = number in _REPEATABLE
         if not repeat:
             # Finds a broken connection beforehand, when nothing is at stake.
@@ -219,9 +226,7 @@ class AsyncProcess(AsyncOutput):
 
     async def resize(self, columns: int, rows: int) -> None:
         """Change the size of its terminal, in characters."""
-        request = exec_pb2.ResizeRequest(
-            process_id=self._id, size=exec_pb2.TerminalSize(columns=columns, rows=rows)
-        )
+        request = exec_pb2.ResizeRequest(process_id=self._id, size=terminal_size(columns, rows))
         await self._call(lambda stub: _bind(stub.Resize, request))
 
     async def stop(self, *, grace: float = 0.0) -> Exit:
@@ -231,6 +236,7 @@ class AsyncProcess(AsyncOutput):
         that has ended is left as it is, with whatever it had left running. Raises
         DeadlineExceededError when the server does not say within 30 s more that it has ended.
         """
+        duration("grace", grace)
         if self.exit is None:
             number = _SIGTERM if grace else _SIGKILL
             try:
@@ -297,7 +303,7 @@ class AsyncProcess(AsyncOutput):
     ) -> None:
         request = exec_pb2.SignalRequest(process_id=self._id, signal=number, scope=_SCOPES[scope])
         if kill_after is not None:
-            request.kill_after.CopyFrom(duration(kill_after))
+            request.kill_after.CopyFrom(duration("kill_after", kill_after))
         await self._call(lambda stub: _bind(stub.Signal, request), repeat=repeat)
 
     async def _write(self, data: bytes, *, eof: bool) -> None:

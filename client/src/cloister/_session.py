@@ -1,11 +1,9 @@
 """AsyncSession: one claimed sandbox and the tools in it."""
 
 import contextlib
-import io
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -13,14 +11,12 @@ import grpc
 
 from cloister_api.exec.v1 import exec_pb2, exec_pb2_grpc
 
-from . import _trees
 from ._connection import Connection
-from ._errors import FailedPreconditionError, NotFoundError
-from ._files import Files
-from ._models import Credentials, Entry, SessionInfo, ToolResult
+from ._copies import FileCopies
+from ._errors import NotFoundError
+from ._models import Credentials, SessionInfo, ToolResult
 from ._outcomes import OutputPolicy, ProcessInfo, ShellInfo
 from ._programs import AsyncProcess, Programs
-from ._progress import Progress
 from ._server_info import Activity, ServerInfo
 from ._sessions_api import SessionsApi
 from ._shells import AsyncShell, Shells
@@ -28,11 +24,10 @@ from ._starting import start_request
 from ._tool_calls import ToolCalls
 from ._workspace import AsyncFiles
 
-_READ_LIMIT = 64 * 1024 * 1024
 _CALL_SECONDS = 30.0
 
 
-class AsyncSession:
+class AsyncSession(FileCopies):
     """A session, from AsyncClient.create_session or get_session; do not make one yourself.
 
     All methods raise CallError when a call fails, and SessionEndedError when the session is over.
@@ -48,12 +43,12 @@ class AsyncSession:
         owned: bool,
         on_close: Callable[["AsyncSession"], object],
     ) -> None:
+        super().__init__(connection)
         self._connection = connection
         self._sessions = sessions
         self._owned = owned
         self._on_close = on_close
         self._closed = False
-        self._files = Files(connection)
         self._programs = Programs(connection)
         self._shells = Shells(connection)
         self._workspace = AsyncFiles(connection)
@@ -279,92 +274,6 @@ class AsyncSession:
     async def shells(self) -> list[ShellInfo]:
         """All shells that are open, oldest first."""
         return await self._shells.list()
-
-    async def stat(self, path: str) -> Entry:
-        """Describe a path; raises NotFoundError."""
-        return await self._files.stat(path)
-
-    async def list_files(self, path: str = "/workspace", *, depth: int = 1) -> list[Entry]:
-        """The entries of a directory, parents before children; depth 1 is its own entries."""
-        return await self._files.list(path, depth)
-
-    async def read_bytes(self, path: str, *, limit: int = _READ_LIMIT) -> bytes:
-        """A file's bytes; raises FailedPreconditionError when there are more than `limit`."""
-        content = io.BytesIO()
-
-        def keep(data: bytes) -> None:
-            if content.tell() + len(data) > limit:
-                raise FailedPreconditionError(
-                    f"{path} has more than {limit} bytes", grpc.StatusCode.FAILED_PRECONDITION
-                )
-            content.write(data)
-
-        await self._files.read(path, keep)
-        return content.getvalue()
-
-    async def write_bytes(
-        self,
-        path: str,
-        content: bytes,
-        *,
-        mode: int = 0o644,
-        if_etag: str = "",
-        create_only: bool = False,
-    ) -> Entry:
-        """Write a file, making its directories; it appears when it is complete.
-
-        if_etag: of the Entry that it may replace; FailedPreconditionError (ETAG_MISMATCH) when
-        another file is there by now. create_only: AlreadyExistsError when there is any.
-        """
-        return await self._files.write(
-            path, content, mode, if_etag=if_etag, create_only=create_only
-        )
-
-    async def upload(
-        self,
-        source: str | Path,
-        target: str,
-        *,
-        progress: Progress | None = None,
-        skip_same: bool = True,
-    ) -> list[str]:
-        """Copy a file or a directory of this machine into the sandbox, with modes and times.
-
-        A target that is a directory, or ends in a slash, gets the source under its own name.
-        Returns what was left out: links to directories, devices. Raises LocalFileError, also when
-        a file changes while it is read.
-
-        progress: called as progress(bytes done, bytes in all or None, files done, name) on the
-        event loop; it must not block, and what it raises ends the copy. skip_same: pass over the
-        files of a directory that have the same size, modification time and mode on both sides. So
-        a copy that was interrupted goes on when it is repeated; of a large file, what arrived is
-        kept for ten minutes.
-        """
-        return await _trees.upload(
-            self._files, Path(source), target, progress=progress, skip_same=skip_same
-        )
-
-    async def download(
-        self,
-        source: str,
-        target: str | Path,
-        *,
-        progress: Progress | None = None,
-        skip_same: bool = True,
-    ) -> list[str]:
-        """Copy a file or a directory of the sandbox to this machine, with modes and times.
-
-        A target that is a directory gets the source under its own name; nothing is written outside
-        it, nor through links in it. Returns what was left out: symbolic links, devices. Files of a
-        directory that are removed meanwhile are not copied. Raises LocalFileError, and
-        DataLossError when a file goes on changing while it is read.
-
-        progress, skip_same: see `upload`. What arrived of a large file is kept beside it, as
-        `.NAME.*.partial`, until the copy is repeated.
-        """
-        return await _trees.download(
-            self._files, source, Path(target), progress=progress, skip_same=skip_same
-        )
 
     def reach(self) -> AbstractAsyncContextManager[str]:
         """A host:port that leads to the exec server, for as long as the context lasts.

@@ -13,7 +13,8 @@ from cloister_api.exec.v1 import exec_pb2, exec_pb2_grpc
 from ._connection import Connection
 from ._deadline import end_of
 from ._errors import CloisterError, NotFoundError
-from ._outcomes import Exit, OutputPolicy, ShellInfo, duration
+from ._numbers import duration
+from ._outcomes import Exit, OutputPolicy, ShellInfo
 from ._silence import Lost
 from ._streams import AsyncOutput, Follower, Opener
 
@@ -144,7 +145,7 @@ class AsyncShell:
             output=(output or OutputPolicy()).to_proto(),
         )
         if timeout is not None:
-            request.timeout.CopyFrom(duration(timeout))
+            request.timeout.CopyFrom(duration("timeout", timeout))
 
         def run(channel: grpc.aio.Channel, _offset: int) -> Any:
             return exec_pb2_grpc.ShellsStub(channel).Run(request)

@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 
 from cloister_api.exec.v1 import exec_pb2
 
-from ._outcomes import OutputPolicy, duration
+from ._numbers import UINT32, duration, whole
+from ._outcomes import OutputPolicy
 
 
 def start_request(
@@ -36,7 +37,14 @@ def start_request(
     )
     if terminal is not None:
         columns, rows = terminal
-        request.terminal.CopyFrom(exec_pb2.TerminalSize(columns=columns, rows=rows))
+        request.terminal.CopyFrom(terminal_size(columns, rows))
     if timeout is not None:
-        request.timeout.CopyFrom(duration(timeout))
+        request.timeout.CopyFrom(duration("timeout", timeout))
     return request
+
+
+def terminal_size(columns: int, rows: int) -> exec_pb2.TerminalSize:
+    """The size of a terminal, in characters; raises ValueError and TypeError."""
+    return exec_pb2.TerminalSize(
+        columns=whole("columns", columns, most=UINT32), rows=whole("rows", rows, most=UINT32)
+    )

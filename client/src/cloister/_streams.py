@@ -18,6 +18,7 @@ from cloister_api.exec.v1 import exec_pb2
 from ._connection import Connection
 from ._deadline import exceeded, within
 from ._errors import DataLossError, FailedPreconditionError, OutcomeUnknownError, call_error
+from ._numbers import whole
 from ._outcomes import Event, Exit, Gap, Output, start_failed
 from ._silence import Lost, watched
 
@@ -260,6 +261,7 @@ class AsyncOutput:
         Raises DataLossError when the server has not kept all of it, FailedPreconditionError when
         there are more than `limit` bytes.
         """
+        whole("limit", limit)
         follower = Follower(self._connection, None, self._again, until=self._follower.until)
         content = bytearray()
         async with contextlib.aclosing(follower):

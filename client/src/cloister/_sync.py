@@ -6,6 +6,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+from ._copies import READ_LIMIT
 from ._models import (
     Credentials,
     Entry,
@@ -15,7 +16,7 @@ from ._models import (
 from ._outcomes import OutputPolicy, ProcessInfo, ShellInfo
 from ._progress import Progress
 from ._server_info import Activity, ServerInfo
-from ._session import _READ_LIMIT, AsyncSession
+from ._session import AsyncSession
 from ._sync_files import Files
 from ._sync_loop import run as _run
 from ._sync_programs import Process, Shell
@@ -208,9 +209,11 @@ class Session:
         """The entries of a directory, parents before children; depth 1 is its own entries."""
         return _run(lambda: self._async.list_files(path, depth=depth))
 
-    def read_bytes(self, path: str, *, limit: int = _READ_LIMIT) -> bytes:
-        """A file's bytes; raises FailedPreconditionError when there are more than `limit`."""
-        return _run(lambda: self._async.read_bytes(path, limit=limit))
+    def read_bytes(
+        self, path: str, *, first: int = 0, count: int | None = None, limit: int = READ_LIMIT
+    ) -> bytes:
+        """A file's bytes, or some of them; see AsyncSession.read_bytes."""
+        return _run(lambda: self._async.read_bytes(path, first=first, count=count, limit=limit))
 
     def write_bytes(
         self,

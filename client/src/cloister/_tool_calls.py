@@ -15,7 +15,7 @@ from ._connection import Connection
 from ._deadline import within
 from ._errors import NotFoundError
 from ._models import ToolResult
-from ._outcomes import duration
+from ._numbers import duration
 from ._silence import Lost, watched
 
 _CALL_SECONDS = 30.0
@@ -43,7 +43,7 @@ class ToolCalls:
         )
         request.input.update(tool_input)
         if budget is not None:
-            request.budget.CopyFrom(duration(budget))
+            request.budget.CopyFrom(duration("budget", budget))
 
         async def attempt(channel: grpc.aio.Channel, alive: Callable[[], None]) -> ToolResult:
             try:

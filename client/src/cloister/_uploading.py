@@ -27,8 +27,12 @@ _FRAME = 512 * 1024
 _READ = 1024 * 1024
 # Well below the time for which a call is repeated: one silent loss must not use it up.
 _CALL_SECONDS = 10.0
-# Without progress: a server may be busy with its disk, or unpack a tree, but not for so long.
+# Without progress: a server may be busy with its disk, but not for so long.
 STALL_SECONDS = 300.0
+# Nothing tells how far a server is with what has arrived: unpacking a tree, or copying a file to
+# another disk, takes the longer the more there is.
+SLOWEST = 1024 * 1024
+"""Bytes that it does in a second at least."""
 _STARTS = 4
 """How often an upload begins anew because another one got in its way."""
 
@@ -122,7 +126,6 @@ class Sending:
         # The last attempt's read may not have ended when the next one begins.
         self._reading = threading.Lock()
         self._furthest = -1
-        self._excused = False
         self._stopped: Exception | None = None
         if not start.upload_id:
             self._start_anew()
@@ -191,11 +194,6 @@ class Sending:
         except (grpc.aio.AioRpcError, asyncio.CancelledError):
             if self._stopped is not None and not being_cancelled():
                 raise self._stopped from None
-            # Only keepalive tells that an answer is waited for in vain, and that takes as long as
-            # a call is repeated. Without progress it must not happen again and again.
-            if not self._excused:
-                self._excused = True
-                alive()
             raise
 
     async def _send(self, stub: Any, offset: int, alive: _Alive) -> exec_pb2.Entry:
@@ -219,12 +217,10 @@ class Sending:
                 data = await self._read(offset, _READ)
                 for at in range(0, len(data), _FRAME):
                     yield exec_pb2.UploadFrame(data=data[at : at + _FRAME])
-                    with contextlib.suppress(RuntimeError):  # the call has ended meanwhile
-                        patience.reschedule(asyncio.get_running_loop().time() + STALL_SECONDS)
+                    _wait_again(patience, STALL_SECONDS)
                 offset += len(data)
                 if offset > self._furthest:  # the server takes bytes that it never had before
                     self._furthest = offset
-                    self._excused = False
                     alive()
                 self._sent(offset)
             await asyncio.to_thread(self._source.check)
@@ -232,6 +228,7 @@ class Sending:
             # gRPC would only cancel the call. Without the end nothing is written.
             self._stopped = error
             return
+        _wait_again(patience, STALL_SECONDS + self._source.size / SLOWEST)
         end = exec_pb2.UploadEnd(size=self._source.size, crc32=self._crc)
         yield exec_pb2.UploadFrame(end=end)
 
@@ -251,6 +248,12 @@ class Sending:
             self._crc = zlib.crc32(memoryview(data)[self._hashed - offset :], self._crc)
             self._hashed = end
         return data
+
+
+def _wait_again(patience: asyncio.Timeout, seconds: float) -> None:
+    """From now on for so many seconds."""
+    with contextlib.suppress(RuntimeError):  # the call has ended meanwhile
+        patience.reschedule(asyncio.get_running_loop().time() + seconds)
 
 
 _IN_THE_WAY = ("OFFSET_MISMATCH", "SUPERSEDED", "ID_CONFLICT")

@@ -21,7 +21,7 @@ from ._file_results import (
     TextSlice,
 )
 from ._models import Entry
-from ._outcomes import duration
+from ._numbers import UINT32, duration, whole
 from ._silence import Lost, watched
 
 # Well below the time for which a call is repeated: one silent loss must not use it up.
@@ -55,7 +55,11 @@ class AsyncFiles:
         max_bytes: of the text at most; up to 1,048,576.
         """
         request = exec_pb2.ReadTextRequest(
-            path=path, start_line=first, end_line=last or 0, max_bytes=max_bytes
+            path=path,
+            start_line=whole("first", first, 1),
+            # 0 would mean another thing to the server, as of max_bytes.
+            end_line=0 if last is None else whole("last", last, 1),
+            max_bytes=whole("max_bytes", max_bytes, 1),
         )
         return TextSlice.from_proto(
             await self._call(lambda stub: stub.ReadText, request, _LONG_SECONDS)
@@ -90,7 +94,9 @@ class AsyncFiles:
 
         limit: of the entries, up to 10,000.
         """
-        request = exec_pb2.GlobRequest(pattern=pattern, path=path, limit=limit)
+        request = exec_pb2.GlobRequest(
+            pattern=pattern, path=path, limit=whole("limit", limit, 1, UINT32)
+        )
         await self._connection.require("files.search")
         return GlobResult.from_proto(
             await self._call(lambda stub: stub.Glob, request, _LONG_SECONDS)
@@ -120,10 +126,10 @@ class AsyncFiles:
             path=path,
             glob=glob,
             ignore_case=ignore_case,
-            context_lines=context_lines,
+            context_lines=whole("context_lines", context_lines, most=UINT32),
             include_ignored=include_ignored,
-            max_matches=max_matches,
-            timeout=duration(timeout),
+            max_matches=whole("max_matches", max_matches, 1, UINT32),
+            timeout=duration("timeout", timeout),
         )
         await self._connection.require("files.search")
 

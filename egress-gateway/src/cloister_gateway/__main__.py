@@ -47,7 +47,7 @@ def _agent(settings: Settings) -> int:
     from .identity import IdentityError
 
     async def serve() -> None:
-        await Agent(by_name=settings.by_name).run()
+        await Agent(settings).run()
 
     try:
         asyncio.run(serve())

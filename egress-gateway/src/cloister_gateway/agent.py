@@ -16,10 +16,12 @@ from . import places
 from .front import Front
 from .health import Health
 from .identity import Identity
+from .pressure import Pressure
 from .refusals import Refusals
 from .reports import MAX_LINE
 from .resolver import Lookup, Resolver, Upstream
 from .service import Feed, HaproxyLog, Holder, Service, read_reports
+from .settings import Settings
 from .store import Store
 
 MAX_MESSAGE = 32 * 1024 * 1024
@@ -32,12 +34,11 @@ class Agent:
 
     def __init__(
         self,
+        settings: Settings,
         state: Path = places.STATE,
         front: Path = places.FRONT,
         identity: Path = places.IDENTITY,
         lookup: Lookup | None = None,
-        *,
-        by_name: bool = True,
     ) -> None:
         """Raises IdentityError without a certificate to serve with."""
         self._state = state
@@ -46,7 +47,9 @@ class Agent:
         self._holder = Holder(Store(state), runtime)
         self._feed = Feed()
         self._refusals = Refusals(self._holder, runtime, self._feed)
-        self._health = Health(self._holder, runtime, by_name=by_name)
+        self._health = Health(self._holder, runtime, by_name=settings.by_name)
+        most = settings.unread_mib * 1024 * 1024
+        self._pressure = Pressure(self._holder, runtime, self._feed, most)
         self._resolver = Resolver(
             self._holder.known, lambda: self._holder.ranges, lookup or Upstream()
         )
@@ -85,7 +88,7 @@ class Agent:
         await server.start()
         await self._health.start()
         log.info("the agent serves; it holds revision %d", self._holder.state.revision)
-        parts = (self._feed.run(), self._health.run(), self._refusals.run())
+        parts = (self._feed.run(), self._health.run(), self._refusals.run(), self._pressure.run())
         tasks = [asyncio.create_task(each) for each in parts]
         await stopping.wait()
         for each in tasks:

@@ -2,11 +2,12 @@
 
 import asyncio
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import NamedTuple
 
 from .ranges import plain
+from .reports import Client
 
 _SESSION = re.compile(r"(0x[0-9a-f]+): proto=tcpv[46] src=(\S+):(\d+) fe=sandboxes ")
 _REFUSED = re.compile(r"key=(\S+) .*\bgpc0=(\d+)")
@@ -14,6 +15,11 @@ _TIMEOUT = 5.0
 _AT_ONCE = 64
 """Commands in one line; haproxy bounds its length."""
 _PAUSE = 0.01
+_END = "debug dev stream strm={0} req.w=now res.w=now; shutdown session {0}"
+"""An end by itself waits until what is under way was taken, and nobody has to take it: a sandbox
+that reads nothing would keep its connection for as long as one may be idle. So its time to be taken
+runs out first. That alone ends nothing: a connection that is over by now is not found by the rest.
+"""
 
 
 class FrontUnreachable(Exception):
@@ -54,6 +60,10 @@ class Front:
         """
         return await self._cut(lambda each: each.address in addresses, seconds)
 
+    async def end(self, clients: Collection[Client], seconds: float = _TIMEOUT) -> int:
+        """End the connections that these ends of sandboxes have; as `cut`."""
+        return await self._cut(lambda each: Client(each.address, each.port) in clients, seconds)
+
     async def cut_all(self, seconds: float = _TIMEOUT) -> int:
         """End all connections that there are now; as `cut`."""
         return await self._cut(lambda _: True, seconds)
@@ -66,7 +76,7 @@ class Front:
                     ids = sorted(each.id for each in left)
                     for at in range(0, len(ids), _AT_ONCE):
                         part = ids[at : at + _AT_ONCE]
-                        await self._ask(";".join(f"shutdown session {each}" for each in part))
+                        await self._ask(";".join(["expert-mode on", *map(_END.format, part)]))
                     # Those that come meanwhile were decided by the new state.
                     left = first.intersection(await self.sessions())
                     if left:

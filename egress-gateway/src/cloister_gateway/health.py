@@ -2,12 +2,8 @@
 
 import asyncio
 import contextlib
-import time
 
-from aiohttp import web
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-
-from cloister_api.visitors import Visitors
+from cloister_api.pages import Pages
 
 from . import metrics, places
 from .front import Front
@@ -15,8 +11,6 @@ from .service import Holder
 
 _EVERY = 2.0
 _TIMEOUT = 5.0
-_METRICS_SECONDS = 1.0
-"""Whoever asks again within this time gets the same answer: anybody in the cluster may ask."""
 # PROXY protocol v1: the connection of nobody, from loopback. No source has such an address.
 _AS_NOBODY = b"PROXY TCP4 127.0.0.1 127.0.0.1 1 1\r\n"
 _ASK_NAMES = _AS_NOBODY + b"CONNECT health.invalid:443 HTTP/1.1\r\nHost: health.invalid\r\n\r\n"
@@ -34,9 +28,9 @@ class Health:
         self._front = front
         self._by_name = by_name
         self._problem = "nothing was looked at yet"
-        self._written: tuple[float, bytes] | None = None
-        """The metrics, and when they were written down."""
-        self._runner: web.ServerRunner | None = None
+        # That it answers is all that /healthz says.
+        pages = {"/healthz": lambda: "", "/readyz": lambda: self._problem}
+        self._pages = Pages(pages, metrics.REGISTRY)
 
     async def run(self) -> None:
         """Look, for ever."""
@@ -65,35 +59,11 @@ class Health:
         """Serve /healthz, /readyz and /metrics, on every address by default; returns the port.
         OSError when it is taken.
         """
-        self._runner = web.ServerRunner(Visitors(self._answer))
-        await self._runner.setup()
-        await web.TCPSite(self._runner, host, port).start()
-        bound: int = self._runner.addresses[0][1]
-        return bound
+        return await self._pages.start(host, port)
 
     async def stop(self) -> None:
         """Serve no more."""
-        if self._runner is not None:
-            await self._runner.cleanup()
-
-    async def _answer(self, request: web.BaseRequest) -> web.Response:
-        if request.method not in ("GET", "HEAD"):
-            return web.Response(status=405, headers={"Allow": "GET, HEAD"})
-        match request.path:
-            case "/healthz":
-                return web.Response(text="ok\n")
-            case "/readyz":
-                status = 503 if self._problem else 200
-                return web.Response(status=status, text=f"{self._problem or 'ok'}\n")
-            case "/metrics":
-                return self._metrics()
-        return web.Response(status=404)
-
-    def _metrics(self) -> web.Response:
-        now = time.monotonic()
-        if self._written is None or now - self._written[0] >= _METRICS_SECONDS:
-            self._written = now, generate_latest(metrics.REGISTRY)
-        return web.Response(body=self._written[1], headers={"Content-Type": CONTENT_TYPE_LATEST})
+        await self._pages.stop()
 
 
 async def denies(port: int, question: bytes) -> bool:

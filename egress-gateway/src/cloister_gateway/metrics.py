@@ -26,6 +26,11 @@ LOST = Counter(
     "Decisions that no report tells of, because there were too many.",
     registry=REGISTRY,
 )
+UNREAD = Counter(
+    "cloister_gateway_connections_unread",
+    "Connections that ended because much waited on them that their source did not take.",
+    registry=REGISTRY,
+)
 SOURCES = Gauge("cloister_gateway_sources", "Pods that may use the gateway.", registry=REGISTRY)
 REVISION = Gauge(
     "cloister_gateway_revision", "Revision of the state that is held.", registry=REGISTRY

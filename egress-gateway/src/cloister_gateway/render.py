@@ -69,6 +69,9 @@ defaults
     timeout client {settings.idle_seconds}s
     timeout server {settings.idle_seconds}s
     option splice-auto
+    # What a sandbox does not take ends with its connection: the kernel would keep it for minutes,
+    # and a sandbox may leave a hundred connections so in a second.
+    option nolinger
 
 frontend sandboxes
     {listen}
@@ -205,6 +208,8 @@ visible_hostname {hostname}
 unique_hostname {hostname}
 pid_filename none
 cache_log /dev/null
+# What clients write is not told: some of it would come into the log word for word.
+debug_options ALL,1 11,0 23,0 33,0
 coredump_dir /
 via off
 cache deny all
@@ -236,6 +241,8 @@ request_timeout 30 seconds
 connect_timeout 15 seconds
 forward_timeout 30 seconds
 read_timeout {settings.idle_seconds} seconds
+# What a server does not take keeps its buffers, also when who sent it has long gone.
+write_timeout 2 minutes
 client_lifetime 30 days
 half_closed_clients off
 pconn_timeout 30 seconds

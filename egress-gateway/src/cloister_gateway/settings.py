@@ -28,6 +28,9 @@ class Settings:
     connections_per_s: int = 500
     """New connections of all sources in a second, above which who opens many is refused: a gateway
     decides some thousand."""
+    unread_mib: int = 384
+    """Mebibytes of memory that the sockets of all containers hold together: above that, connections
+    end whose sandboxes do not take what comes for them. Each container must have room for it."""
     idle_seconds: int = 3600
     """A connection on which nothing moves ends after this time."""
     threads: int = 1

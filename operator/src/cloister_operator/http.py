@@ -5,27 +5,20 @@ import contextlib
 import time
 from collections.abc import Callable
 
-from aiohttp import web
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry
 
-from cloister_api.visitors import Visitors
+from cloister_api.pages import Pages
 
 from . import names
 from .api.backend import HealthState
 from .metrics import LOOP_LAG_SECONDS, REGISTRY
 
-METRICS_SECONDS = 1.0
-"""Whoever asks again within this time gets the same answer: anybody in the cluster may ask, and
-what writes it down keeps everybody else waiting."""
 LAG_INTERVAL = 0.5
 """Seconds between two looks at the event loop's lag."""
 
 
 class HttpServer:
-    """Serves /metrics, /healthz (liveness) and /readyz (readiness).
-
-    A health answer is 200 `ok`, or 503 with the sentence that HealthState gives.
-    """
+    """Serves /metrics, /healthz (liveness) and /readyz (readiness)."""
 
     def __init__(
         self,
@@ -34,22 +27,13 @@ class HttpServer:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`clock`: monotonic seconds."""
-        self._health = health
-        self._registry = registry
-        self._clock = clock
-        self._written: tuple[float, bytes] | None = None
-        """The metrics, and when they were written down."""
-        self._runner: web.ServerRunner | None = None
+        self._pages = Pages({"/healthz": health.live, "/readyz": health.ready}, registry, clock)
         self._lag: asyncio.Task[None] | None = None
 
     async def start(self, host: str | None = None, port: int = names.HTTP_PORT) -> int:
         """Listen, on every address by default; returns the port. OSError when it is taken."""
-        self._runner = web.ServerRunner(Visitors(self._answer))
-        await self._runner.setup()
-        site = web.TCPSite(self._runner, host, port)
-        await site.start()
+        bound = await self._pages.start(host, port)
         self._lag = asyncio.create_task(_measure_lag(), name="loop-lag")
-        bound: int = self._runner.addresses[0][1]
         return bound
 
     async def stop(self) -> None:
@@ -58,33 +42,7 @@ class HttpServer:
             self._lag.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._lag
-        if self._runner is not None:
-            await self._runner.cleanup()
-
-    async def _answer(self, request: web.BaseRequest) -> web.Response:
-        answers = {"/metrics": self._metrics, "/healthz": self._live, "/readyz": self._ready}
-        answer = answers.get(request.path)
-        if answer is None:
-            return web.Response(status=404)
-        if request.method not in ("GET", "HEAD"):
-            return web.Response(status=405, headers={"Allow": "GET, HEAD"})
-        return answer()
-
-    def _metrics(self) -> web.Response:
-        now = self._clock()
-        if self._written is None or now - self._written[0] >= METRICS_SECONDS:
-            self._written = now, generate_latest(self._registry)
-        return web.Response(body=self._written[1], headers={"Content-Type": CONTENT_TYPE_LATEST})
-
-    def _live(self) -> web.Response:
-        return _said(self._health.live())
-
-    def _ready(self) -> web.Response:
-        return _said(self._health.ready())
-
-
-def _said(problem: str | None) -> web.Response:
-    return web.Response(status=503 if problem else 200, text=f"{problem or 'ok'}\n")
+        await self._pages.stop()
 
 
 async def _measure_lag() -> None:

@@ -93,6 +93,7 @@ OPERATOR_URI: Final = "operator:cloister"
 
 CONTAINER: Final = "sandbox"
 WORKSPACE_VOLUME: Final = "workspace"
+IDENTITY_VOLUME: Final = "identity"
 
 
 def pod_server_name(pod_uid: str) -> str:

@@ -13,6 +13,8 @@ from .toolset.patterns import Pattern
 from .walks import Found, TooLarge, walk
 
 MAX_WALK = 500_000
+MAX_KEPT = 4 * 1024 * 1024
+"""Characters of the paths that are kept; more than an answer holds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,22 +29,22 @@ class Match:
 def find(
     roots: Roots, root: str, pattern: Pattern, limit: int, stopped: Callable[[], bool]
 ) -> tuple[list[Match], int]:
-    """The newest matches below a resolved directory, at most `limit`, and how many there are.
+    """The newest matches below a resolved directory, and how many there are.
 
+    There are at most `limit` of them, and fewer where their paths are very long.
     A link that leads out of the directory is no match; one that leads to a directory in it is
     entered where the pattern names it other than by `**`. Nothing is found where there is no
     directory. Raises TooLarge beyond MAX_WALK entries.
     """
     kept: list[tuple[int, str, Match]] = []
-    total = 0
+    total = size = 0
     for match, age in _matches(roots, root, pattern, stopped):
         total += 1
+        size += len(match.path)
         # Of two with the same time the one whose path comes first counts as newer.
-        item = (age, _Reversed(match.path), match)
-        if len(kept) < limit:
-            heapq.heappush(kept, item)
-        else:
-            heapq.heappushpop(kept, item)
+        heapq.heappush(kept, (age, _Reversed(match.path), match))
+        while len(kept) > limit or size > MAX_KEPT:
+            size -= len(heapq.heappop(kept)[2].path)
     kept.sort(reverse=True)
     return [match for _, _, match in kept], total
 

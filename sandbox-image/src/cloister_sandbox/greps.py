@@ -62,7 +62,9 @@ def grep(
         finally:
             output.close()
     summary.files = matches.files
-    summary.truncated |= bool(search.ended)
+    ended_early = summary.truncated or bool(search.ended)
+    matches.complete |= ended_early
+    summary.truncated = ended_early or not matches.complete
     summary.warnings.extend(_warnings(search, matches, seconds, cut))
     yield exec_pb2.GrepEvent(summary=summary)
 

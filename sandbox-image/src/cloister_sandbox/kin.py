@@ -33,6 +33,9 @@ _OWN_CHILDREN = f"/proc/{os.getpid()}/task/{os.getpid()}/children"
 CHILDREN_ARE_LISTED = Path(_OWN_CHILDREN).exists()
 _LISTED = 65_536
 _COUNTED = 1000
+_VARIABLES = 2 * 1024 * 1024
+"""Bytes of variables that are looked through; with the usual limit of the stack nobody has more. A
+process may say that any part of its memory is its variables, and make that as long as it likes."""
 _CHASES = 20
 """Looks at the list of orphans after each look at the whole table."""
 _marks = Marks()
@@ -82,7 +85,8 @@ def _table() -> dict[int, tuple[int, int]]:
 def _marked(pid: int) -> set[str]:
     """The trees that its variables name."""
     try:
-        environ = Path(f"/proc/{pid}/environ").read_bytes()
+        with Path(f"/proc/{pid}/environ").open("rb") as file:
+            environ = file.read(_VARIABLES)
     except OSError:
         return set()
     name = f"{MARK}=".encode()
@@ -129,18 +133,30 @@ def _members(
 
 
 def _below(table: dict[int, tuple[int, int]], found: set[int], sessions: set[int]) -> set[int]:
-    """These processes, their descendants, and the members of sessions that they lead."""
+    """These processes, their descendants, and the members of sessions that they lead.
+
+    Each process is looked at once, however deep below each other tools have put them.
+    """
     me = os.getpid()
-    while True:
-        more = {
-            pid
-            for pid, (parent, session) in table.items()
-            if pid not in found and pid != me and (parent in found or session in sessions)
-        }
-        if not more:
-            return found
-        found |= more
-        sessions |= {table[pid][1] for pid in more if table[pid][1] in found}
+    children: dict[int, list[int]] = {}
+    in_session: dict[int, list[int]] = {}
+    for pid, (parent, session) in table.items():
+        if pid != me:
+            children.setdefault(parent, []).append(pid)
+            in_session.setdefault(session, []).append(pid)
+    pending = [each for pid in found for each in children.get(pid, ())]
+    pending += [each for session in sessions for each in in_session.get(session, ())]
+    while pending:
+        pid = pending.pop()
+        if pid in found:
+            continue
+        found.add(pid)
+        pending += children.get(pid, ())
+        session = table[pid][1]
+        if session in found and session not in sessions:
+            sessions.add(session)
+            pending += in_session.get(session, ())
+    return found
 
 
 def _belongs(pid: int, carried: int, marks: Collection[str], number: int) -> bool:

@@ -10,6 +10,7 @@ import codecs
 import contextlib
 import json
 import os
+import re
 import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -25,6 +26,16 @@ _LINES = ("match", "context")
 _MAX_NUMBER = 2**62
 """No file has so many bytes, or lines."""
 _READ = 65_536
+_ANYTHING = 65_536
+"""Bytes of an event that is read whatever it is. Of a longer one that tools put into the pipe the
+reader might make a million objects, and everything else would wait."""
+_BEGIN = re.compile(
+    rb"""\{"type":"(match|context)","data":\{"path":(\{"(?:text|bytes)":"(?:[^"\\]|\\.){0,32768}"\})"""
+    rb""","lines":\{"(text|bytes)":\""""
+)
+_END = re.compile(rb"""\},"line_number":(null|[0-9]{1,19}),"absolute_offset":([0-9]{1,19})\}\}""")
+"""How a long event begins and ends: between is the line, and nothing else."""
+_ENDS_WITHIN = 100
 _ENCODINGS = {b"\xff\xfe": "utf-16-le", b"\xfe\xff": "utf-16-be"}
 
 
@@ -73,6 +84,8 @@ class Matches:
         """Lines that were left out because their file does not hold them, or may not be read."""
         self.files = 0
         """Files with confirmed lines."""
+        self.complete = False
+        """Whether ripgrep came to its end; who is killed does not say so."""
         self._roots, self._root, self._base, self._late = roots, root, base, late
         self._events = _Events()
         self._content: _Content | None = None
@@ -89,6 +102,9 @@ class Matches:
     def feed(self, data: bytes) -> Iterator[Line | Binary]:
         """Take some more of the output."""
         for event in self._events.feed(data):
+            if event.kind == "summary":
+                self.complete = True
+                continue
             path = self._absolute(os.fsdecode(event.path))
             if event.kind == "begin":
                 self._open(path)
@@ -111,8 +127,10 @@ class Matches:
         return [each for each in text.splitlines() if self._may_say(each)]
 
     def warnings(self) -> list[str]:
-        """Sentences on what was left out."""
+        """Sentences on what was left out, of a search that nobody ended early."""
         said = []
+        if not self.complete:
+            said.append("something ended the search: this is what it had found by then")
         if self.too_long:
             said.append(f"{self.too_long} lines were too long to be shown")
         if self.unconfirmed:
@@ -249,9 +267,13 @@ def _understood(line: bytearray) -> _Event | None:
 
     Tools can write into its pipe, too.
     """
+    if len(line) > _ANYTHING:
+        return _long(bytes(line))
     try:
         event = json.loads(line)
         kind, data = event["type"], event["data"]
+        if kind == "summary":
+            return _Event(kind, b"")
         if kind not in ("begin", "end", *_LINES) or b"\0" in (path := _bytes(data["path"])):
             return None
         if kind in _LINES:
@@ -265,6 +287,28 @@ def _understood(line: bytearray) -> _Event | None:
         return _Event(kind, path)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
+
+
+def _long(event: bytes) -> _Event | None:
+    """A long line's event, which is read as nothing but that."""
+    begin = _BEGIN.match(event)
+    end = _END.search(event, len(event) - _ENDS_WITHIN)
+    if begin is None or end is None or end.end() != len(event):
+        return None
+    try:
+        path, line = _bytes(json.loads(begin[2])), event[begin.end() : end.start()]
+        if begin[3] == b"bytes":
+            text = base64.b64decode(line.removesuffix(b'"'), validate=True)
+        else:
+            # Behind its first quote there is a string, or nothing that is read.
+            text = json.loads(b'"' + line).encode()
+        number = 0 if end[1] == b"null" else int(end[1])
+        offset = int(end[2])
+    except ValueError:
+        return None
+    if b"\0" in path or max(number, offset) >= _MAX_NUMBER:
+        return None
+    return _Event(begin[1].decode(), path, text, number, offset)
 
 
 def _bytes(value: dict[str, str]) -> bytes:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import BinaryIO
 
 from .births import BIRTHS
+from .framing import unread
 from .kin import begin_tree, forget_tree
 from .spawn import nothing, spawn, yield_to_server
 
@@ -20,6 +21,8 @@ _COMPLAINT = 4096
 _LOOK = 0.05
 """Seconds between looks at whether anybody still wants the result."""
 _READ = 65_536
+_WITHOUT_END = 1 << 62
+"""Bytes of a pipe into which a search may still print."""
 
 
 class NotInstalled(Exception):
@@ -51,6 +54,7 @@ class Search:
                 with BIRTHS.one():
                     self._pid = spawn(["rg", "--no-config", *arguments], cwd, env, streams)
                     begin_tree(self._pid, self._mark)
+                self._life = _life(self._pid)
             except OSError:
                 raise NotInstalled from None
             except ValueError:
@@ -66,22 +70,35 @@ class Search:
         """What it prints, in pieces; an empty piece says that nothing came for a moment.
 
         Both pipes are read at once: complaints about thousands of files must not block the search.
+        What is in them when it has ended is all: a tool can open them, too, and keep them open.
         The search is ended when the reader stops.
         """
-        with selectors.DefaultSelector() as selector, self._stdout, self._stderr:
-            for pipe in (self._stdout, self._stderr):
-                selector.register(pipe, selectors.EVENT_READ)
+        pipes = {each.fileno(): _WITHOUT_END for each in (self._stdout, self._stderr)}
+        with selectors.DefaultSelector() as selector, self._stdout, self._stderr, self._life:
+            for each in (self._stdout, self._stderr, self._life):
+                selector.register(each, selectors.EVENT_READ)
             try:
-                while selector.get_map():
+                while any(left > 0 for left in pipes.values()):
                     ready = selector.select(timeout=_LOOK)
                     if not ready:
+                        if not self._pid:
+                            break  # a tool took what was left
                         yield b""
                     for key, _ in ready:
+                        if key.fileobj is self._life:
+                            selector.unregister(self._life)
+                            pipes = {fd: unread(fd) for fd in pipes}
+                            self._pid = 0
+                            break
                         try:
                             data = os.read(key.fd, _READ)
                         except BlockingIOError:  # a tool opened the pipe, too, and was quicker
+                            if not self._pid:
+                                pipes[key.fd] = 0
                             continue
+                        pipes[key.fd] -= len(data)
                         if not data:
+                            del pipes[key.fd]
                             selector.unregister(key.fileobj)
                         elif key.fileobj is self._stdout:
                             yield data
@@ -94,13 +111,23 @@ class Search:
                     if self.ended:
                         return
             finally:
-                if selector.get_map():
-                    self._kill()
+                if self._pid and pipes:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(self._pid, signal.SIGKILL)
                 forget_tree(self._mark)
 
-    def _kill(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self._pid, signal.SIGKILL)
+
+def _life(pid: int) -> BinaryIO:
+    """Becomes readable when a process ends; never, where the kernel does not tell."""
+    try:
+        fd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        # It has ended already: the end of a pipe says so as well.
+        fd, other = os.pipe()
+        os.close(other)
+    except OSError:
+        fd = os.eventfd(0)
+    return open(fd, "rb", buffering=0)  # noqa: PTH123 - a descriptor
 
 
 def _pipe(theirs: contextlib.ExitStack) -> tuple[BinaryIO, int]:

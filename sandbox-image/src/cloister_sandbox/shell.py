@@ -11,7 +11,6 @@ import contextlib
 import functools
 import os
 import secrets
-import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from .capture import Output, Tail, readable
-from .framing import REAP, STATUS, replace, report, script, source, told, unread, waits
+from .framing import REAP, STATUS, clear, put, replace, report, script, source, told, unread, waits
 from .interrupts import interrupt
 from .kin import MARK, background, kill_started
 from .leftovers import KEPT
@@ -27,7 +26,6 @@ from .overflow import Overflows
 from .processes import Reaper
 from .wakes import wake, woken
 
-_INLINE = 65_536
 _MAX_STATUS = 16_384
 """Bytes; the status line holds a path. Tools can write to its pipe, too."""
 _QUICK = 0.002
@@ -151,7 +149,11 @@ class Shell:
             await self.close()
             raise ShellError("this context was closed")
         self._received.clear()
-        asyncio.get_running_loop().add_reader(status_read, self._read_status)
+        try:
+            asyncio.get_running_loop().add_reader(status_read, self._read_status)
+        except OSError as error:  # a tool has taken all that this user may watch by epoll
+            await self.close()
+            raise ShellError(f"bash cannot be heard: {error.strerror}") from None
         self._exit.add_done_callback(self._ended)
         self.cwd = cwd
         self._earlier, self._held = [], False
@@ -188,7 +190,7 @@ class Shell:
         """
         began = time.monotonic()
         try:
-            await self._write(command)
+            await put(self._command, command)
             output = self.output = Output(self._out, into or Tail(overflow=self._new_file))
         except OSError as error:
             raise ShellError(f"its files in {self._dir} cannot be used: {error.strerror}") from None
@@ -288,22 +290,12 @@ class Shell:
         await self.close()
         if self._overflows is not None:
             self._overflows.forget(self._mark)
-        # A tool may have made it deeper than Python's stack: what is left goes with the pod.
-        with contextlib.suppress(RecursionError):
-            await asyncio.to_thread(shutil.rmtree, self._dir, ignore_errors=True)
+        await asyncio.to_thread(clear, self._dir, self._out, self._command, self._run)
 
     async def _end(self) -> None:
         """End bash with all that was started from it; afterwards it has ended."""
         if self._exit is not None:
             await self._reaper.end(self._pid, self._mark, self._exit)
-
-    async def _write(self, command: str) -> None:
-        data = f"{command}\n".encode(errors="surrogatepass")
-        if len(data) <= _INLINE:
-            # The state directory is in memory: this is quicker than handing it to a thread.
-            replace(self._command, data)
-        else:
-            await asyncio.to_thread(replace, self._command, data)
 
     def _hold(self) -> None:
         """Let bash read the next command's line, but not its end: it runs it when that comes."""
@@ -357,6 +349,8 @@ class Shell:
         *lines, rest = self._received.split(b"\0")
         self._received = rest
         for line in lines:
+            if self._over is None or self._over.done():
+                break  # nobody asks; a tool can say as much as it likes
             # A command that was asked twice reports twice, the second time when it is over.
             if not (self._last_nonce and line.startswith(self._last_nonce.encode())):
                 self._report(line.decode(errors="surrogateescape"))

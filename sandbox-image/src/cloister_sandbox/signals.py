@@ -8,7 +8,9 @@ signals are blocked and a thread waits for them.
 
 While a tool's SIGTERM waits, the kernel drops the kubelet's. So the image asks the kubelet for
 STOP, which tools cannot send (see guard): nothing stands in its way. Where a tool fills its user's
-queue of signals the kernel forgets who sent it, and tells pid 0, which is then the truth.
+queue of signals the kernel forgets who sent one, and tells pid 0 and user 0. Of STOP that is the
+truth. SIGTERM and SIGINT may be a tool's then; they are obeyed where the sender is a user whom the
+pod's user namespace does not know, which the kernel never tells of a signal that it forgot.
 """
 
 import os
@@ -23,9 +25,13 @@ _SI_USER = 0
 """The code of a signal that kill(2) sent."""
 
 
-def ends_server(sender: int, code: int, own_pid: int) -> bool:
-    """Whether a signal from this sender, with this code, is obeyed by the server with this pid."""
-    return own_pid != 1 or (sender == 0 and code == _SI_USER)
+def ends_server(number: int, sender: int, user: int, code: int, own_pid: int) -> bool:
+    """Whether a signal from this sender and user, with this code, is obeyed by the server with this
+    pid.
+    """
+    if own_pid != 1:
+        return True
+    return sender == 0 and code == _SI_USER and (number == STOP or user != 0)
 
 
 def block() -> None:
@@ -39,7 +45,7 @@ def watch(stop: Callable[[], object]) -> None:
     def wait() -> None:
         while True:
             seen = signal.sigwaitinfo(_ENDING)
-            if ends_server(seen.si_pid, seen.si_code, os.getpid()):
+            if ends_server(seen.si_signo, seen.si_pid, seen.si_uid, seen.si_code, os.getpid()):
                 break
         stop()
 

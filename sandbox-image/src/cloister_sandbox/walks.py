@@ -17,7 +17,13 @@ SORTED = 20_000
 """Names of one directory that are put in order; those after them come as the kernel tells."""
 MAX_PENDING = 500_000
 """Directories that wait for their turn."""
+MAX_WAITING = 16 * 1024 * 1024
+"""Characters of their names together."""
 MAX_LEVELS = 1000
+MAX_PATH = 16_384
+"""Characters of a path below the top. No program names a file by more than 4,096 bytes; without a
+bound a thousand long names are a path of a quarter of a megabyte, for each entry that is below.
+"""
 _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 
 
@@ -43,13 +49,17 @@ class Found:
 def walk(root: int, levels: int = MAX_LEVELS, *, strict: bool = False) -> Iterator[Found]:
     """Every entry below an open directory: a directory's own, then those of each one in it.
 
-    `levels` bounds the depth, 1 is the directory's own entries. What vanishes is passed over.
-    Directories that cannot be read are passed over, unless `strict`: then OSError is raised, and
-    TooLarge for a tree deeper than `levels`. The root itself always raises.
+    `levels` bounds the depth, 1 is the directory's own entries; so does MAX_PATH. What vanishes is
+    passed over. Directories that cannot be read are passed over, unless `strict`: then OSError is
+    raised, and TooLarge for a tree that is deeper. The root itself always raises.
     """
-    pending = [("", 1)]
+    # Those of one directory share its path.
+    pending = [("", "", 1)]
+    waiting = 0
     while pending:
-        below, level = pending.pop()
+        above, last, level = pending.pop()
+        waiting -= len(last)
+        below = f"{above}/{last}" if above else last
         try:
             directory = beneath.open_directory(
                 root, below.split("/") if below else (), beneath.LISTABLE
@@ -59,9 +69,8 @@ def walk(root: int, levels: int = MAX_LEVELS, *, strict: bool = False) -> Iterat
                 continue
             error.filename = below
             raise
-        deeper: list[tuple[str, int]] = []
-        ends_here = level == levels
-        too_deep = False
+        deeper: list[tuple[str, str, int]] = []
+        too_deep = ""
         try:
             for name in _names(directory):
                 try:
@@ -70,16 +79,22 @@ def walk(root: int, levels: int = MAX_LEVELS, *, strict: bool = False) -> Iterat
                     continue
                 relative = f"{below}/{name}" if below else name
                 if stat.S_ISDIR(info.st_mode):
-                    too_deep |= ends_here
-                    if not ends_here:
-                        deeper.append((relative, level + 1))
+                    if level == levels:
+                        too_deep = f"more than {levels} levels of directories"
+                    elif len(relative) > MAX_PATH:
+                        too_deep = f"a directory at a path of more than {MAX_PATH} characters"
+                    else:
+                        deeper.append((below, name, level + 1))
+                        waiting += len(name)
                     if len(pending) + len(deeper) > MAX_PENDING:
                         raise TooLarge(f"more than {MAX_PENDING} directories")
+                    if waiting > MAX_WAITING:
+                        raise TooLarge("too many directories with long names")
                 yield Found(relative, name, info, directory)
         finally:
             os.close(directory)
         if too_deep and strict:
-            raise TooLarge(f"more than {levels} levels of directories")
+            raise TooLarge(too_deep)
         pending.extend(reversed(deeper))
 
 

@@ -19,10 +19,14 @@ from .uploads import PREFIX
 from .walks import walk
 
 MAX_DIRECTORIES = 8192
+MAX_NAMES = 4 * 1024 * 1024
+"""Characters of their paths together."""
 WALK_SECONDS = 60.0
 """Of looking through directories that are new: a tool can fill one with millions of files."""
 _MAX_EVENTS = 50_000
-"""Changes that are gathered for one answer; more are told as an overflow."""
+_MAX_TOLD = 16 * 1024 * 1024
+"""Changes that are gathered for one answer, and characters of their paths; more are told as an
+overflow."""
 
 
 class Change(Enum):
@@ -45,6 +49,8 @@ class Watch:
         self._path = resolved
         self._recursive = recursive
         self._names: dict[int, str] = {}
+        self._named = 0
+        """Characters of these names."""
         self.ended = False
         """The path itself is gone, or has another name."""
         self._roots = roots
@@ -83,6 +89,7 @@ class Watch:
         Raises Busy when there are too many directories, or files to look through.
         """
         told: dict[tuple[Change, str], None] = {}
+        size = 0
         self._until = time.monotonic() + WALK_SECONDS
         for event in self._inotify.read():
             for change, relative in self._told(event):
@@ -96,7 +103,10 @@ class Watch:
                 elif (Change.CREATED, key[1]) in told:
                     continue
                 told.setdefault(key)
-            if len(told) > _MAX_EVENTS:
+                size += len(key[1])
+                if size > _MAX_TOLD:
+                    break
+            if len(told) > _MAX_EVENTS or size > _MAX_TOLD:
                 for _ in self._inotify.read():
                     pass
                 return self._overflow()
@@ -116,7 +126,7 @@ class Watch:
             yield from ((change, "") for change, _ in self._overflow())
             return
         if event.mask & inotify.IGNORED:
-            self._names.pop(event.watch, None)
+            self._forget(event.watch)
             return
         directory = self._names.get(event.watch)
         if directory is None:
@@ -182,29 +192,36 @@ class Watch:
             os.close(fd)
 
     def _add(self, file: int, relative: str) -> None:
-        if len(self._names) >= MAX_DIRECTORIES:
+        if len(self._names) >= MAX_DIRECTORIES or self._named > MAX_NAMES:
             raise Busy(
                 "TOO_MANY_DIRECTORIES",
-                f"more than {MAX_DIRECTORIES} directories to watch: watch a smaller tree",
+                f"more than {MAX_DIRECTORIES} directories to watch, or longer paths than are kept: "
+                "watch a smaller tree",
                 60.0,
                 "watch-directories",
                 MAX_DIRECTORIES,
             )
         try:
-            self._names[self._inotify.add(file)] = relative
+            watch = self._inotify.add(file)
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise
             # The kernel's word for its bound of watches per user.
             why = "the node's bound of watches is reached"
             raise Busy("TOO_MANY_WATCHES", why, 60.0, "node-watches") from None
+        self._forget(watch)
+        self._names[watch] = relative
+        self._named += len(relative)
+
+    def _forget(self, watch: int) -> None:
+        self._named -= len(self._names.pop(watch, ""))
 
     def _leave(self, relative: str) -> None:
         prefix = relative + "/"
         for watch, name in list(self._names.items()):
             if name == relative or name.startswith(prefix):
                 self._inotify.remove(watch)
-                del self._names[watch]
+                self._forget(watch)
 
     def _full(self, relative: str) -> str:
         return f"{self._path}/{relative}" if relative else self._path

@@ -278,6 +278,15 @@ CASES = [
         },
         None,
     ),
+    # One in six fails, of a handful.
+    Case(
+        "CloisterSessionsApiFails",
+        {
+            'cloister_sessions_api_calls_total{code="OK"}': "0+1x60",
+            'cloister_sessions_api_calls_total{code="UNAVAILABLE"}': "0x40 1x3 2x3 3x3 4x3 5x3",
+        },
+        None,
+    ),
     Case(
         "CloisterNetworkNotEnforced",
         {f'cloister_environment_condition{{condition="NetworkEnforced",{OF}}}': "0x60"},

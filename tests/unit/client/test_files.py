@@ -49,6 +49,19 @@ def test_a_file_is_written_only_where_it_may_be(session: cloister.Session) -> No
     assert session.read("mine", byte_range=[0, 1]).text == "3"
 
 
+def test_some_bytes_of_a_file(session: cloister.Session) -> None:
+    content = bytes(range(256)) * 8192
+    session.write_bytes("bytes", content)
+    assert session.read_bytes("bytes", first=3, count=5) == content[3:8]
+    assert session.read_bytes("bytes", count=1_500_000, limit=1_500_000) == content[:1_500_000]
+    assert session.read_bytes("bytes", first=2_000_000) == content[2_000_000:]
+    assert session.read_bytes("bytes", first=len(content) - 2, count=9) == content[-2:]
+    for first in (len(content), len(content) + 7, 2**64 - 1):
+        assert session.read_bytes("bytes", first=first, count=3) == b""
+    with pytest.raises(cloister.FailedPreconditionError, match="more than 4 bytes"):
+        session.read_bytes("bytes", first=3, count=5, limit=4)
+
+
 def test_the_same_edit_is_made_once(session: cloister.Session) -> None:
     session.write_bytes("count", b"a")
     change = [Replacement("a", "aa")]
@@ -138,6 +151,17 @@ async def broken(proxy: FaultProxy, kubeconfig: str) -> AsyncIterator[cloister.A
         await client.create_session("env") as made,
     ):
         yield made
+
+
+async def test_some_bytes_survive_a_loss(
+    broken: cloister.AsyncSession, proxy: FaultProxy, server: Sandbox
+) -> None:
+    content = bytes(range(256)) * 40_000
+    (server.workspace / "large").write_bytes(content)
+    await broken.server_info()
+    proxy.arm([Fault(Kind.RESET, Way.DOWN, 3_000_000)])
+    assert await broken.read_bytes("large", first=77, count=9_000_000) == content[77:9_000_077]
+    assert not proxy._due
 
 
 async def test_a_watch_says_that_it_may_have_missed_something(

@@ -6,7 +6,7 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
@@ -15,7 +15,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
 
 import cloister
-from cloister import _connection, _sessions_api, _sync_loop
+from cloister import _connection, _sessions_api, _sync_loop, _uploading
 from cloister._kube import Kube
 from cloister_api.sessions.v1 import sessions_pb2 as pb
 from support.cluster import wait_for
@@ -30,6 +30,9 @@ class Proxy:
     def __init__(self, target: int) -> None:
         self._target = target
         self.refusing = False
+        self.answering = threading.Event()
+        """Cleared, no bytes of the server's are passed on."""
+        self.answering.set()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         self._pairs: list[tuple[socket.socket, socket.socket]] = []
@@ -48,6 +51,7 @@ class Proxy:
     def close(self) -> None:
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
+        self.answering.set()
         self.cut()
         for each in self._threads:
             each.join()
@@ -72,6 +76,8 @@ class Proxy:
                     data = ready.recv(65_536)
                     if not data:
                         return
+                    if ready is far:
+                        self.answering.wait()
                     (far if ready is near else near).sendall(data)
 
 
@@ -96,6 +102,78 @@ def test_a_call_survives_the_loss_of_its_connection_and_runs_once(
         (server.workspace / "go").touch()
         result = running.result()
         assert (result.text.strip(), result.exit_code, result.replayed) == ("1", 0, True)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda files: files.read_text("text").text,
+        lambda files: str(files.grep("one", "text").matches),
+        lambda files: str(files.glob("text").total),
+        lambda files: str(files.edit("text", [cloister.Replacement("one", "two")]).counts),
+    ],
+    ids=["read_text", "grep", "glob", "edit"],
+)
+def test_calls_that_were_long_at_work_are_repeated_too(
+    client: cloister.Client,
+    server: Sandbox,
+    proxy: Proxy,
+    call: Callable[[cloister.Files], str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """They say nothing before their end, which may be later than others are repeated for."""
+    monkeypatch.setattr(_connection, "RETRY_SECONDS", 1.0)
+    with client.create_session("env") as session, ThreadPoolExecutor() as pool:
+        session.write_bytes("text", b"one\n")
+        expected = {"read_text": "one\n", "edit": "(1,)"}
+        session.server_info()
+        proxy.answering.clear()
+        running = pool.submit(call, session.files)
+        began = time.monotonic()
+        wait_for("as long as others are", lambda: time.monotonic() > began + 1.1 or None, 10)
+        proxy.cut()
+        proxy.answering.set()
+        assert running.result() in ("1", *expected.values())
+
+
+def test_what_has_arrived_is_waited_for_the_longer_the_more_it_is(
+    client: cloister.Client, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_connection, "RETRY_SECONDS", 0.1)
+    monkeypatch.setattr(_uploading, "STALL_SECONDS", 0.2)
+    monkeypatch.setattr(_uploading, "SLOWEST", 1)
+    with client.create_session("env") as session, ThreadPoolExecutor() as pool:
+        session.write_bytes("slow", b"")  # opens the connection
+        proxy.answering.clear()
+        running = pool.submit(session.write_bytes, "slow", b"x" * 60)
+        began = time.monotonic()
+        wait_for("too long for less", lambda: time.monotonic() > began + 0.5 or None, 10)
+        proxy.answering.set()
+        assert running.result().size == 60
+
+
+def test_a_call_that_is_cut_again_and_again_ends(
+    client: cloister.Client, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_connection, "RETRY_SECONDS", 0.5)
+    over = threading.Event()
+
+    def cut() -> None:
+        while not over.wait(0.05):
+            proxy.cut()
+
+    with client.create_session("env") as session, ThreadPoolExecutor() as pool:
+        session.write_bytes("text", b"one\n")
+        session.server_info()
+        proxy.answering.clear()
+        cutting = pool.submit(cut)
+        try:
+            with pytest.raises(cloister.UnavailableError):
+                session.files.read_text("text")
+        finally:
+            over.set()
+            cutting.result()
+            proxy.answering.set()
 
 
 def test_transfers_survive_it_too(client: cloister.Client, server: Sandbox, proxy: Proxy) -> None:

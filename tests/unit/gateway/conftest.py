@@ -4,17 +4,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from support.gateway_addresses import ATTACKER, CLUSTER, METADATA, PRIVATE, SERVER, SERVER6
 from support.gateway_disturbed import disturbed, in_order
-from support.gateway_world import (
-    ATTACKER,
-    CLUSTER,
-    METADATA,
-    PRIVATE,
-    SERVER,
-    SERVER6,
-    World,
-    world,
-)
+from support.gateway_world import World, world
 
 ALLOWED = ("ok.test", "*.wild.test", "inside.test")
 POLICIES = {"some": ALLOWED, "none": ()}

@@ -7,7 +7,9 @@ import struct
 import pytest
 
 from support.client_hello import hello
-from support.gateway_world import SERVER, World, read_all
+from support.gateway_addresses import SERVER
+from support.gateway_client import read_all
+from support.gateway_world import World
 
 POD = "10.90.0.11"
 OK = "ok.test"

@@ -11,6 +11,8 @@ import pytest
 from cloister_api.egress.v1 import egress_pb2
 from cloister_gateway.settings import Settings
 from support.certificates import TestAuthority
+from support.gateway_addresses import CLUSTER, OTHER_CLUSTER
+from support.gateway_buffers import filled, pour
 from support.gateway_disturbed import (
     BOTH,
     HOSTS,
@@ -20,8 +22,9 @@ from support.gateway_disturbed import (
     echo,
     runtime,
 )
+from support.gateway_operator import Operator, pod_uid
 from support.gateway_rig import until
-from support.gateway_world import CLUSTER, OTHER_CLUSTER, Operator, World, pod_uid
+from support.gateway_world import World
 
 pytestmark = pytest.mark.long
 
@@ -45,6 +48,23 @@ def test_a_revoked_source_is_cut_at_once_and_nobody_else(upset: World) -> None:
         assert echo(stays)
     ended = [each.ended for each in upset.internet.seen]
     assert all(each.wait(10) for each in ended)
+
+
+@pytest.mark.parametrize("way", ["tunnel", "by name"])
+@pytest.mark.parametrize("asked", ["GET /48000000", "POST /stuck"], ids=["client", "server"])
+def test_a_revoked_source_is_cut_whoever_does_not_take_what_is_under_way(
+    upset: World, asked: str, way: str
+) -> None:
+    dial = upset.client.open if way == "tunnel" else upset.client.direct
+    with dial(ONE, "ok.test") as gone, upset.client.open(TWO, "ok.test") as stays:
+        gone.sendall(f"{asked} HTTP/1.1\r\nHost: ok.test\r\n\r\n".encode())
+        if asked.startswith("POST"):
+            pour(gone)
+        filled(upset)
+        upset.operator.apply({TWO: "p"}, HOSTS)
+        front = upset.pod.folder / "front" / "haproxy.sock"
+        assert ONE not in runtime(str(front), "show sess")
+        assert echo(stays)
 
 
 def test_a_source_that_loses_a_host_is_cut(upset: World) -> None:

@@ -5,8 +5,9 @@ import ssl
 
 import pytest
 
+from support.gateway_addresses import ATTACKER, SERVER
 from support.gateway_rig import until
-from support.gateway_world import ATTACKER, SERVER, World
+from support.gateway_world import World
 
 POD = "10.90.0.11"
 

@@ -1,15 +1,13 @@
 """What a connection takes of a gateway's memory: the kernel counts buffers as a container's own."""
 
-import itertools
-import re
 import socket
-import subprocess
 from collections.abc import Iterator
 
 import pytest
 
-from support.gateway_rig import until
-from support.gateway_world import SERVER, World, world
+from support.gateway_addresses import SERVER
+from support.gateway_buffers import filled
+from support.gateway_world import World, world
 
 pytestmark = pytest.mark.long
 
@@ -20,9 +18,6 @@ READ, WHOLE = 24_000_000, 48_000_000
 MOST = 4 * 1024 * 1024
 """Bytes that a connection may take in all sockets of all containers; by the kernel's own rules it
 takes from 8 to 21 MB."""
-_SOCKET = re.compile(r"skmem:\(r(\d+),.*?,w(\d+),")
-SAME = 9
-"""Looks, one after the other, at which nothing has come."""
 WAYS = ("plain", "tunnel", "by name")
 
 
@@ -60,24 +55,3 @@ def asked(here: World, way: str) -> socket.socket:
         made, path = dial(SOURCE, "ok.test"), f"/{WHOLE}"
     made.sendall(f"GET {path} HTTP/1.1\r\nHost: ok.test\r\n\r\n".encode())
     return made
-
-
-def filled(here: World) -> int:
-    """Bytes in the sockets of a gateway, once they get no more."""
-    looks: list[int] = []
-
-    def settled() -> bool:
-        looks.append(in_sockets(here))
-        return len(looks) >= SAME and len(set(looks[-SAME:])) == 1
-
-    until(settled, "buffers that are full")
-    return looks[-1]
-
-
-def in_sockets(here: World) -> int:
-    """Bytes that wait in the sockets of a gateway."""
-    look = ("ss", "--tcp", "--memory", "--numeric", "--no-header")
-    command = ["nsenter", f"--net={here.pod.space.path}", *look]
-    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    found = _SOCKET.findall(told)
-    return sum(map(int, itertools.chain.from_iterable(found)))

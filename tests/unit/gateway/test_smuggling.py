@@ -6,7 +6,8 @@ import struct
 
 import pytest
 
-from support.gateway_world import GATEWAY, SERVER, World
+from support.gateway_addresses import GATEWAY, SERVER
+from support.gateway_world import World
 
 POD, NO_HOSTS = "10.90.0.11", "10.90.0.12"
 EVIL = "GET http://evil.test/ HTTP/1.1\r\nHost: evil.test\r\n\r\n"
@@ -131,3 +132,17 @@ def test_a_name_in_other_letters_is_no_name_that_is_allowed(here: World, host: s
     for seen in here.internet.seen:
         assert seen.address == SERVER
         assert b"host: ok.test\r\n" in seen.headers
+
+
+@pytest.mark.parametrize("part", ["names", "sni"])
+@pytest.mark.parametrize("line", ["GET http://ok.test/", "CONNECT ok.test:443"])
+def test_no_words_of_a_sandbox_come_into_the_log(here: World, line: str, part: str) -> None:
+    """squid tells of a request that has come through itself before, with all its headers."""
+    loop = f"Via: 1.1 {part}.cloister.dev (squid), 1.1 {part}.cloister.dev (squid/5.7)"
+    before = here.pod.log(part)
+    with here.client.connect(POD) as made:
+        made.sendall(
+            f"{line} HTTP/1.1\r\nHost: ok.test\r\n{loop}\r\nX: FATAL: words\r\n\r\n".encode()
+        )
+        assert made.recv(4096).startswith(b"HTTP/1.1 ")
+    assert here.pod.log(part) == before

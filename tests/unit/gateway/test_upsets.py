@@ -22,8 +22,9 @@ from support.gateway_disturbed import (
     echo,
     runtime,
 )
+from support.gateway_operator import pod_uid
 from support.gateway_rig import until
-from support.gateway_world import World, pod_uid
+from support.gateway_world import World
 
 pytestmark = pytest.mark.long
 

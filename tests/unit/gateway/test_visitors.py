@@ -42,6 +42,7 @@ async def test_who_takes_all_connections_is_not_heard_instead_of_the_kubelet(
         each.close()
     assert b"nothing was looked at yet" in await ask(port, "/readyz")
     assert b"cloister_gateway_sources" in await ask(port, "/metrics")
-    assert (await ask(port, "/other")).startswith(b"HTTP/1.1 404 ")
+    for method in ("GET", "POST"):
+        assert (await ask(port, "/other", method)).startswith(b"HTTP/1.1 404 ")
     assert (await ask(port, "/metrics", "POST")).startswith(b"HTTP/1.1 405 ")
     await health.stop()

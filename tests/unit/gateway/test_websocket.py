@@ -2,7 +2,8 @@
 
 import ssl
 
-from support.gateway_world import SERVER, World
+from support.gateway_addresses import SERVER
+from support.gateway_world import World
 from support.websocket_frames import KEY, PING, PONG, TEXT, accepted, frame, unpacked
 
 POD = "10.90.0.11"

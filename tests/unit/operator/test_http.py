@@ -9,9 +9,10 @@ import pytest
 from aiohttp import web
 from prometheus_client import CollectorRegistry, Metric
 
+from cloister_api.pages import METRICS_SECONDS
 from cloister_api.visitors import MOST, Visitors
 from cloister_operator import metrics
-from cloister_operator.http import METRICS_SECONDS, HttpServer
+from cloister_operator.http import HttpServer
 
 
 class Health:
@@ -99,7 +100,8 @@ async def test_the_series_of_a_deleted_environment_go(base: str) -> None:
 
 
 async def test_nothing_else_is_served(base: str) -> None:
-    assert (await fetch(f"{base}/"))[0] == 404
+    for method in ("GET", "POST"):
+        assert (await fetch(f"{base}/", method))[0] == 404
     assert (await fetch(f"{base}/metrics", "POST"))[0] == 405
 
 

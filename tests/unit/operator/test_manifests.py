@@ -62,10 +62,11 @@ def render(case: str, **changes: Any) -> list[JSON]:
     session = None
     if (folder / "session.yaml").exists():
         session = SessionObject.parse(yaml.safe_load((folder / "session.yaml").read_text("utf-8")))
-    name = f"{environment.metadata.name}-0-aaaa"
+    name, identity = f"{environment.metadata.name}-0-aaaa", ""
     claims, claim = [], None
     if session and session.status.workspace_claim:
-        claim = session.status.workspace_claim
+        name, identity = session.status.workspace_claim, f"{environment.metadata.name}-bbbb"
+        claim = name
         uid = session.metadata.uid
         owner = session.owner_reference()
         claims.append(manifests.workspace_claim(environment, claim, owner, uid))
@@ -73,16 +74,21 @@ def render(case: str, **changes: Any) -> list[JSON]:
         claim = name
         owner = manifests.pod_reference(sandbox(name))
         claims.append(manifests.workspace_claim(environment, claim, owner))
-    pod = SandboxPod(name, environment, recipe, session, claim)
+    pod = SandboxPod(name, environment, recipe, session, claim, identity)
     namespace = environment.metadata.namespace
+    mounts = sandbox(
+        name,
+        namespace=namespace,
+        uid="uid-of-pod",
+        environment=environment.metadata.name,
+        identity=identity or name,
+    )
     made = [
         *claims,
         *manifests.network_policies(namespace, given, RANGES),
         manifests.recipe_secret(environment, recipe),
         manifests.sandbox_pod(pod, given),
-        manifests.identity_secret(
-            namespace, pod.name, "uid-of-pod", environment.metadata.name, b"crt", b"key", b"ca"
-        ),
+        manifests.identity_secret(mounts, b"crt", b"key", b"ca"),
     ]
     if session:
         made.append(manifests.credentials_secret(session, b"crt", b"key", b"ca"))
@@ -195,7 +201,7 @@ def test_a_pools_workspace_goes_with_its_pod_and_a_sessions_with_the_session() -
     assert pools["metadata"]["name"] == warm["metadata"]["name"]
     assert pools["metadata"]["ownerReferences"][0]["kind"] == "Pod"
     assert "storageClassName" not in pools["spec"]
-    assert sessions["metadata"]["name"] != resumed["metadata"]["name"]
+    assert sessions["metadata"]["name"] == resumed["metadata"]["name"]
     assert sessions["metadata"]["ownerReferences"] == resumed["metadata"]["ownerReferences"]
     assert sessions["spec"]["storageClassName"] == "fast"
 

@@ -11,6 +11,7 @@ from cloister_operator import metrics
 from cloister_operator.api import conditions
 from cloister_operator.api.conditions import timestamp
 from cloister_operator.api.session import Phase, SessionObject, SessionStatus
+from cloister_operator.cluster.resources import ENVIRONMENTS
 from cloister_operator.controller import observe
 from cloister_operator.controller.observe import Gauges, Health
 from cloister_operator.controller.usage import Usage
@@ -120,6 +121,26 @@ async def test_pods_that_fail_one_after_the_other_are_counted_until_one_is_warm(
     assert failed() == 0
     await world.close()
     metrics.forget_environment(*of("broken").values())
+
+
+async def test_failures_are_not_counted_while_there_is_no_recipe_to_try(make_world: Any) -> None:
+    """None would ever be warm and end the count, and its alert."""
+    world: World = make_world()
+    world.sandboxes.setup_problem = "setup ended with code 3"
+    world.apply_environment("undone", pool={"size": 1})
+    operator = world.start()
+    gauges = Gauges(operator.context)
+
+    def failed() -> float | None:
+        gauges.look()
+        return value("cloister_pool_failed_starts", **of("undone"))
+
+    await operator.until(lambda: failed() == 1)
+    missing = [{"path": "/x", "configMapKeyRef": {"name": "missing", "key": "x"}}]
+    world.cluster.patch_spec(ENVIRONMENTS, NAMESPACE, "undone", {"files": missing})
+    await operator.until(lambda: failed() == 0)
+    await world.close()
+    metrics.forget_environment(*of("undone").values())
 
 
 def test_who_leads_no_more_says_nothing_of_what_it_led() -> None:

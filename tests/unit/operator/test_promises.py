@@ -377,56 +377,11 @@ async def test_an_annotation_gets_nobody_past_a_limit_of_sessions(
     assert not world.pods(session=world.session("s2")["metadata"]["uid"])
     # Nor does it keep the pod from the pool, which has no more use for it.
     world.cluster.patch_spec(ENVIRONMENTS, NAMESPACE, "py", {"setup": "true"})
-    await operator.until(lambda: world.pool_is(1) and warm["name"] not in names_of(world.pods()))
+    await operator.until(
+        lambda: (
+            world.pool_is(1)
+            and warm["name"] not in [each["metadata"]["name"] for each in world.pods()]
+        )
+    )
     await operator.settle()
     assert world.session("s2")["status"]["phase"] == "Pending"
-
-
-async def test_an_annotation_that_names_a_pod_which_is_starting_counts_for_nothing(
-    world: World,
-) -> None:
-    """Sessions are made for warm pods: this one would wait for ever, and keep the pod."""
-    world.sandboxes.answering.clear()
-    world.apply_environment(pool={"size": 1})
-    operator = world.start()
-    await operator.until(lambda: world.pods(state=names.STATE_STARTING))
-    (starting,) = (each["metadata"] for each in world.pods())
-    forged = FirstPod(starting["name"], starting["uid"], NOW)
-    notes = {names.FIRST_POD: str(forged), names.ISSUED_BY: names.ISSUED_BY_API}
-    uid = world.apply_session("s1", annotations=notes)
-    await operator.until(lambda: world.pods(session=uid))
-    world.cluster.patch_spec(ENVIRONMENTS, NAMESPACE, "py", {"setup": "true"})
-    await operator.until(lambda: starting["name"] not in names_of(world.pods()))
-
-
-async def test_an_annotation_that_names_a_pod_which_the_pool_deletes_holds_nobody_up(
-    world: World,
-) -> None:
-    """It may be on its way out for as long as its node is lost."""
-    world.apply_environment(pool={"size": 1})
-    operator = world.start()
-    await operator.until(lambda: world.pool_is(1))
-    (old,) = (each["metadata"] for each in world.pods())
-    world.cluster.ends_pods = False
-    world.cluster.patch_spec(ENVIRONMENTS, NAMESPACE, "py", {"setup": "true"})
-    await operator.until(lambda: world.pool_is(1) and old["name"] not in names_of(world.pods()))
-    assert world.cluster.peek(PODS, NAMESPACE, old["name"]), "it is gone: this shows nothing"
-    forged = FirstPod(old["name"], old["uid"], NOW)
-    notes = {names.FIRST_POD: str(forged), names.ISSUED_BY: names.ISSUED_BY_API}
-    world.apply_session("s1", annotations=notes)
-    await operator.until(lambda: world.phase("s1") == "Running")
-    assert world.session("s1")["status"]["podUID"] != old["uid"]
-
-
-def names_of(pods: list[dict[str, Any]]) -> set[str]:
-    return {each["metadata"]["name"] for each in pods}
-
-
-@pytest.mark.parametrize("text", ["", "a/b", "a/b/c", "a/b/2026-05-01T12:00:00", "a/b/c/d"])
-def test_an_annotation_that_nobody_here_wrote_is_none(text: str) -> None:
-    assert FirstPod.parse(text) is None
-
-
-def test_a_first_pod_is_read_as_it_was_written() -> None:
-    first = FirstPod("p", "u", NOW + timedelta(microseconds=1))
-    assert FirstPod.parse(str(first)) == first

@@ -303,3 +303,20 @@ async def test_a_session_that_is_gone_is_looked_after_no_more_though_no_watch_te
     with pytest.raises(NotFoundError):
         await operator.controller._sessions._statuses.waiting(known, plan)
     assert sessions.get(NAMESPACE, "s1") is None
+
+
+async def test_a_pod_that_never_starts_is_replaced_by_another(world: World) -> None:
+    """Its node may be to blame, and says so in events alone."""
+    world.cluster.starts_pods = False
+    world.apply_environment(pool={"size": 0})
+    uid = world.apply_session()
+    operator = world.start()
+    await operator.until(lambda: world.condition(world.session())[1] == "Starting")
+    (stuck,) = world.pods(session=uid)
+    await operator.advance(timedelta(minutes=6))
+    await operator.until(lambda: world.condition(world.session())[1] == "PodStuck")
+    await operator.advance(timedelta(minutes=10))
+    await operator.until(lambda: stuck not in world.pods() and world.pods(session=uid))
+    world.cluster.starts_pods = True
+    world.cluster.act()
+    await operator.until(lambda: world.served("s1"))

@@ -690,7 +690,9 @@ async def test_an_unforeseen_error_tells_nothing(
 
 async def test_too_many_calls_at_once_are_asked_to_come_back(api: Api) -> None:
     api.backend.hold = asyncio.Event()
-    callers = [ALICE, ALICE, ALICE, CAROL]
+    api.reviewer.valid["of-dave"] = "dave"
+    api.reviewer.allowed.add("dave")
+    callers = [ALICE, ALICE, CAROL, "of-dave"]
     running = [asyncio.ensure_future(api.call("Create", create(), each)) for each in callers]
     for _ in running:
         await api.backend.entered.get()
@@ -706,7 +708,7 @@ async def test_too_many_calls_at_once_are_asked_to_come_back(api: Api) -> None:
 async def test_one_caller_does_not_keep_the_others_out(api: Api) -> None:
     api.backend.hold = asyncio.Event()
     api.backend.sessions["s1"] = made()
-    running = [asyncio.ensure_future(api.call("Create", create())) for _ in range(3)]
+    running = [asyncio.ensure_future(api.call("Create", create())) for _ in range(2)]
     for _ in running:
         await api.backend.entered.get()
     failed = await failure(api.call("Get", get()))
@@ -715,6 +717,20 @@ async def test_one_caller_does_not_keep_the_others_out(api: Api) -> None:
     api.backend.hold.set()
     await asyncio.gather(*running)
     await api.call("Get", get())
+
+
+async def test_who_has_no_rights_keeps_nobody_out_while_the_api_server_is_slow(api: Api) -> None:
+    api.backend.sessions["s1"] = made()
+    await api.call("Get", get(), CAROL)
+    api.reviewer.slow_access.clear()
+    asked = [asyncio.ensure_future(api.call("Get", get(f"s{each}"), BOB)) for each in range(6)]
+    waiting = set(asked)
+    while len(waiting) > 2:
+        _, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    await api.call("Get", get(), CAROL)
+    api.reviewer.slow_access.set()
+    refused = [each.reason for each in [await failure(one) for one in asked]]
+    assert sorted(refused) == [*["MISSING_RIGHT"] * 2, *["TOO_MANY_CALLS"] * 4]
 
 
 async def test_watches_do_not_take_the_places_of_calls(api: Api) -> None:

@@ -1,9 +1,12 @@
 """grep and Files.Grep while what is searched is swapped for links that lead outside."""
 
 import codecs
+import json
 import os
 import secrets
 import selectors
+import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -203,6 +206,52 @@ def test_what_a_tool_writes_into_ripgreps_pipe_is_left_out(tmp_path: Path) -> No
             assert isinstance(found, Line)
 
 
+@pytest.mark.parametrize(
+    "content",
+    [b"x" * 200_000, b'"\\\t\r' * 60_000, b"\x80\xff" * 60_000, "ä€😀".encode() * 20_000],
+    ids=["plain", "escaped", "bytes", "characters"],
+)
+def test_a_long_line_is_found(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / '"f\\'
+    path.write_bytes(content + b"needle\n")
+    command = ["rg", "--no-config", "--json", "--text", "-e", "needle", "--", str(path)]
+    output = subprocess.run(command, capture_output=True, check=True).stdout
+    with Matches(Roots(tmp_path, (), ()), str(path), str(path), lambda: False) as matches:
+        (found,) = matches.feed(output)
+        assert isinstance(found, Line)
+        assert (found.text, found.number, found.offset) == (content + b"needle\n", 1, 0)
+        assert matches.complete
+
+
+LONG = {
+    "lists": "[[" + "[]," * 100_000 + "[]]]",
+    "text-and-more": '{"text":"a","b":[' + "[]," * 100_000 + '[]],"c":"d"}',
+    "no-string": '{"text":"' + "a" * 100_000 + '\t"}',
+    "no-bytes": '{"bytes":"' + "*" * 100_000 + '"}',
+}
+
+
+@pytest.mark.parametrize("lines", LONG.values(), ids=LONG.keys())
+def test_what_is_long_and_no_line_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: str
+) -> None:
+    """A tool can put it into the pipe; read as JSON it is a million objects."""
+    event = f'{{"type":"match","data":{{"path":{{"text":"f"}},"lines":{lines}'
+    event += ',"line_number":1,"absolute_offset":0,"submatches":[]}}\n'
+    read: list[bytes] = []
+    loads = json.loads
+
+    def noted(text: bytes) -> object:
+        read.append(text)
+        return loads(text)
+
+    monkeypatch.setattr("cloister_sandbox.matches.json.loads", noted)
+    with Matches(Roots(tmp_path, (), ()), str(tmp_path), str(tmp_path), lambda: False) as matches:
+        assert not list(matches.feed(event.encode()))
+        assert matches.unconfirmed == 0
+    assert all(len(each) < 100 or each.startswith(b'"') for each in read)
+
+
 def test_a_line_is_told_of_the_file_that_holds_it(tmp_path: Path) -> None:
     (tmp_path / "f").write_text("a\n")
     roots = Roots(tmp_path, (), ())
@@ -250,7 +299,7 @@ def test_what_ripgrep_leaves_behind_ends_with_the_next_that_ends(tmp_path: Path)
         server.claim()
         with server.worker() as channel:
             tools = Tools(channel)
-            assert tools.call("grep", pattern="x").content[0].text == "no matches"
+            assert tools.call("grep", pattern="x").content[0].text.startswith("no matches\n")
             assert tools.bash(f"pgrep -fx '{left}' | wc -l") == "1"
             tools.bash("true", context_id="ends")
             request = exec_pb2.CloseContextRequest(context_id="ends")
@@ -277,7 +326,8 @@ def test_a_search_whose_output_a_tool_takes_keeps_nobody_waiting(
 
     class Hasty(selectors.PollSelector):
         def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-            return [(each, selectors.EVENT_READ) for each in self.get_map().values()]
+            pipes = [each for each in self.get_map().values() if each.fileobj is not search._life]
+            return [(each, selectors.EVENT_READ) for each in pipes]
 
     rg = tmp_path / "rg"
     rg.write_text("#!/bin/sh\nexec sleep 300\n")
@@ -287,3 +337,61 @@ def test_a_search_whose_output_a_tool_takes_keeps_nobody_waiting(
     assert list(search.output(lambda: False)) == []
     assert search.ended == "late"
     os.waitpid(search._pid, 0)
+
+
+HOLDS = """
+import os, sys, time
+kept = []
+print("on", flush=True)
+while len(kept) < 2:
+    for each in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{each}/comm") as name:
+                if name.read() == "rg\\n" and not kept:
+                    kept = [os.open(f"/proc/{each}/fd/{fd}", os.O_WRONLY) for fd in (1, 2)]
+        except OSError:
+            kept.clear()
+open("kept", "w").close()
+time.sleep(600)
+"""
+STAYS = '#!/bin/sh\nuntil [ -e kept ]; do sleep 0.01; done\nexec {rg} "$@"\n'
+
+
+def test_who_keeps_a_searchs_pipes_keeps_nobody_waiting(tmp_path: Path) -> None:
+    """Any tool can open them, and its end would otherwise come with the search's time."""
+    engine = tmp_path / "rg"
+    engine.write_text(STAYS.format(rg=shutil.which("rg")))
+    engine.chmod(0o755)
+    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    with sandbox(tmp_path / "server", {"env": env}) as server:
+        server.wait_for(exec_pb2.RuntimeInfo.STATE_WARM)
+        server.claim()
+        (server.workspace / "f").write_text("needle\n")
+        with server.worker() as channel:
+            tools = Tools(channel)
+            tools.call("write", file_path="holds.py", content=HOLDS)
+            tools.bash("mkfifo on; python3 holds.py >on 2>&1 & read < on")
+            found = tools.call("grep", pattern="needle", path="f")
+            assert not found.is_error
+            assert found.content[0].text == f"{server.workspace}/f:1:needle\n"
+
+
+def test_a_search_that_is_killed_is_told_from_one_that_found_nothing(tmp_path: Path) -> None:
+    engine = tmp_path / "rg"
+    engine.write_text("#!/bin/sh\nkill -9 $$\n")
+    engine.chmod(0o755)
+    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    with sandbox(tmp_path / "server", {"env": env}) as server:
+        server.wait_for(exec_pb2.RuntimeInfo.STATE_WARM)
+        server.claim()
+        with server.worker() as channel:
+            said = Tools(channel).call("grep", pattern="x").content[0].text
+            assert (
+                said
+                == "no matches\n[something ended the search: this is what it had found by then]"
+            )
+            _, summary = FileCalls(channel).grep("x")
+            assert summary.truncated
+            assert list(summary.warnings) == [
+                "something ended the search: this is what it had found by then"
+            ]

@@ -122,6 +122,14 @@ for _ in range(resource.getrlimit(resource.RLIMIT_SIGPENDING)[0] + 10):
 print("full", flush=True)
 time.sleep(600)
 """
+SENDS_WITHOUT_A_NAME = """
+import ctypes, os, signal, struct, sys
+libc = ctypes.CDLL(None, use_errno=True)
+number = {"x86_64": (129, 234), "aarch64": (138, 131)}[os.uname().machine]
+for each in (signal.SIGTERM, signal.SIGINT):
+    info = struct.pack("@iii", each, 0, -1).ljust(128, b"\\0")
+    print(libc.syscall(number[0], 1, each, info), libc.syscall(number[1], 1, 1, each))
+"""
 CALLS_AS_X32 = """
 import ctypes, os
 libc = ctypes.CDLL(None, use_errno=True)
@@ -247,6 +255,17 @@ def test_the_kubelet_is_heard_through_a_flood(tmp_path: Path) -> None:
         # All of a user's count, and those of other programs than these come and go.
         assert int(bound) == 200
         assert int(waiting) >= 195
+
+
+def test_who_has_the_kernel_forget_the_sender_ends_no_server(tmp_path: Path) -> None:
+    few = ("prlimit", "--sigpending=200")
+    with claimed_pod(tmp_path, STOP, before=few) as server, server.worker() as channel:
+        tools = Tools(channel)
+        tools.call("write", file_path="fills.py", content=FILLS_THE_QUEUE)
+        tools.bash(f"mkfifo on; {sys.executable} fills.py >on 2>&1 & read < on")
+        assert run(tools, SENDS_WITHOUT_A_NAME).split() == ["0"] * 4
+        assert tools.bash("echo on", context_id="another") == "on"
+        assert server.process.poll() is None
 
 
 def test_the_image_asks_for_the_signal_that_is_guarded() -> None:

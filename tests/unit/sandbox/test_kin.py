@@ -1,6 +1,7 @@
 """Looking for processes: whose they are, and when nothing more can be started."""
 
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
@@ -54,3 +55,48 @@ def test_what_has_neither_number_nor_mark_ends_with_the_next_that_ends(
         assert kin.members(50, "ends") == [50]
     monkeypatch.setattr(kin._marks, "hold", False)
     assert kin.members(50, "ends") == [50]
+
+
+def test_processes_far_below_each_other_are_each_looked_at_once() -> None:
+    """Each is the only one of its session, and the child of the one before."""
+
+    class Table(dict[int, tuple[int, int]]):
+        looks = 0
+
+        def __getitem__(self, pid: int) -> tuple[int, int]:
+            self.looks += 1
+            return super().__getitem__(pid)
+
+        def items(self) -> Any:
+            self.looks += len(self)
+            return super().items()
+
+    first = 10_000_000  # more than any process has here
+    table = Table({pid: (pid - 1, pid) for pid in range(first, first + 2000)})
+    assert kin._below(table, {first}, {first}) == set(table)
+    assert table.looks < 5 * len(table)
+
+
+@pytest.mark.parametrize(
+    ("found", "sessions", "whole"),
+    [
+        ({10_000_000}, {10_000_000}, {10_000_000, 11_000_000, 12_000_000, 13_000_000}),
+        ({20_000_000}, set(), {20_000_000, 21_000_000, 22_000_000, 23_000_000}),
+        ({11_000_000}, set(), {11_000_000, 12_000_000}),
+        (set(), {20_000_000}, {20_000_000, 21_000_000, 22_000_000, 23_000_000}),
+    ],
+    ids=["leader", "orphan", "member", "session"],
+)
+def test_who_belongs_to_a_tree(found: set[int], sessions: set[int], whole: set[int]) -> None:
+    table = {
+        10_000_000: (1, 10_000_000),  # leads a session
+        11_000_000: (10_000_000, 10_000_000),
+        12_000_000: (11_000_000, 12_000_000),  # left it
+        13_000_000: (1, 10_000_000),  # lost its parent
+        20_000_000: (1, 20_000_000),
+        21_000_000: (20_000_000, 21_000_000),
+        22_000_000: (21_000_000, 21_000_000),
+        23_000_000: (1, 21_000_000),
+        30_000_000: (1, 30_000_000),
+    }
+    assert kin._below(table, found, sessions) == whole

@@ -11,6 +11,7 @@ import grpc
 import pytest
 
 from cloister_api.exec.v1 import exec_pb2, exec_pb2_grpc
+from cloister_sandbox.guard import STOP
 from cloister_sandbox.main import TOLD_TO_END
 from cloister_sandbox.signals import ends_server
 from support.sandbox_server import SESSION_NAME, Sandbox, Tools, refused, sandbox
@@ -103,13 +104,22 @@ def test_sigterm_drains_and_exits_cleanly(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("sender", "code", "own_pid", "obeyed"),
-    [(0, 0, 1, True), (17, 0, 1, False), (0, -1, 1, False), (17, 0, 99, True)],
+    ("number", "sender", "user", "code", "own_pid", "obeyed"),
+    [
+        (STOP, 0, 0, 0, 1, True),
+        (STOP, 17, 0, 0, 1, False),
+        (STOP, 0, 0, -1, 1, False),
+        (signal.SIGTERM, 0, 65_534, 0, 1, True),
+        (signal.SIGTERM, 17, 1000, 0, 1, False),
+        # Also what the kernel says when it forgot who sent it.
+        (signal.SIGTERM, 0, 0, 0, 1, False),
+        (signal.SIGTERM, 17, 0, 0, 99, True),
+    ],
 )
 def test_in_a_pod_only_the_kubelet_ends_the_server(
-    sender: int, code: int, own_pid: int, obeyed: bool
+    number: int, sender: int, user: int, code: int, own_pid: int, obeyed: bool
 ) -> None:
-    assert ends_server(sender, code, own_pid) is obeyed
+    assert ends_server(number, sender, user, code, own_pid) is obeyed
 
 
 def test_tools_start_with_ordinary_signals(tools: Tools) -> None:

@@ -5,7 +5,6 @@ The server is PID 1 of a PID namespace, as in a pod, and without any privilege.
 
 import asyncio
 import contextlib
-import signal
 import socket
 import uuid
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from cloister_api.exec.v1 import exec_pb2, exec_pb2_grpc
 from cloister_sandbox import kin
 from cloister_sandbox.calls import Calls
 from cloister_sandbox.errors import Busy
+from cloister_sandbox.guard import STOP
 from cloister_sandbox.processes import Reaper
 from cloister_sandbox.replays import Replays
 from cloister_sandbox.services import tools as tools_service
@@ -58,6 +58,24 @@ for name in [*names, "exe", "cwd", "root", "fd/3", "map_files/400000-401000"]:
 print(*sorted(name for name, result in tries.items() if result >= 0))
 """
 
+NAMES_AN_OWNER = """
+import contextlib, fcntl, os, socket
+SET_SIGNAL = 10
+refused = []
+for number in range(65):
+    for owner in (1, -1):
+        near, far = socket.socketpair()
+        fcntl.fcntl(near, fcntl.F_SETOWN, owner)
+        try:
+            fcntl.fcntl(near, SET_SIGNAL, number)
+        except PermissionError:
+            refused.append(number)
+            continue
+        fcntl.fcntl(near, fcntl.F_SETFL, os.O_ASYNC | os.O_NONBLOCK)
+        far.send(b"x")
+        far.close()
+print(sorted(set(refused)))
+"""
 HOLDS_A_LEASE = """
 import fcntl, signal
 signal.signal(signal.SIGIO, lambda *_: None)
@@ -71,7 +89,7 @@ while True:
 
 @pytest.fixture(scope="module")
 def pod(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
-    with claimed_pod(tmp_path_factory.mktemp("pod"), signal.SIGTERM) as server:
+    with claimed_pod(tmp_path_factory.mktemp("pod"), STOP) as server:
         yield server
 
 
@@ -91,6 +109,13 @@ def test_no_signal_from_within_ends_the_server(tools: Tools) -> None:
     boot = tools.bash("cut -d ' ' -f 22 /proc/1/stat")
     tools.bash("for n in $(seq 64); do kill -$n 1; done 2>/dev/null")
     assert tools.bash("cut -d ' ' -f 22 /proc/1/stat") == boot
+
+
+def test_no_signal_that_the_kernel_sends_for_a_descriptor_ends_the_server(tools: Tools) -> None:
+    boot = tools.bash("cut -d ' ' -f 22 /proc/1/stat")
+    tools.call("write", file_path="owner.py", content=NAMES_AN_OWNER)
+    assert tools.bash("python3 owner.py") == f"[{STOP}]"
+    assert tools.bash("cut -d ' ' -f 22 /proc/1/stat", context_id="another") == boot
 
 
 def test_tools_inherit_no_descriptor_of_the_server(tools: Tools) -> None:

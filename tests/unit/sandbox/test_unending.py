@@ -14,6 +14,7 @@ import grpc
 import pytest
 
 from cloister_api.exec.v1 import exec_pb2
+from cloister_sandbox.guard import STOP
 from support.jobs import Jobs, Stream
 from support.pods import LIKE_A_ROOTISH_POD, claimed_pod
 from support.sandbox_server import Sandbox, Tools
@@ -43,14 +44,14 @@ while True:
 
 @pytest.fixture(scope="module")
 def pod(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
-    with claimed_pod(tmp_path_factory.mktemp("pod"), signal.SIGTERM) as server:
+    with claimed_pod(tmp_path_factory.mktemp("pod"), STOP) as server:
         yield server
 
 
 @pytest.fixture(scope="module")
 def rootish(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
     directory = tmp_path_factory.mktemp("rootish")
-    with claimed_pod(directory, signal.SIGTERM, within=LIKE_A_ROOTISH_POD) as server:
+    with claimed_pod(directory, STOP, within=LIKE_A_ROOTISH_POD) as server:
         yield server
 
 
@@ -116,7 +117,7 @@ def test_a_command_ends_in_time_though_another_traces_its_shell(jobs: Jobs, tool
 
 def test_the_server_ends_though_one_program_traces_another(tmp_path: Path) -> None:
     with (
-        claimed_pod(tmp_path, signal.SIGTERM) as server,
+        claimed_pod(tmp_path, STOP) as server,
         server.worker() as channel,
     ):
         tools, jobs = Tools(channel), Jobs(channel)

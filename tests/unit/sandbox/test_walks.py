@@ -1,12 +1,18 @@
 """Walking a tree, and its bounds."""
 
 import os
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from cloister_sandbox import walks
+from cloister_sandbox import finds, walks, watches
+from cloister_sandbox.errors import Busy
+from cloister_sandbox.paths import Roots
+from cloister_sandbox.toolset.patterns import Pattern
 from cloister_sandbox.walks import TooLarge, walk
+from support.memory import grows_by_less_than
 
 
 @pytest.mark.parametrize("strict", [True, False])
@@ -38,3 +44,105 @@ def test_of_the_last_level_nothing_waits(tmp_path: Path, monkeypatch: pytest.Mon
             list(walk(root, 1, strict=True))
     finally:
         os.close(root)
+
+
+def chain(root: Path, levels: int, wide: int) -> None:
+    """Directories with long names in each other, and in the last one many."""
+    here = os.open(root, os.O_RDONLY)
+    for _ in range(levels):
+        os.mkdir("d" * 250, dir_fd=here)
+        below = os.open("d" * 250, os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = below
+    for number in range(wide):
+        os.mkdir(f"{number:0250}", dir_fd=here)
+    os.close(here)
+
+
+@pytest.fixture
+def deep(tmp_path: Path) -> Iterator[Path]:
+    """A tree whose last level no path names; its removal is no work for Python's own."""
+    chain(tmp_path, 300, 500)
+    yield tmp_path
+    subprocess.run(["rm", "-rf", str(tmp_path / ("d" * 250))], check=True)
+
+
+def test_directories_at_very_long_paths_are_passed_over(deep: Path) -> None:
+    root = os.open(deep, os.O_RDONLY)
+    try:
+        lengths = [len(each.relative) for each in walk(root)]
+        assert walks.MAX_PATH < max(lengths) < walks.MAX_PATH + 300
+        assert len(lengths) == walks.MAX_PATH // 251 + 1
+        with pytest.raises(TooLarge, match="at a path of more than"):
+            list(walk(root, strict=True))
+    finally:
+        os.close(root)
+
+
+def test_what_waits_takes_no_more_memory_than_its_names(tmp_path: Path) -> None:
+    chain(tmp_path, 60, 4000)
+    root = os.open(tmp_path, os.O_RDONLY)
+    walking = walk(root)
+    try:
+        with grows_by_less_than(os.getpid(), 16 * 1024 * 1024):
+            for _ in range(60 + 4000):
+                next(walking)
+    finally:
+        walking.close()  # type: ignore[attr-defined]
+        os.close(root)
+        subprocess.run(["rm", "-rf", str(tmp_path / ("d" * 250))], check=True)
+
+
+def test_of_long_names_fewer_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(walks, "MAX_WAITING", 100)
+    for number in range(3):
+        (tmp_path / f"{number:050}").mkdir()
+    root = os.open(tmp_path, os.O_RDONLY)
+    try:
+        with pytest.raises(TooLarge, match="long names"):
+            list(walk(root))
+    finally:
+        os.close(root)
+
+
+def test_of_long_paths_fewer_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(9):
+        (tmp_path / f"{number}").touch()
+        os.utime(tmp_path / f"{number}", (number, number))
+    room = 3 * (len(str(tmp_path)) + 2)
+    monkeypatch.setattr(finds, "MAX_KEPT", room)
+    found, total = finds.find(
+        Roots(tmp_path, (), ()), str(tmp_path), Pattern("*"), 100, lambda: False
+    )
+    assert [Path(each.path).name for each in found] == ["8", "7", "6"]
+    assert total == 9
+
+
+def test_of_long_paths_fewer_are_watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watches, "MAX_NAMES", 100)
+    roots = Roots(tmp_path, (), ())
+    for number in range(9):
+        (tmp_path / f"{number:020}").mkdir()
+    with pytest.raises(Busy) as error:
+        watches.Watch(roots, ".", str(tmp_path), recursive=True)
+    assert error.value.reason == "TOO_MANY_DIRECTORIES"
+    for number in range(6):
+        (tmp_path / f"{number:020}").rmdir()
+    watch = watches.Watch(roots, ".", str(tmp_path), recursive=True)
+    for number in range(20):  # what is gone makes room
+        (tmp_path / f"{number + 100:020}").mkdir()
+        (tmp_path / f"{number + 100:020}").rmdir()
+        watch.changes(lambda: False)
+    assert watch._named == 3 * 20
+    watch.close()
+
+
+def test_of_changes_at_long_paths_fewer_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watches, "_MAX_TOLD", 4 * len(str(tmp_path)))
+    watch = watches.Watch(Roots(tmp_path, (), ()), ".", str(tmp_path), recursive=False)
+    for number in range(9):
+        (tmp_path / f"{number}").touch()
+    assert watch.changes(lambda: False) == [(watches.Change.OVERFLOW, str(tmp_path))]
+    watch.close()

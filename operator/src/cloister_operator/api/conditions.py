@@ -90,6 +90,8 @@ CLAIMED: Final = "Claimed"
 """A pod is the session's and answers."""
 STARTING: Final = "Starting"
 """A pod is being made for the session."""
+POD_SILENT: Final = "PodSilent"
+"""The pod that it is to have does not answer."""
 ENVIRONMENT_NOT_FOUND: Final = "EnvironmentNotFound"
 """The Environment that the session names does not exist."""
 ENVIRONMENT_NOT_READY: Final = "EnvironmentNotReady"
@@ -130,6 +132,9 @@ POD_ENDED: Final = "PodEnded"
 
 NO_PLACE: Final = (QUEUED, NAMESPACE_FULL)
 """Why a session waits in line."""
+HAS_PLACE: Final = "HasPlace"
+"""A condition of sessions that had to wait in line: False until they run, whatever else keeps them
+waiting meanwhile."""
 LOSSES: Final = (POD_DELETED, NODE_LOST, OOM_KILLED, EVICTED, DISK_FULL, POD_ENDED)
 """Why a session has no pod any more, though nobody ended it."""
 

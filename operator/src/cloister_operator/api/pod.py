@@ -84,6 +84,10 @@ class PodView:
     """Whether it asked for a user namespace of its own."""
     trees: tuple[GitTree, ...] = ()
     """Repositories that it is given before it is warm."""
+    identity: str = ""
+    """The Secret that it mounts for its identity."""
+    node_silent: bool = False
+    """Whether its node is not heard of."""
 
     @property
     def key(self) -> tuple[str, str]:
@@ -125,6 +129,8 @@ def view(raw: JSON) -> PodView:
         hosts=_hosts(metadata),
         own_users=(raw.get("spec") or {}).get("hostUsers") is False,
         trees=_trees(metadata),
+        identity=_identity(raw.get("spec") or {}) or metadata["name"],
+        node_silent=_node_silent(status),
     )
 
 
@@ -153,6 +159,24 @@ def _claim(spec: JSON) -> str:
             name: str = volume["persistentVolumeClaim"]["claimName"]
             return name
     return ""
+
+
+def _identity(spec: JSON) -> str:
+    for volume in spec.get("volumes") or []:
+        if volume["name"] == names.IDENTITY_VOLUME and "secret" in volume:
+            name: str = volume["secret"]["secretName"]
+            return name
+    return ""
+
+
+def _node_silent(status: JSON) -> bool:
+    """A kubelet says why a pod is not Ready; who says it in its place, because it is silent, gives
+    no reason.
+    """
+    return any(
+        each.get("type") == "Ready" and each.get("status") == "False" and not each.get("reason")
+        for each in status.get("conditions") or []
+    )
 
 
 def _disruption(status: JSON) -> Trouble | None:

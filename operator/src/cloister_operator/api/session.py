@@ -9,7 +9,7 @@ from pydantic import Field
 
 from .. import names
 from .common import JSON, Condition, EnvVar, FileSpec, Model, ObjectMeta
-from .conditions import NO_PLACE, parse_time, precise
+from .conditions import HAS_PLACE, NO_PLACE, parse_time, precise
 
 
 class Phase(StrEnum):
@@ -148,10 +148,13 @@ class SessionObject(Model):
 
     @property
     def in_line(self) -> bool:
-        """Whether it waits for a place: the pod that it was made for is anybody's meanwhile, and
-        nobody was told that it runs there.
+        """Whether it waits for a place, or for whatever came after it was told so: the pod that it
+        was made for is anybody's meanwhile, and nobody was told that it runs there.
         """
-        return self.status.reason in NO_PLACE
+        # The reason alone is what an older operator wrote.
+        return self.status.reason in NO_PLACE or any(
+            each.type == HAS_PLACE and each.status == "False" for each in self.status.conditions
+        )
 
     @property
     def suspended_when_idle(self) -> bool:

@@ -367,7 +367,11 @@ def _trimmed(resource: Resource, item: JSON) -> JSON:
     if resource is PODS and "spec" in item:
         spec, status = item["spec"], item.get("status") or {}
         volumes = spec.get("volumes") or []
-        kept = [each for each in volumes if "persistentVolumeClaim" in each]
+        kept = [
+            each
+            for each in volumes
+            if "persistentVolumeClaim" in each or each["name"] == names.IDENTITY_VOLUME
+        ]
         item["spec"] = {
             "nodeName": spec.get("nodeName"),
             "hostUsers": spec.get("hostUsers"),

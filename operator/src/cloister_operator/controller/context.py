@@ -155,6 +155,9 @@ class Context:
     """UIDs of warm pods that a claim in this process has taken."""
     placed: set[str] = field(default_factory=set)
     """UIDs of claimed pods whose sessions are known not to be one too many, until they run."""
+    met: set[str] = field(default_factory=set)
+    """UIDs of pods that this process told first whose they are, of those that another one chose for
+    their sessions; until these run."""
     flights: Flights = field(default_factory=Flights)
     """Pods that may have been made though no answer came."""
     doubted: set[Key] = field(default_factory=set)
@@ -263,6 +266,7 @@ class Context:
         self.identified.discard(uid)
         self.made.discard(uid)
         self.placed.discard(uid)
+        self.met.discard(uid)
         self.dialer.forget(uid)
 
     def take_warm(self, environment: EnvironmentObject, recipe: str) -> PodView | None:
@@ -272,6 +276,7 @@ class Context:
             pod
             for pod in self.pods.group(group)
             if pod.alive
+            and not pod.node_silent
             and pod.uid in self.usable
             and pod.uid not in self.reserved
             and not self.promised(pod)
@@ -292,7 +297,10 @@ class Context:
         """Whether a warm pod is there that this process, just started, has yet to prove."""
         group = ("state", *environment.key, recipe, names.STATE_WARM)
         return any(
-            pod.alive and pod.uid not in self.usable and pod.uid not in self.failures
+            pod.alive
+            and not pod.node_silent
+            and pod.uid not in self.usable
+            and pod.uid not in self.failures
             for pod in self.pods.group(group)
         )
 

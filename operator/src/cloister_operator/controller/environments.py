@@ -63,6 +63,7 @@ class EnvironmentReconciler:
                 asks = False
                 recipe = await self._resolve(environment, asks)
         except PermanentError as error:
+            self._pools.rests(environment.key)
             await self._refuse(environment, error)
             return None
         pooled = bare(environment) if asks else environment

@@ -34,6 +34,9 @@ may have an exec server that refuses all, and pods would be made for it as fast 
 """
 FRESH = timedelta(seconds=1)
 """A session that is not claimed within this starts when it is, and not when its pod was chosen."""
+SILENT_TOLD, SILENT_PATIENCE = 5.0, 30.0
+"""Seconds for which a pod does not answer its claim: then its session says so, and then it gets
+another one. Its node's network may be broken, which nobody else tells."""
 ANSWER_FIRST_SECONDS = 0.005
 """Before a status is written that a caller has been told: both would want the same processors."""
 _KEPT = tuple(f"{root}/" for root in manifests.KEPT)
@@ -52,10 +55,13 @@ class HandOvers:
     ) -> None:
         """Tell the exec server whose it is, then write that the session runs; raises ConflictError
         where another operator gave its place away.
+
+        Of a pod that another process chose for the session, a caller may have been told that it
+        runs there: then it does, whoever has a place by now.
         """
         context, metadata = self._context, session.metadata
-        if not is_first(pod, session) or context.promises.made(session):
-            # Of another one a caller may have been told that it runs there.
+        of_another = is_first(pod, session) and not context.promises.made(session)
+        if not of_another:
             await self._check_place(session, environment, pod)
         now = context.clock()
         lifetime = limits(session, environment)[1] + CREDENTIALS_MARGIN
@@ -69,11 +75,18 @@ class HandOvers:
             await pods.delete(context, pod)
             refused = self._starts.refused(session)
             raise TransientError(str(error), REFUSED_PAUSE * 2 ** min(refused - 1, 6)) from error
+        if of_another and not replayed:
+            context.met.add(pod.uid)
+        if pod.uid in context.met:
+            # Who made the session for this pod may tell its caller early that it runs there, but
+            # only if the exec server did not know the session before.
+            await self._check_place(session, environment, pod)
         credentials = None
         if not session.through_api:
             credentials = await self._write_credentials(session, lifetime, now)
-        context.placed.discard(pod.uid)
         start, at_once = self._start(session, pod, now, replayed=replayed)
+        context.placed.discard(pod.uid)
+        context.met.discard(pod.uid)
         if at_once:
             context.promises.tell(self._statuses.as_running(session, pod, start), pod)
             self._starts.over(session, pod)
@@ -92,10 +105,13 @@ class HandOvers:
         before the status is written.
 
         Whoever writes the status, and when, it has the start that the caller was told. An exec
-        server that knew the session before was claimed by a process that may have told.
+        server that knew the session before was claimed by a process that may have told; of one that
+        stood in line nobody was told, and its wait counts for nothing.
         """
         first = session.first_pod
-        if first is None or not is_first(pod, session):
+        if first is None or not is_first(pod, session) or session.in_line:
+            return now, False
+        if pod.uid in self._context.met:
             return now, False
         at_once = not replayed and self._context.promises.made(session) and now < first.at + FRESH
         if not at_once and not replayed:
@@ -162,8 +178,8 @@ class HandOvers:
 
         The answer is whether the exec server had been claimed for it before, by what it says.
         """
-        claim = self._context.dialer.claim(address(pod), payload)
-        if pod.claim != pod.name:
+        claim = self._dial(session, pod, payload)
+        if volumes.is_own(session, pod):
             return await claim
         adoption = volumes.adopt(self._context, session, pod)
         replayed, adopted = await asyncio.gather(claim, adoption, return_exceptions=True)
@@ -171,6 +187,28 @@ class HandOvers:
             if isinstance(result, BaseException):
                 raise result
         return replayed is True
+
+    async def _dial(self, session: SessionObject, pod: PodView, payload: ClaimPayload) -> bool:
+        """Claim the exec server; a pod that stays silent goes, unless a caller may have been told
+        that the session runs in it.
+        """
+        context = self._context
+        try:
+            return await context.dialer.claim(address(pod), payload)
+        except ConflictError:
+            raise
+        except TransientError as error:
+            silent = self._starts.silent(session, pod)
+            told = is_first(pod, session) and not context.promises.made(session)
+            if silent >= SILENT_PATIENCE and not told:
+                with about(pod=pod.name):
+                    log.warning("pod %s does not answer, and is given up: %s", pod.name, error)
+                await pods.delete(context, pod)
+            elif silent >= SILENT_TOLD:
+                message = f"pod {pod.name} does not answer"
+                plan = SessionPlan(Step.WAIT, reason=conditions.POD_SILENT, message=message)
+                await self._statuses.waiting(session, plan)
+            raise
 
     async def _payload(
         self, session: SessionObject, now: datetime, lifetime: timedelta

@@ -28,9 +28,10 @@ from .context import Context
 log = logging.getLogger(__name__)
 
 
-def next_name(environment: str, session: SessionObject) -> str:
-    """The name of a session's next pod on its workspace: two operators that make it at the same
-    time make one, whatever recipe each knows, for one volume must not have two pods at work on it.
+def next_identity(environment: str, session: SessionObject) -> str:
+    """The name of the Secret with the identity of a session's next pod on its workspace: another
+    one than the last pod's, whose Secret may outlive it for a while, and a kubelet never reads one
+    again.
     """
     last = session.status.pod_uid or ""
     digest = hashlib.sha256(f"{session.metadata.uid}/{last}".encode()).hexdigest()
@@ -67,7 +68,9 @@ async def create(
 ) -> PodView:
     """Make a pod, and its identity right after it; raises OperatorError.
 
-    `claim`: the session's volume claim; a pool's pod gets its own where workspaces persist.
+    `claim`: the session's volume claim; a pool's pod gets its own where workspaces persist. A pod
+    has the name of its claim: the API server has one pod of a name at a time, and so one at work on
+    a volume, whatever operators know of each other, and however late their calls arrive.
 
     An answer that is lost is looked up under the pod's name, at the next attempt if not now. A kill
     between the writes is mended by `ensure_identity` when the pod is next looked at.
@@ -76,12 +79,13 @@ async def create(
     who = session.metadata.uid if session else pool_of(environment, recipe)
     lost = flights.take(who, now)
     name = lost or new_name(environment.metadata.name, recipe.hash)
+    identity = ""
     if session is None and environment.spec.workspace.persistent:
         claim = name
     elif session and claim:
         await confirm(context, session)
-        name = next_name(environment.metadata.name, session)
-    pod = manifests.SandboxPod(name, environment, recipe, session, claim)
+        name, identity = claim, next_identity(environment.metadata.name, session)
+    pod = manifests.SandboxPod(name, environment, recipe, session, claim, identity)
     body = manifests.sandbox_pod(pod, context.settings)
     namespace = environment.metadata.namespace
     if body["metadata"]["labels"].get(names.NETWORK_LABEL) == names.NETWORK_GATEWAY:
@@ -135,13 +139,7 @@ async def ensure_identity(context: Context, pod: PodView) -> None:
 async def _ensure_identity(context: Context, pod: PodView) -> None:
     identity = context.authority.pod_server(pod.uid, context.clock())
     body = manifests.identity_secret(
-        pod.namespace,
-        pod.name,
-        pod.uid,
-        pod.environment,
-        identity.certificate_pem,
-        identity.private_key_pem,
-        identity.ca_pem,
+        pod, identity.certificate_pem, identity.private_key_pem, identity.ca_pem
     )
     # One of an earlier pod of this name is about to be collected: it serves this one not at all.
     await owned.create(context.api, pod.namespace, body)

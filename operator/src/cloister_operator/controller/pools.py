@@ -49,6 +49,12 @@ class Pools:
         for known in (self._demand, self._targets, self._trials, failed):
             known.pop(key, None)
 
+    def rests(self, key: Key) -> None:
+        """The Environment has no recipe: no pod is tried, and none would ever end the count of
+        those that failed.
+        """
+        self._context.failed_starts.pop(key, None)
+
     def look(self, environment: EnvironmentObject, recipe: Recipe) -> tuple[Wanted, PoolPlan]:
         """What is wanted of a pool, and what is to be done for it."""
         context, key, now = self._context, environment.key, self._context.clock()

@@ -133,9 +133,11 @@ class Promises:
 
 def may_be_first(pod: PodView, session: SessionObject) -> bool:
     """Whether a session may yet have the pod that it was made for, by what is known of that: who
-    writes annotations is not trusted. Sessions are made for warm pods only.
+    writes annotations is not trusted. Sessions are made for warm pods only. One that is being
+    deleted, and is nobody's, nobody was told of, and nobody will be.
     """
-    free = pod.session_uid in ("", session.metadata.uid) and pod.state != names.STATE_STARTING
+    free = session.metadata.uid == pod.session_uid or not (pod.session_uid or pod.deleting)
+    free = free and pod.state != names.STATE_STARTING
     return free and is_first(pod, session) and pod.environment == session.spec.environment_name
 
 

@@ -84,13 +84,16 @@ class SessionReconciler:
         made at the same time, the one in the status, or else the oldest.
 
         The others go once the status says which it is: until then another operator may just be
-        writing one of them there.
+        writing one of them there. One without the session's workspace goes at once: who claimed
+        that had yet to hear of the workspace.
         """
-        found = self._context.pods.group(_pods_of(session))
-        wanted = session.status.pod_uid
+        all_of_it = self._context.pods.group(_pods_of(session))
+        wanted, kept = session.status.pod_uid, session.status.workspace_claim
+        found = [pod for pod in all_of_it if kept in (None, pod.claim)]
         found.sort(key=lambda pod: (pod.uid != wanted, pod.deleting, pod.created, pod.name))
-        extras = [extra for extra in found[1:] if not extra.deleting]
-        if extras and session.status.phase is not Phase.PENDING:
+        decided = found[:1] if session.status.phase is not Phase.PENDING else found
+        extras = [pod for pod in all_of_it if pod not in decided and not pod.deleting]
+        if extras:
             await pods.confirm(self._context, session)
             for extra in extras:
                 await pods.delete(self._context, extra)
@@ -239,6 +242,11 @@ class SessionReconciler:
             await self._endings.ask_activity(session, environment, pod)
         elif plan.step is Step.SUSPEND:
             await self._endings.suspend(session, environment, pod, plan)
+        elif plan.step is Step.LET_GO and session.first_pod:
+            first = context.pods.get(session.metadata.namespace, session.first_pod.name)
+            if first:
+                await pods.delete_unclaimed(context, first)
+            return 1.0
         elif plan.step is Step.DECLINE:
             await self._statuses.declined(session, plan)
         elif plan.step is Step.RESUME:

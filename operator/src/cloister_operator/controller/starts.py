@@ -22,6 +22,8 @@ class Starts:
         self._cold: set[str] = set()
         self._refused: dict[str, int] = {}
         """How many pods refused it."""
+        self._silent: dict[str, tuple[str, float]] = {}
+        """The UID of a pod that did not answer, and since when."""
 
     def waits(self, session: SessionObject) -> None:
         """The session waits for a pod."""
@@ -49,6 +51,15 @@ class Starts:
         self._refused[uid] = self._refused.get(uid, 0) + 1
         return self._refused[uid]
 
+    def silent(self, session: SessionObject, pod: PodView) -> float:
+        """The pod does not answer; the answer is for how many seconds by now."""
+        uid = session.metadata.uid
+        whose, since = self._silent.get(uid, ("", 0.0))
+        if whose != pod.uid:
+            since = _seconds()
+            self._silent[uid] = pod.uid, since
+        return _seconds() - since
+
     def over(self, session: SessionObject, pod: PodView) -> None:
         """It runs in the pod, or its caller has been told so."""
         uid = session.metadata.uid
@@ -71,6 +82,7 @@ class Starts:
         self._warm.discard(uid)
         self._cold.discard(uid)
         self._refused.pop(uid, None)
+        self._silent.pop(uid, None)
 
 
 def _start_of(session: SessionObject, pod: PodView, known_warm: bool) -> str:

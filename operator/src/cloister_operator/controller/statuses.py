@@ -61,8 +61,11 @@ class SessionStatuses:
             )
         ready = Finding(conditions.READY, "True", reason, message)
         findings = [ready]
-        if any(each.type == conditions.SUSPENDED for each in status.conditions):
+        known = {each.type for each in status.conditions}
+        if conditions.SUSPENDED in known:
             findings.append(Finding(conditions.SUSPENDED, "False", reason, message))
+        if conditions.HAS_PLACE in known:
+            findings.append(Finding(conditions.HAS_PLACE, "True", reason, message))
         changes = meters.started(status, start) | {
             "phase": Phase.RUNNING,
             "reason": reason,
@@ -81,13 +84,12 @@ class SessionStatuses:
         """It has no pod yet; written only when the reason changed. Where another process has just
         said something else, nothing is written, and the answer is when that may be.
         """
-        found = Finding(conditions.READY, "False", plan.reason, plan.message)
         changes = {
             "phase": Phase.PENDING,
             "reason": plan.reason,
             "queue_position": plan.queue_position,
         }
-        said, new = _said_of(session.status), self._turned(session, changes, [found])
+        said, new = _said_of(session.status), self._turned(session, changes, _not_ready(plan))
         if said == _said_of(new):
             return None
         uid, now = session.metadata.uid, self._context.clock()
@@ -104,8 +106,7 @@ class SessionStatuses:
             "queue_position": plan.queue_position,
             "pod_uid": pod.uid,
         }
-        found = Finding(conditions.READY, "False", plan.reason, plan.message)
-        await self._turn(session, changes, [found])
+        await self._turn(session, changes, _not_ready(plan))
 
     async def declined(self, session: SessionObject, plan: SessionPlan) -> None:
         """It was to be suspended, and cannot be."""
@@ -241,6 +242,14 @@ class SessionStatuses:
             self._said.note(session.key, session.metadata.uid, said, self._context.clock())
         else:
             self._said.forget(session.key)
+
+
+def _not_ready(plan: SessionPlan) -> list[Finding]:
+    """The conditions of a session that waits."""
+    found = [Finding(conditions.READY, "False", plan.reason, plan.message)]
+    if plan.reason in conditions.NO_PLACE:
+        found.append(Finding(conditions.HAS_PLACE, "False", plan.reason, plan.message))
+    return found
 
 
 def _said_of(status: SessionStatus) -> tuple[str, str] | None:

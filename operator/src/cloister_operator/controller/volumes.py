@@ -1,9 +1,9 @@
 """The volumes of persistent workspaces: whose each claim is, and what is wrong with it.
 
-A pool's pod has a claim of its own name, which belongs to the pod and goes with it. When a session
-takes the pod, the claim becomes the session's before the status says that it runs: from then on it
-outlives its pods, and goes with the Session. A session that gets no warm pod has a claim named by
-its UID, its own from the start.
+A pod has the name of its claim, so that a volume has one pod at a time. The claim of a pool's pod
+belongs to the pod and goes with it. When a session takes the pod, the claim becomes the session's
+before the status says that it runs: from then on it outlives its pods, and goes with the Session. A
+session that gets no warm pod has a claim named by its UID, its own from the start.
 """
 
 import logging
@@ -37,20 +37,25 @@ _TELLING = frozenset(
 
 
 async def ensure_of_pod(context: Context, pod: PodView) -> None:
-    """Make the claim of a pool's pod; that it is there already is fine.
+    """Make the claim of a pool's pod; that it is there already is fine. That of a session's is
+    there, or lost.
 
     Raises PermanentError for one that somebody else made: what is in it is theirs.
     """
     environment = context.environments.get(pod.namespace, pod.environment)
     if pod.claim != pod.name or environment is None:
         return
-    body = manifests.workspace_claim(environment, pod.name, manifests.pod_reference(pod))
-    try:
-        await context.api.create(VOLUME_CLAIMS, pod.namespace, body)
-    except ConflictError:
-        found = await context.api.get(VOLUME_CLAIMS, pod.namespace, pod.name)
-        if not _owned_by(found, pod.uid, pod.session_uid):
-            raise _not_ours(pod.name, "pod") from None
+    if not pod.session_uid:
+        body = manifests.workspace_claim(environment, pod.name, manifests.pod_reference(pod))
+        try:
+            await context.api.create(VOLUME_CLAIMS, pod.namespace, body)
+        except ConflictError:
+            log.debug("there is a claim %s", pod.name)
+        else:
+            return
+    found = await context.api.get(VOLUME_CLAIMS, pod.namespace, pod.name)
+    if not _owned_by(found, pod.uid, pod.session_uid):
+        raise _not_ours(pod.name, "pod")
 
 
 async def of_session(
@@ -103,6 +108,12 @@ async def _make(
         if not _owned_by(found, metadata.uid):
             raise _not_ours(name, "Session") from None
     return name
+
+
+def is_own(session: SessionObject, pod: PodView) -> bool:
+    """Whether a pod mounts no claim but one that is the session's already."""
+    made = names.workspace_claim(session.metadata.name, session.metadata.uid)
+    return pod.claim in ("", session.status.workspace_claim, made)
 
 
 async def adopt(context: Context, session: SessionObject, pod: PodView) -> None:

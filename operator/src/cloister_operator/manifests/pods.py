@@ -33,6 +33,8 @@ class SandboxPod:
     session: SessionObject | None = None
     claim: str | None = None
     """The PersistentVolumeClaim with its workspace; None makes one that ends with the pod."""
+    identity: str = ""
+    """The Secret with its identity; empty for one of the pod's name."""
 
 
 def sandbox_pod(pod: SandboxPod, settings: Settings) -> JSON:
@@ -147,7 +149,7 @@ def _container(pod: SandboxPod, settings: Settings) -> JSON:
     mounts = [
         *_writable(pod),
         {"name": "state", "mountPath": "/run/cloister/state"},
-        {"name": "identity", "mountPath": "/run/cloister/identity", "readOnly": True},
+        {"name": names.IDENTITY_VOLUME, "mountPath": "/run/cloister/identity", "readOnly": True},
         {"name": "recipe", "mountPath": "/run/cloister/recipe", "readOnly": True},
         *(
             {"name": "files", "mountPath": mount.path, "subPath": mount.key, "readOnly": True}
@@ -206,7 +208,10 @@ def _volumes(pod: SandboxPod, settings: Settings) -> list[JSON]:
             "emptyDir": {"sizeLimit": str(spec.resources.disk or settings.default_disk)},
         },
         {"name": "state", "emptyDir": {"medium": "Memory", "sizeLimit": "64Mi"}},
-        {"name": "identity", "secret": {"secretName": pod.name, "defaultMode": 0o440}},
+        {
+            "name": names.IDENTITY_VOLUME,
+            "secret": {"secretName": pod.identity or pod.name, "defaultMode": 0o440},
+        },
         {"name": "recipe", "secret": {"secretName": recipe, "defaultMode": 0o440}},
     ]
     if pod.recipe.mounts:
@@ -231,12 +236,13 @@ def _schedule(spec: JSON, pod: SandboxPod) -> None:
 
 def pod_reference(pod: PodView) -> JSON:
     """For objects that go with this pod."""
-    return owned_by_pod(pod.name, pod.uid)
-
-
-def owned_by_pod(name: str, uid: str) -> JSON:
-    """The owner reference of what goes with a pod."""
-    return {"apiVersion": "v1", "kind": "Pod", "name": name, "uid": uid, "controller": True}
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "name": pod.name,
+        "uid": pod.uid,
+        "controller": True,
+    }
 
 
 def workspace_claim(

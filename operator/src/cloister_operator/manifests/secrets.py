@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from .. import names
 from ..api.common import JSON
 from ..api.environment import EnvironmentObject
+from ..api.pod import PodView
 from ..api.session import SessionObject
 from ..recipe import Recipe
 from ..settings import Settings
-from .pods import owned_by_pod
+from .pods import pod_reference
 
 
 def _encoded(data: Mapping[str, bytes]) -> dict[str, str]:
@@ -36,27 +37,19 @@ def recipe_secret(environment: EnvironmentObject, recipe: Recipe) -> JSON:
     }
 
 
-def identity_secret(
-    namespace: str,
-    pod: str,
-    pod_uid: str,
-    environment: str,
-    certificate: bytes,
-    key: bytes,
-    ca: bytes,
-) -> JSON:
+def identity_secret(pod: PodView, certificate: bytes, key: bytes, ca: bytes) -> JSON:
     """The Secret with a pod's bootstrap identity, owned by the pod."""
     return {
         "apiVersion": "v1",
         "kind": "Secret",
         "metadata": {
-            "name": pod,
-            "namespace": namespace,
+            "name": pod.identity,
+            "namespace": pod.namespace,
             "labels": {
                 names.MANAGED_BY_LABEL: names.MANAGED_BY,
-                names.ENVIRONMENT_LABEL: environment,
+                names.ENVIRONMENT_LABEL: pod.environment,
             },
-            "ownerReferences": [owned_by_pod(pod, pod_uid)],
+            "ownerReferences": [pod_reference(pod)],
         },
         "type": "kubernetes.io/tls",
         "immutable": True,

@@ -12,6 +12,7 @@ from ..api.environment import EnvironmentObject
 from ..api.pod import PodView
 from ..api.session import Phase, SessionObject
 from .failure import Failure
+from .trials import STUCK_AFTER
 
 FIRST_RECOVERY = timedelta(seconds=2)
 """Before the second pod after a loss; doubled from one loss to the next."""
@@ -24,6 +25,8 @@ QUEUE_LOOK = timedelta(seconds=30)
 """How often a session in line looks how far it has come; who may go is told at once."""
 VOLUME_LOOK = timedelta(seconds=10)
 """While a pod waits for its volume, how often its events are read."""
+REPLACED_AFTER = timedelta(minutes=15)
+"""A pod that has yet to start by then, and nobody says why, goes: its node may be to blame."""
 
 
 class Step(Enum):
@@ -35,6 +38,7 @@ class Step(Enum):
     ASK_ACTIVITY = "the idle deadline is due: ask the pod"
     SUSPEND = "let calls finish, write that it is suspended, delete the pod"
     DECLINE = "say that it cannot be suspended"
+    LET_GO = "delete the pod that it was made for, unless somebody has claimed it since"
     RESUME = "write that it is to get a pod again"
     RECOVER = "its pod is lost and its workspace is not: write that it gets another"
     END = "write the end, delete the pod"
@@ -147,7 +151,7 @@ def _pending(session: SessionObject, observed: Observed, now: datetime) -> Sessi
     over = _lifetime_over(session, observed, now)
     if over:
         return over
-    if pod and pod.uid == status.pod_uid:
+    if pod and (pod.uid == status.pod_uid or _lost_before(session, observed, pod)):
         # The pod that it lost, or that it was suspended from: never used again.
         return _without_old_pod(session, pod)
     if observed.promise is Promise.GONE or (
@@ -158,6 +162,9 @@ def _pending(session: SessionObject, observed: Observed, now: datetime) -> Sessi
         return _lost(session, reason, message, now=now)
     if session.spec.state == "Suspended" and observed.promise is Promise.NONE:
         return SessionPlan(Step.SUSPEND, Phase.SUSPENDED, *_ASKED)
+    if session.spec.state == "Suspended" and observed.promise is Promise.OPEN and session.in_line:
+        # Who made it for that pod may yet claim it, and say that it runs.
+        return SessionPlan(Step.LET_GO)
     if pod and pod.end:
         return _lost(session, *pod.end, now=now)
     if pod is None or pod.deleting:
@@ -178,12 +185,41 @@ def _pending(session: SessionObject, observed: Observed, now: datetime) -> Sessi
         return _lost(session, failure.reason, failure.message, now=now)
     if observed.pod_warm:
         return SessionPlan(Step.HAND_OVER)
+    return _starting(pod, observed, now)
+
+
+def _starting(pod: PodView, observed: Observed, now: datetime) -> SessionPlan:
+    looks = [now + VOLUME_LOOK] if pod.claim and not pod.ip else []
     reason, message = pod.trouble or (conditions.STARTING, f"pod {pod.name} is starting")
     if observed.volume_problem:
         reason, message = observed.volume_problem.reason, observed.volume_problem.message
-    waits_for_volume = pod.claim and not pod.ip
-    again = now + VOLUME_LOOK if waits_for_volume else None
+    elif not pod.ip and not pod.trouble:
+        stuck, gone = pod.created + STUCK_AFTER, pod.created + REPLACED_AFTER
+        if now >= gone:
+            return SessionPlan(Step.CLEAN_UP)
+        if now >= stuck:
+            reason = conditions.POD_STUCK
+            message = (
+                f"pod {pod.name} has not started for {_minutes(STUCK_AFTER)} minutes; `kubectl "
+                "describe pod` says why. Another one takes its place after "
+                f"{_minutes(REPLACED_AFTER)} minutes"
+            )
+        looks.append(stuck if now < stuck else gone)
+    again = min(looks, default=None)
     return SessionPlan(Step.WAIT, reason=reason, message=message, look_again=again)
+
+
+def _minutes(span: timedelta) -> int:
+    return span // timedelta(minutes=1)
+
+
+def _lost_before(session: SessionObject, observed: Observed, pod: PodView) -> bool:
+    """Whether a pod that failed was there when the session lost one: two operators, one of which is
+    behind, would otherwise count it and the next one again and again, as fast as they can write.
+    """
+    last = session.status.failed_at
+    failed = pod.end or observed.pod_failure
+    return bool(failed and last) and pod.created < parse_time(last or "")
 
 
 def _without_old_pod(session: SessionObject, pod: PodView) -> SessionPlan:

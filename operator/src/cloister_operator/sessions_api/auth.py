@@ -270,8 +270,8 @@ class Auth:
 
 
 def whose_share(caller: Caller) -> str:
-    """Whose places and connections a caller takes: those of its namespace, where it is a
-    ServiceAccount. Who may make one makes as many as they like.
+    """Whose places, connections and calls a second a caller takes: those of its namespace, where it
+    is a ServiceAccount. Who may make one makes as many as they like.
     """
     if not caller.username.startswith(_SERVICE_ACCOUNT):
         return caller.username

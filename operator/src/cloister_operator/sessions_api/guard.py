@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any, Final, NoReturn, TypeAlias
 
@@ -21,16 +20,13 @@ from .auth import CALLER, RIGHTS, Auth, whose_share
 from .doorkeeper import Doorkeeper, of_peer
 from .forwarding import Forwarder, Relayed
 from .limits import RateLimits
+from .places import Places
 from .status import Busy, CallError, Forbidden, Unavailable, WrongState, from_error
 
 SERVICE: Final = "/cloister.sessions.v1.Sessions/"
-MAX_CALLS: Final = 512
-MAX_WATCHES: Final = 256
-MAX_RELAYS: Final = 256
-ONE_CALLERS_SHARE: Final = 0.75
-"""Of the places, what one caller, or the ServiceAccounts of one namespace together, may have: no
-tenant keeps all others out.
-"""
+MAX_CALLS: Final = 768
+MAX_WATCHES: Final = 384
+MAX_RELAYS: Final = 384
 RECHECK_SECONDS: Final = 30.0
 """How often a stream asks again whether its caller is still known and may have it."""
 FIRST_SECONDS: Final = 10.0
@@ -130,17 +126,14 @@ class Guard(grpc.aio.ServerInterceptor):
         self._auth = auth
         self._limits = limits
         self._forwarder = forwarder
-        self._free = {
-            "calls": max_calls,
-            "watches": max_watches,
-            "relays": max_relays,
-            "refusals": max_relays,
-        }
-        self._share = {
-            what: max(1, int(places * ONE_CALLERS_SHARE)) for what, places in self._free.items()
-        }
-        self._taken: Counter[tuple[str, str]] = Counter()
-        """Places by whose share they are of."""
+        self._places = Places(
+            {
+                "calls": max_calls,
+                "watches": max_watches,
+                "relays": max_relays,
+                "refusals": max_relays,
+            }
+        )
         self._recheck_seconds = recheck_seconds
         self.doorkeeper = doorkeeper or Doorkeeper()
         """Told of each connection over which a valid token came, and of whose it is."""
@@ -172,19 +165,16 @@ class Guard(grpc.aio.ServerInterceptor):
         async def call(request: Any, context: Context) -> Any:
             with self._observed(method, request) as seen:
                 try:
-                    with self._place("calls"):
-                        if self._forwarder is not None:
-                            # What nobody's token asks goes no further: to the leader all that is
-                            # forwarded comes from one address, which has few questions of that.
-                            with contextlib.suppress(Unavailable):
-                                await self._authenticate(context)
-                            answer = await self._forwarder.call(method, request, context)
-                            if answer is not None:
-                                # The leader writes the log, and asked all that is asked below.
-                                seen.forwarded()
-                                return answer
-                        await self._admit(seen, method, request, context)
-                        with self._callers_place(seen.caller, "calls"):
+                    with self._places.one("calls"):
+                        await self._know(seen, context, forwarded=self._forwarder is not None)
+                        with self._callers_place(seen, "calls"):
+                            if self._forwarder is not None:
+                                answer = await self._forwarder.call(method, request, context)
+                                if answer is not None:
+                                    # The leader writes the log, and asked all that is asked below.
+                                    seen.forwarded()
+                                    return answer
+                            await self._admit(seen, method, request, context)
                             answer = await inner(request, context)
                 except Exception as error:
                     await seen.fail(context, error)
@@ -197,9 +187,10 @@ class Guard(grpc.aio.ServerInterceptor):
         async def call(request: Any, context: Context) -> AsyncIterator[Any]:
             with self._observed(method, request) as seen:
                 try:
-                    with self._place("watches"):
-                        recheck = await self._admit(seen, method, request, context)
-                        with self._callers_place(seen.caller, "watches"):
+                    with self._places.one("watches"):
+                        await self._know(seen, context)
+                        with self._callers_place(seen, "watches"):
+                            recheck = await self._admit(seen, method, request, context)
                             # Headers at once: a caller with nothing to see yet knows that it
                             # watches.
                             await context.send_initial_metadata(())
@@ -217,10 +208,10 @@ class Guard(grpc.aio.ServerInterceptor):
             with self._observed(method, None) as seen:
                 first, asked = None, False
                 try:
-                    with self._place("relays"):
+                    with self._places.one("relays"):
                         # Whom nobody knows is not waited for.
-                        seen.caller = await self._authenticate(context)
-                        with self._callers_place(seen.caller, "relays"):
+                        await self._know(seen, context)
+                        with self._callers_place(seen, "relays"):
                             asked = True
                             first = await _first(requests)
                             seen.about(first)
@@ -233,7 +224,7 @@ class Guard(grpc.aio.ServerInterceptor):
                 except Exception as error:
                     if not asked:
                         # Of a flood not all are waited for.
-                        with contextlib.suppress(Busy), self._place("refusals"):
+                        with contextlib.suppress(Busy), self._places.one("refusals"):
                             await _heard(requests)
                     await seen.fail(context, error)
                 seen.done(first, None)
@@ -252,7 +243,7 @@ class Guard(grpc.aio.ServerInterceptor):
             seen.caller = await self._authenticate(context)
             CALLER.set(seen.caller)
             if self._limits is not None and not again:
-                self._limits.take(seen.caller.username, method)
+                self._limits.take(whose_share(seen.caller), method)
             translate.check_target(
                 request.namespace, name, name_required=method not in _NAME_OPTIONAL
             )
@@ -269,28 +260,18 @@ class Guard(grpc.aio.ServerInterceptor):
             self.doorkeeper.heard(far_end, whose_share(caller))
         return caller
 
-    @contextlib.contextmanager
-    def _place(self, what: str) -> Iterator[None]:
-        if self._free[what] <= 0:
-            raise Busy("TOO_MANY_CALLS", f"too many {what} at the same time; try again")
-        self._free[what] -= 1
-        try:
-            yield
-        finally:
-            self._free[what] += 1
+    async def _know(self, seen: _Call, context: Context, *, forwarded: bool = False) -> None:
+        """Find out who calls, before they are given a place of their own: rights, too, take a while
+        to ask for, and whoever has none must not keep others waiting meanwhile.
 
-    @contextlib.contextmanager
-    def _callers_place(self, caller: Caller | None, what: str) -> Iterator[None]:
-        key = (whose_share(caller) if caller else "", what)
-        if self._taken[key] >= self._share[what]:
-            raise Busy("TOO_MANY_CALLS", f"too many {what} of yours at the same time; try again")
-        self._taken[key] += 1
-        try:
-            yield
-        finally:
-            self._taken[key] -= 1
-            if not self._taken[key]:
-                del self._taken[key]
+        What nobody's token asks is not `forwarded`: to the leader all of that comes from one
+        address, which has few questions. A caller that cannot be known now is left to the leader.
+        """
+        with contextlib.suppress(*((Unavailable,) if forwarded else ())):
+            seen.caller = await self._authenticate(context)
+
+    def _callers_place(self, seen: _Call, kind: str) -> contextlib.AbstractContextManager[None]:
+        return self._places.of(whose_share(seen.caller) if seen.caller else "", kind)
 
     @contextlib.contextmanager
     def _observed(self, method: str, request: Any) -> Iterator[_Call]:

@@ -1,4 +1,7 @@
-"""How often each caller may call: token buckets, one for making sessions and one for the rest."""
+"""How often each caller may call: token buckets, one for making sessions and one for the rest.
+
+A caller is whoever has a share of the places, too: the ServiceAccounts of a namespace are one.
+"""
 
 import time
 from collections import OrderedDict

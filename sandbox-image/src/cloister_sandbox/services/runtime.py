@@ -17,6 +17,7 @@ from ..config import API_GENERATION, VERSION, Config
 from ..errors import InvalidField, Unavailable, WrongState
 from ..handover import hand_over
 from ..identity import KeyPair, ServerIdentity
+from ..probing import accepts
 from ..recipe import place
 from ..shell import ShellError
 from ..state import Activity, Phase, ServerState
@@ -123,7 +124,7 @@ class RuntimeService(exec_pb2_grpc.RuntimeServicer):
         seconds = request.timeout.ToTimedelta() / timedelta(seconds=1) or 1.0
         seconds = min(seconds, MAX_PROBE_SECONDS)
         targets = [_target(index, each) for index, each in enumerate(request.targets)]
-        found = await asyncio.gather(*(_accepts(*target, seconds) for target in targets))
+        found = await asyncio.gather(*(accepts(*target, seconds) for target in targets))
         reachable = [
             given for given, accepted in zip(request.targets, found, strict=True) if accepted
         ]
@@ -224,13 +225,3 @@ def _target(index: int, given: str) -> tuple[str, int]:
     raise InvalidField(
         f"targets[{index}]", "must be an IP address and a port, such as 10.0.0.1:443"
     )
-
-
-async def _accepts(host: str, port: int, seconds: float) -> bool:
-    try:
-        async with asyncio.timeout(seconds):
-            _, writer = await asyncio.open_connection(host, port)
-    except (OSError, TimeoutError):
-        return False
-    writer.close()
-    return True

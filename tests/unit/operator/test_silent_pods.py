@@ -1,0 +1,105 @@
+"""Warm pods that do not answer when a session is to have them, or whose node is not heard of."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from cloister_operator import names
+from cloister_operator.api.pod import view
+from cloister_operator.api.session import FirstPod
+from cloister_operator.errors import TransientError
+from cloister_operator.sandboxes import ClaimPayload, PodAddress
+from support.fake_operator import Operator, World
+from support.operator_objects import NAMESPACE, NOW
+
+JSON = dict[str, Any]
+Silence = Callable[[str], None]
+
+
+@pytest.fixture
+def silence(world: World, monkeypatch: pytest.MonkeyPatch) -> Silence:
+    """The pod of this UID answers no claim; nobody is patient."""
+    monkeypatch.setattr("cloister_operator.controller.handovers.SILENT_TOLD", 0.0)
+    monkeypatch.setattr("cloister_operator.controller.handovers.SILENT_PATIENCE", 0.1)
+    silent: set[str] = set()
+    claim = world.sandboxes.claim
+
+    async def answers(pod: PodAddress, payload: ClaimPayload) -> bool:
+        if pod.uid in silent:
+            raise TransientError(f"pod {pod.name} does not answer")
+        return await claim(pod, payload)
+
+    monkeypatch.setattr(world.sandboxes, "claim", answers)
+    return silent.add
+
+
+async def one_warm(world: World) -> tuple[Operator, JSON]:
+    world.apply_environment(pool={"size": 1})
+    operator = world.start()
+    await operator.until(lambda: world.pool_is(1))
+    (warm,) = (each["metadata"] for each in world.pods())
+    return operator, warm
+
+
+async def test_a_session_says_that_its_pod_is_silent_and_gets_another(
+    world: World, silence: Silence
+) -> None:
+    operator, warm = await one_warm(world)
+    silence(warm["uid"])
+    told = False
+
+    def served() -> bool:
+        nonlocal told
+        told |= world.condition(world.session()) == ("False", "PodSilent")
+        return world.served("s1")
+
+    world.apply_session()
+    await operator.until(served)
+    assert told
+    assert world.session()["status"]["podUID"] != warm["uid"]
+    await operator.until(lambda: world.pool_is(1) and len(world.pods()) == 2)
+    await operator.settle()
+    assert operator.controller._sessions._starts._silent == {}
+
+
+async def test_a_silent_pod_that_a_caller_may_know_of_stays(world: World, silence: Silence) -> None:
+    """Another process made the session for it, and may have told that it runs there."""
+    operator, warm = await one_warm(world)
+    silence(warm["uid"])
+    first = FirstPod(warm["name"], warm["uid"], NOW)
+    notes = {names.FIRST_POD: str(first), names.ISSUED_BY: names.ISSUED_BY_API}
+    uid = world.apply_session(annotations=notes)
+    starts = operator.controller._sessions._starts
+
+    def long_silent() -> bool:
+        found = operator.context.sessions.get(NAMESPACE, "s1")
+        return bool(found and starts._silent and starts.silent(found, view(mine())) > 0.3)
+
+    def mine() -> JSON:
+        (found,) = world.pods(session=uid)
+        return found
+
+    await operator.until(long_silent)
+    assert mine()["metadata"]["uid"] == warm["uid"]
+    assert world.condition(world.session()) == ("False", "PodSilent")
+
+
+@pytest.mark.parametrize(
+    ("ready", "silent"),
+    [
+        ({"status": "False"}, True),
+        ({"status": "False", "reason": "ContainersNotReady"}, False),
+        ({"status": "True"}, False),
+    ],
+)
+async def test_a_pod_whose_node_is_not_heard_of_is_given_to_nobody(
+    world: World, ready: JSON, silent: bool
+) -> None:
+    operator, warm = await one_warm(world)
+    conditions = [{"type": "Ready", **ready}]
+    world.cluster.set_pod_status(NAMESPACE, warm["name"], conditions=conditions)
+    await operator.settle()
+    world.apply_session()
+    await operator.until(lambda: world.served("s1"))
+    assert (world.session()["status"]["podUID"] != warm["uid"]) is silent

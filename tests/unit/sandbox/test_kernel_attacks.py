@@ -1,0 +1,133 @@
+"""What the kernel lets a tool do to whoever looks at it, or closes what it has open."""
+
+# ruff: noqa: ASYNC230, ASYNC240 - nothing but the test waits for its loop
+
+import asyncio
+import errno
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from cloister_sandbox import kin
+from cloister_sandbox.processes import Reaper
+from cloister_sandbox.shell import Shell, ShellError
+from support.memory import grows_by_less_than
+
+pytestmark = pytest.mark.long
+
+MIB = 1024 * 1024
+SAYS_MUCH = """
+import ctypes, mmap, os, struct, sys, time
+SET_MM, SET_MM_MAP, PRIVATE, ANONYMOUS, NO_RESERVE = 35, 14, 0x2, 0x20, 0x4000
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mmap.restype = libc.sbrk.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, *[ctypes.c_size_t] * 5]
+size = int(sys.argv[1])
+at = libc.mmap(None, size, mmap.PROT_READ, PRIVATE | ANONYMOUS | NO_RESERVE, 2**64 - 1, 0)
+line = open("/proc/self/stat").read()
+fields = [int(each) for each in line[line.rindex(")") + 3 :].split()]
+code, stack, data, words = fields[22:24], fields[24], fields[41:44], fields[44:46]
+shown = [*code, *data, libc.sbrk(0), stack, *words, at, at + size, 0]
+map_ = struct.pack("@12QII", *shown, 0, 2**32 - 1)
+if libc.prctl(SET_MM, SET_MM_MAP, map_, len(map_), 0):
+    print(os.strerror(ctypes.get_errno()), flush=True)
+print("on", flush=True)
+time.sleep(600)
+"""
+
+
+def test_variables_without_end_take_no_memory(tmp_path: Path) -> None:
+    """A process needs no right to say that all of its memory is its variables."""
+    script = tmp_path / "says.py"
+    script.write_text(SAYS_MUCH)
+    variables = {"PATH": os.environ["PATH"], kin.MARK: "honest"}
+    with subprocess.Popen(
+        [sys.executable, str(script), str(1024 * MIB)], env=variables, stdout=subprocess.PIPE
+    ) as liar:
+        try:
+            assert liar.stdout is not None
+            said = liar.stdout.readline()
+            if said != b"on\n":
+                pytest.skip(f"this kernel does not let it: {said.decode().strip()}")
+            with grows_by_less_than(os.getpid(), 64 * MIB):
+                assert kin._marked(liar.pid) == set()
+        finally:
+            liar.kill()
+    with subprocess.Popen(["sleep", "600"], env=variables) as honest:
+        try:
+            assert kin._marked(honest.pid) == {"honest"}
+        finally:
+            honest.kill()
+
+
+@pytest.fixture
+async def shell(tmp_path: Path) -> AsyncIterator[Callable[[str], Shell]]:
+    reaper = Reaper()
+    reaper.install()
+    made: list[Shell] = []
+
+    def make(name: str) -> Shell:
+        made.append(Shell(name, tmp_path, reaper))
+        return made[-1]
+
+    yield make
+    for each in made:
+        await each.retire()
+
+
+async def test_what_is_said_on_a_status_pipe_between_commands_is_passed_over(
+    shell: Callable[[str], Shell], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each word would cost the server a thousand times what it costs a tool."""
+    said: list[str | None] = []
+    never: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    one = shell("one")
+    await one.open(str(tmp_path), {"PATH": os.environ["PATH"]})
+    await one.run("true", 20, never)
+    monkeypatch.setattr(one, "_report", said.append)
+    with open(f"/proc/{one.leader[0]}/fd/50", "wb", buffering=0) as pipe:  # noqa: PTH123
+        pipe.write(b"\0" * 4000)
+        one._read_status()
+    assert said == []
+    monkeypatch.undo()
+    assert (await one.run("echo on", 20, never)).output == "on\n"
+
+
+async def test_a_shell_that_cannot_be_watched_is_none(
+    shell: Callable[[str], Shell], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A user may wait for so many descriptors with epoll, and tools are that user."""
+    env = {"PATH": os.environ["PATH"]}
+    never: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    one = shell("one")
+    monkeypatch.setattr(asyncio.get_running_loop(), "add_reader", full)
+    with pytest.raises(ShellError, match="bash cannot be heard"):
+        await one.open(str(tmp_path), env)
+    assert not one.alive
+    monkeypatch.undo()
+    await one.open(str(tmp_path), env)
+    assert (await one.run("echo on", 20, never)).output == "on\n"
+
+
+async def test_what_tools_leave_beside_a_shells_files_is_not_removed(
+    shell: Callable[[str], Shell], tmp_path: Path
+) -> None:
+    """It can be more than can be removed while others wait."""
+    never: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    one, clean = shell("one"), shell("clean")
+    for each in (one, clean):
+        await each.open(str(tmp_path), {"PATH": os.environ["PATH"]})
+    found = await one.run('dirname "$(readlink /proc/self/fd/2)"', 20, never)
+    (Path(found.output.strip()) / "mine").mkdir()
+    for each in (one, clean):
+        await each.retire()
+    assert [each.name for each in tmp_path.glob("*/*")] == ["mine"]
+    assert len(list(tmp_path.iterdir())) == 1

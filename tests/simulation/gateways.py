@@ -242,12 +242,12 @@ class Site:
         """The operator that leads deletes a pod."""
         if self.pods and self.operators:
             name = self.rng.choice(sorted(self.pods))
-            task = self._loop.create_task(self._revoke(self.operators[-1], name))
+            pod = view(self.pods[name])
+            task = self._loop.create_task(self._revoke(self.operators[-1], name, pod))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    async def _revoke(self, operator: Pusher, name: str) -> None:
-        pod = view(self.pods[name])
+    async def _revoke(self, operator: Pusher, name: str, pod: PodView) -> None:
         await operator.egress.revoke(pod)
         known = [
             agent

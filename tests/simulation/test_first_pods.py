@@ -44,3 +44,20 @@ another pod, which is held for somebody else.
 def test_who_holds_a_pod_for_a_session_does_not_take_another_one_for_it() -> None:
     seeds = (507_812, 231, 243, 298)
     assert [run(seed, REPEATED_TO_BOTH).violations for seed in seeds] == [()] * len(seeds)
+
+
+ENDED = (
+    Step(0.0, "environment", 0, 5),
+    Step(3.0, "faults", 20, 35),
+    Step(3.0, "environment", 33, 29),
+    Step(3.0, "rush", 6, 1),
+    Step(0.01, "fail_pod", 0, 4),
+    Step(20.0, "session", 19, 7),
+    Step(3.0, "session", 2, 27),
+)
+"""The pod that a session is made for ends while it is claimed, and the API server is too busy."""
+
+
+def test_a_pod_that_ends_while_it_is_claimed_goes() -> None:
+    seeds = (2_072_664, *range(8))
+    assert [run(seed, ENDED).violations for seed in seeds] == [()] * len(seeds)

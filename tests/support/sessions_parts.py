@@ -274,3 +274,16 @@ def create(**given: Any) -> sessions_pb2.CreateSessionRequest:
 
 def get(name: str = "s1", namespace: str = NS) -> sessions_pb2.GetSessionRequest:
     return sessions_pb2.GetSessionRequest(namespace=namespace, name=name)
+
+
+EVERY_CALL: list[tuple[str, Any]] = [
+    ("Create", create()),
+    ("Get", get()),
+    ("List", sessions_pb2.ListSessionsRequest(namespace=NS)),
+    ("Renew", sessions_pb2.RenewRequest(namespace=NS, name="s1")),
+    ("Suspend", sessions_pb2.SuspendRequest(namespace=NS, name="s1")),
+    ("Resume", sessions_pb2.ResumeRequest(namespace=NS, name="s1")),
+    ("GetEgress", sessions_pb2.GetEgressRequest(namespace=NS, name="s1")),
+    ("Delete", sessions_pb2.DeleteSessionRequest(namespace=NS, name="s1")),
+]
+"""By method, a call that is in order."""

@@ -1,21 +1,16 @@
-"""The Sessions API over a real TLS connection, with a backend and a reviewer of the tests' own."""
+"""Who may call the Sessions API, and how often, over a real TLS connection."""
 
 import asyncio
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime, timedelta
 from typing import Any
 from unittest import mock
 
 import grpc
 import pytest
-from cryptography import x509
-from google.protobuf.duration_pb2 import Duration
 
-from cloister_api.sessions.v1 import sessions_pb2, sessions_pb2_grpc
+from cloister_api.sessions.v1 import sessions_pb2
 from cloister_operator import logs
-from cloister_operator.api.backend import EgressRecord, SessionChange
-from cloister_operator.errors import PermanentError, TransientError
-from cloister_operator.identity import Authority
+from cloister_operator.api.backend import SessionChange
 from cloister_operator.sessions_api.auth import (
     ACCESS_SECONDS,
     MAX_ENTRIES,
@@ -26,24 +21,20 @@ from cloister_operator.sessions_api.auth import (
     Auth,
 )
 from cloister_operator.sessions_api.guard import Guard
-from cloister_operator.sessions_api.server import SessionsServer, _Renewed
 from cloister_operator.sessions_api.status import Busy, Unauthenticated
 from support.sessions_parts import (
     ALICE,
     BOB,
     CAROL,
+    EVERY_CALL,
     NS,
-    UID,
     Api,
     Clock,
-    FakeBackend,
     FakeReviewer,
-    channel,
     create,
     failure,
     get,
     made,
-    not_ready,
     serving,
 )
 
@@ -52,268 +43,6 @@ from support.sessions_parts import (
 async def api() -> AsyncIterator[Api]:
     async with serving(max_calls=4, max_watches=1) as served:
         yield served
-
-
-EVERY_CALL: list[tuple[str, Any]] = [
-    ("Create", create()),
-    ("Get", get()),
-    ("List", sessions_pb2.ListSessionsRequest(namespace=NS)),
-    ("Renew", sessions_pb2.RenewRequest(namespace=NS, name="s1")),
-    ("Suspend", sessions_pb2.SuspendRequest(namespace=NS, name="s1")),
-    ("Resume", sessions_pb2.ResumeRequest(namespace=NS, name="s1")),
-    ("GetEgress", sessions_pb2.GetEgressRequest(namespace=NS, name="s1")),
-    ("Delete", sessions_pb2.DeleteSessionRequest(namespace=NS, name="s1")),
-]
-
-
-# What the calls do.
-
-
-async def test_create_answers_with_a_running_session_and_its_certificate(api: Api) -> None:
-    answer = await api.call(
-        "Create",
-        create(
-            name="s1",
-            request_id="r-1",
-            env={"A": "1"},
-            files=[sessions_pb2.File(path="/workspace/in.txt", content=b"x")],
-            idle_timeout=Duration(seconds=60),
-            max_lifetime=Duration(seconds=600),
-        ),
-    )
-    assert answer.session.phase == sessions_pb2.Session.PHASE_RUNNING
-    assert answer.session.endpoint == "10.0.0.9:7443"
-    assert answer.session.server_name == f"session-{UID}.sandbox.cloister.dev"
-    assert answer.session.expires_at.ToDatetime(UTC) == api.backend.expires
-    (new,) = api.backend.asked
-    assert (new.namespace, new.environment, new.name, new.request_id) == (NS, "data", "s1", "r-1")
-    assert (new.idle_timeout, new.max_lifetime) == (timedelta(minutes=1), timedelta(minutes=10))
-    assert [(each.path, each.mode) for each in new.files] == [("/workspace/in.txt", 0o644)]
-    certificate = x509.load_pem_x509_certificate(answer.credentials.certificate_pem)
-    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    assert names.get_values_for_type(x509.UniformResourceIdentifier) == [f"session:{UID}"]
-    left = certificate.not_valid_after_utc - datetime.now(UTC)
-    assert timedelta(minutes=59) < left <= timedelta(hours=1)
-    assert answer.credentials.ca_pem == api.authority.ca_pem
-
-
-async def test_a_certificate_does_not_outlive_its_session(api: Api) -> None:
-    api.backend.sessions["s1"] = made()
-    api.backend.expires = datetime.now(UTC) + timedelta(minutes=7)
-    answer = await api.call("Renew", sessions_pb2.RenewRequest(namespace=NS, name="s1"))
-    assert answer.expires_at.ToDatetime(UTC) <= api.backend.expires
-    api.backend.expires = datetime.now(UTC) - timedelta(seconds=1)
-    failed = await failure(api.call("Renew", sessions_pb2.RenewRequest(namespace=NS, name="s1")))
-    assert (failed.code, failed.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "MAX_LIFETIME")
-
-
-async def test_each_renewal_is_another_key(api: Api) -> None:
-    api.backend.sessions["s1"] = made()
-    request = sessions_pb2.RenewRequest(namespace=NS, name="s1")
-    first, second = await api.call("Renew", request), await api.call("Renew", request)
-    assert first.private_key_pem != second.private_key_pem
-
-
-async def test_a_repeated_create_is_the_same_session(api: Api) -> None:
-    first = await api.call("Create", create(request_id="again"))
-    second = await api.call("Create", create(request_id="again"))
-    assert first.session.uid == second.session.uid
-    assert [each.request_id for each in api.backend.asked] == ["again", "again"]
-
-
-async def test_the_same_request_id_with_another_payload_is_refused(api: Api) -> None:
-    api.backend.raises = PermanentError(
-        "AlreadyExists", "another session was made with this request id", "requestId"
-    )
-    failed = await failure(api.call("Create", create(request_id="again")))
-    assert failed.code is grpc.StatusCode.ALREADY_EXISTS
-    assert failed.reason == "ALREADY_EXISTS"
-
-
-async def test_a_create_that_has_no_pod_in_time_names_its_session(api: Api) -> None:
-    api.backend.never_settles = True
-    api.backend.settles = made("s7", "Pending", conditions=not_ready("Starting", "A pod starts."))
-    request = create(name="s7", wait=Duration(nanos=20_000_000))
-    failed = await failure(api.call("Create", request))
-    assert failed.code is grpc.StatusCode.DEADLINE_EXCEEDED
-    assert failed.metadata["session"] == "s7"
-    assert failed.reason == "STARTING"
-    assert "A pod starts." in failed.message
-
-
-async def test_the_callers_own_deadline_is_answered_before_it_strikes(api: Api) -> None:
-    api.backend.never_settles = True
-    api.backend.settles = made("s7", "Pending")
-    metadata = [("authorization", f"Bearer {ALICE}")]
-    failed = await failure(api.stub.Create(create(name="s7"), metadata=metadata, timeout=1))
-    assert (failed.code, failed.metadata["session"]) == (grpc.StatusCode.DEADLINE_EXCEEDED, "s7")
-
-
-async def test_a_session_that_ended_at_once_says_why(api: Api) -> None:
-    api.backend.settles = made(
-        phase="Failed", conditions=not_ready("SetupFailed", "pip could not find numpi.")
-    )
-    failed = await failure(api.call("Create", create()))
-    assert (failed.code, failed.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "SETUP_FAILED")
-    assert "pip could not find numpi." in failed.message
-    assert failed.metadata["phase"] == "Failed"
-
-
-async def test_a_session_that_must_wait_for_others_may_be_retried(api: Api) -> None:
-    api.backend.settles = made(
-        phase="Pending", conditions=not_ready("Queued", "All 2 sessions are in use.")
-    )
-    failed = await failure(api.call("Create", create()))
-    assert failed.code is grpc.StatusCode.RESOURCE_EXHAUSTED
-    assert failed.retry_seconds == 1.0
-
-
-async def test_a_session_deleted_while_it_starts(api: Api) -> None:
-    api.backend.settles = None
-    assert (await failure(api.call("Create", create()))).code is grpc.StatusCode.NOT_FOUND
-
-
-async def test_get_and_list(api: Api) -> None:
-    api.backend.sessions = {"b": made("b"), "a": made("a", "Pending")}
-    assert (await api.call("Get", get("a"))).phase == sessions_pb2.Session.PHASE_PENDING
-    request = sessions_pb2.ListSessionsRequest(namespace=NS)
-    assert [each.name for each in (await api.call("List", request)).sessions] == ["a", "b"]
-    request.environment = "other"
-    assert not (await api.call("List", request)).sessions
-    failed = await failure(api.call("Get", get("none")))
-    assert (failed.code, failed.reason) == (grpc.StatusCode.NOT_FOUND, "SESSION_NOT_FOUND")
-
-
-async def test_what_a_session_tried_to_reach(api: Api) -> None:
-    api.backend.sessions["s1"] = made()
-    request = sessions_pb2.GetEgressRequest(namespace=NS, name="s1")
-    assert not (await api.call("GetEgress", request)).decisions
-    first, last = datetime(2026, 5, 1, tzinfo=UTC), datetime(2026, 5, 2, tzinfo=UTC)
-    record = EgressRecord("a.example", 443, False, "HostNotAllowed", 3, first, last, 10, 20)
-    api.backend.reached["s1"] = [record]
-    (got,) = (await api.call("GetEgress", request)).decisions
-    assert (got.host, got.port, got.allowed, got.reason) == (
-        *("a.example", 443, False, "HostNotAllowed"),
-    )
-    assert (got.count, got.bytes_sent, got.bytes_received) == (3, 10, 20)
-    assert (got.first.ToDatetime(UTC), got.last.ToDatetime(UTC)) == (first, last)
-    failed = await failure(
-        api.call("GetEgress", sessions_pb2.GetEgressRequest(namespace=NS, name="s2"))
-    )
-    assert failed.code is grpc.StatusCode.NOT_FOUND
-
-
-async def test_delete(api: Api) -> None:
-    api.backend.sessions["s1"] = made()
-    request = sessions_pb2.DeleteSessionRequest(namespace=NS, name="s1")
-    await api.call("Delete", request)
-    assert (await failure(api.call("Delete", request))).code is grpc.StatusCode.NOT_FOUND
-
-
-SUSPEND = sessions_pb2.SuspendRequest(namespace=NS, name="s1")
-RESUME = sessions_pb2.ResumeRequest(namespace=NS, name="s1", wait=Duration(nanos=20_000_000))
-AT_REST = not_ready("IdleTimeout", "No tool ran for 600 s. Resume it to go on.")
-
-
-async def test_suspend_answers_once_the_session_has_no_pod(api: Api) -> None:
-    api.backend.sessions["s1"] = made()
-    api.backend.settles = made(phase="Suspended", conditions=AT_REST, restarts=2)
-    answer = await api.call("Suspend", SUSPEND)
-    assert api.backend.states == [("s1", "Suspended")]
-    assert answer.phase == sessions_pb2.Session.PHASE_SUSPENDED
-    assert (answer.reason, answer.pod_name, answer.endpoint) == ("IdleTimeout", "", "")
-    assert answer.restarts == 2
-
-
-async def test_a_session_that_cannot_be_suspended_says_why(api: Api) -> None:
-    api.backend.sessions["s1"] = made()
-    declined = not_ready("WorkspaceNotPersistent", "It goes on running.")
-    api.backend.settles = made(conditions=[declined[0] | {"type": "Suspended"}])
-    failed = await failure(api.call("Suspend", SUSPEND))
-    assert failed.code is grpc.StatusCode.FAILED_PRECONDITION
-    assert failed.reason == "WORKSPACE_NOT_PERSISTENT"
-    assert "It goes on running." in failed.message
-    api.backend.raises = PermanentError("WorkspaceNotPersistent", "It would lose its work.")
-    failed = await failure(api.call("Suspend", SUSPEND))
-    assert failed.reason == "WORKSPACE_NOT_PERSISTENT"
-
-
-async def test_a_suspension_that_takes_long_is_told_as_that(api: Api) -> None:
-    api.backend.sessions["s1"] = made()
-    api.backend.settles = made()
-    failed = await failure(api.call("Suspend", SUSPEND))
-    assert (failed.code, failed.reason) == (grpc.StatusCode.DEADLINE_EXCEEDED, "SUSPENDING")
-
-
-async def test_a_session_that_ended_is_neither_suspended_nor_resumed(api: Api) -> None:
-    over = made(phase="Terminated", conditions=not_ready("MaxLifetime", "It lived for 3600 s."))
-    api.backend.sessions["s1"] = api.backend.settles = over
-    for method, request in (("Suspend", SUSPEND), ("Resume", RESUME)):
-        failed = await failure(api.call(method, request))
-        assert failed.code is grpc.StatusCode.FAILED_PRECONDITION
-        assert failed.reason == "MAX_LIFETIME"
-
-
-async def test_resume_answers_with_a_running_session_and_its_certificate(api: Api) -> None:
-    api.backend.sessions["s1"] = made(phase="Suspended", conditions=AT_REST)
-    api.backend.settles = made(restarts=1)
-    answer = await api.call("Resume", RESUME)
-    assert api.backend.states == [("s1", "Running")]
-    assert (answer.session.phase, answer.session.restarts) == (
-        sessions_pb2.Session.PHASE_RUNNING,
-        1,
-    )
-    certificate = x509.load_pem_x509_certificate(answer.credentials.certificate_pem)
-    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    assert names.get_values_for_type(x509.UniformResourceIdentifier) == [f"session:{UID}"]
-
-
-@pytest.mark.parametrize("phase", ["Suspended", "Pending"])
-async def test_a_resume_that_has_no_pod_in_time_goes_on(api: Api, phase: str) -> None:
-    api.backend.sessions["s1"] = made(phase="Suspended", conditions=AT_REST)
-    api.backend.settles = made(phase=phase, conditions=not_ready("Starting", "A pod starts."))
-    api.backend.never_settles = True
-    failed = await failure(api.call("Resume", RESUME))
-    assert (failed.code, failed.reason) == (grpc.StatusCode.DEADLINE_EXCEEDED, "STARTING")
-    assert failed.metadata["phase"] == phase
-
-
-async def test_what_is_not_there_is_neither_suspended_nor_resumed(api: Api) -> None:
-    for method, request in (("Suspend", SUSPEND), ("Resume", RESUME)):
-        failed = await failure(api.call(method, request))
-        assert (failed.code, failed.reason) == (grpc.StatusCode.NOT_FOUND, "SESSION_NOT_FOUND")
-    too_long = sessions_pb2.ResumeRequest(namespace=NS, name="s1", wait=Duration(seconds=601))
-    assert list((await failure(api.call("Resume", too_long))).fields) == ["wait"]
-
-
-async def test_a_suspended_session_has_no_certificate_to_renew(api: Api) -> None:
-    api.backend.sessions["s1"] = made(phase="Suspended", conditions=AT_REST)
-    request = sessions_pb2.RenewRequest(namespace=NS, name="s1")
-    failed = await failure(api.call("Renew", request))
-    assert failed.code is grpc.StatusCode.FAILED_PRECONDITION
-    assert (failed.reason, failed.metadata["phase"]) == ("IDLE_TIMEOUT", "Suspended")
-    assert "Resume it" in failed.message
-
-
-async def test_watch_hands_on_each_change_until_the_caller_leaves(api: Api) -> None:
-    request = sessions_pb2.WatchSessionsRequest(namespace=NS)
-    call = api.stub.Watch(request, metadata=[("authorization", f"Bearer {ALICE}")])
-    for change in (
-        SessionChange(session=made("a")),
-        SessionChange(synced=True),
-        SessionChange(deleted=(NS, "a")),
-    ):
-        api.backend.changes.put_nowait(change)
-    events = [await call.read() for _ in range(3)]
-    assert [each.WhichOneof("event") for each in events] == ["session", "synced", "deleted"]
-    assert events[2].deleted.name == "a"
-    assert api.backend.watchers == 1
-    call.cancel()
-    assert await api.backend.left.get() == "Watch"
-    assert api.backend.watchers == 0
-    again = api.stub.Watch(request, metadata=[("authorization", f"Bearer {ALICE}")])
-    api.backend.changes.put_nowait(None)
-    assert await again.read() is grpc.aio.EOF
 
 
 # Who may call.
@@ -534,157 +263,6 @@ async def test_a_watch_ends_when_its_token_is_revoked(api: Api) -> None:
     assert (await failure(call.read())).reason == "INVALID_TOKEN"
 
 
-# Bad input.
-
-LONG = "x" * 64
-BAD_CREATES: list[tuple[dict[str, Any], str]] = [
-    ({"namespace": ""}, "namespace"),
-    ({"namespace": "Team_A"}, "namespace"),
-    ({"namespace": LONG}, "namespace"),
-    ({"environment": ""}, "environment"),
-    ({"environment": "../x"}, "environment"),
-    ({"environment": "e" * 41}, "environment"),
-    ({"name": "-a"}, "name"),
-    ({"name": "a.b"}, "name"),
-    ({"name": LONG}, "name"),
-    ({"request_id": "a b"}, "request_id"),
-    ({"request_id": "x" * 65}, "request_id"),
-    ({"env": {"1A": ""}}, "env"),
-    ({"env": {"": "x"}}, "env"),
-    ({"env": {"A": "a\0b"}}, "env[A]"),
-    ({"env": {"LD_PRELOAD": "x"}}, "env[LD_PRELOAD]"),
-    ({"env": {"CLOISTER_POD_UID": "x"}}, "env[CLOISTER_POD_UID]"),
-    ({"env": {"A": "x" * 32_769}}, "env[A]"),
-    ({"env": {f"A{index}": "" for index in range(101)}}, "env"),
-    ({"files": [{"path": "relative"}]}, "files[0].path"),
-    ({"files": [{"path": "/etc/passwd"}]}, "files[0].path"),
-    ({"files": [{"path": "/workspace/../etc/x"}]}, "files[0].path"),
-    ({"files": [{"path": "/workspace/a\nb"}]}, "files[0].path"),
-    ({"files": [{"path": "/workspace/" + "x" * 512}]}, "files[0].path"),
-    ({"files": [{"path": "/workspace/a"}, {"path": "/workspace/a"}]}, "files[1].path"),
-    ({"files": [{"path": "/workspace/a/b"}, {"path": "/workspace/a"}]}, "files[0].path"),
-    ({"files": [{"path": "/workspace/a", "mode": 0o4755}]}, "files[0].mode"),
-    ({"files": [{"path": "/workspace/a", "content": b"\xff\xfe"}]}, "files[0].content"),
-    ({"files": [{"path": "/workspace/a", "content": b"x" * 262_145}]}, "files[0].content"),
-    (
-        {"files": [{"path": f"/workspace/{i}", "content": b"x" * 200_000} for i in range(4)]},
-        "files",
-    ),
-    ({"files": [{"path": f"/workspace/{i}"} for i in range(65)]}, "files"),
-    ({"idle_timeout": Duration(seconds=0)}, "idle_timeout"),
-    ({"idle_timeout": Duration(seconds=-5)}, "idle_timeout"),
-    ({"max_lifetime": Duration(seconds=2**60)}, "max_lifetime"),
-    ({"idle_timeout": Duration(seconds=9), "max_lifetime": Duration(seconds=8)}, "idle_timeout"),
-    ({"wait": Duration(seconds=-1)}, "wait"),
-    ({"wait": Duration(seconds=601)}, "wait"),
-]
-
-
-@pytest.mark.parametrize(("given", "field_"), BAD_CREATES)
-async def test_wrong_input_names_its_field(api: Api, given: dict[str, Any], field_: str) -> None:
-    failed = await failure(api.call("Create", create(**given)))
-    assert failed.code is grpc.StatusCode.INVALID_ARGUMENT
-    assert failed.reason == "INVALID_FIELD"
-    assert list(failed.fields) == [field_]
-    assert not api.backend.asked
-
-
-async def test_all_that_is_wrong_is_named_at_once(api: Api) -> None:
-    failed = await failure(
-        api.call("Create", create(environment="", request_id=" ", env={"-": ""}))
-    )
-    assert set(failed.fields) == {"environment", "request_id", "env"}
-
-
-async def test_a_session_must_be_named_where_it_is_meant(api: Api) -> None:
-    for method, request in EVERY_CALL:
-        if method in ("Create", "List"):
-            continue
-        nameless = type(request)(namespace=NS)
-        assert list((await failure(api.call(method, nameless))).fields) == ["name"]
-
-
-async def test_a_request_that_is_too_large_is_refused(api: Api) -> None:
-    files = [sessions_pb2.File(path="/workspace/a", content=b"x" * 5_000_000)]
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await api.call("Create", create(files=files))
-    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-
-
-async def test_a_request_that_is_packed_is_refused(api: Api) -> None:
-    """A few bytes could become megabytes, again and again."""
-    request = create(name="x" * 100_000)
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await api.call("Create", request, compression=grpc.Compression.Gzip)
-    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
-
-
-# What the backend says.
-
-
-@pytest.mark.parametrize(
-    ("error", "code", "reason", "fields"),
-    [
-        (
-            PermanentError(
-                "EnvironmentNotFound", "there is no such Environment", "environmentName"
-            ),
-            grpc.StatusCode.NOT_FOUND,
-            "ENVIRONMENT_NOT_FOUND",
-            [],
-        ),
-        (
-            PermanentError("AlreadyExists", "the name is taken", "name"),
-            grpc.StatusCode.ALREADY_EXISTS,
-            "ALREADY_EXISTS",
-            [],
-        ),
-        (
-            PermanentError("NamespaceNotEnabled", "label the namespace first"),
-            grpc.StatusCode.FAILED_PRECONDITION,
-            "NAMESPACE_NOT_ENABLED",
-            [],
-        ),
-        (
-            PermanentError("InvalidSpec", "longer than 30m", "spec.lifecycle.idleTimeout"),
-            grpc.StatusCode.INVALID_ARGUMENT,
-            "INVALID_SPEC",
-            ["idle_timeout"],
-        ),
-        (
-            PermanentError("InvalidSpec", "not here", "spec.files[2].path"),
-            grpc.StatusCode.INVALID_ARGUMENT,
-            "INVALID_SPEC",
-            ["files[2].path"],
-        ),
-    ],
-)
-async def test_the_backends_refusals(
-    api: Api, error: PermanentError, code: grpc.StatusCode, reason: str, fields: list[str]
-) -> None:
-    api.backend.raises = error
-    failed = await failure(api.call("Create", create()))
-    assert (failed.code, failed.reason, list(failed.fields)) == (code, reason, fields)
-    assert error.sentence in failed.message
-
-
-async def test_a_hint_when_to_retry_is_handed_on(api: Api) -> None:
-    api.backend.raises = TransientError("429 from 10.0.0.1", retry_after=3)
-    failed = await failure(api.call("Create", create()))
-    assert (failed.code, failed.retry_seconds) == (grpc.StatusCode.UNAVAILABLE, 3.0)
-    assert "10.0.0.1" not in failed.message
-
-
-async def test_an_unforeseen_error_tells_nothing(
-    api: Api, caplog: pytest.LogCaptureFixture
-) -> None:
-    api.backend.raises = RuntimeError("password=hunter2")
-    failed = await failure(api.call("Get", get()))
-    assert (failed.code, failed.reason) == (grpc.StatusCode.INTERNAL, "INTERNAL")
-    assert "hunter2" not in failed.message + caplog.text
-    assert "RuntimeError" in caplog.text
-
-
 # The server itself.
 
 
@@ -773,73 +351,6 @@ async def test_callers_are_logged_and_tokens_are_not(
     assert refused.__dict__["namespace"] == "team-a"
     for secret in (ALICE, BOB, "secret-value", "PRIVATE KEY"):
         assert secret not in caplog.text
-
-
-async def test_clients_that_trust_another_ca_do_not_talk_to_it(api: Api) -> None:
-    async with channel(api.port, Authority.create(datetime.now(UTC))) as foreign:
-        stub = sessions_pb2_grpc.SessionsStub(foreign)
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await stub.Get(get(), metadata=[("authorization", f"Bearer {ALICE}")], timeout=10)
-    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
-    assert not api.reviewer.token_reviews
-
-
-async def test_no_other_service_and_no_plaintext(api: Api) -> None:
-    async with channel(api.port, api.authority) as opened:
-        unknown: Any = opened.unary_unary("/cloister.sessions.v1.Sessions/Destroy")
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await unknown(b"", timeout=10)
-        assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{api.port}") as plain:
-        stub = sessions_pb2_grpc.SessionsStub(plain)
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await stub.Get(get(), metadata=[("authorization", f"Bearer {ALICE}")], timeout=10)
-        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
-
-
-async def test_the_certificate_is_renewed_without_a_restart(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    now = datetime.now(UTC) - timedelta(days=61)
-    authority = Authority.create(now)
-    backend, reviewer = FakeBackend(), FakeReviewer()
-    backend.sessions["s1"] = made()
-    issued: list[datetime] = []
-    issue = authority.sessions_api_server
-
-    def counted(when: datetime, *rest: Any) -> Any:
-        issued.append(when)
-        return issue(when, *rest)
-
-    monkeypatch.setattr(authority, "sessions_api_server", counted)
-    server = SessionsServer(
-        backend, reviewer, authority, ip_addresses=["10.0.0.7"], clock=lambda: now
-    )
-    port = await server.start("127.0.0.1:0")
-
-    async def call() -> None:
-        async with channel(port, authority) as opened:
-            stub = sessions_pb2_grpc.SessionsStub(opened)
-            await stub.Get(get(), metadata=[("authorization", f"Bearer {ALICE}")], timeout=10)
-
-    await call()
-    await call()
-    assert len(issued) == 1
-    now += timedelta(days=61)
-    await call()
-    await call()
-    assert len(issued) == 2
-    await server.stop(0)
-
-
-def test_grpc_is_told_of_a_certificate_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    # What it is told of frees what other threads use: at every handshake that ends in a crash.
-    now = datetime.now(UTC)
-    renewed = _Renewed(Authority.create(now), [], lambda: now)
-    assert renewed.fetch() is None
-    now += timedelta(days=61)
-    assert renewed.fetch() is not None
-    assert renewed.fetch() is None
 
 
 def test_every_method_has_its_rights() -> None:

@@ -154,6 +154,9 @@ class Claims:
         # somebody wrote something else, again and again.
         free = now.uid == candidate.uid and now.state == names.STATE_WARM and now.alive
         if isinstance(error, ConflictError) and not free:
+            if now.state != names.STATE_CLAIMED:
+                # It has ended, and is nobody's: its pool gets rid of it.
+                context.reserved.discard(candidate.uid)
             return None
         context.reserved.discard(candidate.uid)
         raise error

@@ -114,6 +114,22 @@ async def look(operator: Operator, refusal: OperatorError | None) -> None:
     await SelfTest(operator.context).look()
 
 
+async def test_no_session_is_given_from_the_moment_on_in_which_it_is_found_open(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long the Environments are not looked at after that."""
+    operator = world.start()
+    await operator.context.synced.wait()
+    await look(operator, RefusedError(POLICY))
+    world.apply_environment(pool={"size": 1})
+    await operator.until(lambda: world.condition(world.environment())[0] == "True")
+    monkeypatch.setattr(operator.context, "enqueue_environments", lambda _: None)
+    await look(operator, None)
+    world.apply_session()
+    await operator.settle()
+    assert world.phase() == "Pending"
+
+
 async def test_sessions_wait_until_it_is_known_and_while_it_is_not_so(world: World) -> None:
     operator = world.start()
     await operator.context.synced.wait()
@@ -135,8 +151,8 @@ async def test_sessions_wait_until_it_is_known_and_while_it_is_not_so(world: Wor
         )
     )
     # Later it is found open: who has a session keeps it, and nobody gets another one.
+    await operator.until(lambda: world.condition(world.environment())[0] == "True")
     await look(operator, None)
-    await operator.until(lambda: world.condition(world.environment())[0] == "False")
     world.apply_session("s2")
     await operator.settle()
     assert (world.phase("s1"), world.phase("s2")) == ("Running", "Pending")

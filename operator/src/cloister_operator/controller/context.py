@@ -16,7 +16,7 @@ from ..cluster.api import Api
 from ..identity import Authority
 from ..metrics import FAILURES
 from ..plan import proving
-from ..plan.admission import Verdict
+from ..plan.admission import Verdict, hindrance
 from ..plan.candidates import choose
 from ..plan.failure import Failure, Proof
 from ..plan.proving import Site
@@ -233,6 +233,13 @@ class Context:
         if known is None or known.reason != failure.reason:
             FAILURES.labels("pod", failure.reason).inc()
         self.failures[pod_uid] = failure
+
+    def unguarded(self, namespace: str) -> Failure | None:
+        """Why the admission policies of a sandbox namespace keep it from giving sessions."""
+        if namespace not in self.settings.sandbox_namespaces:
+            # Nobody tries there, and something else is said of it.
+            return None
+        return hindrance(self.admission.get(namespace), self.settings.admission_required)
 
     def refusal(self, pods: Iterable[PodView]) -> Failure | None:
         """Why one of these pods does not get what it mounts, if that is so."""

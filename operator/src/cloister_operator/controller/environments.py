@@ -12,7 +12,6 @@ from ..cache import Key
 from ..cluster.resources import ENVIRONMENTS
 from ..errors import NotFoundError, OperatorError, PermanentError, RefusedError, TransientError
 from ..plan.admission import finding as admission_finding
-from ..plan.admission import hindrance
 from ..plan.failure import Failure
 from ..plan.verdict import counts, findings
 from ..recipe import Around, Recipe, build, references
@@ -147,14 +146,9 @@ class EnvironmentReconciler:
         return recipe
 
     def _check_admission(self, namespace: str) -> None:
-        context = self._context
-        if namespace not in context.settings.sandbox_namespaces:
-            # Nobody tries there, and something else is said of it.
-            return
-        verdict = context.admission.get(namespace)
-        why = hindrance(verdict, context.settings.admission_required)
+        why = self._context.unguarded(namespace)
         if why is not None:
-            if verdict is None:
+            if namespace not in self._context.admission:
                 # Known within moments of the start: no reason to tell anybody.
                 raise TransientError(why.message)
             raise PermanentError(why.reason, why.message)

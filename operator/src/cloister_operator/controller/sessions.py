@@ -204,8 +204,10 @@ class SessionReconciler:
         if resolved is None:
             message = f"Environment {environment.metadata.name} is being looked at"
             return Failure(conditions.ENVIRONMENT_NOT_READY, message)
-        if resolved.problem:
-            return resolved.problem
+        # What was found out since the Environment was looked at holds at once.
+        problem = resolved.problem or context.unguarded(environment.metadata.namespace)
+        if problem:
+            return problem
         network = resolved.recipe.reach.network if resolved.recipe else names.NETWORK_NONE
         proof = context.proofs.get((environment.metadata.namespace, network))
         refuted = proof is not None and not proof.enforced

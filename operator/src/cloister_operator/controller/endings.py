@@ -70,7 +70,7 @@ class Endings:
             drained = await self._drain(session, pod)
             if drained and reading and reading.running_calls:
                 reading = await self._last_reading(session, pod) or reading
-        await self._statuses.suspended(session, plan, reading)
+        await self._statuses.suspended(session, plan, reading, pod.uid if pod else "")
         await self._drop(pod)
 
     async def recover(self, session: SessionObject, pod: PodView | None, plan: SessionPlan) -> None:

@@ -115,14 +115,17 @@ class SessionStatuses:
         self._record(session, plan.reason, plan.message, "Warning")
 
     async def suspended(
-        self, session: SessionObject, plan: SessionPlan, reading: Reading | None
+        self, session: SessionObject, plan: SessionPlan, reading: Reading | None, left_uid: str
     ) -> None:
-        """It has no pod any more, and may get one again."""
+        """It has no pod any more, and may get one again; but not that of this UID, in which it may
+        not have run yet.
+        """
         now = self._context.clock()
         changes = meters.stopped(session.status, now, reading) | {
             **_NO_POD,
             "phase": Phase.SUSPENDED,
             "reason": plan.reason,
+            "pod_uid": left_uid or session.status.pod_uid,
             "suspended_at": timestamp(now),
             "recoveries": 0,
         }

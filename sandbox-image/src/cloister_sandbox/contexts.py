@@ -26,6 +26,8 @@ from .toolset.results import ToolResult
 log = logging.getLogger(__name__)
 MAX_CONTEXTS = 64
 _THREADS = 8
+_LEAST = 0.001
+"""Seconds of a budget that is all but used up; 0 would be none."""
 TOOLS = ("bash", "read", "write", "edit", "glob", "grep")
 
 
@@ -47,6 +49,9 @@ class Contexts:
         self._contexts: dict[str, Context] = {}
         # Not those that start and end processes: a tool that takes long must hold up neither.
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="tool")
+        # A search waits for its ripgrep, which tools may stop: it holds up searches alone.
+        self._searches = asyncio.Semaphore(_THREADS)
+        self._searching = ThreadPoolExecutor(_THREADS, thread_name_prefix="grep")
         self._overflows = Overflows()
         kept = Path(self._overflows.directory)
         # What is beneath another root needs no entry of its own, which every path would be
@@ -133,7 +138,33 @@ class Contexts:
             return await self._in_thread(write.edit, self.roots, given)
         if tool == "glob":
             return await self._in_thread(search.glob, self.roots, given, budget, cancel.done)
-        return await self._in_thread(search.grep, self.roots, given, env, budget, cancel.done)
+        return await self._grep(given, budget, cancel)
+
+    async def _grep(self, given: Mapping[str, Any], budget: float, cancel: Cancel) -> ToolResult:
+        """Search, when there is a turn; waiting for it uses the budget up."""
+        began = time.monotonic()
+        try:
+            async with asyncio.timeout(budget or None):
+                await self._searches.acquire()
+        except TimeoutError:
+            return ToolResult("grep: timed out behind other searches", is_error=True)
+        try:
+            if cancel.done():
+                return ToolResult("grep: cancelled before it ran", is_error=True)
+            if budget:
+                # In tenths, as it is told when it is over.
+                budget = max(_LEAST, budget - round(time.monotonic() - began, 1))
+            return await asyncio.get_running_loop().run_in_executor(
+                self._searching,
+                search.grep,
+                self.roots,
+                given,
+                self._state.environment,
+                budget,
+                cancel.done,
+            )
+        finally:
+            self._searches.release()
 
     async def _in_thread(self, tool: Callable[..., ToolResult], *args: Any) -> ToolResult:
         return await asyncio.get_running_loop().run_in_executor(self._threads, tool, *args)

@@ -15,7 +15,12 @@ from .ripgrep import BadArgument, NotInstalled, Search
 
 MAX_TEXT = 65_536
 """Bytes of one line that are shown."""
-_BAD_PATTERN = ("regex parse error", "error parsing glob", "compiled regex exceeds")
+_BAD_PATTERN = (
+    "regex parse error",
+    "error parsing glob",
+    "compiled regex exceeds",
+    "is not allowed in a regex",
+)
 
 
 def grep(
@@ -119,7 +124,8 @@ def _shorten(line: exec_pb2.GrepLine) -> bool:
 
 def _warnings(search: Search, matches: Matches, seconds: float, cut: int) -> list[str]:
     complaint = search.complaint.decode("utf-8", errors="replace").strip()
-    if any(each in complaint.lower() for each in _BAD_PATTERN):
+    # Of a search that came to its end it is a file that has such a name.
+    if not matches.complete and any(each in complaint.lower() for each in _BAD_PATTERN):
         field = "glob" if "parsing glob" in complaint else "pattern"
         raise InvalidField(field, complaint[:1000])
     warnings = matches.complaints(complaint)[:20]

@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -10,7 +11,7 @@ import pytest
 
 from cloister_api.exec.v1 import exec_pb2
 from support.file_calls import FileCalls, eventually
-from support.sandbox_server import Sandbox, Tools, refused
+from support.sandbox_server import Sandbox, Tools, refused, sandbox
 
 STATUS = grpc.StatusCode
 
@@ -124,6 +125,8 @@ def test_the_tool_and_the_service_find_the_same(
     [
         ("pattern", {"pattern": "(unclosed"}),
         ("pattern", {"pattern": "a\0b"}),
+        ("pattern", {"pattern": r"a\nb"}),
+        ("pattern", {"pattern": "a\nb"}),
         ("pattern", {"pattern": "(a{1000}){10000}"}),
         ("glob", {"pattern": "x", "glob": "{a"}),
         ("context_lines", {"pattern": "x", "context_lines": 51}),
@@ -136,6 +139,22 @@ def test_wrong_requests_name_the_field(
     (claimed.workspace / "any.txt").write_text("x")
     with refused(STATUS.INVALID_ARGUMENT, field):
         files.grep(**fields)
+
+
+def test_a_file_with_the_name_of_an_error_is_no_wrong_pattern(tmp_path: Path) -> None:
+    complaint = "./regex parse error: Permission denied (os error 13)"
+    engine = tmp_path / "rg"
+    summary = '{"type":"summary","data":{}}'
+    engine.write_text(f"#!/bin/sh\necho '{complaint}' >&2\necho '{summary}'\nexit 2\n")
+    engine.chmod(0o755)
+    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    with sandbox(tmp_path / "server", {"env": env}) as server:
+        server.wait_for(exec_pb2.RuntimeInfo.STATE_WARM)
+        server.claim()
+        with server.worker() as channel:
+            lines, found = FileCalls(channel).grep("x")
+    assert not lines
+    assert not found.truncated
 
 
 def test_a_pattern_that_looks_like_an_option_is_a_pattern(

@@ -25,6 +25,9 @@ _OURS = (
     errno.ENOSPC,
 )
 """What the kernel answers before anything was sent."""
+_CUT = (errno.ECONNRESET, errno.EPIPE)
+"""What it says of a connection that was accepted, and then broken. Who refuses one is told from
+that: ECONNREFUSED."""
 _ADDRESSES = Path("/proc/net/if_inet6")
 
 
@@ -43,6 +46,8 @@ async def accepts(host: str, port: int, seconds: float) -> bool:
                 # the kernel knows.
                 await _settled(trying, seconds)
                 error = trying.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if error in _CUT:
+                return True
             if error:
                 raise OSError(error, os.strerror(error))
             trying.getpeername()

@@ -3,6 +3,7 @@
 import errno
 import os
 import socket
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -72,6 +73,20 @@ async def test_who_is_kept_from_looking_sees_it_all_the_same(
 
     monkeypatch.setattr(probing, "_settled", over)
     assert await accepts("127.0.0.1", port(listening), 0)
+
+
+async def test_who_accepts_and_breaks_it_off_accepted(
+    listening: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a balancer does that has nobody behind it."""
+
+    async def broken(*_: object) -> None:
+        accepted, _ = listening.accept()
+        accepted.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        accepted.close()
+
+    monkeypatch.setattr(probing, "_settled", broken)
+    assert await accepts("127.0.0.1", port(listening), 5)
 
 
 async def test_without_an_address_of_ipv6_nothing_is_reached(

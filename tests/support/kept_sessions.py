@@ -65,6 +65,13 @@ def mounted(pod: JSON) -> str:
     return found
 
 
+def identity_of(pod: JSON) -> str:
+    """The Secret that a pod mounts for its identity."""
+    volume = next(each for each in pod["spec"]["volumes"] if each["name"] == names.IDENTITY_VOLUME)
+    found: str = volume["secret"]["secretName"]
+    return found
+
+
 def own_pod(world: World) -> JSON:
     """The one pod of the session."""
     (found,) = world.pods(session=world.session()["metadata"]["uid"])

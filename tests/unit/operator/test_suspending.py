@@ -12,12 +12,14 @@ from cloister_operator.cluster.resources import (
     SECRETS,
     SESSIONS,
 )
+from cloister_operator.plan.session import REPLACED_AFTER
 from support.fake_api import Connection, Fault, Write
 from support.fake_operator import World
 from support.kept_sessions import (
     IDLE,
     KEPT,
     claims,
+    identity_of,
     mounted,
     own_pod,
     running,
@@ -131,8 +133,7 @@ async def test_each_pod_of_a_workspace_has_the_name_of_its_volume_claim_and_an_i
     for _ in range(3):
         pod = own_pod(world)
         assert pod["metadata"]["name"] == mounted(pod)
-        secrets = {x["name"]: x["secret"] for x in pod["spec"]["volumes"] if "secret" in x}
-        identities.add(secrets["identity"]["secretName"])
+        identities.add(identity_of(pod))
         # Nobody collects what belonged to the last pod.
         world.cluster.collects = False
         set_state(world, "Suspended")
@@ -140,6 +141,27 @@ async def test_each_pod_of_a_workspace_has_the_name_of_its_volume_claim_and_an_i
         set_state(world, "Running")
         await operator.until(lambda: world.served("s1"))
     assert len(identities) == 3
+
+
+async def test_a_pod_that_takes_the_place_of_one_that_never_ran_has_an_identity_of_its_own(
+    world: World,
+) -> None:
+    """The Session's status says nothing of the one before."""
+    world.cluster.starts_pods = False
+    world.apply_environment(**KEPT, **IDLE, pool={"size": 0})
+    uid = world.apply_session()
+    operator = world.start()
+    await operator.until(lambda: world.pods(session=uid))
+    stuck = own_pod(world)
+    world.cluster.collects = False
+    world.clock.now += REPLACED_AFTER
+    operator.look()
+    await operator.until(lambda: world.pods(session=uid) not in ([], [stuck]))
+    assert own_pod(world)["metadata"]["name"] == stuck["metadata"]["name"]
+    assert identity_of(own_pod(world)) != identity_of(stuck)
+    world.cluster.starts_pods = True
+    world.cluster.act()
+    await operator.until(lambda: world.served("s1"))
 
 
 async def test_files_of_the_session_are_sent_once(world: World) -> None:

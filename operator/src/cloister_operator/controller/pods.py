@@ -1,6 +1,5 @@
 """Makes and deletes sandbox pods, and gives each its identity."""
 
-import hashlib
 import logging
 import secrets
 
@@ -26,16 +25,6 @@ from . import owned, volumes
 from .context import Context
 
 log = logging.getLogger(__name__)
-
-
-def next_identity(environment: str, session: SessionObject) -> str:
-    """The name of the Secret with the identity of a session's next pod on its workspace: another
-    one than the last pod's, whose Secret may outlive it for a while, and a kubelet never reads one
-    again.
-    """
-    last = session.status.pod_uid or ""
-    digest = hashlib.sha256(f"{session.metadata.uid}/{last}".encode()).hexdigest()
-    return f"{environment}-{digest[:13]}"
 
 
 async def confirm(context: Context, session: SessionObject) -> None:
@@ -84,7 +73,7 @@ async def create(
         claim = name
     elif session and claim:
         await confirm(context, session)
-        name, identity = claim, next_identity(environment.metadata.name, session)
+        name, identity = claim, new_name(environment.metadata.name, recipe.hash)
     pod = manifests.SandboxPod(name, environment, recipe, session, claim, identity)
     body = manifests.sandbox_pod(pod, context.settings)
     namespace = environment.metadata.namespace

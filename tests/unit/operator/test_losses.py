@@ -9,6 +9,7 @@ from cloister_operator import names
 from cloister_operator.cluster.resources import (
     EVENTS,
     PODS,
+    VOLUME_CLAIMS,
 )
 from support.fake_api import Connection, Fault, Write
 from support.fake_operator import Operator, World
@@ -61,12 +62,16 @@ async def test_a_pod_without_the_workspace_is_not_the_sessions_whatever_its_labe
         {"op": "replace", "path": f"{label}state", "value": names.STATE_CLAIMED},
         {"op": "add", "path": f"{label}session", "value": world.session()["metadata"]["uid"]},
     ]
+    mine = claims(world)[mounted(own_pod(world))]["metadata"]["ownerReferences"]
+    adopted = {"op": "replace", "path": "/metadata/ownerReferences", "value": mine}
+    world.cluster.json_patch(VOLUME_CLAIMS, NAMESPACE, mounted(warm), [adopted])
     world.cluster.json_patch(PODS, NAMESPACE, warm["metadata"]["name"], taken)
     world.cluster.set_pod_status(NAMESPACE, warm["metadata"]["name"], **OOM)
     await operator.until(
         lambda: world.cluster.peek(PODS, NAMESPACE, warm["metadata"]["name"]) is None
     )
     await operator.settle()
+    assert mounted(warm) not in claims(world)
     assert (status(world)["podUID"], status(world)["recoveries"]) == (lost["podUID"], 1)
     world.cluster.starts_pods = True
     world.cluster.act()

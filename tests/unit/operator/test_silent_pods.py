@@ -11,6 +11,7 @@ from cloister_operator.api.session import FirstPod
 from cloister_operator.errors import TransientError
 from cloister_operator.sandboxes import ClaimPayload, PodAddress
 from support.fake_operator import Operator, World
+from support.kept_sessions import KEPT, claims, status_of_claims
 from support.operator_objects import NAMESPACE, NOW
 
 JSON = dict[str, Any]
@@ -34,8 +35,8 @@ def silence(world: World, monkeypatch: pytest.MonkeyPatch) -> Silence:
     return silent.add
 
 
-async def one_warm(world: World) -> tuple[Operator, JSON]:
-    world.apply_environment(pool={"size": 1})
+async def one_warm(world: World, **spec: Any) -> tuple[Operator, JSON]:
+    world.apply_environment(**spec, pool={"size": 1})
     operator = world.start()
     await operator.until(lambda: world.pool_is(1))
     (warm,) = (each["metadata"] for each in world.pods())
@@ -103,3 +104,26 @@ async def test_a_pod_whose_node_is_not_heard_of_is_given_to_nobody(
     world.apply_session()
     await operator.until(lambda: world.served("s1"))
     assert (world.session()["status"]["podUID"] != warm["uid"]) is silent
+
+
+async def test_the_volume_of_a_pod_that_is_given_up_goes_with_it(
+    world: World, silence: Silence
+) -> None:
+    """It became the session's when the exec server was called; the next pod has its own."""
+    operator, warm = await one_warm(world, **KEPT)
+    silence(warm["uid"])
+    world.apply_session()
+    await operator.until(lambda: world.served("s1") and world.pool_is(1))
+    await operator.settle()
+    assert status_of_claims(world).count("session") == 1
+    assert len(claims(world)) == 2
+
+
+async def test_the_volume_of_a_pod_that_refuses_its_session_goes_with_it(world: World) -> None:
+    operator, warm = await one_warm(world, **KEPT)
+    world.sandboxes.refusing.add(warm["uid"])
+    world.apply_session()
+    await operator.until(lambda: world.served("s1") and world.pool_is(1))
+    await operator.settle()
+    assert status_of_claims(world).count("session") == 1
+    assert len(claims(world)) == 2

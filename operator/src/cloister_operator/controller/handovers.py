@@ -42,6 +42,10 @@ ANSWER_FIRST_SECONDS = 0.005
 _KEPT = tuple(f"{root}/" for root in manifests.KEPT)
 
 
+class _Silent(TransientError):
+    """The exec server did not answer."""
+
+
 class HandOvers:
     """Hand-overs by one process."""
 
@@ -72,9 +76,13 @@ class HandOvers:
             # It cannot be: the label is ours. Whatever it is, this pod serves nobody.
             with about(pod=pod.name):
                 log.warning("pod %s refuses session %s: %s", pod.name, metadata.name, error)
-            await pods.delete(context, pod)
+            await pods.confirm(context, session)
+            await self._give_up(session, pod)
             refused = self._starts.refused(session)
             raise TransientError(str(error), REFUSED_PAUSE * 2 ** min(refused - 1, 6)) from error
+        except _Silent as error:
+            await self._bear(session, pod, error)
+            raise
         if of_another and not replayed:
             context.met.add(pod.uid)
         if pod.uid in context.met:
@@ -149,7 +157,7 @@ class HandOvers:
         full = self._one_too_many(environment, pod)
         if full:
             await self._statuses.gave_back(session, full, pod)
-            await pods.delete(context, pod)
+            await self._give_up(session, pod)
             raise ConflictError(f"there is no place for session {session.metadata.name} by now")
         context.placed.add(pod.uid)
 
@@ -178,7 +186,7 @@ class HandOvers:
 
         The answer is whether the exec server had been claimed for it before, by what it says.
         """
-        claim = self._dial(session, pod, payload)
+        claim = self._dial(pod, payload)
         if volumes.is_own(session, pod):
             return await claim
         adoption = volumes.adopt(self._context, session, pod)
@@ -188,27 +196,36 @@ class HandOvers:
                 raise result
         return replayed is True
 
-    async def _dial(self, session: SessionObject, pod: PodView, payload: ClaimPayload) -> bool:
-        """Claim the exec server; a pod that stays silent goes, unless a caller may have been told
-        that the session runs in it.
-        """
-        context = self._context
+    async def _dial(self, pod: PodView, payload: ClaimPayload) -> bool:
         try:
-            return await context.dialer.claim(address(pod), payload)
+            return await self._context.dialer.claim(address(pod), payload)
         except ConflictError:
             raise
         except TransientError as error:
-            silent = self._starts.silent(session, pod)
-            told = is_first(pod, session) and not context.promises.made(session)
-            if silent >= SILENT_PATIENCE and not told:
-                with about(pod=pod.name):
-                    log.warning("pod %s does not answer, and is given up: %s", pod.name, error)
-                await pods.delete(context, pod)
-            elif silent >= SILENT_TOLD:
-                message = f"pod {pod.name} does not answer"
-                plan = SessionPlan(Step.WAIT, reason=conditions.POD_SILENT, message=message)
-                await self._statuses.waiting(session, plan)
-            raise
+            raise _Silent(str(error)) from error
+
+    async def _bear(self, session: SessionObject, pod: PodView, error: _Silent) -> None:
+        """A pod that stays silent goes, unless a caller may have been told that the session runs in
+        it.
+        """
+        silent = self._starts.silent(session, pod)
+        told = is_first(pod, session) and not self._context.promises.made(session)
+        message = f"pod {pod.name} does not answer"
+        plan = SessionPlan(Step.WAIT, reason=conditions.POD_SILENT, message=message)
+        if silent >= SILENT_PATIENCE and not told:
+            with about(pod=pod.name):
+                log.warning("pod %s does not answer, and is given up: %s", pod.name, error)
+            # It answers another operator perhaps, and if that has written that the session runs in
+            # it, it does; whoever looks after this was written hands it over no more.
+            await self._statuses.gave_back(session, plan, pod)
+            await self._give_up(session, pod)
+        elif silent >= SILENT_TOLD:
+            await self._statuses.waiting(session, plan)
+
+    async def _give_up(self, session: SessionObject, pod: PodView) -> None:
+        """Delete a pod in which the session never ran, and what became the session's with it."""
+        await volumes.give_back(self._context, session, pod)
+        await pods.delete(self._context, pod)
 
     async def _payload(
         self, session: SessionObject, now: datetime, lifetime: timedelta

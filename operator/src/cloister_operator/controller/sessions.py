@@ -96,6 +96,7 @@ class SessionReconciler:
         if extras:
             await pods.confirm(self._context, session)
             for extra in extras:
+                await volumes.give_back(self._context, session, extra)
                 await pods.delete(self._context, extra)
         if wanted and session.status.phase is Phase.RUNNING:
             if found and found[0].uid == wanted:

@@ -2,8 +2,9 @@
 
 A pod has the name of its claim, so that a volume has one pod at a time. The claim of a pool's pod
 belongs to the pod and goes with it. When a session takes the pod, the claim becomes the session's
-before the status says that it runs: from then on it outlives its pods, and goes with the Session. A
-session that gets no warm pod has a claim named by its UID, its own from the start.
+before the status says that it runs: from then on it outlives its pods, and goes with the Session;
+when it never ran there, the claim goes with that pod all the same. A session that gets no warm pod
+has a claim named by its UID, its own from the start.
 """
 
 import logging
@@ -133,6 +134,25 @@ async def adopt(context: Context, session: SessionObject, pod: PodView) -> None:
         # It tests nothing, so that nobody else can have won: the API server came too late. A
         # conflict would say that the pod serves another session.
         raise TransientError(str(error)) from error
+
+
+async def give_back(context: Context, session: SessionObject, pod: PodView) -> None:
+    """Let the claim that became the session's with a pod go with the pod again; repeatable.
+
+    For pods in which it never ran and never will, whatever any operator knows: the Session's status
+    says so already. What is not the session's stays whose it is: a pod's label says little.
+    """
+    if is_own(session, pod):
+        return
+    owners = "/metadata/ownerReferences"
+    operations: list[JSON] = [
+        {"op": "test", "path": owners, "value": [session.owner_reference()]},
+        {"op": "replace", "path": owners, "value": [manifests.pod_reference(pod)]},
+    ]
+    try:
+        await context.api.json_patch(VOLUME_CLAIMS, pod.namespace, pod.claim, operations)
+    except (ConflictError, NotFoundError):
+        log.debug("the claim %s is not the session's", pod.claim)
 
 
 async def problem(context: Context, pod: PodView) -> Failure | None:

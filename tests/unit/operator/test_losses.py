@@ -6,11 +6,13 @@ from datetime import timedelta
 import pytest
 
 from cloister_operator import names
+from cloister_operator.api.pod import view
 from cloister_operator.cluster.resources import (
     EVENTS,
     PODS,
     VOLUME_CLAIMS,
 )
+from cloister_operator.controller import volumes
 from support.fake_api import Connection, Fault, Write
 from support.fake_operator import Operator, World
 from support.kept_sessions import (
@@ -77,6 +79,19 @@ async def test_a_pod_without_the_workspace_is_not_the_sessions_whatever_its_labe
     world.cluster.act()
     await operator.until(lambda: world.served("s1"))
     assert status(world)["workspaceClaim"] == mounted(own_pod(world)) == lost["workspaceClaim"]
+
+
+async def test_whose_pod_somebody_labels_as_anothers_keeps_the_workspace(world: World) -> None:
+    operator = await running(world, pool=0)
+    other = world.apply_session("s2")
+    await operator.until(lambda: world.served("s2"))
+    (pod,) = world.pods(session=other)
+    before = claims(world)[mounted(pod)]["metadata"]["ownerReferences"]
+    session = operator.context.sessions.get(NAMESPACE, "s1")
+    assert session is not None
+    await volumes.give_back(operator.context, session, view(pod))
+    assert claims(world)[mounted(pod)]["metadata"]["ownerReferences"] == before
+    assert [each["uid"] for each in before] == [other]
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ The one engine of the grep tool and of Files.Grep.
 """
 
 import contextlib
+import errno
 import os
 import secrets
 import selectors
@@ -21,6 +22,7 @@ _COMPLAINT = 4096
 _LOOK = 0.05
 """Seconds between looks at whether anybody still wants the result."""
 _READ = 65_536
+_LACKING = (errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM)
 _WITHOUT_END = 1 << 62
 """Bytes of a pipe into which a search may still print."""
 
@@ -39,7 +41,10 @@ class Search:
     def __init__(
         self, arguments: Sequence[str], cwd: str, env: Mapping[str, str], seconds: float
     ) -> None:
-        """Start it; `arguments` follow `rg --no-config`. Raises NotInstalled and BadArgument."""
+        """Start it; `arguments` follow `rg --no-config`.
+
+        Raises NotInstalled, BadArgument, and OSError where descriptors, processes or memory lack.
+        """
         self.ended = ""
         self.complaint = b""
         """The beginning of what it complained about; whole once `output` is read to its end."""
@@ -54,11 +59,17 @@ class Search:
                 with BIRTHS.one():
                     self._pid = spawn(["rg", "--no-config", *arguments], cwd, env, streams)
                     begin_tree(self._pid, self._mark)
-                self._life = _life(self._pid)
-            except OSError:
+            except OSError as error:
+                if error.errno in _LACKING:
+                    raise
                 raise NotInstalled from None
             except ValueError:
                 raise BadArgument from None
+        try:
+            self._life = _life(self._pid)
+        except OSError:
+            self._end()
+            raise
         yield_to_server(self._pid)
 
     @property
@@ -111,10 +122,15 @@ class Search:
                     if self.ended:
                         return
             finally:
-                if self._pid and pipes:
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(self._pid, signal.SIGKILL)
-                forget_tree(self._mark)
+                if not pipes:
+                    self._pid = 0
+                self._end()
+
+    def _end(self) -> None:
+        if self._pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._pid, signal.SIGKILL)
+        forget_tree(self._mark)
 
 
 def _life(pid: int) -> BinaryIO:

@@ -1,0 +1,41 @@
+"""Searches where the server lacks what a program takes."""
+
+import errno
+import os
+import signal
+
+import pytest
+
+from cloister_sandbox import ripgrep
+from cloister_sandbox.spawn import spawn
+
+ENV = {"PATH": os.environ["PATH"]}
+
+
+def test_who_has_no_room_for_a_program_is_not_told_that_there_is_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def lack(*_: object) -> int:
+        raise OSError(errno.EAGAIN, "no process")
+
+    monkeypatch.setattr(ripgrep, "spawn", lack)
+    with pytest.raises(BlockingIOError):
+        ripgrep.Search(["x"], "/", ENV, 5)
+
+
+def test_a_search_that_cannot_be_watched_does_not_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[int] = []
+
+    def start(_: object, *rest: object) -> int:
+        started.append(spawn(["sleep", "60"], *rest))  # type: ignore[arg-type]
+        return started[0]
+
+    def lack(_: int) -> None:
+        raise OSError(errno.EMFILE, "no descriptor")
+
+    monkeypatch.setattr(ripgrep, "spawn", start)
+    monkeypatch.setattr(ripgrep, "_life", lack)
+    with pytest.raises(OSError, match="no descriptor"):
+        ripgrep.Search(["x"], "/", ENV, 5)
+    _, status = os.waitpid(started[0], 0)
+    assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL

@@ -78,6 +78,8 @@ class Pressure:
                 await self.look()
             except (OSError, FrontUnreachable) as error:
                 log.warning("memory of connections is not bounded: %s", error)
+            except Exception:
+                log.exception("memory of connections is not bounded")
             # Ten thousands of sockets take a while to list, and the agent has other work.
             await asyncio.sleep(max(EVERY_SECONDS, 9 * (time.monotonic() - began)))
 

@@ -1,17 +1,19 @@
 """Sandboxes that do not take what comes for them: no memory of others goes with it."""
 
+import asyncio
 import socket
 import ssl
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloister_gateway import buffers
+from cloister_gateway import buffers, pressure
 from cloister_gateway.buffers import Held
-from cloister_gateway.pressure import surplus
+from cloister_gateway.pressure import Pressure, surplus
 from cloister_gateway.reports import Client
 from support.gateway_addresses import SERVER
 from support.gateway_buffers import held as buffered
@@ -91,6 +93,26 @@ def test_what_is_left_of_each_is_no_more_than_what_others_lost(
     for address in by_address(ended):
         # Whoever loses one had most at that moment.
         assert left[address] + largest >= max(left.values())
+
+
+async def test_a_look_that_fails_is_not_the_last_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = 0
+    again = asyncio.Event()
+
+    async def look(_: Pressure) -> None:
+        nonlocal looks
+        looks += 1
+        if looks == 1:
+            raise ValueError("what nobody thought of")
+        again.set()
+
+    monkeypatch.setattr(Pressure, "look", look)
+    monkeypatch.setattr(pressure, "EVERY_SECONDS", 0.0)
+    nothing: Any = None
+    running = asyncio.create_task(Pressure(nothing, nothing, nothing, 0).run())
+    async with asyncio.timeout(30):
+        await again.wait()
+    running.cancel()
 
 
 def test_the_kernel_tells_what_sockets_hold() -> None:

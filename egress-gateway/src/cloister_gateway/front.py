@@ -20,6 +20,10 @@ _END = "debug dev stream strm={0} req.w=now res.w=now; shutdown session {0}"
 that reads nothing would keep its connection for as long as one may be idle. So its time to be taken
 runs out first. That alone ends nothing: a connection that is over by now is not found by the rest.
 """
+_STILL = "debug dev stream strm={0} req.w=now res.w=now wake"
+"""For one that was told to end and took something just then, which gave it all its time again: an
+end that is told twice wakes nobody. Only then: whom haproxy wakes must be there.
+"""
 
 
 class FrontUnreachable(Exception):
@@ -72,15 +76,15 @@ class Front:
         try:
             async with asyncio.timeout(seconds):
                 left = first = {each for each in await self.sessions() if condemned(each)}
+                end = _END
                 while left:
                     ids = sorted(each.id for each in left)
                     for at in range(0, len(ids), _AT_ONCE):
                         part = ids[at : at + _AT_ONCE]
-                        await self._ask(";".join(["expert-mode on", *map(_END.format, part)]))
+                        await self._ask(";".join(["expert-mode on", *map(end.format, part)]))
                     # Those that come meanwhile were decided by the new state.
-                    left = first.intersection(await self.sessions())
-                    if left:
-                        await asyncio.sleep(_PAUSE)
+                    await asyncio.sleep(_PAUSE)
+                    left, end = first.intersection(await self.sessions()), _STILL
         except TimeoutError:
             raise FrontUnreachable("haproxy did not end the connections in time") from None
         return len(first)

@@ -4,7 +4,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from .paths import Roots, ToolFailure
 from .processes import Reaper
 from .shell import Cancel, Shell
 from .state import ServerState
+from .threads import Threads
 from .toolset import search, write
 from .toolset.bash import bash
 from .toolset.read import read, read_at_once
@@ -48,10 +48,10 @@ class Contexts:
         self._reaper = reaper
         self._contexts: dict[str, Context] = {}
         # Not those that start and end processes: a tool that takes long must hold up neither.
-        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="tool")
+        self._threads = Threads(_THREADS, thread_name_prefix="tool")
         # A search waits for its ripgrep, which tools may stop: it holds up searches alone.
         self._searches = asyncio.Semaphore(_THREADS)
-        self._searching = ThreadPoolExecutor(_THREADS, thread_name_prefix="grep")
+        self._searching = Threads(_THREADS, thread_name_prefix="grep")
         self._overflows = Overflows()
         kept = Path(self._overflows.directory)
         # What is beneath another root needs no entry of its own, which every path would be

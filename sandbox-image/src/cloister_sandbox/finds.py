@@ -53,6 +53,11 @@ def _matches(
     roots: Roots, root: str, pattern: Pattern, stopped: Callable[[], bool]
 ) -> Iterator[tuple[Match, int]]:
     """Each match, and when what it is or leads to was changed."""
+
+    def go_on() -> None:
+        if stopped():
+            raise TooLarge("more entries than can be looked at in time")
+
     seen = 0
     pending: list[tuple[str, str, frozenset[int]]] = [(root, "", frozenset())]
     while pending:
@@ -61,8 +66,7 @@ def _matches(
             seen += 1
             if seen > MAX_WALK:
                 raise TooLarge(f"more than {MAX_WALK} entries")
-            if stopped():
-                raise TooLarge("more entries than can be looked at in time")
+            go_on()
             relative = f"{above}/{found.relative}" if above else found.relative
             path, link, age = f"{root.rstrip('/')}/{relative}", "", found.info.st_mtime_ns
             real = f"{where.rstrip('/')}/{found.relative}"
@@ -73,12 +77,12 @@ def _matches(
                     real = real if endless else os.path.realpath(path)
                 except OSError:  # no link any more
                     continue
-                if not endless and pattern.enters(relative, links):
+                if not endless and pattern.enters(relative, links, go_on):
                     pending.append((real, relative, links | {relative.count("/")}))
                 link = read_link(found.name, found.directory, found.info)
                 age = _age(path)
             inside = f"{real}/".startswith(f"{root.rstrip('/')}/")
-            if inside and pattern.matches(relative, links):
+            if inside and pattern.matches(relative, links, go_on):
                 yield Match(path, found.info, link), age
 
 

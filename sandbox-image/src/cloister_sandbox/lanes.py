@@ -10,10 +10,10 @@ import contextlib
 import functools
 import itertools
 from collections.abc import AsyncGenerator, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ParamSpec, TypeVar
 
 from .errors import Busy
+from .threads import Threads
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -24,7 +24,7 @@ class Lane:
     """A few threads, and at most MAX_WAITING pieces of work behind each of them."""
 
     def __init__(self, name: str, threads: int) -> None:
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
+        self._pool = Threads(threads, thread_name_prefix=name)
         self._bound = threads * MAX_WAITING
         self._under_way = 0
 
@@ -42,12 +42,14 @@ class Lane:
             raise
 
     def submit(self, work: Callable[[], T]) -> "asyncio.Future[T]":
-        """Start a piece of work; raises Busy when too much is waiting."""
+        """Start a piece of work; raises Busy when too much is waiting, RuntimeError where not even
+        the lane's first thread can be started.
+        """
         if self._under_way >= self._bound:
             why = "too many file operations are waiting"
             raise Busy("TOO_MANY_CALLS", why, 1.0, "file-operations", self._bound)
-        self._under_way += 1
         future = asyncio.get_running_loop().run_in_executor(self._pool, work)
+        self._under_way += 1
         future.add_done_callback(self._done)
         return future
 

@@ -51,9 +51,11 @@ class Search:
         self._deadline = time.monotonic() + seconds
         # What tools make it start is no living tree's when it is over, and ends with the next one.
         self._mark = f"rg-{secrets.token_hex(4)}"
-        with contextlib.ExitStack() as theirs:
+        with contextlib.ExitStack() as theirs, contextlib.ExitStack() as ours:
             self._stdout, stdout = _pipe(theirs)
+            ours.enter_context(self._stdout)
             self._stderr, stderr = _pipe(theirs)
+            ours.enter_context(self._stderr)
             try:
                 streams = (nothing(), stdout, stderr)
                 with BIRTHS.one():
@@ -65,11 +67,12 @@ class Search:
                 raise NotInstalled from None
             except ValueError:
                 raise BadArgument from None
-        try:
-            self._life = _life(self._pid)
-        except OSError:
-            self._end()
-            raise
+            try:
+                self._life = _life(self._pid)
+            except OSError:
+                self._end()
+                raise
+            ours.pop_all()
         yield_to_server(self._pid)
 
     @property
@@ -84,47 +87,50 @@ class Search:
         What is in them when it has ended is all: a tool can open them, too, and keep them open.
         The search is ended when the reader stops.
         """
+        try:
+            yield from self._printed(stopped)
+        finally:
+            self._end()
+
+    def _printed(self, stopped: Callable[[], bool]) -> Generator[bytes, None, None]:
         pipes = {each.fileno(): _WITHOUT_END for each in (self._stdout, self._stderr)}
-        with selectors.DefaultSelector() as selector, self._stdout, self._stderr, self._life:
+        with self._stdout, self._stderr, self._life, selectors.DefaultSelector() as selector:
             for each in (self._stdout, self._stderr, self._life):
                 selector.register(each, selectors.EVENT_READ)
-            try:
-                while any(left > 0 for left in pipes.values()):
-                    ready = selector.select(timeout=_LOOK)
-                    if not ready:
+            while any(left > 0 for left in pipes.values()):
+                ready = selector.select(timeout=_LOOK)
+                if not ready:
+                    if not self._pid:
+                        break  # a tool took what was left
+                    yield b""
+                for key, _ in ready:
+                    if key.fileobj is self._life:
+                        selector.unregister(self._life)
+                        pipes = {fd: unread(fd) for fd in pipes}
+                        self._pid = 0
+                        break
+                    try:
+                        data = os.read(key.fd, _READ)
+                    except BlockingIOError:  # a tool opened the pipe, too, and was quicker
                         if not self._pid:
-                            break  # a tool took what was left
-                        yield b""
-                    for key, _ in ready:
-                        if key.fileobj is self._life:
-                            selector.unregister(self._life)
-                            pipes = {fd: unread(fd) for fd in pipes}
-                            self._pid = 0
-                            break
-                        try:
-                            data = os.read(key.fd, _READ)
-                        except BlockingIOError:  # a tool opened the pipe, too, and was quicker
-                            if not self._pid:
-                                pipes[key.fd] = 0
-                            continue
-                        pipes[key.fd] -= len(data)
-                        if not data:
-                            del pipes[key.fd]
-                            selector.unregister(key.fileobj)
-                        elif key.fileobj is self._stdout:
-                            yield data
-                        else:
-                            self.complaint += data[: _COMPLAINT - len(self.complaint)]
-                    if stopped():
-                        self.ended = "stopped"
-                    elif self.late:
-                        self.ended = "late"
-                    if self.ended:
-                        return
-            finally:
-                if not pipes:
-                    self._pid = 0
-                self._end()
+                            pipes[key.fd] = 0
+                        continue
+                    pipes[key.fd] -= len(data)
+                    if not data:
+                        del pipes[key.fd]
+                        selector.unregister(key.fileobj)
+                    elif key.fileobj is self._stdout:
+                        yield data
+                    else:
+                        self.complaint += data[: _COMPLAINT - len(self.complaint)]
+                if stopped():
+                    self.ended = "stopped"
+                elif self.late:
+                    self.ended = "late"
+                if self.ended:
+                    return
+            if not pipes:
+                self._pid = 0
 
     def _end(self) -> None:
         if self._pid:

@@ -14,7 +14,7 @@ import grpc
 from cloister_api.exec.v1 import exec_pb2_grpc
 from cloister_api.wire import NOT_PACKED
 
-from . import guard, memory, signals, unborn
+from . import guard, memory, signals, threads, unborn
 from .authorize import Authorizer
 from .calls import Calls
 from .config import Config, ConfigError
@@ -92,6 +92,7 @@ class Server:
     async def start(self) -> None:
         """Serve, then prepare the pod. Returns when it is warm, or has failed for good."""
         self._reaper.install()
+        await threads.prepare()
         server = grpc.aio.server(
             options=[
                 ("grpc.max_receive_message_length", MAX_MESSAGE),

@@ -283,6 +283,23 @@ async def test_a_haproxy_that_does_not_cut_is_told_of(tmp_path: Path) -> None:
         assert await Front(tmp_path / "socket").cut(frozenset({"10.0.0.2"}), seconds=0.2) == 0
 
 
+async def test_who_takes_a_bit_as_its_connection_ends_does_not_keep_it(tmp_path: Path) -> None:
+    """That gives it all its time again, and an end that is told twice wakes nobody."""
+    told: list[str] = []
+
+    async def slow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        command = (await reader.readline()).decode()
+        if command == "show sess\n" and not any(" wake" in each for each in told):
+            writer.write(b"0x1: proto=tcpv4 src=10.0.0.1:4000 fe=sandboxes be=names\n")
+        elif command != "show sess\n":
+            told.append(command)
+        writer.close()
+
+    async with await asyncio.start_unix_server(slow, tmp_path / "socket"):
+        assert await Front(tmp_path / "socket").cut(frozenset({"10.0.0.1"})) == 1
+    assert ["shutdown session 0x1" in each for each in told] == [True, False]
+
+
 def write_identity(folder: Path, authority: TestAuthority) -> None:
     pair = authority.issue(dns="cloister-egress-gateway")
     (folder / "tls.crt").write_bytes(pair.certificate)

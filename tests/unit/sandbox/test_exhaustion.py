@@ -83,6 +83,25 @@ def test_a_full_table_of_processes(crowded: tuple[Sandbox, Path]) -> None:
         assert jobs.bash("echo on").text == "on\n"
 
 
+def test_files_that_were_asked_for_while_the_table_was_full(
+    crowded: tuple[Sandbox, Path],
+) -> None:
+    """Who tries again and again until there is room is served then, and nothing is done twice."""
+    server, group = crowded
+    with server.worker() as channel:
+        files = FileCalls(channel)
+        (server.workspace / "f").touch()
+        (group / "pids.max").write_text((group / "pids.current").read_text())
+        for _ in range(200):
+            with refused(grpc.StatusCode.RESOURCE_EXHAUSTED, reason="OUT_OF_RESOURCES"):
+                files.stat("f")
+        with refused(grpc.StatusCode.RESOURCE_EXHAUSTED, reason="OUT_OF_RESOURCES"):
+            files.move("f", "moved")
+        (group / "pids.max").write_text("max")
+        assert files.stat("f").path.endswith("/f")
+        assert [each.name for each in server.workspace.iterdir()] == ["f"]
+
+
 async def test_a_process_that_the_kernel_ends_for_want_of_memory(
     memory_group: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,7 +2,9 @@
 
 import errno
 import os
+import selectors
 import signal
+from typing import Any
 
 import pytest
 
@@ -39,3 +41,25 @@ def test_a_search_that_cannot_be_watched_does_not_go_on(monkeypatch: pytest.Monk
         ripgrep.Search(["x"], "/", ENV, 5)
     _, status = os.waitpid(started[0], 0)
     assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL
+
+
+def test_a_search_that_cannot_be_heard_does_not_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tools may take all that their user may wait for by epoll."""
+    forgotten: list[str] = []
+
+    def start(_: object, *rest: Any) -> int:
+        return spawn(["sleep", "60"], *rest)
+
+    def lack(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "nothing left to wait with")
+
+    monkeypatch.setattr(ripgrep, "spawn", start)
+    monkeypatch.setattr(ripgrep, "forget_tree", forgotten.append)
+    monkeypatch.setattr(selectors.DefaultSelector, "register", lack)
+    search = ripgrep.Search(["x"], "/", ENV, 5)
+    pid = search._pid
+    with pytest.raises(OSError, match="nothing left"):
+        next(search.output(lambda: False))
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL
+    assert len(forgotten) == 1

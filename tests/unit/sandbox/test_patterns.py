@@ -38,3 +38,21 @@ def test_glob_patterns(pattern: str, path: str, expected: bool) -> None:
 def test_glob_patterns_are_bounded(pattern: str) -> None:
     with pytest.raises(BadPattern):
         Pattern(pattern)
+
+
+@pytest.mark.parametrize("links", [(), (0,)])
+def test_a_long_path_is_not_compared_to_its_end_when_time_is_over(
+    links: tuple[int, ...],
+) -> None:
+    """Comparing a single one can take a quarter of a minute."""
+    looks = 0
+
+    def go_on() -> None:
+        nonlocal looks
+        looks += 1
+        if looks == 3:
+            raise TimeoutError
+
+    pattern = Pattern("**/" + "*a/" * 8 + "b")
+    with pytest.raises(TimeoutError):
+        pattern.matches("/".join(["aaa"] * 20), links, go_on)

@@ -98,8 +98,12 @@ class _Remembered(Generic[_Question, _Value]):
 
     def knows(self, question: _Question) -> bool:
         """Whether `get` asks nothing new."""
+        return question in self._asking or self.has(question)
+
+    def has(self, question: _Question) -> bool:
+        """Whether `get` waits for nothing."""
         known = self._found(question)
-        return question in self._asking or (known is not None and self._clock() < known.until)
+        return known is not None and self._clock() < known.until
 
     def _found(self, question: _Question) -> _Answer[_Value] | None:
         return self._answers.get(question) or self._refusals.get(question)
@@ -182,6 +186,12 @@ class Auth:
         self._strangers: Counter[str] = Counter()
         """Tokens that are asked about for the first time, by the address that they come from."""
 
+    def remembers(self, metadata: Iterable[tuple[str, str | bytes]]) -> bool:
+        """Whether it is known whose the bearer token in the metadata is, or that it is nobody's;
+        raises Unauthenticated.
+        """
+        return self._callers.has(_digest(bearer_token(metadata)))
+
     async def authenticate(
         self, metadata: Iterable[tuple[str, str | bytes]], address: str = ""
     ) -> Caller:
@@ -189,7 +199,7 @@ class Auth:
         and Busy for too many tokens that are new. `address`: where they come from.
         """
         token = bearer_token(metadata)
-        digest = hashlib.sha256(token.encode()).digest()
+        digest = _digest(token)
         ask: Callable[[], Awaitable[Caller | None]]
         ask = functools.partial(self._reviewer.review_token, token)
         if not self._callers.knows(digest):
@@ -276,6 +286,10 @@ def whose_share(caller: Caller) -> str:
     if not caller.username.startswith(_SERVICE_ACCOUNT):
         return caller.username
     return caller.username.rpartition(":")[0]
+
+
+def _digest(token: str) -> bytes:
+    return hashlib.sha256(token.encode()).digest()
 
 
 def bearer_token(metadata: Iterable[tuple[str, str | bytes]]) -> str:

@@ -166,7 +166,9 @@ class Guard(grpc.aio.ServerInterceptor):
             with self._observed(method, request) as seen:
                 try:
                     with self._places.one("calls"):
-                        await self._know(seen, context, forwarded=self._forwarder is not None)
+                        await self._know(
+                            seen, "calls", context, forwarded=self._forwarder is not None
+                        )
                         with self._callers_place(seen, "calls"):
                             if self._forwarder is not None:
                                 answer = await self._forwarder.call(method, request, context)
@@ -188,7 +190,7 @@ class Guard(grpc.aio.ServerInterceptor):
             with self._observed(method, request) as seen:
                 try:
                     with self._places.one("watches"):
-                        await self._know(seen, context)
+                        await self._know(seen, "watches", context)
                         with self._callers_place(seen, "watches"):
                             recheck = await self._admit(seen, method, request, context)
                             # Headers at once: a caller with nothing to see yet knows that it
@@ -210,7 +212,7 @@ class Guard(grpc.aio.ServerInterceptor):
                 try:
                     with self._places.one("relays"):
                         # Whom nobody knows is not waited for.
-                        await self._know(seen, context)
+                        await self._know(seen, "relays", context)
                         with self._callers_place(seen, "relays"):
                             asked = True
                             first = await _first(requests)
@@ -260,14 +262,21 @@ class Guard(grpc.aio.ServerInterceptor):
             self.doorkeeper.heard(far_end, whose_share(caller))
         return caller
 
-    async def _know(self, seen: _Call, context: Context, *, forwarded: bool = False) -> None:
+    async def _know(
+        self, seen: _Call, kind: str, context: Context, *, forwarded: bool = False
+    ) -> None:
         """Find out who calls, before they are given a place of their own: rights, too, take a while
-        to ask for, and whoever has none must not keep others waiting meanwhile.
+        to ask for, and whoever has none must not keep others waiting meanwhile. While a token is
+        asked about, its calls, of which there may be any number, have their address's share.
 
         What nobody's token asks is not `forwarded`: to the leader all of that comes from one
         address, which has few questions. A caller that cannot be known now is left to the leader.
         """
-        with contextlib.suppress(*((Unavailable,) if forwarded else ())):
+        with contextlib.ExitStack() as asked:
+            if not self._auth.remembers(tuple(context.invocation_metadata() or ())):
+                far_end = of_peer(context.peer())
+                asked.enter_context(self._places.of(f"at {far_end and far_end.address}", kind))
+            asked.enter_context(contextlib.suppress(*((Unavailable,) if forwarded else ())))
             seen.caller = await self._authenticate(context)
 
     def _callers_place(self, seen: _Call, kind: str) -> contextlib.AbstractContextManager[None]:

@@ -6,9 +6,11 @@ patterns, and hold the interpreter while they do.
 """
 
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
+GoOn = Callable[[], None]
+"""Called again and again, however long path and pattern are; raises when the work is to stop."""
 MAX_LENGTH = 4096
 MAX_ALTERNATIVES = 64
 MAX_EXPANDED = 16_384
@@ -38,6 +40,10 @@ Token = OneOf | None
 """None is a star: any run of characters."""
 
 
+def _always() -> None:
+    """Nobody bounds it."""
+
+
 class Pattern:
     """One compiled pattern; raises BadPattern when it is too long or has too many alternatives."""
 
@@ -52,32 +58,33 @@ class Pattern:
             for each in alternatives
         ]
 
-    def matches(self, relative: str, links: Collection[int] = ()) -> bool:
-        """Whether a path relative to the root matches.
+    def matches(self, relative: str, links: Collection[int] = (), go_on: GoOn = _always) -> bool:
+        """Whether a path relative to the root matches; raises what `go_on` raises.
 
         `links` are the positions of its parts that are links: `**` does not span those.
         """
         parts = relative.split("/")
         if not links:
-            return any(_match_path(each, parts) for each in self._alternatives)
-        return any(len(each) in _states(each, parts, links) for each in self._alternatives)
+            return any(_match_path(each, parts, go_on) for each in self._alternatives)
+        return any(len(each) in _states(each, parts, links, go_on) for each in self._alternatives)
 
-    def enters(self, relative: str, links: Collection[int]) -> bool:
-        """Whether something below a path, which is a link itself, may match."""
+    def enters(self, relative: str, links: Collection[int], go_on: GoOn = _always) -> bool:
+        """Whether something below a path, which is a link itself, may match; raises likewise."""
         parts = relative.split("/")
         links = {*links, len(parts) - 1}
         return any(
-            min(_states(each, parts, links), default=len(each)) < len(each)
+            min(_states(each, parts, links, go_on), default=len(each)) < len(each)
             for each in self._alternatives
         )
 
 
 def _states(
-    pattern: "list[list[Token] | None]", parts: list[str], links: Collection[int]
+    pattern: "list[list[Token] | None]", parts: list[str], links: Collection[int], go_on: GoOn
 ) -> set[int]:
     """The components that may come next after these parts; the pattern's length where it is met."""
     states = _closed(pattern, {0})
     for position, part in enumerate(parts):
+        go_on()
         after: set[int] = set()
         for at in states:
             component = pattern[at] if at < len(pattern) else []
@@ -100,7 +107,7 @@ def _closed(pattern: "list[list[Token] | None]", states: set[int]) -> set[int]:
     return states
 
 
-def _match_path(pattern: "list[list[Token] | None]", parts: list[str]) -> bool:
+def _match_path(pattern: "list[list[Token] | None]", parts: list[str], go_on: GoOn) -> bool:
     """Components against components; None in the pattern is any number of directories.
 
     The same walk as for stars in a name: only the last `**` ever has to be widened.
@@ -116,6 +123,7 @@ def _match_path(pattern: "list[list[Token] | None]", parts: list[str]) -> bool:
             at += 1
             position += 1
         elif star >= 0:
+            go_on()
             resume += 1
             at, position = star + 1, resume
         else:

@@ -1,4 +1,4 @@
-"""What an operator of the version before has made goes on with this one, and beside it.
+"""What an operator of the version before has made goes on with this one.
 
 There a session's pod had a name of its own on the session's workspace, and its identity was the
 Secret of that name.
@@ -9,7 +9,6 @@ import hashlib
 
 from cloister_operator import names
 from cloister_operator.cluster.resources import PODS, SESSIONS, Resource
-from cloister_operator.plan.session import STABLE
 from support.fake_api import Connection, Fault, Write
 from support.fake_operator import World
 from support.kept_sessions import (
@@ -17,7 +16,6 @@ from support.kept_sessions import (
     JSON,
     KEPT,
     OOM,
-    claims,
     identity_of,
     mounted,
     own_pod,
@@ -96,30 +94,3 @@ async def test_a_pod_gets_its_identity_under_the_name_that_it_mounts(world: Worl
     await operator.until(lambda: world.served("s1"))
     assert own_pod(world)["metadata"]["uid"] == waiting["metadata"]["uid"]
     assert world.leaks() == set()
-
-
-async def test_a_session_that_both_give_a_pod_has_one_in_the_end(world: World) -> None:
-    """For moments two may lead: while one hears nothing, and does not know it yet."""
-    world.apply_environment(**KEPT, pool={"size": 0})
-    both = [world.start(Before(world.cluster)), world.start()]
-    for operator in both:
-        await operator.settle()
-    uid = world.apply_session()
-    seen: set[str] = set()
-
-    def served() -> bool:
-        seen.update(each["metadata"]["name"] for each in world.pods(session=uid))
-        assert list(world.problems()) == []
-        return world.served("s1")
-
-    for restarts in range(3):
-        await both[0].until(lambda n=restarts: served() and status(world)["restarts"] == n)  # type: ignore[misc]
-        world.clock.now += STABLE
-        world.cluster.set_pod_status(NAMESPACE, status(world)["podName"], **OOM)
-    await both[0].until(lambda: served() and status(world)["restarts"] == 3)
-    for operator in both:
-        await operator.settle()
-    assert world.served("s1")
-    assert len(claims(world)) == 1
-    assert world.leaks() == set()
-    assert len(seen) > 1, "one of them made all: this shows nothing"

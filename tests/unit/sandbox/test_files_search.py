@@ -10,8 +10,9 @@ import grpc
 import pytest
 
 from cloister_api.exec.v1 import exec_pb2
+from support.false_ripgrep import with_ripgrep
 from support.file_calls import FileCalls, eventually
-from support.sandbox_server import Sandbox, Tools, refused, sandbox
+from support.sandbox_server import Sandbox, Tools, refused
 
 STATUS = grpc.StatusCode
 
@@ -143,16 +144,10 @@ def test_wrong_requests_name_the_field(
 
 def test_a_file_with_the_name_of_an_error_is_no_wrong_pattern(tmp_path: Path) -> None:
     complaint = "./regex parse error: Permission denied (os error 13)"
-    engine = tmp_path / "rg"
     summary = '{"type":"summary","data":{}}'
-    engine.write_text(f"#!/bin/sh\necho '{complaint}' >&2\necho '{summary}'\nexit 2\n")
-    engine.chmod(0o755)
-    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    with sandbox(tmp_path / "server", {"env": env}) as server:
-        server.wait_for(exec_pb2.RuntimeInfo.STATE_WARM)
-        server.claim()
-        with server.worker() as channel:
-            lines, found = FileCalls(channel).grep("x")
+    script = f"echo '{complaint}' >&2\necho '{summary}'\nexit 2\n"
+    with with_ripgrep(tmp_path, script) as server, server.worker() as channel:
+        lines, found = FileCalls(channel).grep("x")
     assert not lines
     assert not found.truncated
 

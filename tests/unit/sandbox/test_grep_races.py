@@ -18,8 +18,9 @@ from cloister_sandbox import greps
 from cloister_sandbox.matches import Binary, Line, Matches
 from cloister_sandbox.paths import Roots
 from cloister_sandbox.ripgrep import Search
+from support.false_ripgrep import with_ripgrep
 from support.file_calls import FileCalls, found_by_ripgrep
-from support.sandbox_server import Sandbox, Tools, sandbox
+from support.sandbox_server import Sandbox, Tools
 from support.swaps import swapping
 
 pytestmark = pytest.mark.long
@@ -63,16 +64,10 @@ def test_a_search_never_prints_what_a_swapped_link_leads_to(
 def test_lines_that_a_file_does_not_hold_are_left_out_and_counted(
     tmp_path: Path, changed: str
 ) -> None:
-    engine, found = tmp_path / "rg", tmp_path / "found"
-    engine.write_text(f"#!/bin/sh\ncat {found}\n")
-    engine.chmod(0o755)
+    found = tmp_path / "found"
     outside = tmp_path / "outside"
     outside.write_text(SECRET)
-    with sandbox(
-        tmp_path / "server", {"env": {"PATH": f"{tmp_path}:{os.environ['PATH']}"}}
-    ) as server:
-        server.wait_for(exec_pb2.RuntimeInfo.STATE_WARM)
-        server.claim()
+    with with_ripgrep(tmp_path, f"cat {found}\n") as server:
         (server.workspace / "good").write_text("x\n")
         bad = server.workspace / "bad"
         ways: dict[str, Callable[[], object]] = {
@@ -288,23 +283,16 @@ def test_a_search_that_finds_nothing_lets_others_have_its_thread(
 def test_what_ripgrep_leaves_behind_ends_with_the_next_that_ends(tmp_path: Path) -> None:
     """Tools may have put another program in its place."""
     left = f"sleep 600.{secrets.randbelow(10**9)}"
-    engine = tmp_path / "rg"
     # It has its number by then.
     leaves = f"setsid --fork env -i {left} >/dev/null 2>&1 </dev/null"
-    engine.write_text(f"#!/bin/sh\nsleep 0.5\n{leaves}\n")
-    engine.chmod(0o755)
-    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    with sandbox(tmp_path / "server", {"env": env}) as server:
-        server.wait_for(exec_pb2.RuntimeInfo.STATE_WARM)
-        server.claim()
-        with server.worker() as channel:
-            tools = Tools(channel)
-            assert tools.call("grep", pattern="x").content[0].text.startswith("no matches\n")
-            assert tools.bash(f"pgrep -fx '{left}' | wc -l") == "1"
-            tools.bash("true", context_id="ends")
-            request = exec_pb2.CloseContextRequest(context_id="ends")
-            tools.stub.CloseContext(request, timeout=40)
-            assert tools.bash(f"pgrep -fx '{left}' | wc -l") == "0"
+    with with_ripgrep(tmp_path, f"sleep 0.5\n{leaves}\n") as server, server.worker() as channel:
+        tools = Tools(channel)
+        assert tools.call("grep", pattern="x").content[0].text.startswith("no matches\n")
+        assert tools.bash(f"pgrep -fx '{left}' | wc -l") == "1"
+        tools.bash("true", context_id="ends")
+        request = exec_pb2.CloseContextRequest(context_id="ends")
+        tools.stub.CloseContext(request, timeout=40)
+        assert tools.bash(f"pgrep -fx '{left}' | wc -l") == "0"
 
 
 def test_a_search_that_is_over_reads_no_further(tmp_path: Path) -> None:
@@ -354,18 +342,12 @@ while len(kept) < 2:
 open("kept", "w").close()
 time.sleep(600)
 """
-STAYS = '#!/bin/sh\nuntil [ -e kept ]; do sleep 0.01; done\nexec {rg} "$@"\n'
+STAYS = 'until [ -e kept ]; do sleep 0.01; done\nexec {rg} "$@"\n'
 
 
 def test_who_keeps_a_searchs_pipes_keeps_nobody_waiting(tmp_path: Path) -> None:
     """Any tool can open them, and its end would otherwise come with the search's time."""
-    engine = tmp_path / "rg"
-    engine.write_text(STAYS.format(rg=shutil.which("rg")))
-    engine.chmod(0o755)
-    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    with sandbox(tmp_path / "server", {"env": env}) as server:
-        server.wait_for(exec_pb2.RuntimeInfo.STATE_WARM)
-        server.claim()
+    with with_ripgrep(tmp_path, STAYS.format(rg=shutil.which("rg"))) as server:
         (server.workspace / "f").write_text("needle\n")
         with server.worker() as channel:
             tools = Tools(channel)
@@ -377,21 +359,11 @@ def test_who_keeps_a_searchs_pipes_keeps_nobody_waiting(tmp_path: Path) -> None:
 
 
 def test_a_search_that_is_killed_is_told_from_one_that_found_nothing(tmp_path: Path) -> None:
-    engine = tmp_path / "rg"
-    engine.write_text("#!/bin/sh\nkill -9 $$\n")
-    engine.chmod(0o755)
-    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    with sandbox(tmp_path / "server", {"env": env}) as server:
-        server.wait_for(exec_pb2.RuntimeInfo.STATE_WARM)
-        server.claim()
-        with server.worker() as channel:
-            said = Tools(channel).call("grep", pattern="x").content[0].text
-            assert (
-                said
-                == "no matches\n[something ended the search: this is what it had found by then]"
-            )
-            _, summary = FileCalls(channel).grep("x")
-            assert summary.truncated
-            assert list(summary.warnings) == [
-                "something ended the search: this is what it had found by then"
-            ]
+    with with_ripgrep(tmp_path, "kill -9 $$\n") as server, server.worker() as channel:
+        said = Tools(channel).call("grep", pattern="x").content[0].text
+        assert said == "no matches\n[something ended the search: this is what it had found by then]"
+        _, summary = FileCalls(channel).grep("x")
+        assert summary.truncated
+        assert list(summary.warnings) == [
+            "something ended the search: this is what it had found by then"
+        ]

@@ -1,6 +1,5 @@
 """Searches whose ripgrep a tool stops: they hold up each other, and nobody else."""
 
-import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,33 +8,27 @@ from typing import Any
 import pytest
 
 from cloister_api.exec.v1 import exec_pb2
+from support.false_ripgrep import with_ripgrep
 from support.file_calls import eventually
-from support.sandbox_server import Sandbox, Tools, sandbox
+from support.sandbox_server import Sandbox, Tools
 
 pytestmark = pytest.mark.long
 
 AT_ONCE = 8
-STOPS = "#!/bin/sh\n: > started.$$\nkill -STOP $$\n"
+STOPS = ": > started.$$\nkill -STOP $$\n"
 
 
 @pytest.fixture
 def tools(tmp_path: Path) -> Iterator[Tools]:
-    engine = tmp_path / "rg"
-    engine.write_text(STOPS)
-    engine.chmod(0o755)
-    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    with sandbox(tmp_path / "server", {"env": env}) as server:
-        server.wait_for(exec_pb2.RuntimeInfo.STATE_WARM)
-        server.claim()
-        with server.worker() as channel:
-            made = Tools(channel)
-            calls = [search(made, f"c{number}") for number in range(AT_ONCE)]
-            eventually(lambda: started(server) == AT_ONCE)
-            yield made
-            # Whoever was held up by them has waited for their end.
-            assert not any(each.done() for each in calls)
-            for each in calls:
-                each.cancel()
+    with with_ripgrep(tmp_path, STOPS) as server, server.worker() as channel:
+        made = Tools(channel)
+        calls = [search(made, f"c{number}") for number in range(AT_ONCE)]
+        eventually(lambda: started(server) == AT_ONCE)
+        yield made
+        # Whoever was held up by them has waited for their end.
+        assert not any(each.done() for each in calls)
+        for each in calls:
+            each.cancel()
 
 
 def search(tools: Tools, context_id: str) -> Any:

@@ -57,7 +57,7 @@ types: $(STAMP) ## mypy --strict
 unit: $(STAMP) ## unit, contract and chart tests
 	@$(DEVCLUSTER) build --only helm --only promtool
 	@$(DEVCLUSTER) unpack egress-gateway >/dev/null
-	HELM=$$($(DEVCLUSTER) bin helm) $(VENV)/bin/pytest -n 5 --dist loadfile -m 'not long' $(LOCAL)
+	HELM=$$($(DEVCLUSTER) bin helm) $(VENV)/bin/pytest -n 7 --dist loadfile -m 'not long' $(LOCAL)
 
 .PHONY: format
 format: $(STAMP) ## rewrite the code in the project's format

@@ -64,3 +64,19 @@ async def proxy(server: Sandbox, sessions: FakeSessions) -> AsyncIterator[FaultP
     async with fault_proxy(server.port) as made:
         sessions.endpoint = f"127.0.0.1:{made.port}"
         yield made
+
+
+@pytest.fixture
+async def session(proxy: FaultProxy, kubeconfig: str) -> AsyncIterator[cloister.AsyncSession]:
+    """A session whose connections can be broken; what is left running in it is ended."""
+    async with (
+        cloister.AsyncClient(kubeconfig=kubeconfig, direct=True) as client,
+        await client.create_session("env") as made,
+    ):
+        yield made
+        proxy.arm(())
+        for each in await made.processes():
+            process = await made.attach(each.id)
+            if each.running:
+                await process.stop()
+            await process.release()

@@ -1,24 +1,12 @@
 """Shells: state that stays, commands that are found again and never run twice."""
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import pytest
 
 import cloister
 from support.fault_proxy import Fault, FaultProxy, Kind, Way
 from support.sandbox_server import Sandbox
-
-
-@pytest.fixture
-async def session(proxy: FaultProxy, kubeconfig: str) -> AsyncIterator[cloister.AsyncSession]:
-    """A session whose connections can be broken."""
-    async with (
-        cloister.AsyncClient(kubeconfig=kubeconfig, direct=True) as client,
-        await client.create_session("env") as made,
-    ):
-        yield made
-        proxy.arm(())
 
 
 async def test_state_stays_from_command_to_command(session: cloister.AsyncSession) -> None:

@@ -193,6 +193,9 @@ class Controller:
         if session is None:
             return
         self._context.queue.add(("session", *session.key))
+        if after and after.status.pod_uid:
+            # It runs in that pod, or never will: whichever operator wrote that.
+            self._warmer.over(after.status.pod_uid, after.metadata.uid)
         if self._works and (after is None or after.metadata.deletion_timestamp):
             # What another key's reconcile is about is not what this is about.
             with about(
@@ -243,8 +246,10 @@ class Controller:
             gone = before or pod
             self._warmer.forget(gone.uid)
             self._context.forget_pod(gone.uid)
-        if after and after.state == names.STATE_CLAIMED:
-            self._warmer.claimed(after.uid)
+        elif not after.alive:
+            self._warmer.forget(after.uid)
+        elif after.state == names.STATE_CLAIMED:
+            self._warmer.over(after.uid)
         claimed = before and after and before.state == names.STATE_WARM != after.state
         if claimed and pod.session_name:
             # The refill waits until the claim is through: both would share one event loop.

@@ -393,5 +393,5 @@ def _trimmed(resource: Resource, item: JSON) -> JSON:
 
 
 async def backoff(attempt: int) -> None:
-    """Wait before repeating a read: 0.1 s, doubling to 5 s."""
-    await asyncio.sleep(min(5.0, 0.1 * 2**attempt))
+    """Wait before repeating a read: 0.1 s, doubling to 5 s, however often it was repeated."""
+    await asyncio.sleep(min(5.0, 0.1 * 2 ** min(attempt, 10)))

@@ -118,6 +118,25 @@ def test_of_long_paths_fewer_are_found(tmp_path: Path, monkeypatch: pytest.Monke
     assert total == 9
 
 
+def test_links_to_directories_that_wait_are_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of hundreds of thousands with long paths the server would have no memory left."""
+    above = tmp_path / ("d" * 200)
+    above.mkdir()
+    for number in range(9):
+        (above / f"f{number}").symlink_to("nowhere")
+        (above / f"d{number}").symlink_to(tmp_path)
+    roots = Roots(tmp_path, (), ())
+    each = finds._EACH + 2 * len(str(tmp_path)) + 210
+    monkeypatch.setattr(finds, "MAX_WAITING", 12 * each)
+    found, _ = finds.find(roots, str(tmp_path), Pattern("*/*/none"), 9, lambda: False)
+    assert found == []
+    monkeypatch.setattr(finds, "MAX_WAITING", 6 * each)
+    with pytest.raises(TooLarge, match="too many links"):
+        finds.find(roots, str(tmp_path), Pattern("*/*/none"), 9, lambda: False)
+
+
 def test_of_long_paths_fewer_are_watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watches, "MAX_NAMES", 100)
     roots = Roots(tmp_path, (), ())

@@ -148,24 +148,28 @@ class Transfers(exec_pb2_grpc.FilesServicer):
     async def _begin(self, start: exec_pb2.UploadStart, stream: object) -> uploads.Upload:
         """The upload that a stream is to write, now its own; raises CallError and OSError."""
         target = await self._lanes.quick.run(writable, self._roots, start.path)
-        roots = (self._roots.workspace, *self._roots.others)
-        if not start.tree and target in map(os.path.realpath, roots):
+        if not start.tree and self._roots.is_root(target):
             raise InvalidField("start.path", "must name a file")
         upload = self._uploads.find(start)
         if upload is None:
             if start.offset:
                 raise _wrong_offset(start.upload_id, 0)
-            upload = await self._lanes.bulk.open(
+            made = await self._lanes.bulk.open(
                 lambda: self._uploads.create(start, target), uploads.Upload.discard
             )
-            upload.stream = stream
             try:
-                await self._discard(*self._uploads.keep(upload))
+                # Another stream may have begun the same upload meanwhile.
+                upload = self._uploads.find(start)
+                if upload is None:
+                    made.stream = stream
+                    await self._discard(*self._uploads.keep(made))
             except CallError:
-                await self._discard(upload)
+                await self._discard(made)
                 raise
-            self._sweep_later()
-            return upload
+            if upload is None:
+                self._sweep_later()
+                return made
+            await self._discard(made)
         upload.stream = stream
         with contextlib.suppress(OSError):
             await _settled(upload)

@@ -252,6 +252,24 @@ def test_two_leaders_fill_a_pool_once_each_and_no_more() -> None:
     assert most >= 10, "one of them waited: this shows nothing"
 
 
+TWO_TARGETS = (
+    Step(0.2, "environment", 22, 31),
+    Step(3.0, "forget_history", 1, 25),
+    Step(0.2, "session", 0, 31),
+    Step(0.2, "environment", 22, 22),
+    Step(1.0, "away", 11, 11),
+    Step(1.0, "second", 11, 33),
+    Step(3.0, "remove_environment", 27, 21),
+)
+"""An operator comes back that wants a pool as large as it was; the other one has made it small
+meanwhile.
+"""
+
+
+def test_a_pool_that_is_larger_for_one_operator_shrinks_in_its_time() -> None:
+    assert [run(seed, TWO_TARGETS).violations for seed in range(6)] == [()] * 6
+
+
 TWO_NAMESPACES = (
     Step(0.0, "environment", 0, 20),
     Step(70.0, "rush", 35, 31),

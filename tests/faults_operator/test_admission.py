@@ -153,6 +153,28 @@ async def test_nobody_but_schedulers_binds_a_pod(
     assert refused.status == 404, "there is no such pod, which is looked for after the policies"
 
 
+async def test_a_binding_says_nothing_of_a_pods_labels(plane: ControlPlane) -> None:
+    """The API server copies these into the pod, too, over what policies select it by."""
+    made = pod("minimal")
+    made["metadata"]["name"] = "labelled"
+    assert await ask(plane, OPERATOR, "POST", PODS, made) is None
+    path = f"{PODS}/labelled"
+    scheduler = ("system:kube-scheduler", MASTERS)
+    body: JSON = {
+        "metadata": {"name": "labelled"},
+        "target": {"kind": "Node", "name": "n1"},
+    }
+    for each in (names.NETWORK_LABEL, names.MANAGED_BY_LABEL, names.SESSION_LABEL):
+        body["metadata"]["labels"] = {each: "unrestricted"}
+        refused = await ask(plane, scheduler, "POST", f"{path}/binding", body)
+        assert refused is not None, each
+        assert "select a sandbox pod by is not a scheduler's to say" in refused.message
+    body["metadata"]["labels"] = {"topology.kubernetes.io/zone": "a"}
+    assert await ask(plane, scheduler, "POST", f"{path}/binding", body) is None
+    bound = (await plane.admin.call("GET", path))["metadata"]["labels"]
+    assert bound == {**made["metadata"]["labels"], **body["metadata"]["labels"]}
+
+
 async def test_other_namespaces_are_left_alone(plane: ControlPlane) -> None:
     body = pod("minimal")
     body["metadata"]["namespace"] = "elsewhere"

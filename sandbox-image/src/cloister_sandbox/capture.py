@@ -164,7 +164,9 @@ class Output:
             # Who goes on printing learns that nobody reads, instead of waiting for ever.
             self.close()
         with contextlib.suppress(OSError):
-            os.unlink(self._path)  # noqa: PTH108 - a Path costs more than the call
+            # What else a tool put there may be as large as it likes, and is found by the next.
+            if stat.S_ISFIFO(os.lstat(self._path).st_mode):
+                os.unlink(self._path)  # noqa: PTH108 - a Path costs more than the call
         return tail
 
     def close(self) -> None:

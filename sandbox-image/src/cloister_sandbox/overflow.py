@@ -7,6 +7,7 @@ write elsewhere. It can change or remove a file afterwards, which is its own the
 
 import asyncio
 import contextlib
+import functools
 import os
 import secrets
 import threading
@@ -14,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from .spool import DIRECTORY, Spool
+from .threads import aside
 
 FILE_BYTES = 64 * 1024 * 1024
 TOTAL_BYTES = 256 * 1024 * 1024
@@ -111,18 +113,22 @@ class Overflows:
         for name in list(self._kept):
             self._remove(name)
         if self._fd >= 0:
-            os.close(self._fd)
+            aside(functools.partial(self._leave, self._fd))
             self._fd = -1
-            with contextlib.suppress(OSError):
-                os.rmdir(self.directory)  # noqa: PTH106 - a Path tells no more
 
     def _remove(self, name: str) -> None:
         _, overflow, timer = self._kept.pop(name)
         timer.cancel()
         overflow.close()
         if self._fd >= 0:
+            # By then the directory may be another one.
             with contextlib.suppress(OSError):
-                os.unlink(name, dir_fd=self._fd)
+                aside(functools.partial(_unlink, name, os.dup(self._fd)))
+
+    def _leave(self, directory: int) -> None:
+        os.close(directory)
+        with contextlib.suppress(OSError):
+            os.rmdir(self.directory)  # noqa: PTH106 - a Path tells no more
 
     def _open(self, name: str) -> int:
         """Make a file, in the directory that was made; raises OSError. Called in threads."""
@@ -143,3 +149,13 @@ class Overflows:
         Path(self.directory).mkdir(0o700)
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
         return os.open(self.directory, flags)
+
+
+def _unlink(name: str, directory: int) -> None:
+    """Remove a file from an open directory, which is closed then."""
+    try:
+        os.unlink(name, dir_fd=directory)
+    except OSError:
+        pass  # a tool has removed it
+    finally:
+        os.close(directory)

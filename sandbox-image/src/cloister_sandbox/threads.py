@@ -1,6 +1,8 @@
 """Pools of threads, in a process whose tools may leave no room for another thread."""
 
 import asyncio
+import contextlib
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 
@@ -29,3 +31,19 @@ async def prepare() -> None:
     """
     asyncio.get_running_loop().set_default_executor(Threads(thread_name_prefix="rest"))
     await asyncio.to_thread(int)
+
+
+_aside = Threads(1, thread_name_prefix="aside")
+
+
+def aside(work: Callable[[], object]) -> None:
+    """Do later, in the order of the calls, what nobody waits for, such as to remove a file.
+
+    The kernel takes its time for that with a file that a tool has made of a million pieces. Where
+    no thread can be started it is done at once. What it raises nobody hears.
+    """
+    try:
+        _aside.submit(work)
+    except RuntimeError:
+        with contextlib.suppress(OSError):
+            work()

@@ -1,0 +1,97 @@
+"""Files that a tool made of a million pieces: to make one empty, or to let its last name go, takes
+the kernel a minute, in which the event loop does something else.
+"""
+
+# ruff: noqa: ASYNC240 - nothing but the test waits for its loop
+
+import asyncio
+import ctypes
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from cloister_sandbox import overflow
+from cloister_sandbox.capture import Output
+from cloister_sandbox.overflow import Overflows
+from cloister_sandbox.paths import Roots
+from cloister_sandbox.processes import Reaper
+from cloister_sandbox.shell import Shell, ShellError
+from cloister_sandbox.toolset.read import read_at_once
+from support.eventually import until
+
+KEEP_SIZE = 1
+MIB = 1024 * 1024
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+async def test_nobody_waits_until_a_long_output_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on, unlink = threading.Event(), overflow._unlink
+
+    def slow(name: str, directory: int) -> None:
+        go_on.wait()
+        unlink(name, directory)
+
+    monkeypatch.setattr(overflow, "_unlink", slow)
+    overflows = Overflows(str(tmp_path))
+    kept = overflows.new("a")
+    kept.add(b"x")
+    await kept.written()
+    overflows.forget("a")
+    assert Path(kept.path).exists()
+    overflows.close()
+    go_on.set()
+    await until(lambda: not any(tmp_path.iterdir()))
+
+
+async def test_a_shell_empties_no_file_of_another_file_system(tmp_path: Path) -> None:
+    """The way to its files is the tools' to change, and its own are in memory."""
+    elsewhere = Path("/dev/shm") / f"elsewhere-{tmp_path.name}-{os.getpid()}"
+    if not elsewhere.parent.is_dir() or elsewhere.parent.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("there is one file system")
+    elsewhere.mkdir()
+    reaper = Reaper()
+    reaper.install()
+    shell = Shell("one", tmp_path / "state", reaper)
+    never: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    try:
+        await shell.open(str(tmp_path), {"PATH": os.environ["PATH"]})
+        (elsewhere / "command").write_text("a tool's")
+        (own,) = (tmp_path / "state").iterdir()
+        own.rename(tmp_path / "moved")
+        own.symlink_to(elsewhere)
+        with pytest.raises(ShellError, match="cannot be used"):
+            await shell.run("true", 20, never)
+        assert (elsewhere / "command").read_text() == "a tool's"
+        await shell.open(str(tmp_path), {"PATH": os.environ["PATH"]})
+        assert (await shell.run("echo on", 20, never)).output == "on\n"
+    finally:
+        await shell.retire()
+        await until(lambda: not any(elsewhere.iterdir()))
+        elsewhere.rmdir()
+
+
+async def test_what_takes_an_outputs_name_is_not_removed(tmp_path: Path) -> None:
+    output = Output(str(tmp_path / "out"))
+    (tmp_path / "out").rename(tmp_path / "moved")
+    (tmp_path / "out").write_text("a tool's")
+    output.finish()
+    output.close()
+    assert (tmp_path / "out").exists()
+
+
+def test_a_short_text_with_much_behind_it_is_read_in_a_thread(tmp_path: Path) -> None:
+    """A tool may take its last name away while it is read."""
+    path = tmp_path / "f"
+    path.write_text("short")
+    roots = Roots(tmp_path, (), ())
+    if read_at_once(roots, {"file_path": "f"}) is None:
+        pytest.skip("nothing is read at once here")
+    with path.open("r+b") as file:
+        numbers = map(ctypes.c_long, (0, MIB))
+        if _libc.fallocate(file.fileno(), KEEP_SIZE, *numbers) != 0:
+            pytest.skip("no room can be kept here")
+    assert read_at_once(roots, {"file_path": "f"}) is None

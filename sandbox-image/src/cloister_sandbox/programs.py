@@ -363,9 +363,11 @@ class Programs:
             # Whoever waits must learn that nothing comes any more.
             log.exception("a program's care failed")
             await kill_tree(program.leader or NOBODY, program.mark)
-            program.close()
             if program.running:
                 program.end(Failure("OTHER", 0, "the server lost track of it"))
+            if program.input is not None:
+                await program.input.finish()
+            program.close()
         if program.left_processes:
             self._survivors.add(program.mark)
 

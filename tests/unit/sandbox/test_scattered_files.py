@@ -8,16 +8,21 @@ import asyncio
 import ctypes
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from cloister_api.exec.v1 import exec_pb2
 from cloister_sandbox import overflow
 from cloister_sandbox.capture import Output
 from cloister_sandbox.overflow import Overflows
 from cloister_sandbox.paths import Roots
 from cloister_sandbox.processes import Reaper
+from cloister_sandbox.services import transfers
+from cloister_sandbox.services.files import FilesService
 from cloister_sandbox.shell import Shell, ShellError
+from cloister_sandbox.state import Activity, Phase, ServerState
 from cloister_sandbox.toolset.read import read_at_once
 from support.eventually import until
 
@@ -45,6 +50,21 @@ async def test_nobody_waits_until_a_long_output_is_removed(
     overflows.close()
     go_on.set()
     await until(lambda: not any(tmp_path.iterdir()))
+
+
+async def test_nobody_waits_until_a_file_goes_that_was_downloaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    laid_aside: list[Callable[[], object]] = []
+    monkeypatch.setattr(transfers, "aside", laid_aside.append)
+    (tmp_path / "f").write_bytes(b"x" * 100)
+    files = FilesService(ServerState(phase=Phase.CLAIMED), Roots(tmp_path, (), ()), Activity())
+    download = FilesService.Download.__wrapped__.__wrapped__  # type: ignore[attr-defined]
+    chunks = [each async for each in download(files, exec_pb2.DownloadRequest(path="f"), None)]
+    assert b"".join(each.data for each in chunks) == b"x" * 100
+    assert len(laid_aside) == 1
+    laid_aside[0]()
+    await files.close()
 
 
 async def test_a_shell_empties_no_file_of_another_file_system(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import os
 import threading
 import time
@@ -18,6 +19,7 @@ from ..finishing import to_its_end
 from ..lanes import Lanes
 from ..paths import Roots
 from ..state import Activity, ServerState
+from ..threads import aside
 from ..unpacking import check, unpack
 from .common import MAX_ID, require_claimed, streaming, unary
 
@@ -70,7 +72,7 @@ class Transfers(exec_pb2_grpc.FilesServicer):
                 pieces = trees.tree_pieces(self._roots, request.path, resolved)
             else:
                 fd, first = await self._lanes.quick.open(
-                    lambda: self._open_file(request), lambda opened: os.close(opened[0])
+                    lambda: self._open_file(request), lambda opened: _close_aside(opened[0])
                 )
                 pieces = trees.file_pieces(fd, request.offset, request.length)
             held = exec_pb2.Chunk(
@@ -92,7 +94,7 @@ class Transfers(exec_pb2_grpc.FilesServicer):
                 raise failed(request.path, error) from None
             finally:
                 if fd >= 0:
-                    os.close(fd)
+                    _close_aside(fd)
             yield held
 
     def _open_file(self, request: exec_pb2.DownloadRequest) -> tuple[int, exec_pb2.Entry]:
@@ -318,6 +320,11 @@ class Transfers(exec_pb2_grpc.FilesServicer):
         for each in self._uploads.all():
             self._uploads.forget(each)
             await self._discard(each)
+
+
+def _close_aside(fd: int) -> None:
+    """Close a file, which a tool may have removed meanwhile: then it goes with this."""
+    aside(functools.partial(os.close, fd))
 
 
 def _check_start(start: exec_pb2.UploadStart) -> None:

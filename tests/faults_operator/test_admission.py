@@ -31,6 +31,11 @@ COLLECTOR = (
     "system:serviceaccounts:kube-system",
     MASTERS,
 )
+PLUGIN = (
+    "system:serviceaccount:kube-system:network-plugin",
+    "system:serviceaccounts:kube-system",
+    MASTERS,
+)
 GOLDEN = ROOT / "tests" / "golden" / "operator"
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(600)]
@@ -151,28 +156,6 @@ async def test_nobody_but_schedulers_binds_a_pod(
     refused = await ask(plane, scheduler, "POST", path + DRY, body)
     assert refused is not None
     assert refused.status == 404, "there is no such pod, which is looked for after the policies"
-
-
-async def test_a_binding_says_nothing_of_a_pods_labels(plane: ControlPlane) -> None:
-    """The API server copies these into the pod, too, over what policies select it by."""
-    made = pod("minimal")
-    made["metadata"]["name"] = "labelled"
-    assert await ask(plane, OPERATOR, "POST", PODS, made) is None
-    path = f"{PODS}/labelled"
-    scheduler = ("system:kube-scheduler", MASTERS)
-    body: JSON = {
-        "metadata": {"name": "labelled"},
-        "target": {"kind": "Node", "name": "n1"},
-    }
-    for each in (names.NETWORK_LABEL, names.MANAGED_BY_LABEL, names.SESSION_LABEL):
-        body["metadata"]["labels"] = {each: "unrestricted"}
-        refused = await ask(plane, scheduler, "POST", f"{path}/binding", body)
-        assert refused is not None, each
-        assert "select a sandbox pod by is not a scheduler's to say" in refused.message
-    body["metadata"]["labels"] = {"topology.kubernetes.io/zone": "a"}
-    assert await ask(plane, scheduler, "POST", f"{path}/binding", body) is None
-    bound = (await plane.admin.call("GET", path))["metadata"]["labels"]
-    assert bound == {**made["metadata"]["labels"], **body["metadata"]["labels"]}
 
 
 async def test_other_namespaces_are_left_alone(plane: ControlPlane) -> None:
@@ -479,6 +462,39 @@ async def test_a_pods_address_is_the_kubelets_word(plane: ControlPlane, running:
     refused = await ask(plane, TENANT, "PATCH", path, status, MERGE)
     assert refused is not None
     assert "write the status of sandbox pods" in refused.message
+
+
+async def test_who_writes_a_pods_status_says_nothing_else_of_it(
+    plane: ControlPlane, running: str
+) -> None:
+    """The API server takes labels and annotations that come with a status."""
+    for key, message in (
+        ("labels", "only Cloister's operator changes the labels of sandbox pods"),
+        ("annotations", "what a sandbox may reach through the egress gateways never changes"),
+    ):
+        for name in (names.NETWORK_LABEL, names.EGRESS_HOSTS):
+            body: JSON = {"metadata": {key: {name: "unrestricted"}}}
+            refused = await ask(plane, PLUGIN, "PATCH", f"{running}/status", body, MERGE)
+            assert refused is not None, (await plane.admin.call("GET", running))["metadata"]
+            assert message in refused.message
+    own = {"metadata": {"annotations": {"cni.example/ip": "10.0.0.9"}}}
+    assert await ask(plane, PLUGIN, "PATCH", f"{running}/status", own, MERGE) is None
+
+
+async def test_a_binding_says_nothing_of_a_pods_labels(plane: ControlPlane, running: str) -> None:
+    """The API server copies these into the pod, too, over what policies select it by."""
+    found = (await plane.admin.call("GET", running))["metadata"]
+    scheduler = ("system:kube-scheduler", MASTERS)
+    body: JSON = {"metadata": {"name": found["name"]}, "target": {"kind": "Node", "name": "n1"}}
+    for each in (names.NETWORK_LABEL, names.MANAGED_BY_LABEL, names.SESSION_LABEL):
+        body["metadata"]["labels"] = {each: "unrestricted"}
+        refused = await ask(plane, scheduler, "POST", f"{running}/binding", body)
+        assert refused is not None, each
+        assert "select a sandbox pod by is not a scheduler's to say" in refused.message
+    body["metadata"]["labels"] = {"topology.kubernetes.io/zone": "a"}
+    assert await ask(plane, scheduler, "POST", f"{running}/binding", body) is None
+    bound = (await plane.admin.call("GET", running))["metadata"]["labels"]
+    assert bound == found["labels"] | body["metadata"]["labels"]
 
 
 # What surrounds it.

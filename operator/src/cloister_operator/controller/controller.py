@@ -11,7 +11,7 @@ from ..api.common import JSON
 from ..api.environment import EnvironmentObject
 from ..api.pod import PodView
 from ..api.session import SessionObject
-from ..cache import Key
+from ..cache import Key, Store
 from ..cluster.reflector import Reflector
 from ..cluster.resources import ENVIRONMENTS, PODS, SESSIONS
 from ..errors import OperatorError
@@ -125,8 +125,9 @@ class Controller:
 
     def observe(self, resource: str, kind: str | None, obj: JSON) -> None:
         """An event of a custom resource, as kopf tells it."""
-        store = self._context.environments if resource == names.ENVIRONMENTS else None
-        mirror = store or self._context.sessions
+        mirror: Store[EnvironmentObject] | Store[SessionObject] = self._context.sessions
+        if resource == names.ENVIRONMENTS:
+            mirror = self._context.environments
         try:
             if kind == "DELETED":
                 mirror.remove(obj)
@@ -151,6 +152,8 @@ class Controller:
             except OperatorError as error:
                 log.warning("resync: %s", error)
                 continue
+            self._context.forget_strangers()
+            self._sessions.forget_strangers()
             if not self._works:
                 # Nobody takes from it: what has gathered is known anyway.
                 self._context.queue = self._new_queue()

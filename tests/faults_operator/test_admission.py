@@ -497,6 +497,72 @@ async def test_a_binding_says_nothing_of_a_pods_labels(plane: ControlPlane, runn
     assert bound == found["labels"] | body["metadata"]["labels"]
 
 
+# What it mounts.
+
+ENVIRONMENT = {"apiVersion": "cloister.dev/v1alpha1", "kind": "Environment", "name": "minimal"}
+OWNER = {"apiVersion": "v1", "kind": "ConfigMap", "name": "x"}
+RECIPE, POD = "minimal-0123456789", "minimal-01234-89abcdef"
+CORE = f"/api/v1/namespaces/{SANDBOXES}"
+
+
+def owned(name: str, *owners: JSON) -> JSON:
+    references = [{"uid": f"uid-of-{each['kind']}", **each} for each in owners]
+    return {"metadata": {"name": name, "ownerReferences": references}}
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        ("secrets", owned(RECIPE, ENVIRONMENT)),
+        ("secrets", owned("x", OWNER, {**ENVIRONMENT, "kind": "Session"})),
+        ("persistentvolumeclaims", owned("x", {**ENVIRONMENT, "kind": "Session"})),
+        ("secrets", owned("x", {"apiVersion": "v1", "kind": "Pod", "name": "minimal"})),
+        # The same UID under another kind.
+        ("secrets", owned(RECIPE, OWNER)),
+        ("secrets", owned(POD, OWNER)),
+        ("persistentvolumeclaims", owned(POD, OWNER)),
+        ("persistentvolumeclaims", owned("s1-0f8fad5b", OWNER)),
+    ],
+    ids=str,
+)
+async def test_nobody_else_makes_what_a_sandbox_mounts(
+    plane: ControlPlane, kind: str, body: JSON
+) -> None:
+    """An edit role has these rights: what is there under its owner's UID is taken for our own."""
+    if kind != "secrets":
+        storage = {"requests": {"storage": "1Mi"}}
+        body = {**body, "spec": {"accessModes": ["ReadWriteOnce"], "resources": storage}}
+    refused = await ask(plane, TENANT, "POST", f"{CORE}/{kind}{DRY}", body)
+    assert refused is not None
+    assert "only Cloister's operator makes Secrets" in refused.message
+    for who in (OPERATOR, COLLECTOR, ADMIN):
+        assert await ask(plane, who, "POST", f"{CORE}/{kind}{DRY}", body) is None
+
+
+async def test_nobody_makes_a_secret_of_theirs_look_like_the_operators(plane: ControlPlane) -> None:
+    for name, owner in ((RECIPE, OWNER), ("theirs", ENVIRONMENT)):
+        assert (
+            await ask(plane, TENANT, "POST", f"{CORE}/secrets", {"metadata": {"name": name}})
+            is None
+        )
+        path, body = f"{CORE}/secrets/{name}", owned(name, owner)
+        refused = await ask(plane, TENANT, "PATCH", path, body, MERGE)
+        assert refused is not None
+        assert "only Cloister's operator makes Secrets" in refused.message
+        assert await ask(plane, TENANT, "PATCH", path, labelled(mine="yes"), MERGE) is None
+        await plane.admin.call("DELETE", path)
+    for given in ({"name": "db-credentials"}, {"name": "its-7d9c5b"}, {"generateName": "its-"}):
+        found = owned("", {"apiVersion": "example.com/v1", "kind": "Certificate", "name": "x"})
+        found["metadata"] = found["metadata"] | {"name": None} | given
+        assert await ask(plane, TENANT, "POST", f"{CORE}/secrets{DRY}", found) is None, given
+
+
+async def test_what_is_said_of_the_operators_own_secrets_may_change(plane: ControlPlane) -> None:
+    assert await ask(plane, OPERATOR, "POST", f"{CORE}/secrets", owned(RECIPE, ENVIRONMENT)) is None
+    note = labelled(noted="by-somebody")
+    assert await ask(plane, TENANT, "PATCH", f"{CORE}/secrets/{RECIPE}{DRY}", note, MERGE) is None
+
+
 # What surrounds it.
 
 

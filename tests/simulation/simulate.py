@@ -163,6 +163,8 @@ async def _main(world: SimWorld, steps: Sequence[Step], change: Change | None) -
         pause = min(10.0, pause * 1.5)
     if not actions.lively():
         await _quiet(world)
+        for each in actions.remembered():
+            invariants.violated(each)
 
 
 async def _quiet(world: SimWorld) -> None:

@@ -12,6 +12,7 @@ import os
 import secrets
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 
 from .spool import DIRECTORY, Spool
@@ -85,6 +86,8 @@ class Overflows:
         self._making = threading.Lock()
         self._kept: dict[str, tuple[str, Overflow, asyncio.TimerHandle]] = {}
         """By name, oldest first: the owner, the file, and when it is removed."""
+        self._going: set[Future[object]] = set()
+        """Those that are being removed."""
 
     def new(self, owner: str) -> Overflow:
         """A file for an output of this owner; it comes to be with the first bytes."""
@@ -108,6 +111,11 @@ class Overflows:
         for name in [name for name, (each, _, _) in self._kept.items() if each == owner]:
             self._remove(name)
 
+    async def room(self) -> None:
+        """Wait while many files are being removed, each of which takes descriptors until then."""
+        while len(self._going) > MAX_FILES and (going := next(iter(self._going), None)):
+            await asyncio.wrap_future(going)
+
     def close(self) -> None:
         """Remove everything."""
         for name in list(self._kept):
@@ -123,7 +131,10 @@ class Overflows:
         if self._fd >= 0:
             # By then the directory may be another one.
             with contextlib.suppress(OSError):
-                aside(functools.partial(_unlink, name, os.dup(self._fd)))
+                going = aside(functools.partial(_unlink, name, os.dup(self._fd)))
+                if going is not None:
+                    self._going.add(going)
+                    going.add_done_callback(self._going.discard)
 
     def _leave(self, directory: int) -> None:
         os.close(directory)

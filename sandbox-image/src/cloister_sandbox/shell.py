@@ -235,6 +235,7 @@ class Shell:
         file = await tail.filed() if tail.omitted else None
         if file is not None and self._overflows is not None:
             self._overflows.trim()
+            await self._overflows.room()
         return Finished(
             output=readable(tail.text()),
             total_bytes=tail.total,

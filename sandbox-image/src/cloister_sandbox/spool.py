@@ -148,6 +148,9 @@ class Spool:
         """Close the file when it is neither wanted nor in use by a thread."""
         self._using -= 1
         if self._closed and not self._using and self._fd >= 0:
-            # With it the file may go, which was as long as the disk allowed.
-            aside(functools.partial(os.close, self._fd))
+            if self._open is nameless:
+                os.close(self._fd)
+            else:
+                # Tools may have changed it, and taken its name away: then it goes with this.
+                aside(functools.partial(os.close, self._fd))
             self._fd = -1

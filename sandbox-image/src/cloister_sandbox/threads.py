@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 
 class Threads(ThreadPoolExecutor):
@@ -36,14 +36,16 @@ async def prepare() -> None:
 _aside = Threads(1, thread_name_prefix="aside")
 
 
-def aside(work: Callable[[], object]) -> None:
-    """Do later, in the order of the calls, what nobody waits for, such as to remove a file.
+def aside(work: Callable[[], object]) -> "Future[object] | None":
+    """Do later, in the order of the calls, what the event loop must not wait for, such as to remove
+    a file: the kernel takes its time for that with one that a tool has made of a million pieces.
 
-    The kernel takes its time for that with a file that a tool has made of a million pieces. Where
-    no thread can be started it is done at once. What it raises nobody hears.
+    Returns what is done when it is done; None where no thread can be started, and it was done at
+    once. Who hands in much that holds descriptors until then has to wait for it.
     """
     try:
-        _aside.submit(work)
+        return _aside.submit(work)
     except RuntimeError:
         with contextlib.suppress(OSError):
             work()
+        return None

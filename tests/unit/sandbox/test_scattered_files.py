@@ -24,6 +24,7 @@ from cloister_sandbox.services.files import FilesService
 from cloister_sandbox.shell import Shell, ShellError
 from cloister_sandbox.state import Activity, Phase, ServerState
 from cloister_sandbox.toolset.read import read_at_once
+from cloister_sandbox.trees import CHUNK
 from support.eventually import until
 
 KEEP_SIZE = 1
@@ -45,10 +46,21 @@ async def test_nobody_waits_until_a_long_output_is_removed(
     kept = overflows.new("a")
     kept.add(b"x")
     await kept.written()
+    monkeypatch.setattr(overflow, "MAX_FILES", 1)
+    await overflows.room()
     overflows.forget("a")
     assert Path(kept.path).exists()
+    await overflows.room()
+    another = overflows.new("b")
+    another.add(b"x")
+    await another.written()
+    overflows.forget("b")
+    waiting = asyncio.create_task(overflows.room())
+    await asyncio.sleep(0)
+    assert not waiting.done(), "who makes more of them waits until some are gone"
     overflows.close()
     go_on.set()
+    await waiting
     await until(lambda: not any(tmp_path.iterdir()))
 
 
@@ -56,12 +68,19 @@ async def test_nobody_waits_until_a_file_goes_that_was_downloaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     laid_aside: list[Callable[[], object]] = []
+    (tmp_path / "stays").touch()
     monkeypatch.setattr(transfers, "aside", laid_aside.append)
-    (tmp_path / "f").write_bytes(b"x" * 100)
+    (tmp_path / "f").write_bytes(b"x" * 2 * CHUNK)
     files = FilesService(ServerState(phase=Phase.CLAIMED), Roots(tmp_path, (), ()), Activity())
     download = FilesService.Download.__wrapped__.__wrapped__  # type: ignore[attr-defined]
-    chunks = [each async for each in download(files, exec_pb2.DownloadRequest(path="f"), None)]
-    assert b"".join(each.data for each in chunks) == b"x" * 100
+    async for _ in download(files, exec_pb2.DownloadRequest(path="stays"), None):
+        pass
+    assert not laid_aside, "nothing goes with the end of this one"
+    content = b""
+    async for chunk in download(files, exec_pb2.DownloadRequest(path="f"), None):
+        (tmp_path / "f").unlink(missing_ok=True)
+        content += chunk.data
+    assert content == b"x" * 2 * CHUNK
     assert len(laid_aside) == 1
     laid_aside[0]()
     await files.close()

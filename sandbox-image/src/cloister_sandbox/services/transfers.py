@@ -72,7 +72,7 @@ class Transfers(exec_pb2_grpc.FilesServicer):
                 pieces = trees.tree_pieces(self._roots, request.path, resolved)
             else:
                 fd, first = await self._lanes.quick.open(
-                    lambda: self._open_file(request), lambda opened: _close_aside(opened[0])
+                    lambda: self._open_file(request), lambda opened: os.close(opened[0])
                 )
                 pieces = trees.file_pieces(fd, request.offset, request.length)
             held = exec_pb2.Chunk(
@@ -94,7 +94,7 @@ class Transfers(exec_pb2_grpc.FilesServicer):
                 raise failed(request.path, error) from None
             finally:
                 if fd >= 0:
-                    _close_aside(fd)
+                    await _close(fd)
             yield held
 
     def _open_file(self, request: exec_pb2.DownloadRequest) -> tuple[int, exec_pb2.Entry]:
@@ -322,9 +322,15 @@ class Transfers(exec_pb2_grpc.FilesServicer):
             await self._discard(each)
 
 
-def _close_aside(fd: int) -> None:
-    """Close a file, which a tool may have removed meanwhile: then it goes with this."""
-    aside(functools.partial(os.close, fd))
+async def _close(fd: int) -> None:
+    """Close a file. One that a tool has removed meanwhile goes with that, which may take long."""
+    closing = None
+    if os.fstat(fd).st_nlink:
+        os.close(fd)
+    else:
+        closing = aside(functools.partial(os.close, fd))
+    if closing is not None:
+        await asyncio.shield(asyncio.wrap_future(closing))
 
 
 def _check_start(start: exec_pb2.UploadStart) -> None:

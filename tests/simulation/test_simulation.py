@@ -171,6 +171,22 @@ def test_two_leaders_who_claim_the_same_pods_give_each_to_one_session() -> None:
     assert any(run(seed, steps, mutants.claim_without_test).violations for seed in range(8))
 
 
+LAST_PLACES = (
+    Step(0.0, "environment", 24, 35),
+    Step(0.2, "session", 7, 4),
+    Step(0.2, "second", 16, 32),
+    Step(0.2, "open_network", 35, 9),
+    Step(0.2, "rush", 26, 33),
+    Step(0.0, "open_network", 5, 31),
+    Step(0.2, "remove_environment", 14, 22),
+)
+"""Each operator makes a pod for the last place, and the Environment is gone when they answer."""
+
+
+def test_a_limit_ends_with_its_environment() -> None:
+    assert [run(seed, LAST_PLACES).violations for seed in (2, 31, 48, 49)] == [()] * 4
+
+
 TWO_RECIPES = (
     Step(0.0, "environment", 24, 21),
     Step(70.0, "second", 14, 9),

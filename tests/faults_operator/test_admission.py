@@ -31,6 +31,11 @@ COLLECTOR = (
     "system:serviceaccounts:kube-system",
     MASTERS,
 )
+PLUGIN = (
+    "system:serviceaccount:kube-system:network-plugin",
+    "system:serviceaccounts:kube-system",
+    MASTERS,
+)
 GOLDEN = ROOT / "tests" / "golden" / "operator"
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(600)]
@@ -457,6 +462,110 @@ async def test_a_pods_address_is_the_kubelets_word(plane: ControlPlane, running:
     refused = await ask(plane, TENANT, "PATCH", path, status, MERGE)
     assert refused is not None
     assert "write the status of sandbox pods" in refused.message
+
+
+async def test_who_writes_a_pods_status_says_nothing_else_of_it(
+    plane: ControlPlane, running: str
+) -> None:
+    """The API server takes labels and annotations that come with a status."""
+    for key, message in (
+        ("labels", "only Cloister's operator changes the labels of sandbox pods"),
+        ("annotations", "what a sandbox may reach through the egress gateways never changes"),
+    ):
+        for name in (names.NETWORK_LABEL, names.EGRESS_HOSTS):
+            body: JSON = {"metadata": {key: {name: "unrestricted"}}}
+            refused = await ask(plane, PLUGIN, "PATCH", f"{running}/status", body, MERGE)
+            assert refused is not None, (await plane.admin.call("GET", running))["metadata"]
+            assert message in refused.message
+    own = {"metadata": {"annotations": {"cni.example/ip": "10.0.0.9"}}}
+    assert await ask(plane, PLUGIN, "PATCH", f"{running}/status", own, MERGE) is None
+
+
+async def test_a_binding_says_nothing_of_a_pods_labels(plane: ControlPlane, running: str) -> None:
+    """The API server copies these into the pod, too, over what policies select it by."""
+    found = (await plane.admin.call("GET", running))["metadata"]
+    scheduler = ("system:kube-scheduler", MASTERS)
+    body: JSON = {"metadata": {"name": found["name"]}, "target": {"kind": "Node", "name": "n1"}}
+    for each in (names.NETWORK_LABEL, names.MANAGED_BY_LABEL, names.SESSION_LABEL):
+        body["metadata"]["labels"] = {each: "unrestricted"}
+        refused = await ask(plane, scheduler, "POST", f"{running}/binding", body)
+        assert refused is not None, each
+        assert "select a sandbox pod by is not a scheduler's to say" in refused.message
+    body["metadata"]["labels"] = {"topology.kubernetes.io/zone": "a"}
+    assert await ask(plane, scheduler, "POST", f"{running}/binding", body) is None
+    bound = (await plane.admin.call("GET", running))["metadata"]["labels"]
+    assert bound == found["labels"] | body["metadata"]["labels"]
+
+
+# What it mounts.
+
+ENVIRONMENT = {"apiVersion": "cloister.dev/v1alpha1", "kind": "Environment", "name": "minimal"}
+OWNER = {"apiVersion": "v1", "kind": "ConfigMap", "name": "x"}
+RECIPE, POD = "minimal-0123456789", "minimal-01234-89abcdef"
+CORE = f"/api/v1/namespaces/{SANDBOXES}"
+
+
+def owned(name: str, *owners: JSON) -> JSON:
+    references = [{"uid": f"uid-of-{each['kind']}", **each} for each in owners]
+    return {"metadata": {"name": name, "ownerReferences": references}}
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        ("secrets", owned(RECIPE, ENVIRONMENT)),
+        ("secrets", owned("x", OWNER, {**ENVIRONMENT, "kind": "Session"})),
+        ("persistentvolumeclaims", owned("x", {**ENVIRONMENT, "kind": "Session"})),
+        ("secrets", owned("x", {"apiVersion": "v1", "kind": "Pod", "name": "minimal"})),
+        # The same UID under another kind.
+        ("secrets", owned(RECIPE, OWNER)),
+        ("secrets", owned(POD, OWNER)),
+        ("persistentvolumeclaims", owned(POD, OWNER)),
+        ("persistentvolumeclaims", owned("s1-0f8fad5b", OWNER)),
+    ],
+    ids=str,
+)
+async def test_nobody_else_makes_what_a_sandbox_mounts(
+    plane: ControlPlane, kind: str, body: JSON
+) -> None:
+    """An edit role has these rights: what is there under its owner's UID is taken for our own."""
+    if kind != "secrets":
+        storage = {"requests": {"storage": "1Mi"}}
+        body = {**body, "spec": {"accessModes": ["ReadWriteOnce"], "resources": storage}}
+    refused = await ask(plane, TENANT, "POST", f"{CORE}/{kind}{DRY}", body)
+    assert refused is not None
+    assert "only Cloister's operator makes Secrets" in refused.message
+    for who in (OPERATOR, COLLECTOR, ADMIN):
+        assert await ask(plane, who, "POST", f"{CORE}/{kind}{DRY}", body) is None
+
+
+async def test_nobody_makes_a_secret_of_theirs_look_like_the_operators(plane: ControlPlane) -> None:
+    for name, owner in ((RECIPE, OWNER), ("theirs", ENVIRONMENT)):
+        assert (
+            await ask(plane, TENANT, "POST", f"{CORE}/secrets", {"metadata": {"name": name}})
+            is None
+        )
+        path, body = f"{CORE}/secrets/{name}", owned(name, owner)
+        refused = await ask(plane, TENANT, "PATCH", path, body, MERGE)
+        assert refused is not None
+        assert "only Cloister's operator makes Secrets" in refused.message
+        assert await ask(plane, TENANT, "PATCH", path, labelled(mine="yes"), MERGE) is None
+        await plane.admin.call("DELETE", path)
+    for given in ({"name": "db-credentials"}, {"name": "its-7d9c5b"}, {"generateName": "its-"}):
+        found = owned("", {"apiVersion": "example.com/v1", "kind": "Certificate", "name": "x"})
+        found["metadata"] = found["metadata"] | {"name": None} | given
+        assert await ask(plane, TENANT, "POST", f"{CORE}/secrets{DRY}", found) is None, given
+
+
+async def test_what_is_said_of_the_operators_own_secrets_may_change(plane: ControlPlane) -> None:
+    # An owner that is there, so that the garbage collector lets the Secret be.
+    owner = {"metadata": {"name": "owner"}}
+    await plane.admin.call("POST", f"{CORE}/configmaps", owner)
+    uid = (await plane.admin.call("GET", f"{CORE}/configmaps/owner"))["metadata"]["uid"]
+    made = owned(RECIPE, {**OWNER, "name": "owner", "uid": uid})
+    assert await ask(plane, OPERATOR, "POST", f"{CORE}/secrets", made) is None
+    note = labelled(noted="by-somebody")
+    assert await ask(plane, TENANT, "PATCH", f"{CORE}/secrets/{RECIPE}{DRY}", note, MERGE) is None
 
 
 # What surrounds it.

@@ -9,6 +9,7 @@ from cloister_operator.api.backend import NewSession
 from cloister_operator.api.session import Phase
 from cloister_operator.cluster.resources import ENVIRONMENTS, NAMESPACES, PODS, SESSIONS
 from cloister_operator.errors import PermanentError, QuotaError, TransientError
+from simulation.expectations import strangers
 from simulation.schedule import Step
 from simulation.world import SimOperator, SimWorld
 from support.fake_api import Fault
@@ -64,6 +65,10 @@ class Actions:
     def unanswered(self) -> list[str]:
         """Calls of the Sessions API that have no answer yet."""
         return [f"{len(self._calls)} calls have no answer"] if self._calls else []
+
+    def remembered(self) -> list[str]:
+        """What operators should have forgotten."""
+        return [each for one in self._alive for each in strangers(self._world, one)]
 
     def lively(self) -> bool:
         """Whether something changes by itself: sessions that end soon or have ended, and two

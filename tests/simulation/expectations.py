@@ -6,7 +6,7 @@ from typing import Any
 from cloister_operator import names
 from cloister_operator.cluster.resources import ENVIRONMENTS, PODS, SECRETS, SESSIONS, VOLUME_CLAIMS
 from cloister_operator.plan.line import worth_telling
-from simulation.world import SimWorld
+from simulation.world import SimOperator, SimWorld
 from support.fake_api import Write
 from support.operator_objects import NAMESPACE
 
@@ -56,6 +56,23 @@ def unmet(world: SimWorld) -> Iterator[str]:
             # Environment.
             continue
         yield f"Secret {name} is needed by nobody"
+
+
+def strangers(world: SimWorld, operator: SimOperator) -> Iterator[str]:
+    """What an operator knows of pods and sessions that are gone: some resyncs later nothing."""
+    context, starts = operator.context, operator.controller._sessions._starts
+    known = {
+        PODS: (
+            *(context.failures, context.refusals, context.usable, context.reserved),
+            *(context.identified, context.made, context.placed, context.met),
+        ),
+        SESSIONS: (starts._since, starts._warm, starts._cold, starts._refused, starts._silent),
+    }
+    for resource, uids in known.items():
+        present = {each["metadata"]["uid"] for each in world.cluster.peek_all(resource, NAMESPACE)}
+        gone = set[str]().union(*uids) - present
+        if gone:
+            yield f"an operator remembers {resource.plural} that are gone: {sorted(gone)}"
 
 
 def _owner(world: SimWorld, secret: str) -> str:

@@ -161,10 +161,9 @@ def contradicting_at_once(operator: Operator) -> None:
 
 
 MUTANTS = (
-    claim_without_test,
     status_without_version,
     cache_not_written_through,
     claim_blind_to_reservations,
-    lists_that_delete_nothing,
     policies_forgotten,
 )
+"""Those that schedules find out which anything was drawn for."""

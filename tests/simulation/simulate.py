@@ -24,6 +24,10 @@ CONVERGED_WITHIN = 400.0
 """Virtual seconds after the last fault. A resync is due every minute, and a key that failed often
 waits for half a minute; a claim that lost its pod goes through both twice.
 """
+HEARD_SECONDS = 70.0
+"""After a resync each of two operators knows what the other one did. One that was away may have
+wanted more pods before that than there are now, and wants them still.
+"""
 QUIET_SECONDS = 130.0
 """Two resyncs: an operator that has nothing to do writes nothing."""
 MOST_WRITES = 3000
@@ -142,6 +146,7 @@ async def _main(world: SimWorld, steps: Sequence[Step], change: Change | None) -
     actions.heal()
     loop = asyncio.get_running_loop()
     deadline, pause = loop.time() + CONVERGED_WITHIN, 0.1
+    heard = loop.time() + (HEARD_SECONDS if world.doubled else 0.0)
     while True:
         await asyncio.sleep(pause)
         actions.check()
@@ -150,7 +155,7 @@ async def _main(world: SimWorld, steps: Sequence[Step], change: Change | None) -
         if invariants.violations:
             return
         missing = list(unmet(world)) or actions.unanswered()
-        if not missing:
+        if not missing and loop.time() >= heard:
             break
         if loop.time() > deadline:
             invariants.violated(f"not within {CONVERGED_WITHIN:.0f} s: {'; '.join(missing)}")
@@ -158,6 +163,8 @@ async def _main(world: SimWorld, steps: Sequence[Step], change: Change | None) -
         pause = min(10.0, pause * 1.5)
     if not actions.lively():
         await _quiet(world)
+        for each in actions.remembered():
+            invariants.violated(each)
 
 
 async def _quiet(world: SimWorld) -> None:

@@ -4,6 +4,7 @@ A policy of the platform is against it, a quota is used up, a watch does not tel
 gone: that can last for hours, and the API server has others to serve.
 """
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -15,8 +16,10 @@ from cloister_operator.errors import (
     NotFoundError,
     OperatorError,
     PermanentError,
+    QuotaError,
     RefusedError,
 )
+from simulation import actions, loop
 from simulation.schedule import Step
 from simulation.simulate import run
 from support.fake_operator import Operator
@@ -100,3 +103,39 @@ def test_a_write_that_always_fails_is_tried_seldom(which: str, keeps: int) -> No
             # A session that is refused fails, for good reason, and ends the run: that is early.
             most = AT_ONCE + MOST_A_SECOND * outcome.seconds
             assert writes < most, f"{make()!r}: {tries} tries and {writes - tries} other writes"
+
+
+HALF_A_DAY = 43_200.0
+"""Seconds: more than a thousand attempts, thirty seconds apart."""
+LATE = Step(HALF_A_DAY + 100, "call", 2, 0)
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is out of order stays so for half a day."""
+    monkeypatch.setattr(actions, "_HELD_FOR", (HALF_A_DAY,) * 4)
+    monkeypatch.setattr(loop, "MOST_CALLBACKS", 10_000_000)
+
+
+@pytest.mark.usefixtures("patient")
+def test_an_api_server_may_be_away_for_half_a_day() -> None:
+    away = Step(3.0, "away", 0, 0)
+    assert run(5, (*_life(0, sessions=True)[:4], away, LATE)).violations == ()
+
+
+@pytest.mark.usefixtures("patient")
+def test_a_quota_may_be_used_up_for_half_a_day() -> None:
+    def used_up(operator: Operator) -> None:
+        connection = operator.connection
+        write = connection._write
+
+        async def fails(verb: str, plural: str, name: str, act: Callable[[], Any]) -> Any:
+            made = (verb, plural) == ("create", "pods")
+            if made and asyncio.get_running_loop().time() < HALF_A_DAY:
+                await connection._travel()
+                raise QuotaError("exceeded quota: a", "a")
+            return await write(verb, plural, name, act)
+
+        connection._write = fails  # type: ignore[method-assign]
+
+    assert run(5, (*_life(0, sessions=True)[:4], LATE), used_up).violations == ()

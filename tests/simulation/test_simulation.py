@@ -45,17 +45,7 @@ def test_the_schedules_do_everything() -> None:
     assert all(len(run(seed).writes) >= 5 for seed in range(5))
 
 
-FOUND_LATE = (mutants.claim_without_test, mutants.cache_not_written_through)
-"""Hundreds of schedules go by before one finds them out."""
-
-
-@pytest.mark.parametrize(
-    "mutant",
-    [
-        pytest.param(mutant, marks=pytest.mark.long if mutant in FOUND_LATE else ())
-        for mutant in mutants.MUTANTS
-    ],
-)
+@pytest.mark.parametrize("mutant", mutants.MUTANTS)
 def test_a_controller_without_one_safeguard_is_found_out(mutant: Change) -> None:
     found = (seed for seed in range(SEEDS) if run(seed, change=mutant).violations)
     assert next(found, None) is not None
@@ -63,10 +53,18 @@ def test_a_controller_without_one_safeguard_is_found_out(mutant: Change) -> None
 
 VOLUMES = (
     Step(0.0, "environment", 24, 3),
-    Step(3.0, "faults", 2, 3),
-    *(Step(0.2, "call", n, 0) for n in range(6)),
+    Step(3.0, "faults", 1, 3),
+    *(Step(1.0, "call", n, 0) for n in range(6)),
+    *(Step(1.0, "session", n, 1) for n in range(9)),
 )
-"""Warm pods with workspaces are claimed while every second write goes wrong."""
+"""Warm pods with workspaces are claimed while every third write goes wrong."""
+GONE = (
+    Step(0.0, "environment", 0, 3),
+    Step(3.0, "forget_history", 0, 0),
+    Step(0.0, "node_gone", 0, 0),
+    Step(1.0, "call", 0, 0),
+)
+"""Warm pods go, and only the list after a 410 tells of that."""
 AWAY = (
     Step(0.0, "environment", 0, 3),
     *(Step(after, "away", 0, 0) for after in (0.05, 0.2, 0.2)),
@@ -75,15 +73,21 @@ AWAY = (
 
 
 @pytest.mark.parametrize(
-    ("mutant", "steps"),
+    ("mutant", "steps", "seeds"),
     [
-        pytest.param(mutants.volume_conflicts_taken_for_claims, VOLUMES, marks=pytest.mark.long),
-        (mutants.lost_pods_forgotten, AWAY),
+        pytest.param(
+            mutants.volume_conflicts_taken_for_claims, VOLUMES, 30, marks=pytest.mark.long
+        ),
+        (mutants.lost_pods_forgotten, AWAY, 60),
+        (mutants.lists_that_delete_nothing, GONE, 8),
     ],
 )
-def test_rare_misfortunes_harm_nobody(mutant: Change, steps: tuple[Step, ...]) -> None:
-    assert [run(seed, steps).violations for seed in range(60)] == [()] * 60
-    assert any(run(seed, steps, mutant).violations for seed in range(60))
+def test_rare_misfortunes_harm_nobody(mutant: Change, steps: tuple[Step, ...], seeds: int) -> None:
+    """`seeds`: so many that of others, too, one would find the mutant out but once in ten thousand
+    times; likewise below.
+    """
+    assert [run(seed, steps).violations for seed in range(seeds)] == [()] * seeds
+    assert any(run(seed, steps, mutant).violations for seed in range(seeds))
 
 
 SAME_NAME = (
@@ -160,6 +164,29 @@ def test_two_leaders_together_let_no_more_sessions_run_than_may(
     assert any(run(seed, steps, mutant, most=most).violations for seed in range(12))
 
 
+def test_two_leaders_who_claim_the_same_pods_give_each_to_one_session() -> None:
+    """None was told of the other one's claims."""
+    steps = _two_lead(3, DEAF)
+    assert [run(seed, steps).violations for seed in range(8)] == [()] * 8
+    assert any(run(seed, steps, mutants.claim_without_test).violations for seed in range(8))
+
+
+LAST_PLACES = (
+    Step(0.0, "environment", 24, 35),
+    Step(0.2, "session", 7, 4),
+    Step(0.2, "second", 16, 32),
+    Step(0.2, "open_network", 35, 9),
+    Step(0.2, "rush", 26, 33),
+    Step(0.0, "open_network", 5, 31),
+    Step(0.2, "remove_environment", 14, 22),
+)
+"""Each operator makes a pod for the last place, and the Environment is gone when they answer."""
+
+
+def test_a_limit_ends_with_its_environment() -> None:
+    assert [run(seed, LAST_PLACES).violations for seed in (2, 31, 48, 49)] == [()] * 4
+
+
 TWO_RECIPES = (
     Step(0.0, "environment", 24, 21),
     Step(70.0, "second", 14, 9),
@@ -205,7 +232,7 @@ TWO_SIZES = (
 @pytest.mark.long
 def test_two_leaders_who_want_pools_of_different_sizes_fight_slowly() -> None:
     """The pool shrinks after two minutes; as fast as they can write that is hundreds of pods."""
-    found = [run(seed, TWO_SIZES) for seed in range(24)]
+    found = [run(seed, TWO_SIZES) for seed in range(45)]
     assert [each.violations for each in found] == [()] * len(found)
     made = [sum(write.startswith("create pods ") for write in each.writes) for each in found]
     assert max(made) < 60
@@ -231,11 +258,32 @@ it hears of the other one's pods.
 
 
 def test_two_leaders_fill_a_pool_once_each_and_no_more() -> None:
-    found = run(123_640, TWO_POOLS)
-    assert found.violations == ()
-    made = [write for write in found.writes if write.startswith("create pods ")]
-    last = [each for each in made if each.startswith(made[-1].rpartition("-")[0])]
-    assert len(last) >= 10, "one of them waited: this shows nothing"
+    most = 0
+    for seed in (123_640, *range(5)):
+        found = run(seed, TWO_POOLS)
+        assert found.violations == ()
+        made = [write for write in found.writes if write.startswith("create pods ")]
+        last = [each for each in made if each.startswith(made[-1].rpartition("-")[0])]
+        most = max(most, len(last))
+    assert most >= 10, "one of them waited: this shows nothing"
+
+
+TWO_TARGETS = (
+    Step(0.2, "environment", 22, 31),
+    Step(3.0, "forget_history", 1, 25),
+    Step(0.2, "session", 0, 31),
+    Step(0.2, "environment", 22, 22),
+    Step(1.0, "away", 11, 11),
+    Step(1.0, "second", 11, 33),
+    Step(3.0, "remove_environment", 27, 21),
+)
+"""An operator comes back that wants a pool as large as it was; the other one has made it small
+meanwhile.
+"""
+
+
+def test_a_pool_that_is_larger_for_one_operator_shrinks_in_its_time() -> None:
+    assert [run(seed, TWO_TARGETS).violations for seed in range(6)] == [()] * 6
 
 
 TWO_NAMESPACES = (
@@ -256,11 +304,14 @@ def test_two_leaders_who_know_different_things_argue_slowly() -> None:
     """A resync shows each of them what the other one knows; as fast as they can write, a session
     is told its reason hundreds of times until then.
     """
-    found = run(104_416, TWO_NAMESPACES)
-    assert found.violations == ()
-    told = Counter(write for write in found.writes if write.startswith("patch sessions/status"))
-    assert max(told.values()) < 15
-    assert run(104_416, TWO_NAMESPACES, mutants.contradicting_at_once).violations
+    seeds = (104_416, *range(12))
+    for seed in seeds[:3]:
+        found = run(seed, TWO_NAMESPACES)
+        assert found.violations == ()
+        told = Counter(write for write in found.writes if write.startswith("patch sessions/status"))
+        assert max(told.values()) < 25
+    mutant = mutants.contradicting_at_once
+    assert any(run(seed, TWO_NAMESPACES, mutant).violations for seed in seeds)
 
 
 CALLED = (
@@ -269,26 +320,30 @@ CALLED = (
     Step(0.0, "call", 0, 0),
 )
 """An operator dies when its caller has the answer, and before it writes the session's status."""
-TWO_CALLED = _two_lead(3, Step(0.0, "faults", 1, 2))
+TWO_CALLED = (
+    *_two_lead(3, Step(0.0, "faults", 0, 3))[:3],
+    *(Step(0.2, "call", n, 0) for n in range(6)),
+)
 
 
 @pytest.mark.parametrize(
-    ("mutant", "steps"),
+    ("mutant", "steps", "seeds"),
     [
-        (mutants.start_taken_from_the_write, CALLED),
-        (mutants.promises_unknown, (*CALLED, Step(0.05, "suspend"))),
+        (mutants.start_taken_from_the_write, CALLED, 12),
+        (mutants.promises_unknown, (*CALLED, Step(0.05, "suspend")), 12),
         (
             mutants.first_pods_unknown,
             (*CALLED, *(Step(after, "delete_pod", n) for n, after in enumerate((0.05, 0.0, 0.0)))),
+            12,
         ),
-        pytest.param(mutants.first_pods_unknown, TWO_CALLED, marks=pytest.mark.long),
+        pytest.param(mutants.first_pods_unknown, TWO_CALLED, 35, marks=pytest.mark.long),
     ],
 )
 def test_what_a_caller_was_told_is_what_the_status_says(
-    mutant: Change, steps: tuple[Step, ...]
+    mutant: Change, steps: tuple[Step, ...], seeds: int
 ) -> None:
-    assert [run(seed, steps).violations for seed in range(20)] == [()] * 20
-    assert any(run(seed, steps, mutant).violations for seed in range(20))
+    assert [run(seed, steps).violations for seed in range(seeds)] == [()] * seeds
+    assert any(run(seed, steps, mutant).violations for seed in range(seeds))
 
 
 FLOOD = (

@@ -58,11 +58,11 @@ class FakeSandboxes:
         self.longest_pause = 0.005
         """Seconds between two looks at a pod that is not up yet."""
         self.setup_problem = ""
+        """What the setup script says when it fails."""
         self.has_setup = False
         """Whether there is a script that waits until the operator lets it run."""
         self.prepared: dict[str, int] = {}
         """How often a pod had been probed when that was, by UID."""
-        """What the setup script says when it fails."""
         self.reachable: list[str] = []
         """What sandboxes reach in spite of the policies."""
         self.gateway = "10.96.0.7:3128"
@@ -98,9 +98,9 @@ class FakeSandboxes:
         self.delivered: dict[str, dict[str, bytes]] = {}
         """By pod UID and directory, the archives of files that it was given."""
         self.probes: defaultdict[str, int] = defaultdict(int)
+        """By pod UID, how often it was made to probe."""
         self.tried: dict[str, list[str]] = {}
         """By pod UID, what it was asked to reach last."""
-        """By pod UID, how often it was made to probe."""
 
     def _up(self, pod: PodAddress) -> bool:
         found = self._cluster.peek(PODS, NAMESPACE, pod.name)

@@ -154,6 +154,10 @@ class Invariants:
             size = max(pool.get("size", 1), pool.get("maxSize") or 0)
             self._sizes[uid] = max(size, self._sizes[uid])
             self._limits[name].append(pool.get("maxSessions"))
+        elif change.resource == ENVIRONMENTS and change.before and self.refills:
+            # Two operators may each have taken the last place; who of them hands its pod over after
+            # this knows of no limit.
+            self._limits[change.before["metadata"]["name"]].append(None)
 
     # --- pods --------------------------------------------------------------------------------
 

@@ -15,14 +15,13 @@ _TIMEOUT = 5.0
 _AT_ONCE = 64
 """Commands in one line; haproxy bounds its length."""
 _PAUSE = 0.01
-_END = "debug dev stream strm={0} req.w=now res.w=now; shutdown session {0}"
+_END = "shutdown session {0}"
+_STILL = f"debug dev stream strm={{0}} req.f-{0x6000:#x} req.w=now res.w=now; {_END}"
 """An end by itself waits until what is under way was taken, and nobody has to take it: a sandbox
 that reads nothing would keep its connection for as long as one may be idle. So its time to be taken
-runs out first. That alone ends nothing: a connection that is over by now is not found by the rest.
-"""
-_STILL = "debug dev stream strm={0} req.w=now res.w=now wake"
-"""For one that was told to end and took something just then, which gave it all its time again: an
-end that is told twice wakes nobody. Only then: whom haproxy wakes must be there.
+runs out first; and as haproxy wakes nobody whom it tells twice, it forgets that it was told
+(CF_SHUTW and CF_SHUTW_NOW). Only an end looks whether its connection is still there: whom the rest
+would wake by itself may be gone by now, and haproxy with them.
 """
 
 

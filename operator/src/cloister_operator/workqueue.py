@@ -18,6 +18,8 @@ log = logging.getLogger(__name__)
 K = TypeVar("K", bound=Hashable)
 FIRST_BACKOFF = 0.02
 LONGEST_BACKOFF = 30.0
+_DOUBLINGS = 20
+"""More than lead to the longest: a key may fail for days, and no float holds that power of two."""
 _FEW = 1000
 
 
@@ -163,6 +165,6 @@ class WorkQueue(Generic[K]):
     def _backoff(self, key: K) -> float:
         failures = self._failures.get(key, 0)
         self._failures[key] = failures + 1
-        longest: float = min(LONGEST_BACKOFF, FIRST_BACKOFF * 2.0**failures)
+        longest: float = min(LONGEST_BACKOFF, FIRST_BACKOFF * 2.0 ** min(failures, _DOUBLINGS))
         # Half of it at random: keys that failed together do not come back together.
         return longest * random.uniform(0.5, 1)  # noqa: S311

@@ -3,6 +3,17 @@
 import contextlib
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What is the same as long as no start begins or ends."""
+
+    changes: int
+    threads: frozenset[int]
+    """The kernel's numbers of those that start a program: it is their child until it has its
+    number, and after."""
 
 
 class Births:
@@ -10,25 +21,27 @@ class Births:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._begun = 0
-        self._under_way = 0
+        self._changes = 0
+        self._threads: set[int] = set()
 
     @contextlib.contextmanager
     def one(self) -> Iterator[None]:
         """From before a program is started until it has its number."""
+        thread = threading.get_native_id()
         with self._lock:
-            self._begun += 1
-            self._under_way += 1
+            self._changes += 1
+            self._threads.add(thread)
         try:
             yield
         finally:
             with self._lock:
-                self._under_way -= 1
+                self._changes += 1
+                self._threads.discard(thread)
 
-    def quiet(self) -> int | None:
-        """What changes with the next one; None while one is under way."""
+    def now(self) -> Moment:
+        """What is being started."""
         with self._lock:
-            return None if self._under_way else self._begun
+            return Moment(self._changes, frozenset(self._threads))
 
 
 BIRTHS = Births()

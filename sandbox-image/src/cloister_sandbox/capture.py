@@ -117,7 +117,7 @@ class Output:
             os.close(self._fd)
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
         self._loop = asyncio.get_running_loop()
-        self._watched = False
+        self._watched = self._paused = False
         self.tail: Tail | None = tail or Tail()
 
     @property
@@ -126,13 +126,24 @@ class Output:
         return self._fd >= 0
 
     def watch(self) -> None:
-        """Read from now on whenever there is something."""
-        if self.held and not self._watched:
-            self._watched = True
-            self._loop.add_reader(self._fd, self._read)
+        """Read from now on whenever there is something, unless it is paused.
+
+        Where that cannot be, because a tool has taken all that this user may watch, nothing is read
+        until it is called again.
+        """
+        if self.held and not self._watched and not self._paused:
+            with contextlib.suppress(OSError):
+                self._loop.add_reader(self._fd, self._read)
+                self._watched = True
+
+    def resume(self) -> None:
+        """Read on after a pause."""
+        self._paused = False
+        self.watch()
 
     def pause(self) -> None:
-        """Let the command wait until `watch` is called again."""
+        """Let the command wait until `resume` is called."""
+        self._paused = True
         if self.held and self._watched:
             self._watched = False
             self._loop.remove_reader(self._fd)
@@ -148,9 +159,14 @@ class Output:
         while self.held and (count := self._read()) and left > 0:
             left -= count
         tail, self.tail = self.tail or Tail(), None
-        self.watch()
+        self.resume()
+        if self.held and not self._watched:
+            # Who goes on printing learns that nobody reads, instead of waiting for ever.
+            self.close()
         with contextlib.suppress(OSError):
-            os.unlink(self._path)  # noqa: PTH108 - a Path costs more than the call
+            # What else a tool put there may be as large as it likes, and is found by the next.
+            if stat.S_ISFIFO(os.lstat(self._path).st_mode):
+                os.unlink(self._path)  # noqa: PTH108 - a Path costs more than the call
         return tail
 
     def close(self) -> None:
@@ -179,7 +195,7 @@ class Output:
             if tail is not None:
                 tail.add(data)
                 if tail.file is not None:
-                    tail.file.pause, tail.file.resume = self.pause, self.watch
+                    tail.file.pause, tail.file.resume = self.pause, self.resume
         else:
             # End of file: all writers are gone. Before the first one came nobody reads.
             self.close()

@@ -13,8 +13,11 @@ from .entries import entry, read_link, shown
 from .errors import WrongState
 from .failures import failed
 from .paths import Roots
+from .walks import TooLarge
 
 REMOVE_SECONDS = 300.0
+MAX_LEVELS = 100_000
+"""Of directories in each other; the way back takes memory for each."""
 _TRIES = 3
 _NOT_EMPTY = (errno.ENOTEMPTY, errno.EEXIST)
 _IN_THE_WAY = (*_NOT_EMPTY, errno.EISDIR, errno.ENOTDIR)
@@ -70,6 +73,9 @@ def remove(
                     if error.errno not in _NOT_EMPTY:
                         raise
             os.rmdir(name, dir_fd=above)
+    except TooLarge as bound:
+        why = f"{shown(path)} has {bound}"
+        raise WrongState("TREE_TOO_LARGE", why, path=shown(path)) from None
     except OSError as error:
         if error.errno in _NOT_EMPTY:
             why = "is not empty" + ("" if recursive else ": pass recursive to remove all of it")
@@ -98,6 +104,9 @@ def _empty(above: int, name: str, stopped: Callable[[], bool]) -> None:
                         continue  # replaced meanwhile; looked at again
                     error.filename = child
                     raise
+                if len(way) == MAX_LEVELS:
+                    os.close(below)
+                    raise TooLarge(f"more than {MAX_LEVELS} levels of directories")
                 way.append((child, _identity(here)))
                 os.close(here)
                 here = below

@@ -1,6 +1,7 @@
 """Contexts: each has a shell of its own, and runs its calls one at a time."""
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -90,13 +91,12 @@ class Contexts:
         Waiting for the calls before it in the context uses the budget (seconds, 0 is none) up.
         """
         began = time.monotonic()
-        async with context.lock:
+        if not await _turn(context.lock, budget, cancel):
+            why = "cancelled before it ran" if cancel.done() else "timed out behind other calls"
+            return ToolResult(f"{tool}: {why}", is_error=True)
+        try:
             if budget:
-                budget -= time.monotonic() - began
-                if budget <= 0:
-                    return ToolResult(f"{tool}: timed out behind other calls", is_error=True)
-            if cancel.done():
-                return ToolResult(f"{tool}: cancelled before it ran", is_error=True)
+                budget = max(_LEAST, budget - (time.monotonic() - began))
             try:
                 return await self._run(context, tool, given, budget, cancel)
             except ToolFailure as failure:
@@ -108,6 +108,8 @@ class Contexts:
                     f"{tool}: the tool failed in a way that was not foreseen; try another way",
                     is_error=True,
                 )
+        finally:
+            context.lock.release()
 
     async def _run(
         self,
@@ -143,14 +145,10 @@ class Contexts:
     async def _grep(self, given: Mapping[str, Any], budget: float, cancel: Cancel) -> ToolResult:
         """Search, when there is a turn; waiting for it uses the budget up."""
         began = time.monotonic()
+        if not await _turn(self._searches, budget, cancel):
+            why = "cancelled before it ran" if cancel.done() else "timed out behind other searches"
+            return ToolResult(f"grep: {why}", is_error=True)
         try:
-            async with asyncio.timeout(budget or None):
-                await self._searches.acquire()
-        except TimeoutError:
-            return ToolResult("grep: timed out behind other searches", is_error=True)
-        try:
-            if cancel.done():
-                return ToolResult("grep: cancelled before it ran", is_error=True)
             if budget:
                 # In tenths, as it is told when it is over.
                 budget = max(_LEAST, budget - round(time.monotonic() - began, 1))
@@ -184,3 +182,30 @@ class Contexts:
         for context_id in list(self._contexts):
             await self.close(context_id)
         self._overflows.close()
+
+
+async def _turn(room: asyncio.Lock | asyncio.Semaphore, budget: float, cancel: Cancel) -> bool:
+    """Wait for a turn, which the caller then releases; False when there was none.
+
+    That is when the budget (seconds, 0 is none) is used up or nobody wants the result any more:
+    what is before it may take for ever.
+    """
+    bound = asyncio.timeout(budget or None)
+
+    def leave(_: Cancel) -> None:
+        with contextlib.suppress(RuntimeError):  # it has its turn
+            bound.reschedule(0.0)
+
+    try:
+        async with bound:
+            cancel.add_done_callback(leave)
+            try:
+                await room.acquire()
+            finally:
+                cancel.remove_done_callback(leave)
+    except TimeoutError:
+        return False
+    if cancel.done():
+        room.release()
+        return False
+    return True

@@ -15,6 +15,11 @@ from .walks import Found, TooLarge, walk
 MAX_WALK = 500_000
 MAX_KEPT = 4 * 1024 * 1024
 """Characters of the paths that are kept; more than an answer holds."""
+MAX_WAITING = 32 * 1024 * 1024
+"""Characters of the paths of links that wait until what they lead to is searched, and what each
+takes besides.
+"""
+_EACH = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +39,7 @@ def find(
     There are at most `limit` of them, and fewer where their paths are very long.
     A link that leads out of the directory is no match; one that leads to a directory in it is
     entered where the pattern names it other than by `**`. Nothing is found where there is no
-    directory. Raises TooLarge beyond MAX_WALK entries.
+    directory. Raises TooLarge beyond MAX_WALK entries or MAX_WAITING.
     """
     kept: list[tuple[int, str, Match]] = []
     total = size = 0
@@ -58,10 +63,11 @@ def _matches(
         if stopped():
             raise TooLarge("more entries than can be looked at in time")
 
-    seen = 0
+    seen, waiting = 0, len(root) + _EACH
     pending: list[tuple[str, str, frozenset[int]]] = [(root, "", frozenset())]
     while pending:
         where, above, links = pending.pop()
+        waiting -= len(where) + len(above) + _EACH
         for found in _entries(roots, where):
             seen += 1
             if seen > MAX_WALK:
@@ -72,13 +78,16 @@ def _matches(
             real = f"{where.rstrip('/')}/{found.relative}"
             if stat.S_ISLNK(found.info.st_mode):
                 try:
-                    endless = _is_endless(path)
+                    endless, is_directory = _leads(path)
                     # Of thousands of links the kernel follows forty; none of them leads anywhere.
                     real = real if endless else os.path.realpath(path)
                 except OSError:  # no link any more
                     continue
-                if not endless and pattern.enters(relative, links, go_on):
+                if is_directory and pattern.enters(relative, links, go_on):
                     pending.append((real, relative, links | {relative.count("/")}))
+                    waiting += len(real) + len(relative) + _EACH
+                    if waiting > MAX_WAITING:
+                        raise TooLarge("too many links to directories")
                 link = read_link(found.name, found.directory, found.info)
                 age = _age(path)
             inside = f"{real}/".startswith(f"{root.rstrip('/')}/")
@@ -100,13 +109,13 @@ def _entries(roots: Roots, where: str) -> Iterator[Found]:
         os.close(directory)
 
 
-def _is_endless(path: str) -> bool:
-    """Whether a path leads over more links than the kernel follows."""
+def _leads(path: str) -> tuple[bool, bool]:
+    """Whether a path leads over more links than the kernel follows, and whether to a directory."""
     try:
-        os.stat(path)  # noqa: PTH116 - a Path costs more than the call
+        info = os.stat(path)  # noqa: PTH116 - a Path costs more than the call
     except OSError as error:
-        return error.errno == errno.ELOOP
-    return False
+        return error.errno == errno.ELOOP, False
+    return False, stat.S_ISDIR(info.st_mode)
 
 
 def _age(path: str) -> int:

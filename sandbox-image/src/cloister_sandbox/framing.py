@@ -4,14 +4,10 @@ bash reads its standard input byte by byte, a system call each, so what is said 
 """
 
 import array
-import asyncio
 import contextlib
-import errno
 import fcntl
-import os
 import re
 import shlex
-import stat
 import termios
 from pathlib import Path
 
@@ -23,7 +19,6 @@ and from 63 down, and below the smallest limits that `ulimit -n` is set to."""
 REAP = "( \\builtin : )"
 """Makes bash take notice of all its children that have ended: an interrupt that ended a script
 leaves it deaf to SIGCHLD (bash 5.2)."""
-_INLINE = 65_536
 _STATUS_LINE = re.compile(r"(?P<nonce>[0-9a-f]{8}) (?P<code>[0-9]{1,3}) (?P<cwd>.*)", re.DOTALL)
 
 
@@ -69,41 +64,3 @@ def waits(pid: int) -> bool:
     except OSError:
         return False
     return stat_line[stat_line.rindex(b")") + 2 :].startswith(b"S")
-
-
-def replace(path: str, data: bytes) -> None:
-    """Write a small file; the bare calls, because every command waits for this.
-
-    Raises OSError, also where a tool has put a FIFO there, which nothing may wait for.
-    """
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    fd = os.open(path, flags, 0o600)
-    try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
-        while data:
-            data = data[os.write(fd, data) :]
-    finally:
-        os.close(fd)
-
-
-async def put(path: str, command: str) -> None:
-    """Write a command into the file that bash is to run; raises OSError."""
-    data = f"{command}\n".encode(errors="surrogatepass")
-    if len(data) <= _INLINE:
-        # The state directory is in memory: this is quicker than handing it to a thread.
-        replace(path, data)
-    else:
-        await asyncio.to_thread(replace, path, data)
-
-
-def clear(directory: Path, *files: str) -> None:
-    """Remove a shell's files and their directory.
-
-    What tools put beside them stays, and goes with the pod: it can be as much as they like.
-    """
-    for each in files:
-        with contextlib.suppress(OSError):
-            os.unlink(each)  # noqa: PTH108 - a Path tells no more
-    with contextlib.suppress(OSError):
-        directory.rmdir()

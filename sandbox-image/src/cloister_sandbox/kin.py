@@ -109,27 +109,42 @@ def _members(
     those that have neither.
     With `spared`, without the leader, these processes, and what descends from them.
     """
-    before = BIRTHS.quiet()
+    before = BIRTHS.now()
     table = _table()
     me = os.getpid()
     # The pid of a leader that is gone may be another process by now.
     found = {leader} if table.get(leader) == (me, leader) else set()
     mine = {pid: number_of(pid) for pid, (parent, _) in table.items() if parent == me != pid}
     found |= {pid for pid, carried in mine.items() if _belongs(pid, carried, marks, number)}
-    if me == 1 and _marks.hold and before is not None and BIRTHS.quiet() == before:
+    if me == 1 and _marks.hold:
         # Every program gets a number once it runs. What has none was started by one that was
         # quicker; and what keeps its tree's mark is known by that. A mark of its own invention is
-        # none.
-        found |= {
+        # none. A start may take for ever, where a tool stops it: that hides nobody else.
+        strays = {
             pid
             for pid, carried in mine.items()
             if not carried and not any(map(_marks.is_known, _marked(pid)))
         }
+        started = _children_of(before.threads) if strays else None
+        if started is not None and BIRTHS.now() == before:
+            found |= strays - started
     found = _below(table, found, {leader})
     if spared is not None:
         kept = set(spared).intersection(table)
         found -= _below(table, kept, set(kept)) | {leader}
     return sorted(found)
+
+
+def _children_of(threads: Collection[int]) -> set[int] | None:
+    """What threads of this process have started; None where the kernel does not tell."""
+    found: set[int] = set()
+    for each in threads:
+        try:
+            listed = Path(f"/proc/{os.getpid()}/task/{each}/children").read_bytes()
+        except OSError:
+            return None
+        found.update(map(int, listed.split()))
+    return found
 
 
 def _below(table: dict[int, tuple[int, int]], found: set[int], sessions: set[int]) -> set[int]:

@@ -106,3 +106,5 @@ class Lanes:
         self.bulk = Lane("bulk", 4)
         self.slow = Lane("slow", 4)
         self.watch = Lane("watch", 2)
+        self.search = Lane("search", 8)
+        """What starts ripgrep, which tools can stop before it runs: it holds up searches alone."""

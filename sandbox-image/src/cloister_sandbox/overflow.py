@@ -7,13 +7,16 @@ write elsewhere. It can change or remove a file afterwards, which is its own the
 
 import asyncio
 import contextlib
+import functools
 import os
 import secrets
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 
 from .spool import DIRECTORY, Spool
+from .threads import aside
 
 FILE_BYTES = 64 * 1024 * 1024
 TOTAL_BYTES = 256 * 1024 * 1024
@@ -83,6 +86,8 @@ class Overflows:
         self._making = threading.Lock()
         self._kept: dict[str, tuple[str, Overflow, asyncio.TimerHandle]] = {}
         """By name, oldest first: the owner, the file, and when it is removed."""
+        self._going: set[Future[object]] = set()
+        """Those that are being removed."""
 
     def new(self, owner: str) -> Overflow:
         """A file for an output of this owner; it comes to be with the first bytes."""
@@ -106,23 +111,35 @@ class Overflows:
         for name in [name for name, (each, _, _) in self._kept.items() if each == owner]:
             self._remove(name)
 
+    async def room(self) -> None:
+        """Wait while many files are being removed, each of which takes descriptors until then."""
+        while len(self._going) > MAX_FILES and (going := next(iter(self._going), None)):
+            await asyncio.wrap_future(going)
+
     def close(self) -> None:
         """Remove everything."""
         for name in list(self._kept):
             self._remove(name)
         if self._fd >= 0:
-            os.close(self._fd)
+            aside(functools.partial(self._leave, self._fd))
             self._fd = -1
-            with contextlib.suppress(OSError):
-                os.rmdir(self.directory)  # noqa: PTH106 - a Path tells no more
 
     def _remove(self, name: str) -> None:
         _, overflow, timer = self._kept.pop(name)
         timer.cancel()
         overflow.close()
         if self._fd >= 0:
+            # By then the directory may be another one.
             with contextlib.suppress(OSError):
-                os.unlink(name, dir_fd=self._fd)
+                going = aside(functools.partial(_unlink, name, os.dup(self._fd)))
+                if going is not None:
+                    self._going.add(going)
+                    going.add_done_callback(self._going.discard)
+
+    def _leave(self, directory: int) -> None:
+        os.close(directory)
+        with contextlib.suppress(OSError):
+            os.rmdir(self.directory)  # noqa: PTH106 - a Path tells no more
 
     def _open(self, name: str) -> int:
         """Make a file, in the directory that was made; raises OSError. Called in threads."""
@@ -143,3 +160,13 @@ class Overflows:
         Path(self.directory).mkdir(0o700)
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
         return os.open(self.directory, flags)
+
+
+def _unlink(name: str, directory: int) -> None:
+    """Remove a file from an open directory, which is closed then."""
+    try:
+        os.unlink(name, dir_fd=directory)
+    except OSError:
+        pass  # a tool has removed it
+    finally:
+        os.close(directory)

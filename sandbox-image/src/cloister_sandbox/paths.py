@@ -19,6 +19,12 @@ from pathlib import Path
 from . import beneath
 
 MAX_HOPS = 40
+MAX_LONG_HOPS = 900
+"""Links on the way to what exists already; Python's own functions follow about as many."""
+MAX_STEPS = 10_000
+"""Parts that are looked at on one way. A link is four thousand bytes of them, each of which may be
+a link again: without a bound a few thousand links are a way of hours.
+"""
 _WORDS = {
     errno.ENOENT: "no such file or directory",
     errno.ENOTDIR: "not a directory",
@@ -57,7 +63,7 @@ class Roots:
 
     def __post_init__(self) -> None:
         # Now: later a tool may have put a link in the place of one that it owns.
-        _ = self._real_read_only
+        _ = self._real, self._real_read_only
 
     @functools.cached_property
     def _real_read_only(self) -> tuple[tuple[str, Path], ...]:
@@ -130,8 +136,8 @@ class Roots:
 
     def holds(self, path: str) -> Iterator[str]:
         """The roots and mounted files that are the resolved path, or lie in it."""
-        kept = (self.workspace, *self.others, *self.read_only)
-        for each in (*map(os.path.realpath, kept), *self.mounted):
+        kept = (*self._real, *(real for real, _ in self._real_read_only))
+        for each in (*kept, *self.mounted):
             if _within(each, path):
                 yield each
 
@@ -142,6 +148,10 @@ class Roots:
             if _within(resolved, real):
                 raise ToolFailure(f"{tool}: {given} is inside read-only directory {root}")
         return resolved
+
+    def is_root(self, resolved: str) -> bool:
+        """Whether a resolved path is one of the permitted directories itself."""
+        return resolved in self._real
 
     def holding(self, resolved: str) -> str | None:
         """The permitted directory that holds a resolved path, or None."""
@@ -232,21 +242,19 @@ def _within(path: str, root: str) -> bool:
     return path == root or path.startswith(root.rstrip("/") + "/")
 
 
-def _existing(path: str) -> str:
-    """Follow a long chain of links, which must lead to what exists; raises OSError."""
-    try:
-        return os.path.realpath(path, strict=True)
-    except (FileNotFoundError, RecursionError):
-        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path) from None
-
-
 def _follow(path: str) -> str:
-    """Follow every link in an absolute, normalised path; parts that do not exist are kept."""
+    """Follow every link in an absolute, normalised path; parts that do not exist are kept.
+
+    A chain of more than MAX_HOPS links must lead to what exists. Raises OSError.
+    """
     hops = 0
+    complete = True
     done = "/"
-    todo = [part for part in path.split("/") if part]
-    while todo:
-        part = todo.pop(0)
+    todo = path.split("/")[::-1]
+    for _ in range(MAX_STEPS):
+        if not todo:
+            break
+        part = todo.pop()
         if part in ("", "."):
             continue
         if part == "..":
@@ -256,14 +264,21 @@ def _follow(path: str) -> str:
         try:
             target = os.readlink(candidate)
         except OSError as error:
-            if error.errno in (errno.EINVAL, errno.ENOENT, errno.ENOTDIR):
-                done = candidate
-                continue
-            raise
-        hops += 1
-        if hops > MAX_HOPS:
-            return _existing(path)
-        if target.startswith("/"):
-            done = "/"
-        todo = [piece for piece in target.split("/") if piece] + todo
+            if error.errno not in (errno.EINVAL, errno.ENOENT, errno.ENOTDIR):
+                raise
+            complete = complete and error.errno == errno.EINVAL
+            done = candidate
+        else:
+            hops += 1
+            if target.startswith("/"):
+                done = "/"
+            todo += target.split("/")[::-1]
+        if hops > MAX_LONG_HOPS or (hops > MAX_HOPS and not complete):
+            raise _endless(path)
+    if todo:
+        raise _endless(path)
     return done
+
+
+def _endless(path: str) -> OSError:
+    return OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)

@@ -93,10 +93,11 @@ class Reaper:
             )
             future: asyncio.Future[Ended] = asyncio.get_running_loop().create_future()
             over = self._unclaimed.pop(pid, None)
-            if over is not None and not _is_child(pid):
-                future.set_result(over)
-            else:
+            if _is_child(pid):
                 self._waiting[pid] = future
+            else:
+                # How it ended is not known where more orphans did since than are kept.
+                future.set_result(over or Ended(-signal.SIGKILL, 0.0, 0))
             return pid, future
         finally:
             self._starting -= 1

@@ -41,8 +41,7 @@ LAUNCH_SECONDS = 30.0
 """In which a program must have got its terminal: tools can stop who gives it."""
 LAST_WORDS = 0.05
 """Seconds in which output may still come after the program ended."""
-TERMINATE_AFTER = 2.0
-KILL_AFTER = 5.0
+TERMINATE_AFTER, KILL_AFTER = 2.0, 5.0
 """Seconds after a timeout's interrupt."""
 log = logging.getLogger(__name__)
 _known_peak = 0
@@ -109,7 +108,7 @@ class Program(Job):
 
     def resume(self) -> None:
         for source in self._sources:
-            source.resume()
+            source.go_on()
 
     async def run(self, activity: Activity, starting: asyncio.Semaphore) -> None:
         """Start it and see it end; never raises for what the program does."""
@@ -118,12 +117,14 @@ class Program(Job):
             try:
                 async with turn(starting, STALLED_SECONDS):
                     ended = await self._start()
+                    for source in self._sources:
+                        source.resume()
                 if self._answer >= 0:
                     await self._launched(ended)
             except OSError as error:
                 if self.leader:  # what it is read by could not be had
                     await self.kill()
-                self._close()
+                self.close()
                 self.end(self._failure(error))
                 self._forget_arguments()
                 return
@@ -202,7 +203,6 @@ class Program(Job):
                 stdout=stdout,
                 stderr=stderr,
             )
-        self.resume()
         return self._ended
 
     async def _start_on_terminal(
@@ -227,7 +227,6 @@ class Program(Job):
                 stderr=tty,
                 pass_fds=[spec, report],
             )
-        self.resume()
         return self._ended
 
     async def _launched(self, ended: "asyncio.Future[Ended]") -> None:
@@ -314,7 +313,11 @@ class Program(Job):
         name = self._order.argv[0][:256]
         return Failure(kind, number, f"{name}: {text}" if kind != "BAD_ARGUMENTS" else text)
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """Let its streams go, of one that did not start or that was lost track of."""
+        if self._answer >= 0:
+            os.close(self._answer)
+            self._answer = -1
         if self.input is not None:
             self.input.close()
         for source in self._sources:
@@ -362,6 +365,9 @@ class Programs:
             await kill_tree(program.leader or NOBODY, program.mark)
             if program.running:
                 program.end(Failure("OTHER", 0, "the server lost track of it"))
+            if program.input is not None:
+                await program.input.finish()
+            program.close()
         if program.left_processes:
             self._survivors.add(program.mark)
 

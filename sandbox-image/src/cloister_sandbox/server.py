@@ -180,6 +180,8 @@ class Server:
             self._state.phase = Phase.FAILED
             log.warning("the exec server cannot become warm: its recipe failed")
             return
+        if self._state.phase is not Phase.PREPARING:
+            return  # it was drained meanwhile
         self._state.phase = Phase.WARM
         log.info("exec server ready on port %d", self.port)
 

@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import TypeAlias
 
 from .capture import Output, Tail, readable
-from .framing import REAP, STATUS, clear, put, replace, report, script, source, told, unread, waits
+from .framing import REAP, STATUS, report, told, unread, waits
 from .interrupts import interrupt
 from .kin import MARK, background, kill_started
 from .leftovers import KEPT
 from .overflow import Overflows
 from .processes import Reaper
+from .shell_files import ShellFiles
 from .wakes import wake, woken
 
 _MAX_STATUS = 16_384
@@ -78,11 +79,8 @@ class Shell:
         overflows: Overflows | None = None,
     ) -> None:
         self._mark = f"{name}-{secrets.token_hex(4)}"
-        self._dir = state_dir / self._mark
-        self._command = str(self._dir / "command")
-        self._out = str(self._dir / "out")
-        self._run = str(self._dir / "run")
-        self._source = source(self._run)
+        self._state_dir = state_dir
+        self._files: ShellFiles | None = None
         self._reaper = reaper
         self._overflows = overflows
         self._new_file = None if overflows is None else functools.partial(overflows.new, self._mark)
@@ -126,7 +124,7 @@ class Shell:
         stdin_read, stdin_write = os.pipe()
         status_read, status_write = os.pipe()
         try:
-            self._prepare()
+            self._files = ShellFiles(self._state_dir, self._mark)
             self._pid, self._exit = await self._reaper.start(
                 ["/bin/bash", "--noprofile", "--norc"],
                 cwd=cwd,
@@ -161,13 +159,6 @@ class Shell:
             self._send(f"exec {STATUS}>&{status_write} {status_write}>&-\n")
         self._hold()
 
-    def _prepare(self) -> None:
-        """Write what every command of this shell goes through."""
-        self._dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for each in (self._out, self._command, self._run):
-            Path(each).unlink(missing_ok=True)
-        replace(self._run, script(self._command, self._out))
-
     @property
     def leader(self) -> tuple[int, str]:
         """The pid of bash, and the mark of all that it starts."""
@@ -189,11 +180,15 @@ class Shell:
         Raises ShellError when a tool took the shell's own files away; only a new shell helps then.
         """
         began = time.monotonic()
+        files = self._files
+        if files is None:
+            raise ShellError("it was closed")
+        unusable = f"its files in {files.directory} cannot be used"
         try:
-            await put(self._command, command)
-            output = self.output = Output(self._out, into or Tail(overflow=self._new_file))
+            await files.put(command)
+            output = self.output = Output(files.out, into or Tail(overflow=self._new_file))
         except OSError as error:
-            raise ShellError(f"its files in {self._dir} cannot be used: {error.strerror}") from None
+            raise ShellError(f"{unusable}: {error.strerror}") from None
         self._outputs = [each for each in self._outputs if each.held]
         self._outputs.append(output)
         loop = asyncio.get_running_loop()
@@ -234,12 +229,13 @@ class Shell:
             self._over = self.output = None
             tail = output.finish()
             KEPT.keep(output)
-        if code and not tail.total and not os.access(self._run, os.R_OK):
+        if code and not tail.total and not files.are_there() and not self.retired:
             # bash found nothing to run. Only looked for now: every command would pay for it.
-            raise ShellError(f"its files in {self._dir} cannot be used: one of them is gone")
+            raise ShellError(f"{unusable}: one of them is gone")
         file = await tail.filed() if tail.omitted else None
         if file is not None and self._overflows is not None:
             self._overflows.trim()
+            await self._overflows.room()
         return Finished(
             output=readable(tail.text()),
             total_bytes=tail.total,
@@ -283,6 +279,9 @@ class Shell:
                 os.close(fd)
         self._pid, self._exit, self._stdin, self._status = 0, None, -1, -1
         self._earlier, self._held = [], False
+        if self._files is not None:
+            self._files.clear()
+            self._files = None
 
     async def retire(self) -> None:
         """Close for good; a command that runs ends with what it printed."""
@@ -290,7 +289,6 @@ class Shell:
         await self.close()
         if self._overflows is not None:
             self._overflows.forget(self._mark)
-        await asyncio.to_thread(clear, self._dir, self._out, self._command, self._run)
 
     async def _end(self) -> None:
         """End bash with all that was started from it; afterwards it has ended."""
@@ -299,8 +297,9 @@ class Shell:
 
     def _hold(self) -> None:
         """Let bash read the next command's line, but not its end: it runs it when that comes."""
+        source = self._files.source if self._files is not None else ":"
         self._nonce, self._last_nonce = secrets.token_hex(4), self._nonce
-        self._held = self._send(f"{self._source}; {report(self._nonce)}")
+        self._held = self._send(f"{source}; {report(self._nonce)}")
 
     def _send(self, text: str) -> bool:
         """Write to bash; whether it went into the pipe, as a whole."""

@@ -14,7 +14,7 @@ _AT_ONCE = 4 * 1024 * 1024
 _PIPE = 65_536
 """Bytes that a pipe takes by default."""
 _LOOK_SECONDS = 0.1
-"""How often a terminal is looked at that no process has open."""
+"""How often a terminal is looked at that no process has open, and what cannot be watched."""
 
 
 class Source:
@@ -41,11 +41,18 @@ class Source:
         return self._fd >= 0 and not self._over
 
     def resume(self) -> None:
-        """Read whenever there is something."""
+        """Read whenever there is something; raises OSError where nothing more can be watched."""
         self._wanted = True
         if self.held and not self._reading:
-            self._reading = True
             self._loop.add_reader(self._fd, self._read)
+            self._reading = True
+
+    def go_on(self) -> None:
+        """The same after a pause; where a tool has taken all that this user may watch, later."""
+        try:
+            self.resume()
+        except OSError:
+            self._loop.call_later(_LOOK_SECONDS, self._try_again)
 
     def pause(self) -> None:
         """Let the program wait."""
@@ -58,7 +65,7 @@ class Source:
         self._over = False
         while self.held and left > 0 and (taken := self._read()):
             left -= taken
-        self.resume()
+        self.go_on()
 
     def drain(self) -> None:
         """From now on read and forget."""
@@ -66,7 +73,10 @@ class Source:
         self._shared = False
         if self._over:
             self.close()
-        self.resume()
+        try:
+            self.resume()
+        except OSError:
+            self.close()
 
     def close(self) -> None:
         """Stop reading."""
@@ -112,8 +122,11 @@ class Source:
     def _look_again(self) -> None:
         if self._fd >= 0 and self._over:
             self._over = False
-            if self._wanted:
-                self.resume()
+            self._try_again()
+
+    def _try_again(self) -> None:
+        if self._wanted:
+            self.go_on()
 
     def _widen(self) -> None:
         """Let the pipe of a program that prints much take more, so that it wakes us less often.

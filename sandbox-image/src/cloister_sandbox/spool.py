@@ -3,9 +3,12 @@
 import array
 import asyncio
 import bisect
+import functools
 import os
 import tempfile
 from collections.abc import Callable
+
+from .threads import aside
 
 DIRECTORY = "/tmp"  # noqa: S108 - the file has no name there
 TOTAL = 1024 * 1024 * 1024
@@ -145,5 +148,9 @@ class Spool:
         """Close the file when it is neither wanted nor in use by a thread."""
         self._using -= 1
         if self._closed and not self._using and self._fd >= 0:
-            os.close(self._fd)
+            if self._open is nameless:
+                os.close(self._fd)
+            else:
+                # Tools may have changed it, and taken its name away: then it goes with this.
+                aside(functools.partial(os.close, self._fd))
             self._fd = -1

@@ -1,7 +1,9 @@
 """Pools of threads, in a process whose tools may leave no room for another thread."""
 
 import asyncio
-from concurrent.futures import ThreadPoolExecutor
+import contextlib
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 
 
 class Threads(ThreadPoolExecutor):
@@ -29,3 +31,21 @@ async def prepare() -> None:
     """
     asyncio.get_running_loop().set_default_executor(Threads(thread_name_prefix="rest"))
     await asyncio.to_thread(int)
+
+
+_aside = Threads(1, thread_name_prefix="aside")
+
+
+def aside(work: Callable[[], object]) -> "Future[object] | None":
+    """Do later, in the order of the calls, what the event loop must not wait for, such as to remove
+    a file: the kernel takes its time for that with one that a tool has made of a million pieces.
+
+    Returns what is done when it is done; None where no thread can be started, and it was done at
+    once. Who hands in much that holds descriptors until then has to wait for it.
+    """
+    try:
+        return _aside.submit(work)
+    except RuntimeError:
+        with contextlib.suppress(OSError):
+            work()
+        return None

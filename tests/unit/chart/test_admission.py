@@ -8,6 +8,7 @@ from support.chart import ALL_VALUES, render
 
 POLICIES = {
     "cloister-sandbox-environments",
+    "cloister-sandbox-owned",
     "cloister-sandbox-pod-binding",
     "cloister-sandbox-pods",
     "cloister-sandbox-pod-changes",

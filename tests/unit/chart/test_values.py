@@ -72,9 +72,32 @@ def test_every_value_is_set_by_the_file_that_sets_every_value(chart_readme: Modu
             node = node[key]
 
 
+def test_every_value_that_is_not_empty_by_default_is_needed() -> None:
+    """Who upgrades with the values of a release of before has none for what is newer than that: it
+    would be no number, no list, or off.
+    """
+    defaults = yaml.safe_load((CHART / "values.yaml").read_text())
+    missing = []
+    for path, node in nodes(SCHEMA):
+        default = defaults
+        for key in path.split(".")[1:]:
+            default = default.get(key) or {} if isinstance(default, dict) else {}
+        for key in node.get("properties", {}):
+            if key not in default:
+                continue
+            # What Kubernetes says of, such as resources, may be left away as a whole.
+            each, ours = default[key], "properties" in node["properties"][key]
+            if (ours or not isinstance(each, dict)) and each not in ("", [], None):
+                missing += [f"{path}.{key}"] if key not in node.get("required", []) else []
+    assert not missing
+
+
 @pytest.mark.parametrize(
     ("value", "field"),
     [
+        ("egress.gateway.limits.unreadMiB=null", "unreadMiB"),
+        ("admission=null", "admission"),
+        ("admission.required=null", "required"),
         ("replicas=2", "replicas"),
         ("sandbox.imagee=x", "imagee"),
         ("image.pullPolicy=Sometimes", "pullPolicy"),

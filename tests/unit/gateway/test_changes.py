@@ -1,5 +1,6 @@
 """States that change; each test has a gateway that it may disturb."""
 
+import asyncio
 import contextlib
 import json
 import ssl
@@ -9,6 +10,7 @@ import grpc
 import pytest
 
 from cloister_api.egress.v1 import egress_pb2
+from cloister_gateway.front import Front, Session
 from cloister_gateway.settings import Settings
 from support.certificates import TestAuthority
 from support.gateway_addresses import CLUSTER, OTHER_CLUSTER
@@ -64,6 +66,28 @@ def test_a_revoked_source_is_cut_whoever_does_not_take_what_is_under_way(
         upset.operator.apply({TWO: "p"}, HOSTS)
         front = upset.pod.folder / "front" / "haproxy.sock"
         assert ONE not in runtime(str(front), "show sess")
+        assert echo(stays)
+
+
+def test_who_hangs_up_while_it_is_cut_does_haproxy_no_harm(
+    upset: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is over when haproxy is told once more to end it, of which the agent knows nothing yet."""
+    path = upset.pod.folder / "front" / "haproxy.sock"
+    front = Front(path)
+    with upset.client.open(TWO, "ok.test") as stays:
+        with contextlib.ExitStack() as kept:
+            for _ in range(20):
+                kept.enter_context(upset.client.open(ONE, "ok.test"))
+            listed = [each for each in asyncio.run(front.sessions()) if each.address == ONE]
+        until(lambda: ONE not in runtime(str(path), "show sess"), "their ends")
+        stale, now = iter([listed, listed]), Front.sessions
+
+        async def late(asked: Front) -> list[Session]:
+            return next(stale, None) or await now(asked)
+
+        monkeypatch.setattr(Front, "sessions", late)
+        assert asyncio.run(front.cut(frozenset({ONE}))) == len(listed) == 20
         assert echo(stays)
 
 

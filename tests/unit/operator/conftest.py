@@ -8,6 +8,7 @@ import pytest
 from cloister_operator.identity import Authority
 from support.fake_operator import World
 from support.operator_objects import NOW
+from support.sessions_parts import Api, serving
 
 
 @pytest.fixture(scope="session")
@@ -34,3 +35,10 @@ async def make_world(world_authority: Authority) -> AsyncIterator[Callable[..., 
 async def world(make_world: Callable[..., World]) -> World:
     """A cluster in memory."""
     return make_world()
+
+
+@pytest.fixture
+async def api() -> AsyncIterator[Api]:
+    """A Sessions API with few places."""
+    async with serving(max_calls=4, max_watches=1) as served:
+        yield served

@@ -1,6 +1,5 @@
 """What each call of the Sessions API does, with a backend of the tests' own."""
 
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 
 import grpc
@@ -21,14 +20,7 @@ from support.sessions_parts import (
     get,
     made,
     not_ready,
-    serving,
 )
-
-
-@pytest.fixture
-async def api() -> AsyncIterator[Api]:
-    async with serving(max_calls=4, max_watches=1) as served:
-        yield served
 
 
 async def test_create_answers_with_a_running_session_and_its_certificate(api: Api) -> None:

@@ -1,6 +1,5 @@
 """What the Sessions API says to wrong input, and to what its backend refuses."""
 
-from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
@@ -16,15 +15,7 @@ from support.sessions_parts import (
     create,
     failure,
     get,
-    serving,
 )
-
-
-@pytest.fixture
-async def api() -> AsyncIterator[Api]:
-    async with serving(max_calls=4, max_watches=1) as served:
-        yield served
-
 
 LONG = "x" * 64
 BAD_CREATES: list[tuple[dict[str, Any], str]] = [

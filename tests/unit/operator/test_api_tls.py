@@ -1,6 +1,5 @@
 """The Sessions API's own certificate, and who takes it."""
 
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -18,14 +17,7 @@ from support.sessions_parts import (
     channel,
     get,
     made,
-    serving,
 )
-
-
-@pytest.fixture
-async def api() -> AsyncIterator[Api]:
-    async with serving(max_calls=4, max_watches=1) as served:
-        yield served
 
 
 async def test_clients_that_trust_another_ca_do_not_talk_to_it(api: Api) -> None:

@@ -352,3 +352,23 @@ async def test_warm_pods_are_probed_again_by_a_new_operator(world: World) -> Non
     await until(lambda: world.sandboxes.probes[pod["metadata"]["uid"]] == 2, pause=0.001)
     await again.settle()
     assert world.pool_is(1)
+
+
+async def test_a_namespace_that_was_made_again_has_policies_before_it_has_pods(
+    world: World,
+) -> None:
+    world.apply_environment(pool={"size": 1})
+    operator = world.start()
+    await operator.until(lambda: world.pool_is(1))
+    labels = world.cluster.get(NAMESPACES, "", NAMESPACE)["metadata"]["labels"]
+    world.cluster.delete(ENVIRONMENTS, NAMESPACE, "py")
+    await operator.until(lambda: not world.pods())
+    for each in world.cluster.peek_all(NETWORK_POLICIES, NAMESPACE):
+        world.cluster.vanish(NETWORK_POLICIES, NAMESPACE, each["metadata"]["name"])
+    world.cluster.vanish(NAMESPACES, "", NAMESPACE)
+    world.cluster.create(NAMESPACES, "", {"metadata": {"name": NAMESPACE, "labels": labels}})
+    before = len(world.cluster.writes)
+    world.apply_environment(pool={"size": 1})
+    await operator.until(lambda: world.pool_is(1))
+    made = [each.plural for each in world.cluster.writes[before:]]
+    assert made.index("networkpolicies") < made.index("pods")

@@ -335,6 +335,15 @@ async def test_an_answer_that_does_not_say_what_became_of_a_write(
         assert caught.value.retry_after == 3.0
 
 
+async def test_an_answer_that_cannot_be_read_is_none(server: Server, api: HttpApi) -> None:
+    """What is between it and us may answer in its place: mirrors and keys go on all the same."""
+    server.streams(b"<html>sign in</html>")
+    with pytest.raises(LostError):
+        await write(api)
+    with pytest.raises(TransientError):
+        await api.list(PODS, "ns")
+
+
 async def test_a_server_that_is_not_there_got_no_write(api: HttpApi, server: Server) -> None:
     nowhere = await HttpApi.connect(lambda: kopf.ConnectionInfo(server="http://127.0.0.1:1"))
     with pytest.raises(TransientError) as caught:

@@ -291,6 +291,23 @@ async def test_another_image_is_asked_anew(make_world: Any) -> None:
     assert pod["metadata"]["annotations"]["cloister.dev/egress-hosts"] == "index.example"
 
 
+async def test_what_images_said_that_nobody_names_any_more_is_forgotten(make_world: Any) -> None:
+    world = make_world(egress_gateway=True)
+    with_gateway(world)
+    world.sandboxes.package_sources_said = ANSWERS
+    world.apply_environment(networking=MANAGERS)
+    operator = world.start()
+
+    def known() -> set[str]:
+        return set(operator.controller._environments._packages._known)
+
+    for image in ("registry.example/a:1", "registry.example/b:1"):
+        changed = {"networking": MANAGERS, "image": image}
+        world.cluster.patch_spec(ENVIRONMENTS, NAMESPACE, "py", changed)
+        await operator.until(lambda wanted=image: wanted in known())
+    assert known() == {"registry.example/b:1"}
+
+
 async def test_the_platforms_hosts_make_the_question_needless(make_world: Any) -> None:
     world = make_world(egress_gateway=True, egress_package_hosts=("mirror.example",))
     with_gateway(world)

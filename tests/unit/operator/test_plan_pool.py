@@ -13,6 +13,7 @@ from cloister_operator.plan.failure import Failure
 from cloister_operator.plan.pool import (
     FAILED_POD_KEPT,
     MAX_BATCH,
+    OPEN_POD_KEPT,
     SPARED,
     PoolPlan,
     Wanted,
@@ -120,6 +121,20 @@ def test_a_broken_pod_is_replaced_after_a_while_and_not_before() -> None:
     late = plan_pool(pods, {"uid-of-a": BROKEN}, Wanted("new", 1), JUST_NOW + FAILED_POD_KEPT)
     assert (late.create, [each.name for each in late.delete]) == (1, ["a"])
     assert late.look_again is None
+
+
+def test_a_pod_that_found_the_network_open_goes_on_trying() -> None:
+    """Another one would find the same: a pool of a cluster without a network plugin would be made
+    and unmade twice a minute.
+    """
+    found_open = {"uid-of-a": Failure(conditions.NETWORK_NOT_ENFORCED, "it reached the API")}
+    pods = [pod("a", state="starting", created=JUST_NOW)]
+    for now in (NOW, JUST_NOW + FAILED_POD_KEPT):
+        made = plan_pool(pods, found_open, Wanted("new", 1), now)
+        assert (made.create, made.delete) == (0, ())
+        assert made.look_again == JUST_NOW + OPEN_POD_KEPT
+    late = plan_pool(pods, found_open, Wanted("new", 1), JUST_NOW + OPEN_POD_KEPT)
+    assert (late.create, [each.name for each in late.delete]) == (1, ["a"])
 
 
 def test_a_warm_pod_that_broke_replaces_no_old_one() -> None:

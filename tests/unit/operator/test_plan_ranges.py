@@ -49,6 +49,26 @@ def test_every_address_of_a_service() -> None:
     assert found(ranges.of_service, {"spec": {"clusterIP": "None"}}) == set()
 
 
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("034.009.9.09", "34.9.9.9/32"),
+        ("000.000.000.000", "0.0.0.0/32"),
+        ("::ffff:34.9.9.9", "34.9.9.9/32"),
+        ("::FFFF:2209:0909", "34.9.9.9/32"),
+        ("::ffff:034.9.9.9", "34.9.9.9/32"),
+        ("010.244.0.0/16", "10.244.0.0/16"),
+        ("::ffff:10.244.0.0/112", "10.244.0.0/16"),
+        ("::fffe:0:0/95", "::fffe:0:0/95"),
+        ("2600:0:0::07", "2600::7/128"),
+    ],
+)
+def test_an_address_is_read_as_kubernetes_reads_it(written: str, meant: str) -> None:
+    """Without StrictIPCIDRValidation the API server takes these of whoever may make a Service."""
+    service = {"spec": {"externalIPs": [written]}}
+    assert found(ranges.claimed_by_service, service) == {meant}
+
+
 def test_nobody_claims_so_many_addresses_that_others_do_not_count() -> None:
     def claims(first: int, count: int) -> list[spans.Network]:
         return [ipaddress.ip_network(first + 2 * each) for each in range(count)]

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from cloister_operator.cluster import api
 from cloister_operator.cluster import reflector as reflectors
 from cloister_operator.cluster.reflector import Reflector
 from cloister_operator.cluster.resources import CONFIG_MAPS, Resource
@@ -179,3 +180,18 @@ async def test_a_watch_that_is_too_old_is_followed_by_a_list() -> None:
     setup.task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await setup.task
+
+
+async def test_an_api_server_that_is_away_for_a_day_ends_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Powers of two soon are no floats any more."""
+    slept: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+
+    monkeypatch.setattr("asyncio.sleep", sleep)
+    for attempt in (0, 1, 5, 6, 1100, 20_000):
+        await api.backoff(attempt)
+    assert slept == [0.1, 0.2, 3.2, 5.0, 5.0, 5.0]

@@ -1,7 +1,6 @@
 """Who may call the Sessions API, and how often, over a real TLS connection."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 from unittest import mock
 
@@ -37,13 +36,6 @@ from support.sessions_parts import (
     made,
     serving,
 )
-
-
-@pytest.fixture
-async def api() -> AsyncIterator[Api]:
-    async with serving(max_calls=4, max_watches=1) as served:
-        yield served
-
 
 # Who may call.
 

@@ -207,6 +207,13 @@ async def test_backoff_doubles_up_to_a_bound_and_starts_anew_after_a_success() -
     assert delays[15] <= workqueue.FIRST_BACKOFF
 
 
+async def test_a_key_that_fails_for_a_day_is_tried_on() -> None:
+    """A quota that is used up lasts that long; powers of two soon are no floats any more."""
+    delays = await delays_of([TransientError("not now")] * 4000)
+    assert len(delays) == 4000
+    assert max(delays) <= workqueue.LONGEST_BACKOFF
+
+
 async def test_the_time_that_the_other_side_asks_for_is_kept() -> None:
     assert await delays_of([TransientError("busy", retry_after=0.01)]) == [0.01]
 

@@ -108,7 +108,7 @@ def cancelled(stub: exec_pb2_grpc.ToolsStub, request_id: str) -> bool:
     return True
 
 
-def test_a_cancelled_call_that_waits_never_runs(
+def test_a_call_that_waits_in_vain_never_runs_and_ends_at_once(
     stub: exec_pb2_grpc.ToolsStub, tools: Tools
 ) -> None:
     tools.bash("rm -f hold held; mkfifo hold held")
@@ -118,10 +118,13 @@ def test_a_cancelled_call_that_waits_never_runs(
         waiting = stub.Call(bash("touch never", "queued"), timeout=60)
         while not cancelled(stub, "queued"):
             pass  # the server has not seen the call yet
+        *_, last = waiting
+        assert last.result.content[0].text == "bash: cancelled before it ran"
+        late = tools.call("bash", budget=0.1, command="touch never")
+        assert late.content[0].text == "bash: timed out behind other calls"
+        assert not first.done(), "nobody waited for it"
         tools.call("bash", context_id="side", command="echo go > hold")
         first.result()
-    *_, last = waiting
-    assert last.result.content[0].text == "bash: cancelled before it ran"
     assert tools.call("bash", command="ls never").is_error
 
 

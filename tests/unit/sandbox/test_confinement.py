@@ -39,6 +39,33 @@ def test_a_link_put_in_after_the_check_is_not_followed(roots: Roots, tmp_path: P
     assert sorted(each.name for each in (tmp_path / "secrets").iterdir()) == ["f"]
 
 
+def test_links_of_links_have_an_end(roots: Roots, tmp_path: Path) -> None:
+    """A few thousand of them can be a way of hours, though none leads back to another."""
+    here = tmp_path / "workspace"
+
+    def link(name: str, parts: list[str]) -> str:
+        (here / name).symlink_to("/../".join([*parts, "d"]))
+        return name
+
+    leaves = [link(f"leaf-{number}", ["d"] * 500) for number in range(9)]
+    twigs = [link(f"twig-{number}", leaves) for number in range(9)]
+    for given in (link("tree", twigs), "tree/f"):
+        with pytest.raises(ToolFailure, match="too many levels of symbolic links"):
+            roots.resolve("read", given)
+    assert roots.resolve("read", "leaf-0/f") == str(here / "d/f")
+
+
+def test_a_root_that_becomes_such_links_keeps_nobody_waiting(tmp_path: Path) -> None:
+    """Tools own the directory of long outputs; what they move or remove is compared with it."""
+    for name in ("workspace", "kept"):
+        (tmp_path / name).mkdir()
+    roots = Roots(tmp_path / "workspace", (tmp_path / "kept",), (tmp_path / "kept",))
+    (tmp_path / "kept").rename(tmp_path / "gone")
+    (tmp_path / "kept").symlink_to(tmp_path / "workspace/f")
+    assert roots.resolve_entry("path", "f") == str(tmp_path / "workspace/f")
+    assert list(roots.holds(str(tmp_path / "kept"))) == [str(tmp_path / "kept")] * 2
+
+
 def test_a_leaf_replaced_by_a_link_is_not_followed(roots: Roots, tmp_path: Path) -> None:
     resolved = roots.resolve("read", "d/f")
     (tmp_path / "workspace/d/f").unlink()

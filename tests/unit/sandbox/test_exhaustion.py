@@ -23,7 +23,8 @@ from cloister_sandbox.jobs import Job, Reason, oom_kills, reason_of
 from cloister_sandbox.outputs import Policy
 from cloister_sandbox.overflow import Overflow, Overflows
 from cloister_sandbox.services.common import unary, unforeseen
-from support.file_calls import FileCalls
+from support.eventually import until
+from support.file_calls import FileCalls, eventually
 from support.jobs import Jobs, read
 from support.sandbox_server import Sandbox, Tools, refused, sandbox
 
@@ -287,18 +288,22 @@ async def test_long_outputs_are_kept_within_bounds(
     overflows = Overflows(str(tmp_path))
     files = [overflows.new("a" if number else "b") for number in range(3)]
     assert list(tmp_path.iterdir()) == []
+
+    def there() -> list[bool]:
+        return [Path(each.path).exists() for each in files]
+
     for each in files:
         await written(each, b"x" * 60, b"y" * 40)
         overflows.trim()
-    assert [Path(each.path).exists() for each in files] == [False, True, True]
+    await until(lambda: there() == [False, True, True])
     assert Path(files[1].path).read_bytes() == b"x" * 60 + b"y" * 40
     assert os.stat(overflows.directory).st_mode & 0o777 == 0o700  # noqa: PTH116
     overflows.forget("b")
     assert Path(files[2].path).exists()
     overflows.forget("a")
-    assert list(Path(overflows.directory).iterdir()) == []
+    await until(lambda: not any(Path(overflows.directory).iterdir()))
     overflows.close()
-    assert list(tmp_path.iterdir()) == []
+    await until(lambda: not any(tmp_path.iterdir()))
 
 
 async def test_long_outputs_go_nowhere_that_a_tool_chose(tmp_path: Path) -> None:
@@ -336,4 +341,4 @@ def test_a_closed_context_takes_its_long_outputs_along(tools: Tools) -> None:
     denied = tools.call("write", context_id="long", file_path=path, content="x")
     assert "inside read-only directory" in denied.content[0].text
     tools.stub.CloseContext(exec_pb2.CloseContextRequest(context_id="long"), timeout=20)
-    assert not Path(path).exists()
+    eventually(lambda: not Path(path).exists())

@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 
 from cloister_api.exec.v1 import exec_pb2
-from cloister_sandbox import lanes, watches
-from cloister_sandbox.errors import Busy
+from cloister_sandbox import greps, lanes, watches
+from cloister_sandbox.errors import Busy, WrongState
 from cloister_sandbox.lanes import Lane, Lanes
 from cloister_sandbox.paths import Roots
-from cloister_sandbox.services.files import FilesService
+from cloister_sandbox.ripgrep import NotInstalled
+from cloister_sandbox.services.files import MAX_GREPS, FilesService
 from cloister_sandbox.state import Activity, Phase, ServerState
+from support.eventually import until
 
 
 async def test_slow_work_holds_up_nobody_else() -> None:
@@ -62,6 +64,37 @@ async def test_what_watches_have_to_look_through_holds_up_no_reader(
         for each in watching:
             each.cancel()
         await asyncio.gather(*watching, return_exceptions=True)
+
+
+async def test_searches_that_are_kept_from_starting_hold_up_no_other_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tool that stops all that it sees hits ripgrep before it runs."""
+    go_on = threading.Event()
+
+    def stopped(*_: object, **__: object) -> None:
+        go_on.wait()
+        raise NotInstalled
+
+    monkeypatch.setattr(greps, "Search", stopped)
+    (tmp_path / "f").write_text("text")
+    service = FilesService(ServerState(phase=Phase.CLAIMED), Roots(tmp_path, (), ()), Activity())
+    request = exec_pb2.GrepRequest(pattern="x")
+    grep = FilesService.Grep.__wrapped__.__wrapped__  # type: ignore[attr-defined]
+
+    async def search() -> None:
+        with pytest.raises(WrongState):
+            await anext(grep(service, request, Caller()))
+
+    searches = [asyncio.create_task(search()) for _ in range(MAX_GREPS)]
+    try:
+        async with asyncio.timeout(30):
+            await until(lambda: service._lanes.search._under_way == MAX_GREPS)
+            read = await service.ReadText(exec_pb2.ReadTextRequest(path="f"), Caller())
+        assert read.text == "text"
+    finally:
+        go_on.set()
+    await asyncio.gather(*searches)
 
 
 async def test_what_waits_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,7 @@
 """Looking for processes: whose they are, and when nothing more can be started."""
 
+import subprocess
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -52,9 +54,27 @@ def test_what_has_neither_number_nor_mark_ends_with_the_next_that_ends(
     assert kin.members(50, "ends") == [50, 51, 55]
     assert kin.members(52, "goes-on") == [51, 52, 53, 54, 55]
     with BIRTHS.one():
+        # As a thread that starts programs says of its children; and where the kernel says nothing.
+        for started, found in (({55}, [50, 51]), ({51, 55}, [50]), (None, [50])):
+            monkeypatch.setattr(kin, "_children_of", lambda _, these=started: these)
+            assert kin.members(50, "ends") == found
+
+        def another(_: object) -> set[int]:
+            with BIRTHS.one():
+                return set()
+
+        monkeypatch.setattr(kin, "_children_of", another)
         assert kin.members(50, "ends") == [50]
     monkeypatch.setattr(kin._marks, "hold", False)
     assert kin.members(50, "ends") == [50]
+
+
+def test_a_thread_knows_what_it_started() -> None:
+    with subprocess.Popen(["sleep", "300"]) as started:
+        assert started.pid in (kin._children_of([threading.get_native_id()]) or ())
+        started.kill()
+    assert kin._children_of([2**30]) is None
+    assert kin._children_of([]) == set()
 
 
 def test_processes_far_below_each_other_are_each_looked_at_once() -> None:

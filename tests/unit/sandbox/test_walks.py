@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from cloister_sandbox import finds, walks, watches
-from cloister_sandbox.errors import Busy
+from cloister_sandbox import changes, finds, walks, watches
+from cloister_sandbox.errors import Busy, WrongState
 from cloister_sandbox.paths import Roots
 from cloister_sandbox.toolset.patterns import Pattern
 from cloister_sandbox.walks import TooLarge, walk
@@ -116,6 +116,48 @@ def test_of_long_paths_fewer_are_found(tmp_path: Path, monkeypatch: pytest.Monke
     )
     assert [Path(each.path).name for each in found] == ["8", "7", "6"]
     assert total == 9
+
+
+def test_directories_in_each_other_are_removed_up_to_a_bound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The way back up takes memory for each level, and tools make millions of them."""
+    monkeypatch.setattr(changes, "MAX_LEVELS", 5)
+    roots = Roots(tmp_path, (), ())
+    for levels in (5, 6):
+        (tmp_path / "top" / "/".join("d" * levels)).mkdir(parents=True)
+
+        def remove() -> None:
+            changes.remove(
+                roots, "top", str(tmp_path / "top"), recursive=True, stopped=lambda: False
+            )
+
+        if levels == 5:
+            remove()
+            assert not (tmp_path / "top").exists()
+        else:
+            with pytest.raises(WrongState, match="more than 5 levels") as error:
+                remove()
+            assert error.value.reason == "TREE_TOO_LARGE"
+
+
+def test_links_to_directories_that_wait_are_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of hundreds of thousands with long paths the server would have no memory left."""
+    above = tmp_path / ("d" * 200)
+    above.mkdir()
+    for number in range(9):
+        (above / f"f{number}").symlink_to("nowhere")
+        (above / f"d{number}").symlink_to(tmp_path)
+    roots = Roots(tmp_path, (), ())
+    each = finds._EACH + 2 * len(str(tmp_path)) + 210
+    monkeypatch.setattr(finds, "MAX_WAITING", 12 * each)
+    found, _ = finds.find(roots, str(tmp_path), Pattern("*/*/none"), 9, lambda: False)
+    assert found == []
+    monkeypatch.setattr(finds, "MAX_WAITING", 6 * each)
+    with pytest.raises(TooLarge, match="too many links"):
+        finds.find(roots, str(tmp_path), Pattern("*/*/none"), 9, lambda: False)
 
 
 def test_of_long_paths_fewer_are_watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

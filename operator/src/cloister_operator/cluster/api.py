@@ -243,17 +243,17 @@ class HttpApi:
         try:
             response = await self._open(method, path, query or {}, body, content_type, _TIMEOUT)
             content = await response.read()
+            if response.status < 400:
+                found: JSON = orjson.loads(content)
+                return found
         except aiohttp.ClientConnectorError as error:
             raise TransientError(f"the API server cannot be reached: {error}") from error
-        except (aiohttp.ClientError, TimeoutError) as error:
+        except (aiohttp.ClientError, TimeoutError, orjson.JSONDecodeError) as error:
             kind = LostError if write else TransientError
             raise kind(f"no answer from the API server: {error!r}") from error
-        if response.status >= 400:
-            retry_after = response.headers.get("Retry-After")
-            patches = content_type == JSON_PATCH
-            raise error_of(response.status, content, retry_after, patch_test=patches, write=write)
-        found: JSON = orjson.loads(content)
-        return found
+        retry_after = response.headers.get("Retry-After")
+        patches = content_type == JSON_PATCH
+        raise error_of(response.status, content, retry_after, patch_test=patches, write=write)
 
     async def get(self, resource: Resource, namespace: str, name: str) -> JSON:
         return await self._call("GET", resource.path(namespace, name))
@@ -393,5 +393,5 @@ def _trimmed(resource: Resource, item: JSON) -> JSON:
 
 
 async def backoff(attempt: int) -> None:
-    """Wait before repeating a read: 0.1 s, doubling to 5 s."""
-    await asyncio.sleep(min(5.0, 0.1 * 2**attempt))
+    """Wait before repeating a read: 0.1 s, doubling to 5 s, however often it was repeated."""
+    await asyncio.sleep(min(5.0, 0.1 * 2 ** min(attempt, 10)))

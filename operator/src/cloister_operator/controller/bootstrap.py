@@ -47,13 +47,10 @@ def probe_targets(settings: Settings) -> list[str]:
 
 async def reaches(target: str) -> bool:
     """Whether this process can open a TCP connection to host:port."""
-    host, _, port = target.rpartition(":")
     try:
-        async with asyncio.timeout(CONTROL_SECONDS):
-            _, writer = await asyncio.open_connection(host.strip("[]"), int(port))
+        await _connect(target)
     except OSError:
         return False
-    writer.close()
     return True
 
 
@@ -63,11 +60,15 @@ async def check_targets(targets: list[str]) -> None:
     Raises TransientError for a target that this process does not reach itself.
     """
     for target in targets:
-        host, _, port = target.rpartition(":")
         try:
-            async with asyncio.timeout(CONTROL_SECONDS):
-                _, writer = await asyncio.open_connection(host.strip("[]"), int(port))
+            await _connect(target)
         except OSError as error:
             message = f"the operator does not reach {target} itself: {error}"
             raise TransientError(message) from None
-        writer.close()
+
+
+async def _connect(target: str) -> None:
+    host, _, port = target.rpartition(":")
+    async with asyncio.timeout(CONTROL_SECONDS):
+        _, writer = await asyncio.open_connection(host.strip("[]"), int(port))
+    writer.close()

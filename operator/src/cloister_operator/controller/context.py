@@ -276,6 +276,18 @@ class Context:
         self.met.discard(uid)
         self.dialer.forget(uid)
 
+    def forget_strangers(self) -> None:
+        """Drop what is known about pods that are not there: an answer that came just as one went
+        may have brought it after `forget_pod`, and nothing tells of that pod again.
+        """
+        present = {pod.uid for pod in self.pods.all()}
+        for uids in (self.usable, self.reserved, self.identified, self.made, self.placed, self.met):
+            uids.intersection_update(present)
+        for known in (self.failures, self.refusals):
+            for uid in known.keys() - present:
+                del known[uid]
+        self.doubted.intersection_update(self.environments)
+
     def take_warm(self, environment: EnvironmentObject, recipe: str) -> PodView | None:
         """Reserve a warm pod of the recipe: no await between the look and the reservation."""
         group = ("state", *environment.key, recipe, names.STATE_WARM)

@@ -11,7 +11,7 @@ from ..api.common import JSON
 from ..api.environment import EnvironmentObject
 from ..api.pod import PodView
 from ..api.session import SessionObject
-from ..cache import Key
+from ..cache import Key, Store
 from ..cluster.reflector import Reflector
 from ..cluster.resources import ENVIRONMENTS, PODS, SESSIONS
 from ..errors import OperatorError
@@ -125,8 +125,9 @@ class Controller:
 
     def observe(self, resource: str, kind: str | None, obj: JSON) -> None:
         """An event of a custom resource, as kopf tells it."""
-        store = self._context.environments if resource == names.ENVIRONMENTS else None
-        mirror = store or self._context.sessions
+        mirror: Store[EnvironmentObject] | Store[SessionObject] = self._context.sessions
+        if resource == names.ENVIRONMENTS:
+            mirror = self._context.environments
         try:
             if kind == "DELETED":
                 mirror.remove(obj)
@@ -151,6 +152,8 @@ class Controller:
             except OperatorError as error:
                 log.warning("resync: %s", error)
                 continue
+            self._context.forget_strangers()
+            self._sessions.forget_strangers()
             if not self._works:
                 # Nobody takes from it: what has gathered is known anyway.
                 self._context.queue = self._new_queue()
@@ -193,6 +196,9 @@ class Controller:
         if session is None:
             return
         self._context.queue.add(("session", *session.key))
+        if after and after.status.pod_uid:
+            # It runs in that pod, or never will: whichever operator wrote that.
+            self._warmer.over(after.status.pod_uid, after.metadata.uid)
         if self._works and (after is None or after.metadata.deletion_timestamp):
             # What another key's reconcile is about is not what this is about.
             with about(
@@ -243,8 +249,10 @@ class Controller:
             gone = before or pod
             self._warmer.forget(gone.uid)
             self._context.forget_pod(gone.uid)
-        if after and after.state == names.STATE_CLAIMED:
-            self._warmer.claimed(after.uid)
+        elif not after.alive:
+            self._warmer.forget(after.uid)
+        elif after.state == names.STATE_CLAIMED:
+            self._warmer.over(after.uid)
         claimed = before and after and before.state == names.STATE_WARM != after.state
         if claimed and pod.session_name:
             # The refill waits until the claim is through: both would share one event loop.

@@ -21,12 +21,15 @@ class Grounds:
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        self._applied: dict[str, tuple[float, tuple[str, ...] | None]] = {}
+        self._applied: dict[str, tuple[str, float, tuple[str, ...] | None]] = {}
+        """By namespace: its UID, as another one of the same name has no policies yet; when they
+        were applied; and the ranges that they keep away.
+        """
         self._gateway: tuple[float, str] = (float("-inf"), "")
 
     def current(self, namespace: str) -> bool:
         """Whether the policies of a namespace are those of the cluster's present addresses."""
-        _, ranges = self._applied.get(namespace, (0.0, None))
+        *_, ranges = self._applied.get(namespace, ("", 0.0, None))
         return namespace in self._applied and ranges == self._context.ranges.current
 
     async def prepare(self, environment: EnvironmentObject) -> None:
@@ -37,8 +40,8 @@ class Grounds:
         unrestricted sandbox must not reach, are not known.
         """
         namespace = environment.metadata.namespace
-        await self._check_namespace(namespace, environment.spec.isolation.profile)
-        await self._ensure_policies(namespace)
+        uid = await self._check_namespace(namespace, environment.spec.isolation.profile)
+        await self._ensure_policies(namespace, uid)
         unrestricted = environment.spec.networking.type == "unrestricted"
         if unrestricted and self._context.ranges.current is None:
             raise PermanentError(
@@ -58,7 +61,8 @@ class Grounds:
             self._context.gateway = address
         return address
 
-    async def _check_namespace(self, namespace: str, profile: str) -> None:
+    async def _check_namespace(self, namespace: str, profile: str) -> str:
+        """The namespace's UID; raises PermanentError for one that sandboxes may not be in."""
         context = self._context
         if namespace not in context.settings.sandbox_namespaces:
             raise PermanentError(
@@ -67,7 +71,8 @@ class Grounds:
                 "sandboxNamespaces in the chart's values",
             )
         found = await context.api.get(NAMESPACES, "", namespace)
-        labels = found["metadata"].get("labels") or {}
+        metadata = found["metadata"]
+        labels = metadata.get("labels") or {}
         if labels.get(names.SANDBOXES_LABEL) != "enabled":
             raise PermanentError(
                 conditions.NAMESPACE_NOT_ENABLED,
@@ -80,16 +85,18 @@ class Grounds:
                 f"namespace {namespace} must enforce Pod Security for profile {profile}: label it "
                 f"pod-security.kubernetes.io/enforce={wanted}",
             )
+        uid: str = metadata["uid"]
+        return uid
 
-    async def _ensure_policies(self, namespace: str) -> None:
+    async def _ensure_policies(self, namespace: str, uid: str) -> None:
         context = self._context
         ranges = context.ranges.current
-        applied, known = self._applied.get(namespace, (float("-inf"), None))
-        if _seconds() < applied + RECHECKED_AFTER_SECONDS and known == ranges:
+        of, applied, known = self._applied.get(namespace, ("", float("-inf"), None))
+        if of == uid and _seconds() < applied + RECHECKED_AFTER_SECONDS and known == ranges:
             return
         for policy in manifests.network_policies(namespace, context.settings, ranges):
             await context.api.apply(NETWORK_POLICIES, namespace, policy)
-        self._applied[namespace] = _seconds(), ranges
+        self._applied[namespace] = uid, _seconds(), ranges
 
 
 def _seconds() -> float:

@@ -19,11 +19,11 @@ class PackageHosts:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._known: dict[str, PackageManagers] = {}
-        """By image."""
+        """By image, of those that Environments named when one was asked last."""
 
     def said(self, environment: EnvironmentObject) -> PackageManagers | None:
         """What the Environment's image said, if it was asked."""
-        image = environment.spec.image or self._context.settings.sandbox_image
+        image = self._image(environment)
         before = environment.status.package_managers
         return before if before and before.image == image else self._known.get(image)
 
@@ -50,11 +50,16 @@ class PackageHosts:
                 log.info("pod %s: asking again: %s", pod.name, error)
                 continue
             found = packages.read(recipe.image, answers)
-            self._known[recipe.image] = found
+            named = {self._image(each) for each in context.environments.all()}
+            known = {image: said for image, said in self._known.items() if image in named}
+            self._known = known | {recipe.image: found}
             managers = ", ".join(each.manager for each in found.sources) or "no package manager"
             log.info("image %s tells the sources of %s", recipe.image, managers)
             return True
         return False
+
+    def _image(self, environment: EnvironmentObject) -> str:
+        return environment.spec.image or self._context.settings.sandbox_image
 
 
 def bare(environment: EnvironmentObject) -> EnvironmentObject:

@@ -37,6 +37,7 @@ class Pools:
         self._targets: dict[Key, Target] = {}
         self._trials: dict[Key, Trials] = {}
         context.pods.listen(self._pod_changed)
+        context.environments.listen(self._environment_changed)
 
     def trials(self, key: Key) -> Trials:
         """Failures of an Environment's new pods."""
@@ -137,6 +138,13 @@ class Pools:
     async def _make_one(self, environment: EnvironmentObject, recipe: Recipe) -> None:
         async with self._places:
             await pods.create(self._context, environment, recipe)
+
+    def _environment_changed(
+        self, before: EnvironmentObject | None, after: EnvironmentObject | None
+    ) -> None:
+        """A process that does not lead hears of pods as well, and reconciles nothing at the end."""
+        if before and after is None:
+            self.forget(before.key)
 
     def _pod_changed(self, before: PodView | None, after: PodView | None) -> None:
         """Claims, and how long a pod takes to be warm."""

@@ -72,6 +72,12 @@ class SessionReconciler:
             await self._endings.end(session, pod, failed)
             return 0.0
 
+    def forget_strangers(self) -> None:
+        """Drop what is known about sessions that are not there: a reconcile may have noted it when
+        its session was just deleted.
+        """
+        self._starts.keep({each.metadata.uid for each in self._context.sessions.all()})
+
     async def ended(self, session: SessionObject) -> None:
         """The Session is deleted: its pods go at once, without waiting for owner references."""
         self._starts.ended(session)

@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+from collections.abc import Collection
 
 from ..api.conditions import timestamp
 from ..api.pod import PodView
@@ -76,6 +77,12 @@ class Starts:
         if uid in self._since and session.status.phase is Phase.PENDING:
             CLAIMS.labels(*self._context.series(*session.environment_key), "none", "deleted").inc()
         self._forget(uid)
+
+    def keep(self, present: Collection[str]) -> None:
+        """Forget all sessions but those of these UIDs."""
+        known = (self._since, self._warm, self._cold, self._refused, self._silent)
+        for uid in set[str]().union(*known).difference(present):
+            self._forget(uid)
 
     def _forget(self, uid: str) -> None:
         self._since.pop(uid, None)

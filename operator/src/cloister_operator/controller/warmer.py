@@ -54,6 +54,10 @@ class Warmer:
         whose, _ = self._tasks.get(pod.uid, (None, None))
         if known or whose == session_uid or not pod.alive:
             return
+        present = context.pods.get(*pod.key)
+        if present is None or present.uid != pod.uid:
+            # Who saw it has waited for an answer since, and nobody would end this.
+            return
         if not pod.ip and pod.uid in context.identified:
             return
         # Who followed a pool's pod does not know the name it has once a session has claimed it.
@@ -66,13 +70,15 @@ class Warmer:
         if self._tasks.get(uid, ("", None))[1] is task:
             del self._tasks[uid]
 
-    def claimed(self, uid: str) -> None:
-        """A session has the pod: who follows it for the pool stops."""
-        if self._tasks.get(uid, (None, None))[0] == "":
+    def over(self, uid: str, session_uid: str = "") -> None:
+        """Who follows the pod for this session, or without one for the pool, stops: what becomes of
+        the pod is decided.
+        """
+        if self._tasks.get(uid, (None, None))[0] == session_uid:
             self.forget(uid)
 
     def forget(self, uid: str) -> None:
-        """The pod is gone."""
+        """The pod is gone, or on its way out."""
         _, task = self._tasks.pop(uid, ("", None))
         if task:
             task.cancel()

@@ -29,6 +29,8 @@ class Demand:
     def claimed(self, now: datetime) -> None:
         """A session got a pod, warm or made for it."""
         self._claims.append(now)
+        # Who does not lead asks for no rate.
+        self._forget(now)
 
     def warmed(self, took: timedelta) -> None:
         """A pod took so long from its creation to being warm."""
@@ -37,13 +39,17 @@ class Demand:
 
     def rate(self, now: datetime) -> float:
         """Claims a second. One claim alone is no rate."""
-        while self._claims and self._claims[0] <= now - WINDOWS[-1]:
-            self._claims.popleft()
+        self._forget(now)
         found = 0.0
         for window in WINDOWS:
             recent = sum(1 for each in self._claims if now - window < each <= now)
             found = max(found, (recent - 1) / window.total_seconds())
         return found
+
+    def _forget(self, now: datetime) -> None:
+        """Drop claims of before the longest window."""
+        while self._claims and self._claims[0] <= now - WINDOWS[-1]:
+            self._claims.popleft()
 
     def needed(self, now: datetime) -> int:
         """Pods that have to be warm so that claims at the present rate find one while the next

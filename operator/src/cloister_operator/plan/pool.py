@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from .. import names
+from ..api import conditions
 from ..api.pod import PodView
 from .failure import Failure
 from .trials import STUCK_AFTER, Trials, is_held, is_starting, problem_of
@@ -14,6 +15,11 @@ MAX_BATCH = 32
 """Pods of one plan: pools take turns."""
 FAILED_POD_KEPT = timedelta(seconds=30)
 """How long a pod that failed is kept before another is tried in its place."""
+OPEN_POD_KEPT = timedelta(minutes=5)
+"""The same of one that found the network open. It goes on trying, and is warm once that is closed:
+another one would find what it found, and a cluster without a network plugin would make and unmake
+its pools for as long as nobody looks. But only its own node may be to blame.
+"""
 SPARED = timedelta(seconds=30)
 """A pod that another process has made is this old before it goes as one too many. That process may
 still believe that it leads, know of claims that this one was not told of, and make the next one at
@@ -64,7 +70,7 @@ def plan_pool(
     free = [each for each in pods if each.state != names.STATE_CLAIMED and not each.deleting]
     problems = {each.uid for each in free if problem_of(each, failures, now)}
     failed = [each for each in free if each.uid in problems]
-    due = {each.uid: each.created + FAILED_POD_KEPT for each in failed}
+    due = {each.uid: each.created + _kept_for(failures.get(each.uid)) for each in failed}
     delete = [each for each in failed if due[each.uid] <= now]
     gone = {each.uid for each in delete}
     held = [each for each in failed if each.uid not in gone and each.recipe == wanted.recipe]
@@ -99,6 +105,11 @@ def plan_pool(
     ]
     create, retry = _tried(create, current, trials, now)
     return PoolPlan(create, tuple(delete), min([*waits, *retry], default=None))
+
+
+def _kept_for(failure: Failure | None) -> timedelta:
+    found_open = failure is not None and failure.reason == conditions.NETWORK_NOT_ENFORCED
+    return OPEN_POD_KEPT if found_open else FAILED_POD_KEPT
 
 
 def _kept(old: Sequence[PodView], problems: Collection[str], count: int) -> list[PodView]:

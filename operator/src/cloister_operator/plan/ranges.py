@@ -36,6 +36,8 @@ SPECIAL_V6 = ("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20")
 """Tunnels, which lead to IPv4 addresses, a site's own NAT (2001:1::1), and ranges for nobody."""
 _SPECIAL = spans.Union(ipaddress.ip_network(each) for each in (*SPECIAL_V4, *SPECIAL_V6))
 
+_MAPPED = 96
+"""Bits before the IPv4 address in ::ffff:a.b.c.d."""
 MAX_CLAIMED = 1024
 """Addresses that count because somebody wrote them into a Service."""
 MAX_PUBLIC = 4096
@@ -43,15 +45,34 @@ MAX_PUBLIC = 4096
 
 
 def networks(texts: Iterable[object]) -> Iterator[Network]:
-    """Addresses and ranges, as far as they can be read."""
+    """Addresses and ranges, as far as they can be read.
+
+    They are read as Kubernetes reads them, which may take what Python does not: 010.0.0.1 for
+    10.0.0.1, and ::ffff:10.0.0.1 too.
+    """
     for each in texts:
         if not isinstance(each, str) or not each:
             continue
         try:
-            yield ipaddress.ip_network(each, strict=False)
+            yield _plain(ipaddress.ip_network(_without_zeros(each), strict=False))
         except ValueError:
             # Something else than an address, such as the name of a load balancer.
             continue
+
+
+def _without_zeros(text: str) -> str:
+    address, slash, bits = text.partition("/")
+    start, colon, numbers = address.rpartition(":")
+    if "." in numbers:
+        numbers = ".".join(each.lstrip("0") or "0" for each in numbers.split("."))
+    return start + colon + numbers + slash + bits
+
+
+def _plain(found: Network) -> Network:
+    if isinstance(found, ipaddress.IPv4Network) or found.prefixlen < _MAPPED:
+        return found
+    mapped = found.network_address.ipv4_mapped
+    return ipaddress.IPv4Network((mapped, found.prefixlen - _MAPPED)) if mapped else found
 
 
 def of_node(node: JSON) -> frozenset[Network]:

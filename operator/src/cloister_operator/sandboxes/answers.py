@@ -43,8 +43,9 @@ class SandboxInfo:
     uid_map: str = ""
     """Lines of numbers; empty where the exec server does not tell."""
     awaits: tuple[str, ...] = ()
-    awaits_proof: bool = False
     """Directories whose files it waits for."""
+    awaits_proof: bool = False
+    """Whether its setup waits until its network was proven closed."""
     takes_trees: bool = True
     """Whether it knows how to wait for them."""
 

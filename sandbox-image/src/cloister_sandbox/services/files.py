@@ -232,7 +232,8 @@ class FilesService(Transfers):
                 resolved = await self._lanes.quick.run(resolve, self._roots, request.path or ".")
                 env = dict(self._state.environment)
                 events = grep(self._roots, request, resolved, env, limit, seconds, gone)
-                async with contextlib.aclosing(self._lanes.slow.batches(events, _BATCH)) as batches:
+                searched = self._lanes.search.batches(events, _BATCH)
+                async with contextlib.aclosing(searched) as batches:
                     async for batch in batches:
                         for event in batch:
                             yield event

@@ -103,7 +103,9 @@ class RuntimeService(exec_pb2_grpc.RuntimeServicer):
         return exec_pb2.ClaimResponse(boot_id=self._state.boot_id)
 
     def _claim(self, request: exec_pb2.ClaimRequest) -> None:
-        """All of it or, when the caller goes away before, nothing."""
+        """All of it or, when the caller goes away before, or the pod is ending by now, nothing."""
+        if self._state.phase is not Phase.WARM:
+            raise Unavailable("NOT_WARM", f"this pod is {self._state.phase.value}")
         self._identity.replace(KeyPair(request.certificate_pem, request.private_key_pem))
         self._state.environment.update(request.env)
         self._state.session_uid = request.session_uid

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import os
 import threading
 import time
@@ -18,6 +19,7 @@ from ..finishing import to_its_end
 from ..lanes import Lanes
 from ..paths import Roots
 from ..state import Activity, ServerState
+from ..threads import aside
 from ..unpacking import check, unpack
 from .common import MAX_ID, require_claimed, streaming, unary
 
@@ -92,7 +94,7 @@ class Transfers(exec_pb2_grpc.FilesServicer):
                 raise failed(request.path, error) from None
             finally:
                 if fd >= 0:
-                    os.close(fd)
+                    await _close(fd)
             yield held
 
     def _open_file(self, request: exec_pb2.DownloadRequest) -> tuple[int, exec_pb2.Entry]:
@@ -148,24 +150,28 @@ class Transfers(exec_pb2_grpc.FilesServicer):
     async def _begin(self, start: exec_pb2.UploadStart, stream: object) -> uploads.Upload:
         """The upload that a stream is to write, now its own; raises CallError and OSError."""
         target = await self._lanes.quick.run(writable, self._roots, start.path)
-        roots = (self._roots.workspace, *self._roots.others)
-        if not start.tree and target in map(os.path.realpath, roots):
+        if not start.tree and self._roots.is_root(target):
             raise InvalidField("start.path", "must name a file")
         upload = self._uploads.find(start)
         if upload is None:
             if start.offset:
                 raise _wrong_offset(start.upload_id, 0)
-            upload = await self._lanes.bulk.open(
+            made = await self._lanes.bulk.open(
                 lambda: self._uploads.create(start, target), uploads.Upload.discard
             )
-            upload.stream = stream
             try:
-                await self._discard(*self._uploads.keep(upload))
+                # Another stream may have begun the same upload meanwhile.
+                upload = self._uploads.find(start)
+                if upload is None:
+                    made.stream = stream
+                    await self._discard(*self._uploads.keep(made))
             except CallError:
-                await self._discard(upload)
+                await self._discard(made)
                 raise
-            self._sweep_later()
-            return upload
+            if upload is None:
+                self._sweep_later()
+                return made
+            await self._discard(made)
         upload.stream = stream
         with contextlib.suppress(OSError):
             await _settled(upload)
@@ -314,6 +320,17 @@ class Transfers(exec_pb2_grpc.FilesServicer):
         for each in self._uploads.all():
             self._uploads.forget(each)
             await self._discard(each)
+
+
+async def _close(fd: int) -> None:
+    """Close a file. One that a tool has removed meanwhile goes with that, which may take long."""
+    closing = None
+    if os.fstat(fd).st_nlink:
+        os.close(fd)
+    else:
+        closing = aside(functools.partial(os.close, fd))
+    if closing is not None:
+        await asyncio.shield(asyncio.wrap_future(closing))
 
 
 def _check_start(start: exec_pb2.UploadStart) -> None:

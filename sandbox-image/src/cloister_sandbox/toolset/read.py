@@ -24,6 +24,7 @@ _NAMES = frozenset((".png", ".jpg", ".jpeg", ".gif", ".webp", ".pdf"))
 _CHUNK = 65_536
 _AT_ONCE = 65_536
 """Bytes of a file that is read on the event loop."""
+_BLOCK = 512
 _CONTROLS = frozenset((*range(0x20), *range(0x7F, 0xA0))).difference(b"\t\n\r\f")
 """Bytes that no text in a Latin alphabet has."""
 
@@ -97,8 +98,9 @@ def read_at_once(roots: Roots, given: Mapping[str, Any]) -> ToolResult | None:
         return None
     try:
         info = os.fstat(found)
-        if not stat.S_ISREG(info.st_mode) or info.st_size > _AT_ONCE:
-            return None
+        size = max(info.st_size, info.st_blocks * _BLOCK // 4)
+        if not stat.S_ISREG(info.st_mode) or size > _AT_ONCE:
+            return None  # also one with much on the disk: to let its last name go would take long
         # Only now that it is known to be no FIFO or device is it opened; a tool's lease on it would
         # make the server wait for 45 s.
         flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC

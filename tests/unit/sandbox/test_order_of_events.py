@@ -1,0 +1,109 @@
+"""What comes while something else is half done: each of both is as if it had come alone."""
+
+import asyncio
+import errno
+import os
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cloister_api.exec.v1 import exec_pb2
+from cloister_sandbox.config import Config
+from cloister_sandbox.errors import CallError, Unavailable
+from cloister_sandbox.outputs import Policy
+from cloister_sandbox.paths import Roots
+from cloister_sandbox.processes import Reaper
+from cloister_sandbox.programs import Order, Programs
+from cloister_sandbox.services import runtime
+from cloister_sandbox.services.files import FilesService
+from cloister_sandbox.services.runtime import RuntimeService
+from cloister_sandbox.state import Activity, Phase, ServerState
+
+PEM = b"-----BEGIN "
+Frame = exec_pb2.UploadFrame
+
+
+class Identity:
+    """Has no other key than its first."""
+
+    def replace(self, _: object) -> None:
+        """Must not be called."""
+        raise AssertionError
+
+
+async def test_a_pod_that_is_drained_while_it_is_claimed_is_not_claimed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = ServerState(phase=Phase.WARM)
+
+    async def drained_meanwhile(_: str, replace: Callable[[], None]) -> None:
+        state.phase = Phase.DRAINING
+        replace()
+
+    monkeypatch.setattr(runtime, "hand_over", drained_meanwhile)
+    config = Config.from_environment({"CLOISTER_POD_UID": "pod", "CLOISTER_HOME": str(tmp_path)})
+    made: Any = RuntimeService
+    service = made(config, state, Identity(), Activity(), None, None)
+    request = exec_pb2.ClaimRequest(
+        session_uid="s", pod_uid="pod", certificate_pem=PEM, private_key_pem=PEM
+    )
+    claim = RuntimeService.Claim.__wrapped__  # type: ignore[attr-defined]
+    with pytest.raises(Unavailable, match="draining"):
+        await claim(service, request, None)
+    assert (state.phase, state.session_uid) == (Phase.DRAINING, "")
+
+
+async def test_streams_that_begin_one_upload_at_once_leave_nothing(tmp_path: Path) -> None:
+    """As when a connection breaks while the first one's file is being made."""
+    files = FilesService(ServerState(phase=Phase.CLAIMED), Roots(tmp_path, (), ()), Activity())
+    upload = FilesService.Upload.__wrapped__  # type: ignore[attr-defined]
+
+    async def stream(number: int, *, whole: bool) -> AsyncIterator[exec_pb2.UploadFrame]:
+        yield Frame(start=exec_pb2.UploadStart(path=f"f{number}", upload_id=f"u{number}"))
+        if whole:
+            yield Frame(data=b"x")
+            yield Frame(end=exec_pb2.UploadEnd(size=1))
+
+    async def both(number: int) -> None:
+        ends = await asyncio.gather(
+            *(upload(files, stream(number, whole=whole), None) for whole in (False, True)),
+            return_exceptions=True,
+        )
+        assert isinstance(ends[0], CallError)
+        assert isinstance(ends[1], exec_pb2.Entry)
+
+    await both(0)
+    open_before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - as the kernel lists them
+    for number in range(1, 5):
+        await both(number)
+    assert len(os.listdir("/proc/self/fd")) == open_before  # noqa: PTH208
+    assert sorted(os.listdir(tmp_path)) == [f"f{each}" for each in range(5)]  # noqa: PTH208
+    await files.close()
+
+
+async def test_a_program_that_gets_no_terminal_leaves_no_descriptor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tools can fill the table of processes for as long as they like, and callers try again."""
+    reaper = Reaper()
+    programs = Programs(reaper, Activity())
+    order = Order(("true",), str(tmp_path), {"PATH": os.environ["PATH"]}, Policy(), size=(80, 24))
+
+    async def full(*_: object, **__: object) -> None:
+        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    monkeypatch.setattr(reaper, "launch", full)
+
+    async def fails(job_id: str) -> None:
+        job, _ = programs.start(job_id, b"", order)
+        await asyncio.wait([job.done])
+        assert job.failure is not None
+        assert job.failure.kind == "RESOURCE_LIMIT"
+
+    await fails("first")
+    open_before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    for number in range(5):
+        await fails(f"{number}")
+    assert len(os.listdir("/proc/self/fd")) == open_before  # noqa: PTH208

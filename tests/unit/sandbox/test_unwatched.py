@@ -1,0 +1,115 @@
+"""A user may wait for so many descriptors with epoll, and tools are that user: what is not watched
+any more costs output that comes too late, and no result.
+"""
+
+import asyncio
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from cloister_sandbox import sources
+from cloister_sandbox.capture import Output
+from cloister_sandbox.outputs import OutputStore, Policy
+from cloister_sandbox.sources import STDOUT, Source
+from support.eventually import until
+
+
+@pytest.fixture
+def full(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """From when `taken` is called on nothing more can be watched."""
+    return monkeypatch
+
+
+def taken(patch: pytest.MonkeyPatch) -> None:
+    def add_reader(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    patch.setattr(asyncio.get_running_loop(), "add_reader", add_reader)
+
+
+def store() -> OutputStore:
+    return OutputStore(Policy(), lambda: None, lambda: None)
+
+
+async def test_a_command_has_its_result(tmp_path: Path, full: pytest.MonkeyPatch) -> None:
+    output = Output(str(tmp_path / "out"))
+    printing = os.open(tmp_path / "out", os.O_WRONLY)
+    os.write(printing, b"done\n")
+    taken(full)
+    output.watch()
+    assert output.finish().text() == "done\n"
+    assert not output.held
+    with pytest.raises(BrokenPipeError):
+        os.write(printing, b"later\n")
+    os.close(printing)
+
+
+async def test_a_command_is_read_when_there_is_room_again(
+    tmp_path: Path, full: pytest.MonkeyPatch
+) -> None:
+    output = Output(str(tmp_path / "out"))
+    printing = os.open(tmp_path / "out", os.O_WRONLY)
+    os.write(printing, b"more\n")
+    taken(full)
+    output.watch()
+    full.undo()
+    output.watch()
+    tail = output.tail
+    assert tail is not None
+    await until(lambda: tail.total == 5, pause=0.001)
+    os.close(printing)
+    output.close()
+
+
+async def test_a_command_that_is_to_wait_waits(tmp_path: Path) -> None:
+    """Whoever looks whether it runs does not have it read."""
+    output = Output(str(tmp_path / "out"))
+    printing = os.open(tmp_path / "out", os.O_WRONLY)
+    output.watch()
+    output.pause()
+    os.write(printing, b"more\n")
+    output.watch()
+    for _ in range(3):
+        await asyncio.sleep(0)
+    tail = output.tail
+    assert tail is not None
+    assert tail.total == 0
+    output.resume()
+    await until(lambda: tail.total == 5, pause=0.001)
+    os.close(printing)
+    assert output.finish().text() == "more\n"
+
+
+async def test_a_program_has_its_output(full: pytest.MonkeyPatch) -> None:
+    ours, printing = os.pipe()
+    kept = store()
+    source = Source(ours, STDOUT, kept)
+    os.write(printing, b"done\n")
+    taken(full)
+    source.read_all()
+    assert kept.total == 5
+    source.drain()
+    assert not source.held
+    with pytest.raises(BrokenPipeError):
+        os.write(printing, b"later\n")
+    os.close(printing)
+
+
+async def test_a_program_that_waited_goes_on_when_there_is_room_again(
+    full: pytest.MonkeyPatch,
+) -> None:
+    full.setattr(sources, "_LOOK_SECONDS", 0.001)
+    ours, printing = os.pipe()
+    kept = store()
+    source = Source(ours, STDOUT, kept)
+    source.resume()
+    source.pause()
+    os.write(printing, b"more\n")
+    with full.context() as patch:
+        taken(patch)
+        source.go_on()
+    await until(lambda: kept.total == 5, pause=0.001)
+    source.close()
+    os.close(printing)

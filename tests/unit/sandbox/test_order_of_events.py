@@ -13,7 +13,9 @@ import pytest
 from cloister_api.exec.v1 import exec_pb2
 from cloister_sandbox import guard, server, uploads
 from cloister_sandbox.config import Config
+from cloister_sandbox.contexts import Contexts
 from cloister_sandbox.errors import CallError, Unavailable
+from cloister_sandbox.jobs import Jobs
 from cloister_sandbox.outputs import Policy
 from cloister_sandbox.paths import Roots
 from cloister_sandbox.processes import Reaper
@@ -21,6 +23,8 @@ from cloister_sandbox.programs import Order, Programs
 from cloister_sandbox.services import runtime
 from cloister_sandbox.services.files import FilesService
 from cloister_sandbox.services.runtime import RuntimeService
+from cloister_sandbox.shell import Shell
+from cloister_sandbox.shells import Shells, Slot
 from cloister_sandbox.state import Activity, Phase, ServerState
 
 PEM = b"-----BEGIN "
@@ -72,6 +76,35 @@ async def test_a_pod_that_is_drained_while_it_is_set_up_does_not_become_warm(
     own = server.Server(Config.from_environment({"CLOISTER_POD_UID": "pod", **variables}))
     await own._prepare()
     assert own._state.phase is Phase.DRAINING
+
+
+async def test_what_its_caller_closes_meanwhile_keeps_no_server_from_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And all end at once: one by one the last of many would be told after minutes."""
+    config = Config.from_environment({"CLOISTER_POD_UID": "pod", "CLOISTER_HOME": str(tmp_path)})
+    contexts = Contexts(config, ServerState(), Reaper())
+    shells = Shells(tmp_path, Reaper(), Activity(), Jobs())
+    ending = most = 0
+
+    async def retire(_: Shell) -> None:
+        nonlocal ending, most
+        ending += 1
+        most = max(most, ending)
+        for _turn in range(10):
+            await asyncio.sleep(0)
+        ending -= 1
+
+    monkeypatch.setattr(Shell, "retire", retire)
+    for each in ("one", "two", "three"):
+        shell = contexts.get(each).shell
+        shells._slots[each] = Slot(each, b"", "", {}, shell)
+    for closing, close_all in ((contexts, contexts.close_all), (shells, shells.close_all)):
+        most = 0
+        caller = asyncio.create_task(closing.close("two"))
+        await close_all()
+        await caller
+        assert most == 3
 
 
 async def test_streams_that_begin_one_upload_at_once_leave_nothing(tmp_path: Path) -> None:

@@ -61,6 +61,31 @@ async def test_a_pod_that_is_drained_while_it_is_claimed_is_not_claimed(
     assert (state.phase, state.session_uid) == (Phase.DRAINING, "")
 
 
+async def test_a_shell_that_was_asked_for_package_sources_ends_though_nobody_waits(
+    tmp_path: Path,
+) -> None:
+    """Half started it would be nobody's, with its descriptors."""
+    asked, ended = asyncio.Event(), asyncio.Event()
+
+    async def ask() -> list[tuple[str, str]]:
+        asked.set()
+        await asyncio.sleep(0)
+        ended.set()
+        return []
+
+    config = Config.from_environment({"CLOISTER_POD_UID": "pod", "CLOISTER_HOME": str(tmp_path)})
+    made: Any = RuntimeService
+    service = made(config, ServerState(phase=Phase.WARM), Identity(), Activity(), None, ask)
+    sources = RuntimeService.PackageSources.__wrapped__  # type: ignore[attr-defined]
+    asking = asyncio.create_task(sources(service, exec_pb2.PackageSourcesRequest(), None))
+    await asked.wait()
+    asking.cancel()
+    await asyncio.wait([asking])
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert ended.is_set()
+
+
 async def test_a_pod_that_is_drained_while_it_is_set_up_does_not_become_warm(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

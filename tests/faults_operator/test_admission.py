@@ -565,9 +565,15 @@ async def test_nobody_puts_a_secret_in_place_of_one_that_a_sandbox_mounts(
     uid = (await plane.admin.call("GET", f"{CORE}/configmaps/of-ours"))["metadata"]["uid"]
     # Owners that are there, so that the garbage collector lets the Secrets be.
     alive = {**OWNER, "name": "of-ours", "uid": uid}
-    there = (await plane.admin.call("GET", running))["metadata"]
-    its_pod = {"apiVersion": "v1", "kind": "Pod", "name": there["name"], "uid": there["uid"]}
-    for name, owner in ((RECIPE, ENVIRONMENT), (POD, its_pod)):
+    environments = f"/apis/cloister.dev/v1alpha1/namespaces/{SANDBOXES}/environments"
+    await plane.admin.call("POST", environments, {**ENVIRONMENT, "metadata": {"name": "mounted"}})
+    its_pod = {"apiVersion": "v1", "kind": "Pod"}
+    for name, like, of in (
+        (RECIPE, ENVIRONMENT, f"{environments}/mounted"),
+        (POD, its_pod, running),
+    ):
+        there = (await plane.admin.call("GET", of))["metadata"]
+        owner = {**like, "name": there["name"], "uid": there["uid"]}
         path, body = f"{CORE}/secrets/{name}", owned(name, alive, owner)
         assert await ask(plane, OPERATOR, "POST", f"{CORE}/secrets", body) is None
         for method, way, said in (

@@ -557,6 +557,50 @@ async def test_nobody_makes_a_secret_of_theirs_look_like_the_operators(plane: Co
         assert await ask(plane, TENANT, "POST", f"{CORE}/secrets{DRY}", found) is None, given
 
 
+async def test_nobody_puts_a_secret_in_place_of_one_that_a_sandbox_mounts(
+    plane: ControlPlane, running: str
+) -> None:
+    """Pods mount by name: what is there stays, and a pod's own name is nobody else's."""
+    await plane.admin.call("POST", f"{CORE}/configmaps", {"metadata": {"name": "of-ours"}})
+    uid = (await plane.admin.call("GET", f"{CORE}/configmaps/of-ours"))["metadata"]["uid"]
+    # Owners that are there, so that the garbage collector lets the Secrets be.
+    alive = {**OWNER, "name": "of-ours", "uid": uid}
+    environments = f"/apis/cloister.dev/v1alpha1/namespaces/{SANDBOXES}/environments"
+    await plane.admin.call("POST", environments, {**ENVIRONMENT, "metadata": {"name": "mounted"}})
+    its_pod = {"apiVersion": "v1", "kind": "Pod"}
+    for name, like, of in (
+        (RECIPE, ENVIRONMENT, f"{environments}/mounted"),
+        (POD, its_pod, running),
+    ):
+        there = (await plane.admin.call("GET", of))["metadata"]
+        owner = {**like, "name": there["name"], "uid": there["uid"]}
+        path, body = f"{CORE}/secrets/{name}", owned(name, alive, owner)
+        assert await ask(plane, OPERATOR, "POST", f"{CORE}/secrets", body) is None
+        for method, way, said in (
+            ("DELETE", f"{path}{DRY}", None),
+            ("DELETE", f"{CORE}/secrets{DRY}", None),
+            ("PATCH", f"{path}{DRY}", {"metadata": {"ownerReferences": None}}),
+            ("PATCH", f"{path}{DRY}", owned(name, alive)),
+        ):
+            refused = await ask(plane, TENANT, method, way, said, MERGE)
+            assert refused is not None, (method, way, said)
+            assert "only Cloister's operator takes away Secrets" in refused.message
+        for who in (OPERATOR, COLLECTOR, ADMIN):
+            assert await ask(plane, who, "DELETE", f"{path}{DRY}") is None
+        await plane.admin.call("DELETE", path)
+    refused = await ask(plane, TENANT, "POST", f"{CORE}/secrets{DRY}", {"metadata": {"name": POD}})
+    assert refused is not None
+    assert "with names like those of sandbox pods" in refused.message
+
+
+async def test_others_secrets_are_taken_away_as_ever(plane: ControlPlane) -> None:
+    await plane.admin.call("POST", f"{CORE}/configmaps", {"metadata": {"name": "theirs"}})
+    uid = (await plane.admin.call("GET", f"{CORE}/configmaps/theirs"))["metadata"]["uid"]
+    for name, owners in ((RECIPE, []), ("theirs", [{**OWNER, "name": "theirs", "uid": uid}])):
+        assert await ask(plane, TENANT, "POST", f"{CORE}/secrets", owned(name, *owners)) is None
+        assert await ask(plane, TENANT, "DELETE", f"{CORE}/secrets/{name}") is None
+
+
 async def test_what_is_said_of_the_operators_own_secrets_may_change(plane: ControlPlane) -> None:
     # An owner that is there, so that the garbage collector lets the Secret be.
     owner = {"metadata": {"name": "owner"}}

@@ -178,10 +178,13 @@ class Contexts:
         await to_its_end(found.shell.retire())
 
     async def close_all(self) -> None:
-        """End every context."""
-        for context_id in list(self._contexts):
-            await self.close(context_id)
+        """End every context, all at once: what some of them started may take seconds to end."""
+        await asyncio.gather(*map(self._close_if_there, list(self._contexts)))
         self._overflows.close()
+
+    async def _close_if_there(self, context_id: str) -> None:
+        with contextlib.suppress(NotFound):  # its caller has closed it meanwhile
+            await self.close(context_id)
 
 
 async def _turn(room: asyncio.Lock | asyncio.Semaphore, budget: float, cancel: Cancel) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from .entries import read_link
-from .paths import Roots
+from .paths import Roots, follow
 from .toolset.patterns import Pattern
 from .walks import Found, TooLarge, walk
 
@@ -80,8 +80,8 @@ def _matches(
                 try:
                     endless, is_directory = _leads(path)
                     # Of thousands of links the kernel follows forty; none of them leads anywhere.
-                    real = real if endless else os.path.realpath(path)
-                except OSError:  # no link any more
+                    real = real if endless else follow(path, blindly=True)
+                except OSError:  # no link any more, or by now such a one
                     continue
                 if is_directory and pattern.enters(relative, links, go_on):
                     pending.append((real, relative, links | {relative.count("/")}))

@@ -12,7 +12,6 @@ import os
 import secrets
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
 from pathlib import Path
 
 from .spool import DIRECTORY, Spool
@@ -86,7 +85,7 @@ class Overflows:
         self._making = threading.Lock()
         self._kept: dict[str, tuple[str, Overflow, asyncio.TimerHandle]] = {}
         """By name, oldest first: the owner, the file, and when it is removed."""
-        self._going: set[Future[object]] = set()
+        self._going: set[asyncio.Future[object]] = set()
         """Those that are being removed."""
 
     def new(self, owner: str) -> Overflow:
@@ -113,8 +112,8 @@ class Overflows:
 
     async def room(self) -> None:
         """Wait while many files are being removed, each of which takes descriptors until then."""
-        while len(self._going) > MAX_FILES and (going := next(iter(self._going), None)):
-            await asyncio.wrap_future(going)
+        while len(self._going) > MAX_FILES:
+            await asyncio.wait(self._going, return_when=asyncio.FIRST_COMPLETED)
 
     def close(self) -> None:
         """Remove everything."""
@@ -133,8 +132,10 @@ class Overflows:
             with contextlib.suppress(OSError):
                 going = aside(functools.partial(_unlink, name, os.dup(self._fd)))
                 if going is not None:
-                    self._going.add(going)
-                    going.add_done_callback(self._going.discard)
+                    # Both on the event loop, and nobody who waits for it takes it back.
+                    removed = asyncio.wrap_future(going)
+                    self._going.add(removed)
+                    removed.add_done_callback(self._going.discard)
 
     def _leave(self, directory: int) -> None:
         os.close(directory)

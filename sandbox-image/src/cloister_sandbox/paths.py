@@ -79,7 +79,7 @@ class Roots:
             raise ToolFailure(f"{tool}: embedded null byte")
         path = os.path.normpath(os.path.join(self.workspace, given))
         try:
-            resolved = _follow(path)
+            resolved = follow(path)
         except OSError as error:
             raise ToolFailure(f"{tool}: path {given!r}: {reason(error)}") from None
         if self.holding(resolved) is None and resolved not in self.mounted:
@@ -126,7 +126,7 @@ class Roots:
             raise ToolFailure(f"{tool}: embedded null byte")
         above, name = os.path.split(os.path.normpath(os.path.join(self.workspace, given)))
         try:
-            path = os.path.join(_follow(above), name)
+            path = os.path.join(follow(above), name)
         except OSError as error:
             raise ToolFailure(f"{tool}: {given}: {reason(error)}") from None
         if any(self.holds(path)):
@@ -242,10 +242,11 @@ def _within(path: str, root: str) -> bool:
     return path == root or path.startswith(root.rstrip("/") + "/")
 
 
-def _follow(path: str) -> str:
+def follow(path: str, *, blindly: bool = False) -> str:
     """Follow every link in an absolute, normalised path; parts that do not exist are kept.
 
-    A chain of more than MAX_HOPS links must lead to what exists. Raises OSError.
+    `blindly` keeps what cannot be looked at as well. A chain of more than MAX_HOPS links must lead
+    to what exists. Raises OSError.
     """
     hops = 0
     complete = True
@@ -264,7 +265,7 @@ def _follow(path: str) -> str:
         try:
             target = os.readlink(candidate)
         except OSError as error:
-            if error.errno not in (errno.EINVAL, errno.ENOENT, errno.ENOTDIR):
+            if not blindly and error.errno not in (errno.EINVAL, errno.ENOENT, errno.ENOTDIR):
                 raise
             complete = complete and error.errno == errno.EINVAL
             done = candidate
@@ -273,7 +274,8 @@ def _follow(path: str) -> str:
             if target.startswith("/"):
                 done = "/"
             todo += target.split("/")[::-1]
-        if hops > MAX_LONG_HOPS or (hops > MAX_HOPS and not complete):
+        # What is left takes a step for each part; so it is not gathered first.
+        if len(todo) > MAX_STEPS or hops > MAX_LONG_HOPS or (hops > MAX_HOPS and not complete):
             raise _endless(path)
     if todo:
         raise _endless(path)

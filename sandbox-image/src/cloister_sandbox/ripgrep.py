@@ -94,7 +94,7 @@ class Search:
 
     def _printed(self, stopped: Callable[[], bool]) -> Generator[bytes, None, None]:
         pipes = {each.fileno(): _WITHOUT_END for each in (self._stdout, self._stderr)}
-        with self._stdout, self._stderr, self._life, selectors.DefaultSelector() as selector:
+        with self._stdout, self._stderr, self._life, selectors.PollSelector() as selector:
             for each in (self._stdout, self._stderr, self._life):
                 selector.register(each, selectors.EVENT_READ)
             while any(left > 0 for left in pipes.values()):

@@ -5,6 +5,7 @@ end it, and let one that may outlive its time go on as a process while they get 
 """
 
 import asyncio
+import contextlib
 import logging
 import os
 import secrets
@@ -177,7 +178,11 @@ class Shells:
 
     async def close_all(self) -> None:
         """End every shell."""
-        await asyncio.gather(*(self.close(each, Reason.SHUTDOWN) for each in list(self._slots)))
+        await asyncio.gather(*map(self._close_if_there, list(self._slots)))
+
+    async def _close_if_there(self, shell_id: str) -> None:
+        with contextlib.suppress(NotFound):  # its caller has closed it meanwhile
+            await self.close(shell_id, Reason.SHUTDOWN)
 
     async def _end_command(self, slot: Slot, reason: Reason) -> None:
         while slot.running is not None:

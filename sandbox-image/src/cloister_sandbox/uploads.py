@@ -77,13 +77,15 @@ class Upload:
 
     def discard(self) -> None:
         """Forget the bytes; harmless when there are none any more."""
-        if self.fd < 0:
+        # First: while this takes long, somebody else may discard it, too.
+        fd, self.fd = self.fd, -1
+        if fd < 0:
             return
         with contextlib.suppress(OSError):
             os.unlink(self.name, dir_fd=self.directory)
-        os.close(self.fd)
+        os.close(fd)
         os.close(self.directory)
-        self.fd = self.directory = -1
+        self.directory = -1
 
     def verify(self, end: exec_pb2.UploadEnd) -> None:
         """Raise Corrupt unless these are the announced bytes."""

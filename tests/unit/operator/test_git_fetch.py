@@ -416,6 +416,7 @@ async def test_certificates_that_are_none_are_said(server: GitServer, tmp_path: 
         b'{"commit": "../../etc", "entries": 1, "size": 1, "left_out": 0}',
         b'{"commit": "%s", "entries": "x", "size": 1, "left_out": 0}' % (b"1" * 40),
         b'{"problem": "made-up", "sentence": "x"}',
+        pytest.param(b"[" * 4096, id="deep"),
     ],
 )
 def test_a_process_that_was_taken_over_is_not_believed(said: bytes) -> None:

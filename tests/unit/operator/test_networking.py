@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from cloister_operator.api.environment import EnvironmentStatus
 from cloister_operator.api.pod import view
 from cloister_operator.cluster.resources import (
     ENVIRONMENTS,
@@ -299,13 +300,30 @@ async def test_what_images_said_that_nobody_names_any_more_is_forgotten(make_wor
     operator = world.start()
 
     def known() -> set[str]:
-        return set(operator.controller._environments._packages._known)
+        return {image for _, image in operator.controller._environments._packages._known}
 
     for image in ("registry.example/a:1", "registry.example/b:1"):
         changed = {"networking": MANAGERS, "image": image}
         world.cluster.patch_spec(ENVIRONMENTS, NAMESPACE, "py", changed)
         await operator.until(lambda wanted=image: wanted in known())
     assert known() == {"registry.example/b:1"}
+
+
+async def test_what_one_namespace_heard_of_an_image_is_no_other_ones(make_world: Any) -> None:
+    """Whoever gives the asked pod too little of everything has it tell too little."""
+    world = make_world(egress_gateway=True)
+    with_gateway(world)
+    world.sandboxes.package_sources_said = []
+    world.apply_environment(networking=MANAGERS, resources={"memory": "64Mi"})
+    operator = world.start()
+    await operator.until(lambda: world.environment().get("status", {}).get("packageManagers"))
+    packages = operator.controller._environments._packages
+    (mine,) = operator.context.environments.all()
+    unsaid = mine.model_copy(update={"status": EnvironmentStatus()})
+    elsewhere = mine.metadata.model_copy(update={"namespace": "other"})
+    theirs = unsaid.model_copy(update={"metadata": elsewhere})
+    assert not packages.unknown(unsaid)
+    assert packages.unknown(theirs)
 
 
 async def test_the_platforms_hosts_make_the_question_needless(make_world: Any) -> None:

@@ -61,6 +61,8 @@ def test_every_address_of_a_service() -> None:
         ("::ffff:10.244.0.0/112", "10.244.0.0/16"),
         ("::fffe:0:0/95", "::fffe:0:0/95"),
         ("2600:0:0::07", "2600::7/128"),
+        ("2600:00001901:000000::0000a", "2600:1901::a/128"),
+        ("2600::034.009.9.9", "2600::2209:909/128"),
     ],
 )
 def test_an_address_is_read_as_kubernetes_reads_it(written: str, meant: str) -> None:

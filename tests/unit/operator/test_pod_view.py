@@ -4,13 +4,15 @@ from typing import Any
 
 import pytest
 
+from cloister_operator import names
 from cloister_operator.api.pod import PodView, view
 
 JSON = dict[str, Any]
 
 
-def seen(status: JSON, **spec: Any) -> PodView:
+def seen(status: JSON, annotations: JSON | None = None, **spec: Any) -> PodView:
     metadata = {
+        "annotations": annotations,
         "namespace": "sandboxes",
         "name": "p1",
         "uid": "u1",
@@ -147,3 +149,12 @@ def test_the_claim_of_a_workspace_is_seen() -> None:
     assert seen({}, volumes=[other, claim]).claim == "c1"
     assert seen({}, volumes=[{"name": "workspace", "emptyDir": {}}]).claim == ""
     assert seen({}).claim == ""
+
+
+@pytest.mark.parametrize(
+    "said",
+    ["", "x", "{}", '["x"]', '[{"path": "/w"}]', "3", pytest.param("[" * 100_000, id="deep")],
+)
+def test_an_annotation_that_the_operator_did_not_write_hides_no_pod(said: str) -> None:
+    """Where admission is off whoever may change a pod writes it, and all pods are read at once."""
+    assert seen({}, {names.GIT_TREES: said}).trees == ()

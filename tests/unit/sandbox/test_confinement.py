@@ -1,6 +1,7 @@
 """Paths: what leads outside is refused, also when it is changed between the check and the use."""
 
 import os
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -53,6 +54,20 @@ def test_links_of_links_have_an_end(roots: Roots, tmp_path: Path) -> None:
         with pytest.raises(ToolFailure, match="too many levels of symbolic links"):
             roots.resolve("read", given)
     assert roots.resolve("read", "leaf-0/f") == str(here / "d/f")
+
+
+def test_a_way_that_cannot_end_is_not_gathered_first(roots: Roots, tmp_path: Path) -> None:
+    """Each call that follows one would hold a hundred megabytes meanwhile."""
+    for number in range(300):
+        parts = [f"{number + 1:03}", *(f"{part:02x}" for part in range(256))] * 5
+        (tmp_path / f"workspace/{number:03}").symlink_to("/".join(parts))
+    tracemalloc.start()
+    try:
+        with pytest.raises(ToolFailure, match="too many levels of symbolic links"):
+            roots.resolve("read", "000")
+        assert tracemalloc.get_traced_memory()[1] < 4 * 1024 * 1024
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_root_that_becomes_such_links_keeps_nobody_waiting(tmp_path: Path) -> None:

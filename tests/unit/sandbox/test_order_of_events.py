@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import os
+import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,11 @@ from typing import Any
 import pytest
 
 from cloister_api.exec.v1 import exec_pb2
+from cloister_sandbox import guard, server, uploads
 from cloister_sandbox.config import Config
+from cloister_sandbox.contexts import Contexts
 from cloister_sandbox.errors import CallError, Unavailable
+from cloister_sandbox.jobs import Jobs
 from cloister_sandbox.outputs import Policy
 from cloister_sandbox.paths import Roots
 from cloister_sandbox.processes import Reaper
@@ -19,6 +23,8 @@ from cloister_sandbox.programs import Order, Programs
 from cloister_sandbox.services import runtime
 from cloister_sandbox.services.files import FilesService
 from cloister_sandbox.services.runtime import RuntimeService
+from cloister_sandbox.shell import Shell
+from cloister_sandbox.shells import Shells, Slot
 from cloister_sandbox.state import Activity, Phase, ServerState
 
 PEM = b"-----BEGIN "
@@ -55,6 +61,77 @@ async def test_a_pod_that_is_drained_while_it_is_claimed_is_not_claimed(
     assert (state.phase, state.session_uid) == (Phase.DRAINING, "")
 
 
+async def test_a_shell_that_was_asked_for_package_sources_ends_though_nobody_waits(
+    tmp_path: Path,
+) -> None:
+    """Half started it would be nobody's, with its descriptors."""
+    asked, ended = asyncio.Event(), asyncio.Event()
+
+    async def ask() -> list[tuple[str, str]]:
+        asked.set()
+        await asyncio.sleep(0)
+        ended.set()
+        return []
+
+    config = Config.from_environment({"CLOISTER_POD_UID": "pod", "CLOISTER_HOME": str(tmp_path)})
+    made: Any = RuntimeService
+    service = made(config, ServerState(phase=Phase.WARM), Identity(), Activity(), None, ask)
+    sources = RuntimeService.PackageSources.__wrapped__  # type: ignore[attr-defined]
+    asking = asyncio.create_task(sources(service, exec_pb2.PackageSourcesRequest(), None))
+    await asked.wait()
+    asking.cancel()
+    await asyncio.wait([asking])
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert ended.is_set()
+
+
+async def test_a_pod_that_is_drained_while_it_is_set_up_does_not_become_warm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def drained_meanwhile(*_: object, **__: object) -> None:
+        await own.drain(0.0)
+
+    monkeypatch.setattr(server, "carry_out", drained_meanwhile)
+    monkeypatch.setattr(guard, "close_ipv6", lambda: True)
+    for name in ("tls.crt", "tls.key", "ca.crt"):
+        (tmp_path / name).write_bytes(PEM)
+    places = ("IDENTITY_DIR", "RECIPE_DIR", "STATE_DIR", "WORKSPACE", "HOME")
+    variables = {f"CLOISTER_{each}": str(tmp_path) for each in places}
+    own = server.Server(Config.from_environment({"CLOISTER_POD_UID": "pod", **variables}))
+    await own._prepare()
+    assert own._state.phase is Phase.DRAINING
+
+
+async def test_what_its_caller_closes_meanwhile_keeps_no_server_from_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And all end at once: one by one the last of many would be told after minutes."""
+    config = Config.from_environment({"CLOISTER_POD_UID": "pod", "CLOISTER_HOME": str(tmp_path)})
+    contexts = Contexts(config, ServerState(), Reaper())
+    shells = Shells(tmp_path, Reaper(), Activity(), Jobs())
+    ending = most = 0
+
+    async def retire(_: Shell) -> None:
+        nonlocal ending, most
+        ending += 1
+        most = max(most, ending)
+        for _turn in range(10):
+            await asyncio.sleep(0)
+        ending -= 1
+
+    monkeypatch.setattr(Shell, "retire", retire)
+    for each in ("one", "two", "three"):
+        shell = contexts.get(each).shell
+        shells._slots[each] = Slot(each, b"", "", {}, shell)
+    for closing, close_all in ((contexts, contexts.close_all), (shells, shells.close_all)):
+        most = 0
+        caller = asyncio.create_task(closing.close("two"))
+        await close_all()
+        await caller
+        assert most == 3
+
+
 async def test_streams_that_begin_one_upload_at_once_leave_nothing(tmp_path: Path) -> None:
     """As when a connection breaks while the first one's file is being made."""
     files = FilesService(ServerState(phase=Phase.CLAIMED), Roots(tmp_path, (), ()), Activity())
@@ -81,6 +158,58 @@ async def test_streams_that_begin_one_upload_at_once_leave_nothing(tmp_path: Pat
     assert len(os.listdir("/proc/self/fd")) == open_before  # noqa: PTH208
     assert sorted(os.listdir(tmp_path)) == [f"f{each}" for each in range(5)]  # noqa: PTH208
     await files.close()
+
+
+async def test_an_upload_that_somebody_took_over_and_left_is_closed_when_it_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = FilesService(ServerState(phase=Phase.CLAIMED), Roots(tmp_path, (), ()), Activity())
+    upload = FilesService.Upload.__wrapped__  # type: ignore[attr-defined]
+    placing, go_on = threading.Event(), threading.Event()
+    place = files._uploads.place
+
+    def slow(given: uploads.Upload) -> exec_pb2.Entry:
+        placing.set()
+        go_on.wait()
+        return place(given)
+
+    async def stream(*frames: exec_pb2.UploadFrame) -> AsyncIterator[exec_pb2.UploadFrame]:
+        yield Frame(start=exec_pb2.UploadStart(path="f", upload_id="u"))
+        for each in frames:
+            yield each
+
+    monkeypatch.setattr(files._uploads, "place", slow)
+    whole = stream(Frame(data=b"x"), Frame(end=exec_pb2.UploadEnd(size=1)))
+    first = asyncio.create_task(upload(files, whole, None))
+    await asyncio.to_thread(placing.wait)
+    with pytest.raises(CallError, match="1 bytes of this upload have arrived"):
+        await upload(files, stream(), None)
+    go_on.set()
+    assert (await first).size == 1
+    assert [each.fd for each in files._uploads.all()] == [-1]
+    await files.close()
+
+
+def test_an_upload_that_is_discarded_twice_at_once_closes_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To let a file go can take a minute, and its descriptor is another file's by then."""
+    made = uploads.Uploads(Roots(tmp_path, (), ())).create(
+        exec_pb2.UploadStart(path="f"), str(tmp_path / "f")
+    )
+    closed: list[int] = []
+    close = os.close
+
+    def slow(fd: int) -> None:
+        if fd not in closed:
+            close(fd)
+        closed.append(fd)
+        if len(closed) == 1:
+            made.discard()
+
+    monkeypatch.setattr(os, "close", slow)
+    made.discard()
+    assert len(closed) == len(set(closed)) == 2
 
 
 async def test_a_program_that_gets_no_terminal_leaves_no_descriptor(

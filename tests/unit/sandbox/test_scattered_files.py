@@ -23,6 +23,7 @@ from cloister_sandbox.services import transfers
 from cloister_sandbox.services.files import FilesService
 from cloister_sandbox.shell import Shell, ShellError
 from cloister_sandbox.state import Activity, Phase, ServerState
+from cloister_sandbox.threads import aside
 from cloister_sandbox.toolset.read import read_at_once
 from cloister_sandbox.trees import CHUNK
 from support.eventually import until
@@ -48,6 +49,7 @@ async def test_nobody_waits_until_a_long_output_is_removed(
     await kept.written()
     monkeypatch.setattr(overflow, "MAX_FILES", 1)
     await overflows.room()
+    aside(go_on.wait)
     overflows.forget("a")
     assert Path(kept.path).exists()
     await overflows.room()
@@ -58,6 +60,9 @@ async def test_nobody_waits_until_a_long_output_is_removed(
     waiting = asyncio.create_task(overflows.room())
     await asyncio.sleep(0)
     assert not waiting.done(), "who makes more of them waits until some are gone"
+    leaving = asyncio.create_task(overflows.room())
+    await asyncio.sleep(0)
+    leaving.cancel()
     overflows.close()
     go_on.set()
     await waiting

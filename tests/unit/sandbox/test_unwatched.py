@@ -5,6 +5,7 @@ any more costs output that comes too late, and no result.
 import asyncio
 import errno
 import os
+import selectors
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from cloister_sandbox import sources
 from cloister_sandbox.capture import Output
 from cloister_sandbox.outputs import OutputStore, Policy
+from cloister_sandbox.ripgrep import Search
 from cloister_sandbox.sources import STDOUT, Source
 from support.eventually import until
 
@@ -113,3 +115,16 @@ async def test_a_program_that_waited_goes_on_when_there_is_room_again(
     await until(lambda: kept.total == 5, pause=0.001)
     source.close()
     os.close(printing)
+
+
+def test_a_search_finds_what_there_is(tmp_path: Path, full: pytest.MonkeyPatch) -> None:
+    if not hasattr(selectors, "EpollSelector"):
+        pytest.skip("there is no epoll")
+
+    def register(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    (tmp_path / "f").write_text("found\n")
+    full.setattr(selectors.EpollSelector, "register", register)
+    search = Search(["--no-filename", "found", "f"], str(tmp_path), dict(os.environ), 60)
+    assert b"".join(search.output(lambda: False)) == b"found\n"

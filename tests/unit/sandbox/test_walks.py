@@ -160,6 +160,22 @@ def test_links_to_directories_that_wait_are_bounded(
         finds.find(roots, str(tmp_path), Pattern("*/*/none"), 9, lambda: False)
 
 
+def test_a_link_that_becomes_a_long_way_keeps_no_search(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It led nowhere when it was looked at; what tools put there then can be a way of hours."""
+    for number in range(1200):
+        (tmp_path / f"{number}").symlink_to(f"{number + 1}")
+    (tmp_path / "1200").touch()
+    (tmp_path / "short").symlink_to("1200")
+    (tmp_path / "too-long").symlink_to(f"{'d' * 256}/f")
+    monkeypatch.setattr(finds, "_leads", lambda _: (False, False))
+    found, _ = finds.find(
+        Roots(tmp_path, (), ()), str(tmp_path), Pattern("{0,s,t}*"), 9, lambda: False
+    )
+    assert {Path(each.path).name for each in found} == {"short", "too-long"}
+
+
 def test_of_long_paths_fewer_are_watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watches, "MAX_NAMES", 100)
     roots = Roots(tmp_path, (), ())

@@ -143,7 +143,7 @@ def _trees(metadata: JSON) -> tuple[GitTree, ...]:
             GitTree(str(each["path"]), str(each["url"]), str(each["commit"]))
             for each in json.loads(given)
         )
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         # Somebody else's words: the pod never gets what it waits for, and is replaced.
         return ()
 

@@ -4,6 +4,7 @@ import logging
 
 from .. import names
 from ..api.environment import EnvironmentObject, EnvironmentSpec, PackageManagers, Pool
+from ..cache import Key
 from ..errors import TransientError
 from ..plan import packages
 from ..plan.packages import Packages
@@ -18,14 +19,16 @@ class PackageHosts:
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        self._known: dict[str, PackageManagers] = {}
-        """By image, of those that Environments named when one was asked last."""
+        self._known: dict[Key, PackageManagers] = {}
+        """By namespace and image, of those that Environments named when one was asked last. A pod
+        with little CPU or memory tells only a part: that is its own namespace's affair.
+        """
 
     def said(self, environment: EnvironmentObject) -> PackageManagers | None:
         """What the Environment's image said, if it was asked."""
-        image = self._image(environment)
+        key = self._key(environment)
         before = environment.status.package_managers
-        return before if before and before.image == image else self._known.get(image)
+        return before if before and before.image == key[1] else self._known.get(key)
 
     def unknown(self, environment: EnvironmentObject) -> bool:
         """Whether the image has to be asked before there can be a recipe."""
@@ -50,16 +53,17 @@ class PackageHosts:
                 log.info("pod %s: asking again: %s", pod.name, error)
                 continue
             found = packages.read(recipe.image, answers)
-            named = {self._image(each) for each in context.environments.all()}
-            known = {image: said for image, said in self._known.items() if image in named}
-            self._known = known | {recipe.image: found}
+            named = {self._key(each) for each in context.environments.all()}
+            known = {key: said for key, said in self._known.items() if key in named}
+            self._known = known | {(pod.namespace, recipe.image): found}
             managers = ", ".join(each.manager for each in found.sources) or "no package manager"
             log.info("image %s tells the sources of %s", recipe.image, managers)
             return True
         return False
 
-    def _image(self, environment: EnvironmentObject) -> str:
-        return environment.spec.image or self._context.settings.sandbox_image
+    def _key(self, environment: EnvironmentObject) -> Key:
+        image = environment.spec.image or self._context.settings.sandbox_image
+        return environment.metadata.namespace, image
 
 
 def bare(environment: EnvironmentObject) -> EnvironmentObject:

@@ -48,7 +48,7 @@ def networks(texts: Iterable[object]) -> Iterator[Network]:
     """Addresses and ranges, as far as they can be read.
 
     They are read as Kubernetes reads them, which may take what Python does not: 010.0.0.1 for
-    10.0.0.1, and ::ffff:10.0.0.1 too.
+    10.0.0.1, and ::ffff:10.0.0.1 too; 2600:00001::1 for 2600:1::1.
     """
     for each in texts:
         if not isinstance(each, str) or not each:
@@ -62,10 +62,12 @@ def networks(texts: Iterable[object]) -> Iterator[Network]:
 
 def _without_zeros(text: str) -> str:
     address, slash, bits = text.partition("/")
-    start, colon, numbers = address.rpartition(":")
-    if "." in numbers:
-        numbers = ".".join(each.lstrip("0") or "0" for each in numbers.split("."))
-    return start + colon + numbers + slash + bits
+    groups = (".".join(map(_number, each.split("."))) for each in address.split(":"))
+    return ":".join(groups) + slash + bits
+
+
+def _number(text: str) -> str:
+    return text.lstrip("0") or text[:1]
 
 
 def _plain(found: Network) -> Network:

@@ -195,7 +195,7 @@ def _read(answer: bytes) -> Fetched:
         elif raw["problem"] in get_args(Problem):
             sentence = str(raw["sentence"])[:_MAX_SENTENCE]
             raise FetchFailed(raw["problem"], sentence if sentence.isprintable() else "failed")
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         pass
     raise FetchFailed("unsupported", "cannot be fetched: the process that fetches misbehaves")
 

@@ -6,7 +6,7 @@ import contextlib
 import ipaddress
 import logging
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from datetime import timedelta
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -15,6 +15,7 @@ from cloister_api.exec.v1 import exec_pb2, exec_pb2_grpc
 
 from ..config import API_GENERATION, VERSION, Config
 from ..errors import InvalidField, Unavailable, WrongState
+from ..finishing import to_its_end
 from ..handover import hand_over
 from ..identity import KeyPair, ServerIdentity
 from ..probing import accepts
@@ -53,7 +54,7 @@ class RuntimeService(exec_pb2_grpc.RuntimeServicer):
         identity: ServerIdentity,
         activity: Activity,
         drain: Callable[[float], Awaitable[None]],
-        ask: Callable[[], Awaitable[list[tuple[str, str]]]],
+        ask: Callable[[], Coroutine[Any, Any, list[tuple[str, str]]]],
     ) -> None:
         self._config = config
         self._state = state
@@ -145,7 +146,8 @@ class RuntimeService(exec_pb2_grpc.RuntimeServicer):
         async with self._asking:
             if self._sources is None:
                 try:
-                    self._sources = await self._ask()
+                    found = await to_its_end(self._ask())
+                    self._sources = found
                 except ShellError as error:
                     raise Unavailable("NO_SHELL", f"no shell can be started: {error}") from None
         return exec_pb2.PackageSourcesResponse(

@@ -266,6 +266,9 @@ class Transfers(exec_pb2_grpc.FilesServicer):
     async def _let_go(self, upload: uploads.Upload, stream: object, *, keep: bool) -> None:
         """A stream's end: the upload waits for the next one, or is forgotten."""
         if upload.stream is not stream:
+            # Whoever took it over may have left before it was done.
+            if upload.stream is None and upload.done is not None:
+                await self._discard(upload)
             return
         upload.stream = None
         upload.touched = time.monotonic()

@@ -44,18 +44,18 @@ def test_a_search_that_cannot_be_watched_does_not_go_on(monkeypatch: pytest.Monk
 
 
 def test_a_search_that_cannot_be_heard_does_not_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tools may take all that their user may wait for by epoll."""
+    """Whatever it is that the kernel lacks for it."""
     forgotten: list[str] = []
 
     def start(_: object, *rest: Any) -> int:
         return spawn(["sleep", "60"], *rest)
 
     def lack(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "nothing left to wait with")
+        raise OSError(errno.ENOMEM, "nothing left to wait with")
 
     monkeypatch.setattr(ripgrep, "spawn", start)
     monkeypatch.setattr(ripgrep, "forget_tree", forgotten.append)
-    monkeypatch.setattr(selectors.DefaultSelector, "register", lack)
+    monkeypatch.setattr(selectors.PollSelector, "register", lack)
     search = ripgrep.Search(["x"], "/", ENV, 5)
     pid = search._pid
     with pytest.raises(OSError, match="nothing left"):

@@ -320,7 +320,7 @@ def test_a_search_whose_output_a_tool_takes_keeps_nobody_waiting(
     rg = tmp_path / "rg"
     rg.write_text("#!/bin/sh\nexec sleep 300\n")
     rg.chmod(0o755)
-    monkeypatch.setattr(selectors, "DefaultSelector", Hasty)
+    monkeypatch.setattr(selectors, "PollSelector", Hasty)
     search = Search([], str(tmp_path), {"PATH": f"{tmp_path}:/usr/bin:/bin"}, 0.3)
     assert list(search.output(lambda: False)) == []
     assert search.ended == "late"

@@ -58,8 +58,14 @@ def test_variables_without_end_take_no_memory(tmp_path: Path) -> None:
                 assert kin._marked(liar.pid) == set()
         finally:
             liar.kill()
-    with subprocess.Popen(["sleep", "600"], env=variables) as honest:
+    # A program's descriptors are closed before the kernel shows its variables: it has to speak.
+    speaks = ["sh", "-c", "echo on; read -r end"]
+    with subprocess.Popen(
+        speaks, env=variables, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as honest:
         try:
+            assert honest.stdout is not None
+            assert honest.stdout.readline() == b"on\n"
             assert kin._marked(honest.pid) == {"honest"}
         finally:
             honest.kill()

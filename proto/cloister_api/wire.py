@@ -50,7 +50,9 @@ def careful(
     # Generated code gives the message's own method.
     kind = getattr(getattr(decode, "__self__", None), "DESCRIPTOR", None)
 
-    def decoded(raw: bytes) -> Any:
+    def decoded(raw: bytes | None) -> Any:
+        if raw is None:  # a call that ends well, and without its one answer
+            return Malformed(no_message)
         if kind is not None and too_many_fields(raw, kind, most, small):
             return Malformed(too_many)
         try:

@@ -26,6 +26,8 @@ class HostilePod(
         self.asked: list[str] = []
         self.begins = True
         """Whether streams of programs and commands say that these were started."""
+        self.prints: bytes | None = None
+        """What programs and commands print for ever, in place of heartbeats."""
         self._over = threading.Event()
 
     def add(self, server: grpc.Server) -> None:
@@ -49,6 +51,10 @@ class HostilePod(
     def _events(self, context: Any, handle: str) -> Iterator[Any]:
         if self.begins:
             yield pb.OutputEvent(started=pb.Started(id=handle))
+        offset = 0
+        while self.prints is not None and context.is_active() and not self._over.is_set():
+            yield pb.OutputEvent(output=pb.Output(offset=offset, data=self.prints))
+            offset += len(self.prints)
         yield from self._for_ever(context, lambda: pb.OutputEvent(heartbeat=pb.Heartbeat()))
 
     def Info(self, request: Any, context: Any) -> Any:  # noqa: N802

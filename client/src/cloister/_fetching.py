@@ -27,6 +27,14 @@ _ENVELOPE = 8 * 1024
 _GROWTH = 64 * 1024 * 1024
 """Bytes by which a tree may grow while it is read, besides its own size."""
 _CUTS = 5
+_LONGEST = 64 * 1024
+"""Characters of a path that is listed."""
+_UNLISTED = 128 * 1024 * 1024
+"""Bytes of the names of directories that are in streams and in no list."""
+_SHOWN = 200
+"""Characters of a name in an error."""
+_HELD = 512
+"""Bytes that each of them counts besides its name."""
 
 Job = Callable[[], Awaitable[object]]
 InParallel = Callable[[Iterable[Job]], Awaitable[None]]
@@ -77,15 +85,25 @@ class Fetch:
         self._alone: set[str] = set()
         """Files that changed while their stream was read, and must come by themselves."""
         self._arrived: set[str] = set()
-        self._modes: list[tuple[tuple[str, ...], int]] = []
+        self._modes: list[tuple[str, int]] = []
+        self._unlisted = _UNLISTED
 
     async def run(
         self, listed: list[exec_pb2.Entry], in_parallel: InParallel, *, skip_same: bool
     ) -> list[str]:
         """Copy what was listed; returns what was left out."""
         left_out: list[str] = []
+        folders = {""}
         for each in listed:
             relative = below(self._root, each.path)
+            if _parent(relative) not in folders:
+                # With all above it, it would take as much memory as its length squared.
+                raise call_error(
+                    grpc.StatusCode.DATA_LOSS,
+                    f"the sandbox lists {relative[:_SHOWN]!r}, and not the directory that it is in",
+                )
+            if each.type == exec_pb2.Entry.TYPE_DIRECTORY:
+                folders.add(relative)
             if each.type in (exec_pb2.Entry.TYPE_FILE, exec_pb2.Entry.TYPE_DIRECTORY):
                 self._entries[relative] = each
             else:
@@ -114,11 +132,22 @@ class Fetch:
             parts = PurePosixPath(name).parts
             if not _is_file(each) and "\ufffd" not in name and self._place.look(parts) is None:
                 self._place.make(parts)
-                self._modes.append((parts, each.mode))
+                self._modes.append((name, each.mode))
+
+    def _made(self, member: Member) -> None:
+        """A stream has a directory that no list had: it was made since, or has no proper name."""
+        name = "/".join(member.parts)
+        self._unlisted -= len(name) + _HELD
+        if self._unlisted < 0:
+            raise call_error(
+                grpc.StatusCode.DATA_LOSS,
+                "the sandbox sends more directories that it does not list than are taken",
+            )
+        self._modes.append((name, member.mode))
 
     def _set_modes(self) -> None:
-        for parts, mode in reversed(self._modes):
-            self._place.set_mode(parts, mode)
+        for name, mode in reversed(self._modes):
+            self._place.set_mode(name.split("/"), mode)
 
     def _is_complete(self, name: str) -> bool:
         entry = self._entries[name]
@@ -235,8 +264,8 @@ class Fetch:
 
         def came(_: int) -> None:
             for each in arrived:
-                self._arrived.add(each)
                 if each in self._entries:
+                    self._arrived.add(each)
                     self._meter.done(each, self._entries[each].size)
             arrived.clear()
 
@@ -247,6 +276,7 @@ class Fetch:
                 wanted=wanted,
                 time=time,
                 arrived=lambda member: arrived.append(_shown(member)),
+                made=self._made,
                 limit=2 * folder.total + folder.count * _ENVELOPE + _GROWTH,
             )
             try:
@@ -257,7 +287,6 @@ class Fetch:
             finally:
                 await finished(unpacker.close)
                 came(0)
-                self._modes += [(each.parts, each.mode) for each in unpacker.directories]
 
         return fetch
 
@@ -290,6 +319,11 @@ class Fetch:
 
 def below(root: str, path: str) -> str:
     """The path relative to the root; raises when the sandbox names one that is not below it."""
+    if len(path) > _LONGEST:
+        raise call_error(
+            grpc.StatusCode.DATA_LOSS,
+            f"the sandbox lists a path of {len(path)} characters: {path[:_SHOWN]!r}",
+        )
     root_path, found = PurePosixPath(root), PurePosixPath(path)
     if ".." in found.parts or found == root_path or not found.is_relative_to(root_path):
         raise call_error(grpc.StatusCode.DATA_LOSS, f"the sandbox lists {path} below {root}")

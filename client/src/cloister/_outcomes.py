@@ -110,6 +110,9 @@ class Exit:
         )
 
 
+_KIB = 1024
+
+
 @dataclass(frozen=True)
 class OutputPolicy:
     """How much of a program's output the server keeps, and who waits for whom; in bytes."""
@@ -122,6 +125,14 @@ class OutputPolicy:
     """Between them, in a file; None is 64 MiB."""
     block_when_full: bool = False
     """Let the program wait for its slowest reader rather than drop what is beyond the bounds."""
+
+    @property
+    def kept_bytes(self) -> int:
+        """What the server keeps at most."""
+        head = 32 * _KIB if self.head_bytes is None else self.head_bytes
+        tail = 64 * _KIB if self.tail_bytes is None else self.tail_bytes
+        spool = 64 * _KIB * _KIB if self.spool_bytes is None else self.spool_bytes
+        return head + tail + spool
 
     def to_proto(self, *, separate_stderr: bool = False) -> exec_pb2.OutputPolicy:
         """The message for the server; raises ValueError for a bound of nothing or less."""

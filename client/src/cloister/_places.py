@@ -40,7 +40,7 @@ def local_errors(verb: str, path: Path) -> Iterator[None]:
 def checked(parts: Sequence[str]) -> tuple[str, ...]:
     """The parts of a name; raises DataLossError for what could lead elsewhere."""
     if not parts or any(each in ("", ".", "..") or "/" in each or "\0" in each for each in parts):
-        shown = "/".join(parts).encode(errors="replace").decode()
+        shown = "/".join(parts)[:_LONGEST].encode(errors="replace").decode()
         raise call_error(grpc.StatusCode.DATA_LOSS, f"the sandbox names a file {shown!r}")
     return tuple(parts)
 

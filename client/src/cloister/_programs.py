@@ -12,7 +12,7 @@ import grpc
 from cloister_api.exec.v1 import exec_pb2, exec_pb2_grpc
 
 from ._connection import Connection
-from ._deadline import GRACE_SECONDS, end_of, exceeded, within
+from ._deadline import GRACE_SECONDS, Ending, exceeded, within
 from ._errors import (
     CloisterError,
     FailedPreconditionError,
@@ -123,7 +123,7 @@ class AsyncProcess(AsyncOutput):
         *,
         offset: int = 0,
         accepted: int | None = None,
-        timeout: float | None = None,
+        until: Ending | None = None,
     ) -> None:
         whole("offset", offset)
 
@@ -131,7 +131,7 @@ class AsyncProcess(AsyncOutput):
             request = exec_pb2.AttachRequest(process_id=process_id, offset=begin, follow=True)
             return exec_pb2_grpc.ProcessesStub(channel).Attach(request)
 
-        follower = Follower(programs.connection, None, attach, offset, end_of(timeout))
+        follower = Follower(programs.connection, None, attach, offset, until)
         super().__init__(programs.connection, follower, attach)
         self._programs = programs
         self._id = process_id
@@ -153,7 +153,7 @@ class AsyncProcess(AsyncOutput):
         """
         until = self._follower.until
         while True:
-            left = _POLL_SECONDS if until is None else until - time.monotonic()
+            left = _POLL_SECONDS if until is None else until.at - time.monotonic()
             found = await self.wait(min(max(0.0, left), _POLL_SECONDS))
             if found is not None:
                 return found

@@ -13,6 +13,7 @@ from cloister_api.exec.v1 import exec_pb2, exec_pb2_grpc
 
 from ._connection import Connection
 from ._copies import FileCopies
+from ._deadline import end_of
 from ._errors import NotFoundError
 from ._models import Credentials, SessionInfo, ToolResult
 from ._outcomes import OutputPolicy, ProcessInfo, ShellInfo
@@ -244,7 +245,8 @@ class AsyncSession(FileCopies):
         await self._programs.start(request)
         # Under an id of the caller's own it may have been started, and written to, before.
         accepted = None if process_id else 0
-        return AsyncProcess(self._programs, request.process_id, accepted=accepted, timeout=timeout)
+        until = end_of(timeout, (output or OutputPolicy()).kept_bytes)
+        return AsyncProcess(self._programs, request.process_id, accepted=accepted, until=until)
 
     async def attach(self, process_id: str, offset: int = 0) -> AsyncProcess:
         """A program that runs or whose output is kept, read from an offset on.

@@ -11,7 +11,7 @@ import grpc
 from cloister_api.exec.v1 import exec_pb2, exec_pb2_grpc
 
 from ._connection import Connection
-from ._deadline import end_of
+from ._deadline import Ending, end_of
 from ._errors import CloisterError, NotFoundError
 from ._numbers import duration
 from ._outcomes import Exit, OutputPolicy, ShellInfo
@@ -137,12 +137,13 @@ class AsyncShell:
         """
         if on_timeout not in _ON_TIMEOUT:
             raise ValueError(f"on_timeout must be one of {', '.join(_ON_TIMEOUT)}")
+        policy = output or OutputPolicy()
         request = exec_pb2.RunRequest(
             shell_id=self.id,
             command_id=command_id or uuid.uuid4().hex,
             script=script,
             on_timeout=_ON_TIMEOUT[on_timeout],
-            output=(output or OutputPolicy()).to_proto(),
+            output=policy.to_proto(),
         )
         if timeout is not None:
             request.timeout.CopyFrom(duration("timeout", timeout))
@@ -151,7 +152,8 @@ class AsyncShell:
             return exec_pb2_grpc.ShellsStub(channel).Run(request)
 
         # What is detached goes on, and the command says so when its time is up.
-        return await self._follow(request.command_id, run, timeout)
+        until = end_of(timeout, policy.kept_bytes)
+        return await self._follow(request.command_id, run, until)
 
     async def attach(self, command_id: str) -> AsyncCommand:
         """A command of this shell that runs or is kept, from its first byte.
@@ -197,9 +199,9 @@ class AsyncShell:
         return attach
 
     async def _follow(
-        self, command_id: str, first: Opener, seconds: float | None = None
+        self, command_id: str, first: Opener, until: Ending | None = None
     ) -> AsyncCommand:
         again = self._attaching(command_id)
-        follower = Follower(self._shells.connection, first, again, until=end_of(seconds))
+        follower = Follower(self._shells.connection, first, again, until=until)
         await follower.begin()
         return AsyncCommand(self._shells.connection, follower, again, command_id)

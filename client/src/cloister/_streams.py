@@ -16,7 +16,7 @@ import grpc
 from cloister_api.exec.v1 import exec_pb2
 
 from ._connection import Connection
-from ._deadline import exceeded, within
+from ._deadline import Ending, Leftover, exceeded, within
 from ._errors import DataLossError, FailedPreconditionError, OutcomeUnknownError, call_error
 from ._numbers import whole
 from ._outcomes import Event, Exit, Gap, Output, start_failed
@@ -36,8 +36,9 @@ class Follower:
     """One reader's way through a program's output.
 
     first: starts what is followed, under an id of the client's choice; None when it was started.
-    again: attaches to it, and never starts it. until: when it must have ended, on the monotonic
-    clock; signs of life after it, without output, raise DeadlineExceededError.
+    again: attaches to it, and never starts it. until: when it must have ended; signs of life after
+    it raise DeadlineExceededError, and so does output that is more, or comes slower, than what a
+    server can have kept.
     """
 
     def __init__(
@@ -46,7 +47,7 @@ class Follower:
         first: Opener | None,
         again: Opener,
         offset: int = 0,
-        until: float | None = None,
+        until: Ending | None = None,
     ) -> None:
         self._connection = connection
         self._first = first
@@ -55,6 +56,7 @@ class Follower:
         self._lock = asyncio.Lock()
         self._at_end = False
         self.until = until
+        self._leftover = Leftover(until) if until else None
         self.offset = offset
         """Of the byte that comes next."""
         self.exit: Exit | None = None
@@ -89,6 +91,7 @@ class Follower:
                     await self._close()
                     if self.offset != here:
                         self.offset, self._at_end = here, False
+                        self._leftover = Leftover(self.until) if self.until else None
             if self.exit is None:
                 raise AssertionError("what is followed ends with an exit or an error")
             return self.exit
@@ -123,6 +126,7 @@ class Follower:
     async def _follow(self) -> AsyncGenerator[Event | None, None]:
         """The events; None for the word that it was started."""
         lost = False
+        asked = time.monotonic()
         async for attempt in self._connection.attempts(once=self._first is not None):
             async with attempt:
                 call = (self._first or self._again)(attempt.channel, self.offset)
@@ -134,10 +138,13 @@ class Follower:
                             lost = False
                             self._tell(lost)
                         event = self._understand(message)
+                        if event is not None:
+                            self._require_due(event, asked)
                         if event is not None or message.HasField("started"):
                             yield event
                         elif self.exit is not None:
                             return
+                        asked = time.monotonic()  # a reader may take its time
                 except grpc.aio.AioRpcError as error:
                     if self._first is None and error.code() is grpc.StatusCode.NOT_FOUND:
                         raise unknown_outcome() from None
@@ -175,8 +182,15 @@ class Follower:
 
     def require_time(self) -> None:
         """Raise DeadlineExceededError when it should have been ended long ago."""
-        if self.until is not None and time.monotonic() > self.until:
+        if self.until is not None and self.until.is_over():
             raise exceeded("its time is up, and the exec server does not say that it has ended")
+
+    def _require_due(self, event: Event, asked: float) -> None:
+        if event.end == (event.offset if isinstance(event, Output) else event.start):
+            self.require_time()  # bytes that are none are a sign of life
+        size = len(event.data) if isinstance(event, Output) else 0
+        if self._leftover is not None and not self._leftover.came(size, asked):
+            raise exceeded("its time is up, and the exec server goes on sending output")
 
     def _go_on(self, start: int, end: int) -> None:
         if start != self.offset or end < start:

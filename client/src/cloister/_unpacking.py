@@ -34,8 +34,9 @@ class Unpacker:
     """Takes the bytes in any pieces; its methods block.
 
     prefix: where below the place it goes. wanted: whether a file is to be written. time: the
-    nanoseconds it was modified at. arrived: told of each file that took its name. limit: bytes that
-    the stream may have.
+    nanoseconds it was modified at. arrived: told of each file that took its name. made: told of
+    each directory that was not there; what it raises ends the copy. limit: bytes that the stream
+    may have.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Unpacker:
         wanted: Callable[[Member], bool],
         time: Callable[[Member], int],
         arrived: Callable[[Member], object],
+        made: Callable[[Member], object],
         limit: int,
     ) -> None:
         self._place = place
@@ -53,6 +55,7 @@ class Unpacker:
         self._wanted = wanted
         self._time = time
         self._arrived = arrived
+        self._made = made
         self._room = limit
         self._held = bytearray()
         self._skip = 0
@@ -60,7 +63,6 @@ class Unpacker:
         self._current: tuple[Member, Partial] | None = None
         self._long: dict[bytes, bytes] = {}
         self._blank = 0
-        self.directories: list[Member] = []
 
     def feed(self, data: bytes) -> None:
         """The next bytes; raises DataLossError for a stream that is wrong, and LocalFileError."""
@@ -130,7 +132,7 @@ class Unpacker:
         elif header.type == tarfile.DIRTYPE and not header.size:
             if self._place.look(member.parts) is None:
                 self._place.make(member.parts)
-                self.directories.append(member)
+                self._made(member)
         elif header.type != tarfile.SYMTYPE or header.size:
             raise _wrong("has a member that is no file, directory or link")
         return _BLOCK

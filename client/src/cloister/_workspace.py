@@ -77,7 +77,8 @@ class AsyncFiles:
 
         if_etag: of TextSlice or Entry; FailedPreconditionError (ETAG_MISMATCH) when the file is
         another by now. request_id: the same id with the same edits answers with what the first one
-        did, for ten minutes; None chooses one.
+        did, for ten minutes; None chooses one. Raises OutcomeUnknownError when after a lost
+        connection another server answers, which does not know the id.
         """
         request = exec_pb2.EditRequest(
             path=path, if_etag=if_etag, request_id=request_id or uuid.uuid4().hex
@@ -86,7 +87,7 @@ class AsyncFiles:
             request.edits.add(old_string=each.old, new_string=each.new, replace_all=each.everywhere)
         await self._connection.require("files.edit")
         return EditResult.from_proto(
-            await self._call(lambda stub: stub.Edit, request, _LONG_SECONDS)
+            await self._call(lambda stub: stub.Edit, request, _LONG_SECONDS, once=True)
         )
 
     async def glob(self, pattern: str, path: str = "", *, limit: int = 200) -> GlobResult:
@@ -192,11 +193,12 @@ class AsyncFiles:
         seconds: float,
         *,
         repeat: bool = True,
+        once: bool = False,
     ) -> Any:
         async def attempt(channel: grpc.aio.Channel, _alive: _Alive) -> Any:
             return await method(exec_pb2_grpc.FilesStub(channel))(request, timeout=seconds)
 
-        return await self._connection.run(_in_time(attempt), repeat=repeat)
+        return await self._connection.run(_in_time(attempt), repeat=repeat, once=once)
 
 
 class AsyncWatch:

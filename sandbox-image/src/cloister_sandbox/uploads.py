@@ -55,11 +55,18 @@ class Upload:
     """The last write; the next one waits for it."""
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held while the bytes take their name."""
+    finishing: int = 0
+    """Streams that have the bytes take their name, or wait for that, though others took over."""
     sealed: bool = False
     """All bytes are there: none may follow."""
     done: exec_pb2.Entry | None = None
     unpacked: tuple[tuple[int, int], int] = ((0, 0), 0)
     """The directory, by device and inode, in which so many members of a tree are written."""
+
+    @property
+    def idle(self) -> bool:
+        """Whether nobody uses it."""
+        return self.stream is None and not self.finishing
 
     def append(self, pieces: Iterable[bytes]) -> None:
         """Write bytes at the end; raises OSError."""
@@ -120,7 +127,7 @@ class Uploads:
         """
         dropped = []
         if len(self._known) >= MAX_UPLOADS:
-            idle = [each for each in self._known.values() if each.stream is None]
+            idle = [each for each in self._known.values() if each.idle]
             if not idle:
                 why = f"{MAX_UPLOADS} uploads are under way"
                 raise Busy("TOO_MANY_UPLOADS", why, 1.0, "uploads", MAX_UPLOADS)
@@ -133,11 +140,7 @@ class Uploads:
     def expire(self) -> list[Upload]:
         """Forget what nobody came back for; returns what has to be discarded."""
         end = time.monotonic() - KEPT_SECONDS
-        old = [
-            name
-            for name, each in self._known.items()
-            if each.stream is None and each.touched <= end
-        ]
+        old = [name for name, each in self._known.items() if each.idle and each.touched <= end]
         return [self._known.pop(name) for name in old]
 
     def forget(self, upload: Upload) -> None:

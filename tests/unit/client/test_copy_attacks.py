@@ -17,6 +17,7 @@ from cloister._places import Place, checked
 from cloister._unpacking import Unpacker
 from cloister_api.exec.v1 import exec_pb2, exec_pb2_grpc
 from support.fake_sessions import FakeSessions
+from support.memory import grows_by_less_than
 from support.sandbox_server import Sandbox
 from support.taken_over import taken_over
 
@@ -187,7 +188,7 @@ def test_links_of_the_target_are_not_followed(
     streamed = [entry(f"/w/link/f{number}", 1) for number in range(6)]
     with client.create_session("env") as session:
         for listed in (streamed, [entry("/w/link/authorized_keys", 1)]):
-            liar.listed = listed
+            liar.listed = [entry("/w/link", kind=Entry.TYPE_DIRECTORY), *listed]
             liar.content = lambda: iter([member("authorized_keys", b"x") + END])
             with pytest.raises(cloister.LocalFileError, match="cannot write"):
                 session.download("/w", target)
@@ -310,6 +311,7 @@ class Unpacked:
             wanted=lambda _: True,
             time=lambda member: member.seconds * 10**9,
             arrived=lambda member: self.arrived.append("/".join(member.parts)),
+            made=lambda _: None,
             limit=limit,
         )
 
@@ -405,6 +407,42 @@ def test_no_directory_is_made_for_a_listed_file_alone(
     ):
         session.download("/w", target)
     assert not [each for each in target.iterdir() if each.is_dir()]
+
+
+def test_a_file_below_many_directories_that_are_not_listed_takes_no_memory(
+    client: cloister.Client, liar: Liar, target: Path
+) -> None:
+    """Each directory above it would be kept by its whole name."""
+    liar.listed = [entry("/w/" + "a/" * 30_000 + "f", 1)]
+    with client.create_session("env") as session:
+        with (
+            grows_by_less_than(os.getpid(), 30 * MIB),
+            pytest.raises(cloister.DataLossError, match="not the directory that it is in"),
+        ):
+            session.download("/w", target)
+        liar.listed = [entry("/w/" + "a/" * MIB, kind=Entry.TYPE_DIRECTORY)]
+        with pytest.raises(cloister.DataLossError, match="a path of 2097155 characters") as error:
+            session.download("/w", target)
+    assert len(str(error.value)) < 500
+
+
+def test_directories_without_end_that_are_not_listed_end(
+    client: cloister.Client, liar: Liar, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_fetching, "_UNLISTED", 100 * 1024)
+    liar.listed = [entry(f"/w/f{number}", 1) for number in range(6)]
+
+    def directories() -> Iterator[bytes]:
+        for number in range(10_000):
+            yield member(f"d{number}", type=tarfile.DIRTYPE, mode=0o755)
+
+    liar.content = directories
+    with (
+        client.create_session("env") as session,
+        pytest.raises(cloister.DataLossError, match="more directories that it does not list"),
+    ):
+        session.download("/w", target)
+    assert len([each for each in target.iterdir() if each.is_dir()]) <= 200
 
 
 @pytest.mark.parametrize("left", [0, 100, 512, 1000, 2000, 3072])

@@ -199,3 +199,39 @@ def test_the_earliest_deadline_counts_and_contexts_are_left_all_the_same(
             client.list_sessions()
     assert "mine" not in sessions.sessions
     assert client.list_sessions() == []
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("size", [0, 1, 65_536], ids=["nothing", "a drip", "a flood"])
+def test_output_without_end_keeps_nobody_beyond_the_time_of_a_command(
+    session: cloister.Session, pod: HostilePod, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    monkeypatch.setattr(_deadline, "LEFTOVER_SECONDS", 0.1 if size == 1 else 600)
+    monkeypatch.setattr(_deadline, "IN_FLIGHT", 65_536)
+    pod.prints = b"x" * size
+    few = cloister.OutputPolicy(spool_bytes=1)
+    command = session.shell().run("yes", timeout=0.1, output=few)
+    with pytest.raises(cloister.DeadlineExceededError, match="time is up"):
+        command.result()
+
+
+async def test_what_was_kept_is_read_long_after_the_end(
+    kubeconfig: str, server: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As much as the server keeps, more than once."""
+    assert server
+    monkeypatch.setattr(_deadline, "IN_FLIGHT", 0)
+    policy = cloister.OutputPolicy(head_bytes=1024, tail_bytes=1024, spool_bytes=1024 * 1024)
+    async with (
+        cloister.AsyncClient(kubeconfig=kubeconfig, direct=True) as client,
+        await client.create_session("env") as session,
+        await session.shell() as shell,
+    ):
+        command = await shell.run("head -c 1000000 /dev/zero", timeout=60, output=policy)
+        until = command._follower.until
+        assert until is not None
+        until.at = 0.0
+        assert (await command.result()).ok
+        assert len(await command.output()) == 1_000_000
+        assert not [each async for each in command if isinstance(each, cloister.Gap)]
+        assert command.offset == 1_000_000

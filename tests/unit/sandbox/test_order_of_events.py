@@ -20,7 +20,7 @@ from cloister_sandbox.outputs import Policy
 from cloister_sandbox.paths import Roots
 from cloister_sandbox.processes import Reaper
 from cloister_sandbox.programs import Order, Programs
-from cloister_sandbox.services import runtime
+from cloister_sandbox.services import runtime, transfers
 from cloister_sandbox.services.files import FilesService
 from cloister_sandbox.services.runtime import RuntimeService
 from cloister_sandbox.shell import Shell
@@ -188,6 +188,120 @@ async def test_an_upload_that_somebody_took_over_and_left_is_closed_when_it_is_d
     assert (await first).size == 1
     assert [each.fd for each in files._uploads.all()] == [-1]
     await files.close()
+
+
+def _names(directory: Path) -> list[str]:
+    return [each.name for each in directory.iterdir()]
+
+
+async def test_an_upload_that_is_done_outlasts_a_wrong_frame_of_who_took_it_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its descriptor is in use, and would be another file's; nor does a new one take its place."""
+    files = FilesService(ServerState(phase=Phase.CLAIMED), Roots(tmp_path, (), ()), Activity())
+    upload = FilesService.Upload.__wrapped__  # type: ignore[attr-defined]
+    placing, go_on = threading.Event(), threading.Event()
+    place = files._uploads.place
+
+    def slow(given: uploads.Upload) -> exec_pb2.Entry:
+        placing.set()
+        go_on.wait()
+        return place(given)
+
+    async def stream(
+        start: exec_pb2.UploadStart, *frames: exec_pb2.UploadFrame
+    ) -> AsyncIterator[exec_pb2.UploadFrame]:
+        yield Frame(start=start)
+        for each in frames:
+            yield each
+
+    monkeypatch.setattr(files._uploads, "place", slow)
+    monkeypatch.setattr(uploads, "MAX_UPLOADS", 1)
+    begin = exec_pb2.UploadStart(path="f", upload_id="u")
+    whole = stream(begin, Frame(data=b"x"), Frame(end=exec_pb2.UploadEnd(size=1)))
+    first = asyncio.create_task(upload(files, whole, None))
+    await asyncio.to_thread(placing.wait)
+    again = exec_pb2.UploadStart(path="f", upload_id="u", offset=1)
+    with pytest.raises(CallError, match="must be sent once"):
+        await upload(files, stream(again, Frame(start=again)), None)
+    with pytest.raises(CallError, match="1 uploads are under way"):
+        await upload(files, stream(exec_pb2.UploadStart(path="g", upload_id="v")), None)
+    go_on.set()
+    assert (await first).size == 1
+    assert [each.fd for each in files._uploads.all()] == [-1]
+    assert _names(tmp_path) == ["f"]
+    await files.close()
+
+
+async def test_who_leaves_while_an_older_upload_goes_for_a_new_one_leaves_neither(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = FilesService(ServerState(phase=Phase.CLAIMED), Roots(tmp_path, (), ()), Activity())
+    begun, go_on = threading.Event(), threading.Event()
+    discard = uploads.Upload.discard
+
+    def slow(given: uploads.Upload) -> None:
+        begun.set()
+        go_on.wait()
+        discard(given)
+
+    monkeypatch.setattr(uploads, "MAX_UPLOADS", 1)
+    monkeypatch.setattr(uploads.Upload, "discard", slow)
+    older, mine = object(), object()
+    kept = await files._begin(exec_pb2.UploadStart(path="f", upload_id="u"), older)
+    await files._let_go(kept, older, keep=True)
+    new = exec_pb2.UploadStart(path="g", upload_id="v")
+    leaving = asyncio.create_task(files._begin(new, mine))
+    await asyncio.to_thread(begun.wait)
+    leaving.cancel()
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await leaving
+    await files._lanes.bulk.run(int)
+    assert (files._uploads.all(), _names(tmp_path)) == ([], [])
+    await files.close()
+
+
+async def test_who_leaves_while_a_write_goes_on_keeps_no_upload(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It took the upload over from a stream whose last bytes are being written."""
+    files = FilesService(ServerState(phase=Phase.CLAIMED), Roots(tmp_path, (), ()), Activity())
+    start = exec_pb2.UploadStart(path="f", upload_id="u")
+    kept = await files._begin(start, object())
+    taken = asyncio.Event()
+
+    async def writing(_: uploads.Upload) -> None:
+        taken.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(transfers, "_settled", writing)
+    leaving = asyncio.create_task(files._begin(start, object()))
+    await taken.wait()
+    leaving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await leaving
+    assert kept.stream is None
+    await files.close()
+
+
+async def test_who_leaves_takes_no_removal_of_an_upload_back(tmp_path: Path) -> None:
+    """One that waits for a thread: its descriptors and its hidden file would stay."""
+    files = FilesService(ServerState(phase=Phase.CLAIMED), Roots(tmp_path, (), ()), Activity())
+    made = await files._begin(exec_pb2.UploadStart(path="f"), object())
+    go_on = threading.Event()
+    busy = [files._lanes.bulk.submit(go_on.wait) for _ in range(4)]
+    leaving = asyncio.create_task(files._discard(made))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    leaving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await leaving
+    go_on.set()
+    await asyncio.gather(*busy)
+    await files._lanes.bulk.run(int)
+    await files.close()
+    assert (made.fd, _names(tmp_path)) == (-1, [])
 
 
 def test_an_upload_that_is_discarded_twice_at_once_closes_nothing_else(

@@ -6,7 +6,7 @@ import functools
 import os
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import Any
 
 from cloister_api.exec.v1 import exec_pb2, exec_pb2_grpc
@@ -162,23 +162,35 @@ class Transfers(exec_pb2_grpc.FilesServicer):
             try:
                 # Another stream may have begun the same upload meanwhile.
                 upload = self._uploads.find(start)
-                if upload is None:
-                    made.stream = stream
-                    await self._discard(*self._uploads.keep(made))
+                dropped = [made] if upload else self._uploads.keep(made)
             except CallError:
                 await self._discard(made)
                 raise
             if upload is None:
-                self._sweep_later()
+                async with self._owning(made, stream, keep=False):
+                    self._sweep_later()
+                    await self._discard(*dropped)
                 return made
-            await self._discard(made)
-        upload.stream = stream
-        with contextlib.suppress(OSError):
-            await _settled(upload)
+            await self._discard(*dropped)
+        async with self._owning(upload, stream, keep=True):
+            with contextlib.suppress(OSError):
+                await _settled(upload)
         if start.offset != upload.size:
             await self._let_go(upload, stream, keep=True)
             raise _wrong_offset(upload.start.upload_id, upload.size)
         return upload
+
+    @contextlib.asynccontextmanager
+    async def _owning(
+        self, upload: uploads.Upload, stream: object, *, keep: bool
+    ) -> AsyncIterator[None]:
+        """The upload is the stream's from here on, unless this fails or its caller goes away."""
+        upload.stream = stream
+        try:
+            yield
+        except BaseException:
+            await to_its_end(self._let_go(upload, stream, keep=keep))
+            raise
 
     async def _receive(
         self, upload: uploads.Upload, stream: object, frames: AsyncIterator[exec_pb2.UploadFrame]
@@ -242,6 +254,7 @@ class Transfers(exec_pb2_grpc.FilesServicer):
         gone: threading.Event,
     ) -> exec_pb2.Entry:
         keep = bool(upload.start.upload_id)
+        upload.finishing += 1
         async with upload.lock:
             try:
                 upload.verify(end)
@@ -256,6 +269,7 @@ class Transfers(exec_pb2_grpc.FilesServicer):
                 upload.sealed = False  # with room on the disk it can be finished yet
                 raise
             finally:
+                upload.finishing -= 1
                 await self._let_go(upload, stream, keep=keep)
 
     async def _place(self, upload: uploads.Upload, gone: threading.Event) -> exec_pb2.Entry:
@@ -272,6 +286,8 @@ class Transfers(exec_pb2_grpc.FilesServicer):
             return
         upload.stream = None
         upload.touched = time.monotonic()
+        if upload.finishing:
+            return  # a stream before this one has its bytes take their name, and lets it go then
         if not keep:
             self._uploads.forget(upload)
         if upload.done is not None or not keep:
@@ -311,6 +327,10 @@ class Transfers(exec_pb2_grpc.FilesServicer):
             self._sweep_later()
 
     async def _discard(self, *unwanted: uploads.Upload) -> None:
+        """Whether the caller stays or not: what waits for its turn would be taken back."""
+        await to_its_end(self._discard_all(unwanted))
+
+    async def _discard_all(self, unwanted: Iterable[uploads.Upload]) -> None:
         for each in unwanted:
             await self._lanes.bulk.run(each.discard)
 

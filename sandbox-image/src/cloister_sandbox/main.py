@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import resource
 
 from . import signals
 from .config import DEFAULT_PATH, Config, ConfigError
@@ -10,6 +11,20 @@ from .server import Server, harden
 
 TOLD_TO_END = 143
 """As a shell calls an end by SIGTERM. After 0 the kubelet forgets why it evicted the pod."""
+
+
+OPEN_FILES = 8192
+"""Descriptors that this process may have, where its pod's limit allows: nodes give 1,024 at first,
+and as many connections are taken. Few enough for programs that close all that they may have.
+"""
+
+
+def allow_descriptors() -> None:
+    """Let this process, and all that it starts, have so many descriptors; takes none away."""
+    now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    bounds = [OPEN_FILES, most] if most != resource.RLIM_INFINITY else [OPEN_FILES]
+    if resource.RLIM_INFINITY != now < min(bounds):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(bounds), most))
 
 
 def main() -> int:
@@ -21,6 +36,7 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     # glibc looks for a tool in the PATH of the process that starts it, see spawn.
     os.environ["PATH"] = DEFAULT_PATH
+    allow_descriptors()
     try:
         config = Config.from_environment()
         harden()

@@ -1,6 +1,7 @@
 """Runs one exec server for as long as the process lives."""
 
 import asyncio
+import contextlib
 import logging
 import os
 import resource
@@ -24,7 +25,9 @@ def allow_descriptors() -> None:
     now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     bounds = [OPEN_FILES, most] if most != resource.RLIM_INFINITY else [OPEN_FILES]
     if resource.RLIM_INFINITY != now < min(bounds):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (min(bounds), most))
+        # Where a sandboxed runtime refuses it, there is what there is.
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (min(bounds), most))
 
 
 def main() -> int:

@@ -362,7 +362,9 @@ class Programs:
         except Exception:
             # Whoever waits must learn that nothing comes any more.
             log.exception("a program's care failed")
-            await kill_tree(program.leader or NOBODY, program.mark)
+            program.left_processes = True
+            with contextlib.suppress(OSError):  # no descriptor is left to look for them
+                await kill_tree(program.leader or NOBODY, program.mark)
             if program.running:
                 program.end(Failure("OTHER", 0, "the server lost track of it"))
             if program.input is not None:
@@ -373,9 +375,7 @@ class Programs:
 
 
 async def _readable(fd: int, ended: "asyncio.Future[Ended]", seconds: float) -> bool:
-    """Wait until there is something to read, or its end; False when there is none in time, or the
-    program ended before.
-    """
+    """Wait for something to read, or its end; False when the program ends before, or time does."""
     loop = asyncio.get_running_loop()
     ready: asyncio.Future[None] = loop.create_future()
     loop.add_reader(fd, wake, ready)

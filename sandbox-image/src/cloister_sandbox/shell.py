@@ -121,8 +121,15 @@ class Shell:
         await self.close()
         if self.retired:
             raise ShellError("this context was closed")
-        stdin_read, stdin_write = os.pipe()
-        status_read, status_write = os.pipe()
+        pipes: list[int] = []
+        try:
+            for _ in range(2):
+                pipes += os.pipe()
+        except OSError as error:
+            for fd in pipes:
+                os.close(fd)
+            raise ShellError(f"bash cannot be started in {cwd}: {error.strerror}") from None
+        stdin_read, stdin_write, status_read, status_write = pipes
         try:
             self._files = ShellFiles(self._state_dir, self._mark)
             self._pid, self._exit = await self._reaper.start(

@@ -236,6 +236,8 @@ class Shells:
             await self._start(slot, slot.shell.cwd or slot.first_cwd, slot.first_cwd)
         except ShellError as error:
             return Failure("OTHER", 0, str(error))
+        except OSError as error:  # no descriptor is left to end with what was before
+            return Failure("RESOURCE_LIMIT", error.errno or 0, error.strerror or "no shell")
         return None
 
     def _time(self, slot: Slot, command: Command) -> asyncio.TimerHandle:

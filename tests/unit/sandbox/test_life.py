@@ -12,7 +12,7 @@ import pytest
 
 from cloister_api.exec.v1 import exec_pb2, exec_pb2_grpc
 from cloister_sandbox.guard import STOP
-from cloister_sandbox.main import TOLD_TO_END
+from cloister_sandbox.main import OPEN_FILES, TOLD_TO_END
 from cloister_sandbox.signals import ends_server
 from support.sandbox_server import SESSION_NAME, Sandbox, Tools, refused, sandbox
 
@@ -147,6 +147,15 @@ def test_the_shell_survives_the_loss_of_its_files(claimed: Sandbox, tools: Tools
     assert "a new shell was opened in /usr" in lost.content[0].text
     assert tools.bash("pwd") == "/usr"
     tools.call("bash", restart=True)
+
+
+@pytest.mark.parametrize(("most", "allowed"), [(4096, 4096), (16_384, OPEN_FILES)])
+def test_descriptors_are_allowed_for_all_connections_whatever_a_node_gives_at_first(
+    tmp_path: Path, most: int, allowed: int
+) -> None:
+    at_first = ("/bin/bash", "-c", 'ulimit -Sn 300; exec "$@"', "-")
+    with running(tmp_path, open_files=most, launcher=at_first) as (_, tools):
+        assert tools.bash("ulimit -Sn; ulimit -Hn") == f"{allowed}\n{most}"
 
 
 @pytest.mark.long

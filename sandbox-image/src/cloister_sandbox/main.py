@@ -12,8 +12,6 @@ from .server import Server, harden
 
 TOLD_TO_END = 143
 """As a shell calls an end by SIGTERM. After 0 the kubelet forgets why it evicted the pod."""
-
-
 OPEN_FILES = 8192
 """Descriptors that this process may have, where its pod's limit allows: nodes give 1,024 at first,
 and as many connections are taken. Few enough for programs that close all that they may have.

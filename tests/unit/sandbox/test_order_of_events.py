@@ -32,6 +32,22 @@ PEM = b"-----BEGIN "
 Frame = exec_pb2.UploadFrame
 
 
+def _held(
+    monkeypatch: pytest.MonkeyPatch, owner: object, name: str
+) -> tuple[threading.Event, threading.Event]:
+    """Let a method wait; returns what tells that it was called, and what lets it go on."""
+    called, go_on = threading.Event(), threading.Event()
+    method = getattr(owner, name)
+
+    def slow(*given: Any) -> Any:
+        called.set()
+        go_on.wait()
+        return method(*given)
+
+    monkeypatch.setattr(owner, name, slow)
+    return called, go_on
+
+
 class Identity:
     """Has no other key than its first."""
 
@@ -213,20 +229,13 @@ async def test_an_upload_that_somebody_took_over_and_left_is_closed_when_it_is_d
 ) -> None:
     files = FilesService(ServerState(phase=Phase.CLAIMED), Roots(tmp_path, (), ()), Activity())
     upload = FilesService.Upload.__wrapped__  # type: ignore[attr-defined]
-    placing, go_on = threading.Event(), threading.Event()
-    place = files._uploads.place
-
-    def slow(given: uploads.Upload) -> exec_pb2.Entry:
-        placing.set()
-        go_on.wait()
-        return place(given)
+    placing, go_on = _held(monkeypatch, files._uploads, "place")
 
     async def stream(*frames: exec_pb2.UploadFrame) -> AsyncIterator[exec_pb2.UploadFrame]:
         yield Frame(start=exec_pb2.UploadStart(path="f", upload_id="u"))
         for each in frames:
             yield each
 
-    monkeypatch.setattr(files._uploads, "place", slow)
     whole = stream(Frame(data=b"x"), Frame(end=exec_pb2.UploadEnd(size=1)))
     first = asyncio.create_task(upload(files, whole, None))
     await asyncio.to_thread(placing.wait)
@@ -248,13 +257,7 @@ async def test_an_upload_that_is_done_outlasts_a_wrong_frame_of_who_took_it_over
     """Its descriptor is in use, and would be another file's; nor does a new one take its place."""
     files = FilesService(ServerState(phase=Phase.CLAIMED), Roots(tmp_path, (), ()), Activity())
     upload = FilesService.Upload.__wrapped__  # type: ignore[attr-defined]
-    placing, go_on = threading.Event(), threading.Event()
-    place = files._uploads.place
-
-    def slow(given: uploads.Upload) -> exec_pb2.Entry:
-        placing.set()
-        go_on.wait()
-        return place(given)
+    placing, go_on = _held(monkeypatch, files._uploads, "place")
 
     async def stream(
         start: exec_pb2.UploadStart, *frames: exec_pb2.UploadFrame
@@ -263,7 +266,6 @@ async def test_an_upload_that_is_done_outlasts_a_wrong_frame_of_who_took_it_over
         for each in frames:
             yield each
 
-    monkeypatch.setattr(files._uploads, "place", slow)
     monkeypatch.setattr(uploads, "MAX_UPLOADS", 1)
     begin = exec_pb2.UploadStart(path="f", upload_id="u")
     whole = stream(begin, Frame(data=b"x"), Frame(end=exec_pb2.UploadEnd(size=1)))
@@ -285,16 +287,8 @@ async def test_who_leaves_while_an_older_upload_goes_for_a_new_one_leaves_neithe
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = FilesService(ServerState(phase=Phase.CLAIMED), Roots(tmp_path, (), ()), Activity())
-    begun, go_on = threading.Event(), threading.Event()
-    discard = uploads.Upload.discard
-
-    def slow(given: uploads.Upload) -> None:
-        begun.set()
-        go_on.wait()
-        discard(given)
-
+    begun, go_on = _held(monkeypatch, uploads.Upload, "discard")
     monkeypatch.setattr(uploads, "MAX_UPLOADS", 1)
-    monkeypatch.setattr(uploads.Upload, "discard", slow)
     older, mine = object(), object()
     kept = await files._begin(exec_pb2.UploadStart(path="f", upload_id="u"), older)
     await files._let_go(kept, older, keep=True)

@@ -347,11 +347,10 @@ class Transfers(exec_pb2_grpc.FilesServicer):
 
 async def _close(fd: int) -> None:
     """Close a file. One that a tool has removed meanwhile goes with that, which may take long."""
-    closing = None
     if os.fstat(fd).st_nlink:
         os.close(fd)
-    else:
-        closing = aside(functools.partial(os.close, fd))
+        return
+    closing = aside(functools.partial(os.close, fd))
     if closing is not None:
         await asyncio.shield(asyncio.wrap_future(closing))
 

@@ -397,6 +397,22 @@ async def test_what_is_decided_is_told_once(site: Site) -> None:
     assert not is_before
 
 
+@pytest.mark.usefixtures("brisk")
+async def test_a_channel_that_is_closed_ends_no_following(site: Site) -> None:
+    """The other call that found the gateway away closes it, as a new certificate does."""
+    gateway = await site.gateway("g1")
+    pod = site.pod("p1", "10.244.0.5")
+    gateway.decide(decision(pod, "old.example"))
+    operator = site.operator().start()
+    await until(lambda: operator.told.messages)
+    operator.client.forget("uid-of-g1")
+    gateway.decide(decision(pod))
+    await until(lambda: len(operator.told.messages) == 2)
+    _, found, was_before = operator.told.messages[-1]
+    assert [each.host for each in found.decisions] == ["a.example"]
+    assert not was_before
+
+
 # --- the calls themselves ------------------------------------------------------------------------
 
 

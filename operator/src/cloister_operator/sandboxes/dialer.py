@@ -307,12 +307,6 @@ class Sandboxes:
                     # The next attempt dials at once instead of waiting for gRPC's own backoff.
                     self._links.forget(pod.uid, link)
                 raise answers.failure(pod.name, error) from None
-            except asyncio.CancelledError:
-                task = asyncio.current_task()
-                if link.closed and task is not None and not task.cancelling():
-                    # gRPC cancels the calls of a channel that is closed under them.
-                    raise LostError(f"the channel to pod {pod.name} was closed") from None
-                raise
 
 
 async def _frames(path: str, archive: Path) -> AsyncIterator[exec_pb2.UploadFrame]:

@@ -1,6 +1,5 @@
 """The calls that the operator makes to egress gateways."""
 
-import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -141,12 +140,6 @@ class EgressGateways:
                 return await call(egress_pb2_grpc.EgressGatewayStub(link.channel))
             except grpc.aio.AioRpcError as error:
                 raise self._failure(gateway, link, error) from None
-            except asyncio.CancelledError:
-                task = asyncio.current_task()
-                if link.closed and task is not None and not task.cancelling():
-                    # gRPC cancels the calls of a channel that is closed under them.
-                    raise _unanswered(gateway, "its channel was closed") from None
-                raise
 
     def _failure(
         self, gateway: GatewayPod, link: Link, error: grpc.aio.AioRpcError
@@ -160,11 +153,9 @@ class EgressGateways:
         if error.code() is grpc.StatusCode.UNAVAILABLE:
             # The next attempt dials at once instead of waiting for gRPC's own backoff.
             self._links.forget(gateway.uid, link)
-        return _unanswered(gateway, f"{error.code().name}: {said}")
-
-
-def _unanswered(gateway: GatewayPod, why: str) -> TransientError:
-    return TransientError(f"egress gateway {gateway.name} does not answer: {why}")
+        return TransientError(
+            f"egress gateway {gateway.name} does not answer: {error.code().name}: {said}"
+        )
 
 
 def _decided(given: egress_pb2.DecisionsResponse) -> Decided:

@@ -13,6 +13,7 @@ import grpc
 from cloister_api.wire import NOT_PACKED
 
 from .. import names
+from ..errors import LostError
 from ..identity import OPERATOR_LIFETIME, Authority, Identity
 
 MAX_ANSWER = 64 * 1024
@@ -95,11 +96,21 @@ class Links:
 
     @contextlib.contextmanager
     def use(self, pod: PodAddress, server_name: str) -> Iterator[Link]:
-        """The pod's channel that expects this name, not closed for another while it is used."""
+        """The pod's channel that expects this name, not closed for another while it is used.
+
+        LostError when it is closed all the same, as `forget` and a new certificate do.
+        """
         link = self._get(pod, server_name)
         link.calls += 1
         try:
             yield link
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if link.closed and task is not None and not task.cancelling():
+                # gRPC cancels the calls of a channel that is closed under them: as it is, that
+                # would end the task that calls, without a word.
+                raise LostError(f"the channel to pod {pod.name} was closed") from None
+            raise
         finally:
             link.calls -= 1
             self._evict()

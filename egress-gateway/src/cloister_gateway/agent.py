@@ -5,7 +5,9 @@ import contextlib
 import functools
 import logging
 import signal
+from collections.abc import Coroutine
 from pathlib import Path
+from typing import Any
 
 import grpc
 
@@ -55,7 +57,10 @@ class Agent:
         )
 
     async def run(self) -> None:
-        """Serve until SIGTERM or SIGINT; OSError when a port is taken."""
+        """Serve until SIGTERM or SIGINT; OSError when a port is taken.
+
+        Raises what ended a part: kubelet starts an agent anew that has all of them.
+        """
         stopping = asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -89,16 +94,15 @@ class Agent:
         await self._health.start()
         log.info("the agent serves; it holds revision %d", self._holder.state.revision)
         parts = (self._feed.run(), self._health.run(), self._refusals.run(), self._pressure.run())
-        tasks = [asyncio.create_task(each) for each in parts]
-        await stopping.wait()
-        for each in tasks:
-            each.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await server.stop(grace=1.0)
-        reports.close()
-        log_end.close()
-        self._resolver.close()
-        await self._health.stop()
+        try:
+            await first_of(stopping.wait(), *parts)
+        finally:
+            with contextlib.suppress(asyncio.CancelledError):
+                await server.stop(grace=1.0)
+            reports.close()
+            log_end.close()
+            self._resolver.close()
+            await self._health.stop()
 
     async def _listen(self) -> asyncio.Server:
         path = self._state / places.REPORTS_SOCKET
@@ -109,3 +113,15 @@ class Agent:
         # The squids mount the folder for reading only, and run as the same user.
         path.chmod(0o600)
         return server
+
+
+async def first_of(*parts: Coroutine[Any, Any, object]) -> None:
+    """Run all until one ends, and end the others; raises what that one raised."""
+    tasks = [asyncio.create_task(each) for each in parts]
+    try:
+        ended, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for each in tasks:
+            each.cancel()
+    for each in ended:
+        each.result()

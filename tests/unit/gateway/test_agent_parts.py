@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from cloister_api.egress.v1 import egress_pb2
 from cloister_gateway import front, helper, ledger, reports
+from cloister_gateway.agent import first_of
 from cloister_gateway.connections import MEETING_SECONDS, Connections, Ended, ended
 from cloister_gateway.front import Front, FrontUnreachable
 from cloister_gateway.helper import Deciding, Rules, reply
@@ -19,6 +20,35 @@ from cloister_gateway.reports import Client, Key, Reporter, Sum
 from cloister_gateway.requests import InvalidField, to_state
 from cloister_gateway.state import Reason, Source, Verdict
 from support.certificates import TestAuthority
+from support.eventually import until
+
+# --- all of them together ------------------------------------------------------------------------
+
+
+async def test_no_part_ends_alone() -> None:
+    """Without the one that turns pages, nobody would be told of a decision any more."""
+    others: list[str] = []
+
+    async def lasting() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            others.append("ended")
+
+    async def broken() -> None:
+        await asyncio.sleep(0)
+        raise ValueError("of a part")
+
+    with pytest.raises(ValueError, match="of a part"):
+        await first_of(lasting(), broken(), lasting())
+    await until(lambda: len(others) == 2)
+
+
+async def test_being_told_to_stop_ends_all() -> None:
+    stopping = asyncio.Event()
+    stopping.set()
+    await first_of(stopping.wait(), asyncio.Event().wait())
+
 
 # --- requests ------------------------------------------------------------------------------------
 

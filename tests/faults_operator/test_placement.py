@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from faults_operator.admission import ADMIN, DRY, SANDBOXES, ask
 from faults_operator.control_plane import ControlPlane, control_plane
-from faults_operator.test_admission import ADMIN, DRY, SANDBOXES, ask
 from support.chart import render
 from support.operator_objects import environment_body
 

@@ -1,7 +1,8 @@
 """Processes of tools: starting them, and reaping them and orphans.
 
-The server is PID 1 of its container, so orphans become its children. One owner reaps all of them:
-the SIGCHLD handler. It passes the statuses of processes that were started here to who waits.
+The server is PID 1 of its container, so orphans become its children. One owner reaps all of them
+when the kernel tells of one. It passes the statuses of processes that were started here to who
+waits.
 """
 
 import asyncio
@@ -34,7 +35,7 @@ class Ended:
     cpu: float
     """Seconds of processor time, with the children it waited for."""
     max_rss: int
-    """Bytes; never less than what this server had when it started the process, see _reap."""
+    """Bytes; never less than what this server had when it started the process, see reap."""
 
 
 class Reaper:
@@ -45,10 +46,6 @@ class Reaper:
         self._unclaimed: dict[int, Ended] = {}
         self._starting = 0
         self._starts = Starts()
-
-    def install(self) -> None:
-        """Start reaping on the running event loop."""
-        asyncio.get_running_loop().add_signal_handler(signal.SIGCHLD, self._reap)
 
     async def start(
         self,
@@ -128,7 +125,8 @@ class Reaper:
             return True
         return any(pid not in self._waiting for pid in orphans())
 
-    def _reap(self) -> None:
+    def reap(self) -> None:
+        """Take up every child that has ended. Called on the event loop, whenever one may have."""
         for _ in range(_REAPED):
             try:
                 pid, status, usage = os.wait4(-1, os.WNOHANG)
@@ -154,7 +152,7 @@ class Reaper:
                         del self._unclaimed[next(iter(self._unclaimed))]
             elif not future.done():
                 future.set_result(ended)
-        asyncio.get_running_loop().call_soon(self._reap)
+        asyncio.get_running_loop().call_soon(self.reap)
 
 
 def _is_child(pid: int) -> bool:

@@ -91,7 +91,7 @@ class Server:
 
     async def start(self) -> None:
         """Serve, then prepare the pod. Returns when it is warm, or has failed for good."""
-        self._reaper.install()
+        signals.watch_children(self._reaper.reap)
         await threads.prepare()
         server = grpc.aio.server(
             options=[

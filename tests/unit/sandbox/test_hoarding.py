@@ -11,10 +11,10 @@ import pytest
 from cloister_api.exec.v1 import exec_pb2
 from cloister_sandbox import leftovers
 from cloister_sandbox.leftovers import Leftovers
-from cloister_sandbox.processes import Reaper
 from cloister_sandbox.shell import Shell, ShellError
 from support.file_calls import eventually
 from support.jobs import Jobs
+from support.reaping import installed_reaper
 from support.sandbox_server import Sandbox, Tools, sandbox
 
 pytestmark = pytest.mark.long
@@ -93,8 +93,7 @@ def test_the_oldest_make_room() -> None:
 async def test_a_shell_that_is_closed_while_it_opens_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reaper = Reaper()
-    reaper.install()
+    reaper = installed_reaper()
     started: list[int] = []
     start = reaper.start
 

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from cloister_sandbox import kin
-from cloister_sandbox.processes import Reaper
 from cloister_sandbox.shell import Shell, ShellError
 from support.eventually import until
 from support.memory import grows_by_less_than
+from support.reaping import installed_reaper
 
 pytestmark = pytest.mark.long
 
@@ -73,8 +73,7 @@ def test_variables_without_end_take_no_memory(tmp_path: Path) -> None:
 
 @pytest.fixture
 async def shell(tmp_path: Path) -> AsyncIterator[Callable[[str], Shell]]:
-    reaper = Reaper()
-    reaper.install()
+    reaper = installed_reaper()
     made: list[Shell] = []
 
     def make(name: str) -> Shell:

@@ -15,6 +15,7 @@ from cloister_sandbox.processes import Reaper
 from cloister_sandbox.shells import Shells
 from cloister_sandbox.state import Activity, ServerState
 from support.eventually import until
+from support.reaping import installed_reaper
 
 ENV = {"PATH": os.environ["PATH"]}
 
@@ -46,8 +47,7 @@ async def leave(call: "asyncio.Task[Any]") -> None:
 
 @pytest.fixture
 async def reaper() -> AsyncIterator[Reaper]:
-    reaper = Reaper()
-    reaper.install()
+    reaper = installed_reaper()
     async with asyncio.timeout(60):
         yield reaper
 

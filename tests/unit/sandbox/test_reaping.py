@@ -14,6 +14,7 @@ from cloister_sandbox.kin import MARK, kill_tree
 from cloister_sandbox.processes import Ended, Reaper
 from cloister_sandbox.spawn import nothing
 from support.file_calls import eventually
+from support.reaping import installed_reaper
 
 ENV = {"PATH": os.environ["PATH"]}
 
@@ -24,8 +25,7 @@ async def launch(reaper: Reaper, *argv: str) -> "asyncio.Future[Ended]":
 
 async def test_the_end_of_an_orphan_is_nobody_elses(monkeypatch: pytest.MonkeyPatch) -> None:
     """While a program starts, one that had its number before ends: a tool chose its status."""
-    reaper = Reaper()
-    reaper.install()
+    reaper = installed_reaper()
     begin = processes._begin
 
     def held_back(argv: Sequence[str], cwd: str, env: Mapping[str, str], *rest: Any) -> int:
@@ -41,8 +41,7 @@ async def test_the_end_of_an_orphan_is_nobody_elses(monkeypatch: pytest.MonkeyPa
 async def test_a_program_that_ends_before_its_number_is_known(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    reaper = Reaper()
-    reaper.install()
+    reaper = installed_reaper()
     begin = processes._begin
 
     def late(argv: Sequence[str], cwd: str, env: Mapping[str, str], *rest: Any) -> int:
@@ -77,7 +76,7 @@ async def test_orphans_that_end_while_a_start_is_held_back_are_bounded(
     told = ends()
     monkeypatch.setattr(processes, "_REAPED", 10**9)
     monkeypatch.setattr("cloister_sandbox.processes.os.wait4", lambda *_: next(told))
-    reaper._reap()
+    reaper.reap()
     assert len(reaper._unclaimed) == processes._UNCLAIMED
     assert 3 * processes._UNCLAIMED - 1 in reaper._unclaimed, "the newest stay"
     assert 2 not in reaper._unclaimed
@@ -90,8 +89,7 @@ async def test_orphans_that_end_while_a_start_is_held_back_are_bounded(
 
 async def test_what_waits_for_a_disk_keeps_nobody_from_ending_processes() -> None:
     """Spools and directories of shells are read, written and removed in threads, too."""
-    reaper = Reaper()
-    reaper.install()
+    reaper = installed_reaper()
     go_on = threading.Event()
     async with asyncio.timeout(60):
         pid, ended = await reaper.launch(

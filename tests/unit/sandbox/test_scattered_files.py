@@ -18,7 +18,6 @@ from cloister_sandbox import overflow
 from cloister_sandbox.capture import Output
 from cloister_sandbox.overflow import Overflows
 from cloister_sandbox.paths import Roots
-from cloister_sandbox.processes import Reaper
 from cloister_sandbox.services import transfers
 from cloister_sandbox.services.files import FilesService
 from cloister_sandbox.shell import Shell, ShellError
@@ -27,6 +26,7 @@ from cloister_sandbox.threads import aside
 from cloister_sandbox.toolset.read import read_at_once
 from cloister_sandbox.trees import CHUNK
 from support.eventually import until
+from support.reaping import installed_reaper
 
 KEEP_SIZE = 1
 MIB = 1024 * 1024
@@ -97,8 +97,7 @@ async def test_a_shell_empties_no_file_of_another_file_system(tmp_path: Path) ->
     if not elsewhere.parent.is_dir() or elsewhere.parent.stat().st_dev == tmp_path.stat().st_dev:
         pytest.skip("there is one file system")
     elsewhere.mkdir()
-    reaper = Reaper()
-    reaper.install()
+    reaper = installed_reaper()
     shell = Shell("one", tmp_path / "state", reaper)
     never: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     try:

@@ -5,16 +5,15 @@ import os
 import signal
 
 from cloister_sandbox.kin import MARK
-from cloister_sandbox.processes import Reaper
 from cloister_sandbox.spawn import nothing
 from cloister_sandbox.survivors import Survivors
 from support.eventually import until
+from support.reaping import installed_reaper
 
 
 async def test_only_what_goes_on_is_kept_in_mind() -> None:
     """A worker's programs leave something behind, again and again, which ends later."""
-    reaper = Reaper()
-    reaper.install()
+    reaper = installed_reaper()
     survivors = Survivors(first_look=8)
     running: dict[int, asyncio.Future[int]] = {}
     async with asyncio.timeout(60):

@@ -300,7 +300,7 @@ async def test_processes_that_end_without_end_leave_time_for_calls(
         return next(pids), 0, Usage()
 
     monkeypatch.setattr("cloister_sandbox.processes.os.wait4", endless)
-    Reaper()._reap()
+    Reaper().reap()
     seen = ended
     await asyncio.sleep(0)
     assert ended > seen, "it goes on"

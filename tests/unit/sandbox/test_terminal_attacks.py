@@ -13,10 +13,10 @@ import pytest
 from cloister_api.exec.v1 import exec_pb2
 from cloister_sandbox import programs, terminal
 from cloister_sandbox.outputs import Policy
-from cloister_sandbox.processes import Reaper
 from cloister_sandbox.state import Activity
 from support.file_calls import eventually
 from support.jobs import Jobs, read
+from support.reaping import installed_reaper
 from support.sandbox_server import Sandbox
 
 pytestmark = pytest.mark.long
@@ -64,8 +64,7 @@ async def test_a_launcher_that_a_tool_stops_keeps_nobody_waiting(
     monkeypatch.setattr(programs, "STARTING", 1)
     monkeypatch.setattr(programs, "LAUNCH_SECONDS", 1.0)
     monkeypatch.setattr(terminal, "_LAUNCHER", STOPS)
-    reaper = Reaper()
-    reaper.install()
+    reaper = installed_reaper()
     started = programs.Programs(reaper, Activity())
 
     def order(*argv: str, size: tuple[int, int] | None = None) -> programs.Order:
@@ -104,8 +103,7 @@ async def test_who_takes_a_launchers_word_stops_no_server(
 
 async def fails_to_start_on_a_terminal(folder: Path) -> None:
     """A program in whose launcher's place something else is has no start, and that is told."""
-    reaper = Reaper()
-    reaper.install()
+    reaper = installed_reaper()
     started = programs.Programs(reaper, Activity())
     env = {"PATH": os.environ["PATH"]}
     order = programs.Order(("true",), str(folder), env, Policy(), (80, 24))

@@ -15,6 +15,7 @@ from ..plan import proving
 from ..plan.egress import gateway_ways
 from ..plan.failure import Failure, Proof
 from ..sandboxes import PodAddress, SandboxInfo, SandboxState
+from ..tasks import told_to_end
 from . import pods
 from .context import Context, address
 
@@ -119,7 +120,9 @@ class Warmer:
         except (NotFoundError, ConflictError) as error:
             log.info("pod %s is not ours to warm any more: %s", pod.name, error)
             await asyncio.sleep(_ANOTHER_LOOK)
-        except Exception:
+        except (Exception, asyncio.CancelledError):
+            if told_to_end():
+                raise
             log.exception("pod %s cannot be followed; the next reconcile goes on", pod.name)
             await asyncio.sleep(_ANOTHER_LOOK)
 

@@ -15,6 +15,7 @@ from cloister_api.wire import NOT_PACKED
 from .. import names
 from ..errors import LostError
 from ..identity import OPERATOR_LIFETIME, Authority, Identity
+from ..tasks import told_to_end
 
 MAX_ANSWER = 64 * 1024
 """Bytes of one answer."""
@@ -105,10 +106,8 @@ class Links:
         try:
             yield link
         except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if link.closed and task is not None and not task.cancelling():
-                # gRPC cancels the calls of a channel that is closed under them: as it is, that
-                # would end the task that calls, without a word.
+            if link.closed and not told_to_end():
+                # gRPC cancels the calls of a channel that is closed under them.
                 raise LostError(f"the channel to pod {pod.name} was closed") from None
             raise
         finally:

@@ -11,7 +11,7 @@ from cloister_sandbox import outputs, spool
 from cloister_sandbox.errors import Busy, NotFound
 from cloister_sandbox.jobs import MEMORY, Ending, Job, Jobs, Reason, reason_of
 from cloister_sandbox.outputs import CHUNK, LIVE, Missing, OutputStore, Policy, Reader
-from cloister_sandbox.services.events import follow
+from cloister_sandbox.services.events import MAX_READERS, follow
 
 SMALL = Policy(head=100, tail=200, spool=300)
 
@@ -232,6 +232,22 @@ async def test_a_quiet_program_shows_that_it_lives() -> None:
             quiet.store.add(1, b"word")
             quiet.end(ended())
     assert kinds == ["started", "heartbeat", "heartbeat", "output", "exited"]
+
+
+async def test_readers_who_come_at_once_are_bounded() -> None:
+    """Each counts before it has heard anything, and until it is gone."""
+    popular = job("popular")
+    come = [follow(popular) for _ in range(MAX_READERS + 1)]
+    for each in come[:-1]:
+        assert (await anext(each)).HasField("started")
+    with pytest.raises(Busy, match="64 readers"):
+        await anext(come[-1])
+    await come[0].aclose()
+    later = follow(popular)
+    assert (await anext(later)).HasField("started")
+    for each in (*come, later):
+        await each.aclose()
+    assert popular.store.readers == 0
 
 
 async def test_small_output_is_sent_together() -> None:

@@ -201,6 +201,22 @@ def test_what_a_tool_writes_into_ripgreps_pipe_is_left_out(tmp_path: Path) -> No
             assert isinstance(found, Line)
 
 
+def test_a_file_that_cannot_be_read_keeps_no_descriptor(tmp_path: Path) -> None:
+    """What a tool writes into ripgrep's pipe names as many of them as it likes."""
+    unreadable = f"/proc/{os.getpid()}/mem"
+    roots = Roots(tmp_path, (), (), frozenset({unreadable}))
+    begin = json.dumps({"type": "begin", "data": {"path": {"text": unreadable}}}).encode()
+
+    def descriptors() -> int:
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    with Matches(roots, "/", "/", lambda: False) as matches:
+        assert not list(matches.feed(begin + b"\n"))
+        before = descriptors()
+        assert not list(matches.feed((begin + b"\n") * 50))
+        assert descriptors() == before
+
+
 @pytest.mark.parametrize(
     "content",
     [b"x" * 200_000, b'"\\\t\r' * 60_000, b"\x80\xff" * 60_000, "ä€😀".encode() * 20_000],

@@ -34,6 +34,10 @@ class Call:
         raise Ended
 
 
+def kept(directory: Path) -> list[Path]:
+    return list(directory.iterdir())
+
+
 async def cut() -> AsyncIterator[exec_pb2.UploadFrame]:
     """A stream that ends too early."""
     yield exec_pb2.UploadFrame(start=exec_pb2.UploadStart(path="f", upload_id="cut"))
@@ -51,18 +55,15 @@ async def test_an_interrupted_upload_goes_though_no_other_comes(
         request = exec_pb2.UploadStateRequest(upload_id="cut")
         return int((await service.UploadState(request, Call())).offset)
 
-    def kept() -> list[Path]:
-        return list(tmp_path.iterdir())
-
     async with asyncio.timeout(60):
         with pytest.raises(Ended):
             await service.Upload(cut(), Call())
         first = service._sweep
         await until(lambda: service._sweep is not first, pause=0.005)
         assert await offset() == 100_000, "a look takes none before its time"
-        assert len(kept()) == 1
+        assert len(kept(tmp_path)) == 1
         monkeypatch.setattr(uploads, "KEPT_SECONDS", 0.0)
-        await until(lambda: not kept(), pause=0.005)
+        await until(lambda: not kept(tmp_path), pause=0.005)
         assert await offset() == 0
         await until(lambda: service._sweep is None)
 
@@ -81,5 +82,5 @@ async def test_an_upload_that_ends_while_others_wait_for_the_disk_leaves_nothing
     await asyncio.sleep(0)
     go_on.set()
     await asyncio.gather(leaving, *busy)
-    assert (made.fd, list(tmp_path.iterdir())) == (-1, [])
+    assert (made.fd, kept(tmp_path)) == (-1, [])
     await files.close()

@@ -29,6 +29,8 @@ _OPTIONS: tuple[tuple[str, int], ...] = (
     # A node that dies takes the connection along without a word.
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 5_000),
+    # Without this gRPC waits for a minute all the same.
+    ("grpc.http2.ping_timeout_ms", 5_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
     # A warm pod's connection stays open, however long it waits: a claim must not pay a handshake.

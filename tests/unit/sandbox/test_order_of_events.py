@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 
 from cloister_api.exec.v1 import exec_pb2
-from cloister_sandbox import guard, programs, server, uploads
-from cloister_sandbox.commands import Script
+from cloister_sandbox import guard, server, uploads
 from cloister_sandbox.config import Config
 from cloister_sandbox.contexts import Contexts
 from cloister_sandbox.errors import CallError, Unavailable
@@ -20,7 +19,7 @@ from cloister_sandbox.jobs import Jobs
 from cloister_sandbox.outputs import Policy
 from cloister_sandbox.paths import Roots
 from cloister_sandbox.processes import Reaper
-from cloister_sandbox.programs import Order, Program, Programs
+from cloister_sandbox.programs import Order, Programs
 from cloister_sandbox.recipe import RecipeError
 from cloister_sandbox.services import runtime, transfers
 from cloister_sandbox.services.files import FilesService
@@ -159,53 +158,6 @@ async def test_what_its_caller_closes_meanwhile_keeps_no_server_from_its_end(
         await close_all()
         await caller
         assert most == 3
-
-
-@pytest.mark.parametrize("ending", [False, True])
-async def test_a_command_for_whose_shell_there_are_no_descriptors_ends(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, ending: bool
-) -> None:
-    """Neither for a new bash, nor for a look at what was left of the one before."""
-    shells = Shells(tmp_path, Reaper(), Activity(), Jobs())
-    slot = shells._slots["s"] = Slot("s", b"", str(tmp_path), {}, shells._new_shell())
-    made: list[int] = []
-    pipe = os.pipe
-
-    def scarce() -> tuple[int, int]:
-        if made:
-            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-        made.extend(pipe())
-        return made[0], made[1]
-
-    async def close(_: Shell) -> None:
-        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-
-    monkeypatch.setattr(os, "pipe", scarce)
-    if ending:
-        monkeypatch.setattr(Shell, "close", close)
-    job, _ = shells.run("s", "c", b"", Script(":", 0.0, detach=False, policy=Policy()))
-    await asyncio.wait(shells._tasks)
-    assert job.failure is not None
-    assert "Too many open files" in job.failure.message
-    assert slot.running is None
-    for each in made:
-        with pytest.raises(OSError, match="Bad file descriptor"):
-            os.fstat(each)
-
-
-async def test_a_program_that_nobody_can_look_for_ends_and_is_not_forgotten(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def none(*_: object) -> None:
-        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-
-    monkeypatch.setattr(Program, "run", none)
-    monkeypatch.setattr(programs, "kill_tree", none)
-    own = Programs(Reaper(), Activity())
-    job, _ = own.start("p", b"", Order(("true",), str(tmp_path), {}, Policy()))
-    await asyncio.wait(own._running)
-    assert job.failure is not None
-    assert len(own._survivors) == 1
 
 
 async def test_streams_that_begin_one_upload_at_once_leave_nothing(tmp_path: Path) -> None:

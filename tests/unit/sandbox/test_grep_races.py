@@ -311,6 +311,21 @@ def test_what_ripgrep_leaves_behind_ends_with_the_next_that_ends(tmp_path: Path)
         assert tools.bash(f"pgrep -fx '{left}' | wc -l") == "0"
 
 
+def test_the_number_of_a_search_that_ended_is_not_signalled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever reads may take minutes, and who has the number by then is somebody else."""
+    (tmp_path / "f").write_text("needle\n")
+    signalled = []
+    monkeypatch.setattr("cloister_sandbox.ripgrep.os.kill", lambda *given: signalled.append(given))
+    search = Search(["--json", "-e", "needle", "."], str(tmp_path), dict(os.environ), 30)
+    output = search.output(lambda: False)
+    assert next(output)
+    os.waitpid(search._pid, 0)
+    output.close()
+    assert not signalled
+
+
 def test_a_search_that_is_over_reads_no_further(tmp_path: Path) -> None:
     path = tmp_path / "f"
     path.write_bytes(codecs.BOM_UTF16_LE + "a\n".encode("utf-16-le"))

@@ -162,6 +162,7 @@ class Controller:
                 # Nobody takes from it: what has gathered is known anyway.
                 self._context.queue = self._new_queue()
                 continue
+            self._environments.look_anew()
             self._add_all()
 
     def _new_queue(self) -> WorkQueue[WorkKey]:

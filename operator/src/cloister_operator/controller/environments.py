@@ -95,6 +95,14 @@ class EnvironmentReconciler:
             raise problem
         return min(again or ASKED_AGAIN_SECONDS, ASKED_AGAIN_SECONDS) if asks else again
 
+    def look_anew(self) -> None:
+        """Let the next look at each Environment ask again for what is not watched, however lately
+        one did: what changes just after a look between two resyncs would else be seen at the second
+        one only.
+        """
+        self._resolved_at.clear()
+        self._grounds.look_anew()
+
     async def _confirm(self, namespace: str, name: str) -> None:
         """Ask the API server for an Environment whose pods go by themselves: the garbage collector
         takes them when it is deleted, and a watch that was down does not tell of that.

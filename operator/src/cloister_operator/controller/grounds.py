@@ -32,6 +32,12 @@ class Grounds:
         *_, ranges = self._applied.get(namespace, ("", 0.0, None))
         return namespace in self._applied and ranges == self._context.ranges.current
 
+    def look_anew(self) -> None:
+        """Ask again, when next asked, for what is not watched."""
+        self._gateway = float("-inf"), self._gateway[1]
+        for namespace, (uid, _, ranges) in self._applied.items():
+            self._applied[namespace] = uid, float("-inf"), ranges
+
     async def prepare(self, environment: EnvironmentObject) -> None:
         """Check the namespace, then apply its policies: they stand before any pod does.
 

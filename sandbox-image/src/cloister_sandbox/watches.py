@@ -23,6 +23,7 @@ MAX_NAMES = 4 * 1024 * 1024
 """Characters of their paths together."""
 WALK_SECONDS = 60.0
 """Of looking through directories that are new: a tool can fill one with millions of files."""
+_ANYTHING = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _MAX_EVENTS = 50_000
 _MAX_TOLD = 16 * 1024 * 1024
 """Changes that are gathered for one answer, and characters of their paths; more are told as an
@@ -64,7 +65,7 @@ class Watch:
         self.fd = self._inotify.fd
         try:
             # Not kept open: the end of a file is told only when nothing holds it.
-            top = roots.directory(resolved, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+            top = roots.directory(resolved, _ANYTHING)
             try:
                 self._identity = _identity(top)
                 self._add(top, "")
@@ -126,7 +127,22 @@ class Watch:
                 pass
             for watch in before.keys() - self._names.keys():
                 self._inotify.remove(watch)
-        return [(Change.OVERFLOW, self._path)]
+        told = [(Change.OVERFLOW, self._path)]
+        if not self._is_there():
+            self.ended = True
+            told.append((Change.REMOVED, self._path))
+        return told
+
+    def _is_there(self) -> bool:
+        """Whether the path still leads to what is watched."""
+        try:
+            top = self._roots.directory(self._path, _ANYTHING)
+        except OSError:
+            return False
+        try:
+            return _identity(top) == self._identity
+        finally:
+            os.close(top)
 
     def _told(self, event: inotify.Event) -> Iterator[tuple[Change, str]]:
         if event.mask & inotify.Q_OVERFLOW:

@@ -4,7 +4,6 @@ import os
 import queue
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from cloister_api.exec.v1 import exec_pb2, exec_pb2_grpc
 from cloister_sandbox import watches
 from cloister_sandbox.errors import Busy
 from cloister_sandbox.paths import Roots
-from cloister_sandbox.watches import Watch
 from support.file_calls import FileCalls, eventually
 from support.sandbox_server import Sandbox, refused
 
@@ -248,57 +246,6 @@ def test_new_directories_are_watched_with_what_is_in_them(
     (root / "moved" / "x" / "y" / "g").touch()
     watcher.until(lambda each: each == (EVENT.TYPE_CREATED, str(root / "moved" / "x" / "y" / "g")))
     watcher.call.cancel()
-
-
-class NeverLookedThrough(dict[int, str]):
-    """The directories of a watch, one of which is looked up by its number alone."""
-
-    def items(self) -> Any:
-        raise AssertionError("all of them are looked through for one")
-
-
-def test_a_directory_that_is_removed_costs_no_look_at_all_others(tmp_path: Path) -> None:
-    """A tool removes thousands in a moment."""
-    for name in "abc":
-        (tmp_path / "d" / name).mkdir(parents=True)
-    with closing(Watch(Roots(tmp_path, (), ()), "d", f"{tmp_path}/d", recursive=True)) as watch:
-        watch._names = NeverLookedThrough(watch._names)
-        (tmp_path / "d" / "b").rmdir()
-        told = watch.changes(lambda: False)
-        assert told == [(watches.Change.REMOVED, f"{tmp_path}/d/b")]
-        assert sorted(watch._names.values()) == ["", "a", "c"]
-        # A new one of the same name is another one.
-        (tmp_path / "d" / "b").mkdir()
-        watch.changes(lambda: False)
-        (tmp_path / "d" / "b" / "f").touch()
-        assert (watches.Change.CREATED, f"{tmp_path}/d/b/f") in watch.changes(lambda: False)
-
-
-def test_a_directory_that_moves_takes_those_below_along(tmp_path: Path) -> None:
-    (tmp_path / "d" / "a" / "deep").mkdir(parents=True)
-    (tmp_path / "d" / "ab").mkdir()
-    with closing(Watch(Roots(tmp_path, (), ()), "d", f"{tmp_path}/d", recursive=True)) as watch:
-        (tmp_path / "d" / "a").rename(tmp_path / "elsewhere")
-        (tmp_path / "elsewhere" / "deep" / "f").touch()
-        assert watch.changes(lambda: False) == [(watches.Change.REMOVED, f"{tmp_path}/d/a")]
-        assert sorted(watch._names.values()) == ["", "ab"]
-
-
-def test_directories_whose_removal_was_lost_do_not_count(tmp_path: Path) -> None:
-    queued = int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())
-    for name in ("one", "two", "stays"):
-        (tmp_path / "d" / name).mkdir(parents=True)
-    with closing(Watch(Roots(tmp_path, (), ()), "d", f"{tmp_path}/d", recursive=True)) as watch:
-        for number in range(queued):  # those that follow each other are one where they are the same
-            os.utime(tmp_path / "d" / ("one", "two")[number % 2])
-        for name in ("one", "two"):
-            (tmp_path / "d" / name).rmdir()
-        overflow = (watches.Change.OVERFLOW, f"{tmp_path}/d")
-        while overflow not in watch.changes(lambda: False):
-            pass
-        assert sorted(watch._names.values()) == ["", "stays"]
-        (tmp_path / "d" / "stays" / "f").touch()
-        assert (watches.Change.CREATED, f"{tmp_path}/d/stays/f") in watch.changes(lambda: False)
 
 
 def test_a_watch_ends_with_its_path(files: FileCalls, claimed: Sandbox) -> None:

@@ -10,8 +10,9 @@ from ..errors import PermanentError
 from . import bootstrap
 from .context import Context
 
-RECHECKED_AFTER_SECONDS = 50.0
-"""A little less than the resync: each one applies the policies and reads the references again."""
+RECHECKED_AFTER_SECONDS = 70.0
+"""A little more than the resync, which lets everything be asked for anew: policies are applied, and
+references read, once for each."""
 _ENFORCED = {"strict": "restricted", "rootish": "baseline"}
 """By profile, the level of Pod Security that its namespace must enforce."""
 

@@ -19,6 +19,7 @@ from .authorize import Authorizer
 from .calls import Calls
 from .config import Config, ConfigError
 from .contexts import Contexts
+from .finishing import for_ever
 from .identity import ServerIdentity
 from .processes import Reaper
 from .programs import Programs
@@ -152,7 +153,7 @@ class Server:
         # What is there now stays: no collection needs to look at it again.
         gc.freeze()
         gc.enable()
-        self._watching = [asyncio.create_task(each.watch()) for each in (memory, unborn)]
+        self._watching = [asyncio.create_task(for_ever(each.watch)) for each in (memory, unborn)]
         await self._prepare()
 
     async def _prepare(self) -> None:

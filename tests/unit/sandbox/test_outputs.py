@@ -1,7 +1,9 @@
 """The store of what a program prints: what is kept, who waits for whom, and how it is streamed."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Callable
+from typing import NoReturn
 
 import pytest
 
@@ -181,10 +183,14 @@ async def test_a_program_can_be_made_to_wait_for_its_slowest_reader() -> None:
     assert (await drain(source.store.reader(slow.position)))[1] == []
 
 
+@pytest.mark.parametrize("lacking", [OSError, MemoryError])
 async def test_a_disk_that_fails_costs_output_and_nothing_else(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, lacking: type[Exception]
 ) -> None:
-    monkeypatch.setattr(spool, "DIRECTORY", "/no/such/directory")
+    def fail(*_: object) -> NoReturn:
+        raise lacking
+
+    monkeypatch.setattr(os, "pwrite", fail)
     source = Source(SMALL)
     before = spool.Spool.occupied
     source.store.add(1, pattern(0, 100))

@@ -7,6 +7,7 @@ import secrets
 import signal
 import socket
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import TypeVar
 
 from . import __version__, names
@@ -20,7 +21,7 @@ from .controller.backend import Backend
 from .controller.context import Context
 from .controller.controller import Controller
 from .controller.decisions import Decisions
-from .controller.election import Election
+from .controller.election import Election, Term
 from .controller.events import Recorder
 from .controller.gateway_link import Lead
 from .controller.gateway_objects import GatewayObjects
@@ -34,6 +35,7 @@ from .sandboxes.gateways import EgressGateways
 from .sessions_api.limits import of_settings
 from .sessions_api.server import SessionsServer
 from .settings import Settings
+from .tasks import EndedAlone, Part, keep, lasting, together
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -59,7 +61,7 @@ async def run(settings: Settings) -> int:
             main.cancel()
         result = (await asyncio.gather(main, return_exceptions=True))[0]
         stopping.cancel()
-        if isinstance(result, asyncio.CancelledError):
+        if stop.is_set() and isinstance(result, asyncio.CancelledError):
             return 0
         log.error("the operator ends", exc_info=result)
         return 1
@@ -129,32 +131,28 @@ async def _serve(api: HttpApi, settings: Settings) -> None:
                 await self_test.look()
             LEADER.set(1)
             try:
-                async with asyncio.TaskGroup() as parts:
-                    parts.create_task(controller.work(), name="controller")
-                    parts.create_task(rotation.lead(), name="rotation")
-                    if settings.admission_policies:
-                        parts.create_task(self_test.run(), name="admission")
-                    parts.create_task(observe.keep_gauges(context), name="gauges")
-                    if settings.egress_gateway:
-                        lead = Lead(election.term, election.leads, gateways, context.api)
-                        parts.create_task(
-                            context.egress.run(lead, Decisions(context, recorder)), name="egress"
-                        )
-                        parts.create_task(GatewayObjects(context).run(), name="gateways' objects")
+                parts: dict[str, Part] = {
+                    "controller": controller.work,
+                    "rotation": rotation.lead,
+                    "gauges": observe.Gauges(context).run,
+                }
+                if settings.admission_policies:
+                    parts["admission"] = self_test.run
+                if settings.egress_gateway:
+                    lead = Lead(election.term, election.leads, gateways, context.api)
+                    told = Decisions(context, recorder)
+                    parts["egress"] = partial(context.egress.run, lead, told)
+                    parts["gateways' objects"] = GatewayObjects(context).run
+                await together(parts)
             finally:
                 LEADER.set(0)
 
         rotation = certificates.Rotation(context, publish)
         self_test = SelfTest(context)
 
-        async def stand() -> None:
-            await election.run(term)
-            if not election.resigned:
-                raise LeadLost
-
         async with asyncio.TaskGroup() as group:
-            mirror = group.create_task(controller.mirror(), name="mirror")
-            following = group.create_task(rotation.follow(), name="the CA")
+            mirror = keep(group, "mirror", controller.mirror)
+            following = keep(group, "the CA", rotation.follow)
             await context.synced.wait()
             # As after the imports: thousands of pods stay as they are for long.
             gc.collect()
@@ -167,7 +165,7 @@ async def _serve(api: HttpApi, settings: Settings) -> None:
                 "the positive control of the network probe",
                 lambda: bootstrap.check_targets(context.probe_targets),
             )
-            standing = group.create_task(stand(), name="election")
+            standing = group.create_task(stand(election, term), name="election")
             health.missing = None
             log.info("ready: %s environments", len(context.environments.all()))
             try:
@@ -195,6 +193,15 @@ def _identity(settings: Settings) -> str:
     need not wait for the Lease that it held to run out.
     """
     return settings.pod_name or f"{socket.gethostname()}-{secrets.token_hex(4)}"
+
+
+async def stand(election: Election, term: Term) -> None:
+    """Stand for election until resigned; raises LeadLost when that ends before."""
+    try:
+        await lasting("the election", partial(election.run, term))
+    except EndedAlone as error:
+        if not election.resigned:
+            raise LeadLost from error
 
 
 class LeadLost(Exception):

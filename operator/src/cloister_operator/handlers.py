@@ -110,7 +110,8 @@ class Watcher:
             began = time.monotonic()
             try:
                 asyncio.run(self._watch())
-            except Exception:
+            except (Exception, asyncio.CancelledError):
+                # Whatever it ends by, nobody but this thread knows that it did.
                 log.exception("kopf ended")
             if time.monotonic() - began > _LASTED_SECONDS:
                 ended = 0

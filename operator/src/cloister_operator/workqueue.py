@@ -12,6 +12,7 @@ from typing import Generic, TypeVar
 from .errors import NotFoundError, OperatorError, TransientError
 from .metrics import QUEUE_WAIT_SECONDS
 from .plan.lanes import Lane, Lanes
+from .tasks import told_to_end
 
 log = logging.getLogger(__name__)
 
@@ -149,7 +150,11 @@ class WorkQueue(Generic[K]):
         except OperatorError as error:
             delay = self._backoff(key)
             log.warning("%s: again in %.2f s: %s", key, delay, error)
-        except Exception:
+        except (Exception, asyncio.CancelledError):
+            if told_to_end():
+                raise
+            # Also what the handler waited for being cancelled: a key that stays among those that
+            # are handled would never be handled again.
             delay = self._backoff(key)
             log.exception("%s: again in %.2f s", key, delay)
         self.progress += 1

@@ -8,6 +8,7 @@ Both refuse the same paths with the same errors, whatever is swapped in between.
 import contextlib
 import ctypes
 import errno
+import functools
 import os
 from collections.abc import Sequence
 
@@ -81,6 +82,20 @@ def open_directory(root: int, parts: Sequence[str], flags: int = DIRECTORY) -> i
             os.close(here)
         raise
     return here
+
+
+@functools.cache
+def _slash() -> int:
+    return os.open("/", DIRECTORY)
+
+
+def open_root(path: str) -> int:
+    """Open a directory by its absolute path that has no links; the caller closes it.
+
+    Raises OSError, also where there is one by now: tools that are root may put it there, and what
+    is a process's own in /proc would be this one's.
+    """
+    return open_directory(_slash(), [part for part in path.split("/") if part])
 
 
 def find_at_once(root: int, path: str) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 
 from .config import Config
 from .errors import Busy, NotFound, place
-from .finishing import to_its_end
+from .finishing import each_to_its_end, to_its_end
 from .mounts import mounted_files
 from .overflow import Overflows
 from .paths import Roots, ToolFailure
@@ -179,12 +179,8 @@ class Contexts:
 
     async def close_all(self) -> None:
         """End every context, all at once: what some of them started may take seconds to end."""
-        await asyncio.gather(*map(self._close_if_there, list(self._contexts)))
+        await each_to_its_end(self.close, list(self._contexts))
         self._overflows.close()
-
-    async def _close_if_there(self, context_id: str) -> None:
-        with contextlib.suppress(NotFound):  # its caller has closed it meanwhile
-            await self.close(context_id)
 
 
 async def _turn(room: asyncio.Lock | asyncio.Semaphore, budget: float, cancel: Cancel) -> bool:

@@ -6,6 +6,7 @@ bash reads its standard input byte by byte, a system call each, so what is said 
 import array
 import contextlib
 import fcntl
+import os
 import re
 import shlex
 import termios
@@ -20,6 +21,17 @@ REAP = "( \\builtin : )"
 """Makes bash take notice of all its children that have ended: an interrupt that ended a script
 leaves it deaf to SIGCHLD (bash 5.2)."""
 _STATUS_LINE = re.compile(r"(?P<nonce>[0-9a-f]{8}) (?P<code>[0-9]{1,3}) (?P<cwd>.*)", re.DOTALL)
+
+
+def channels() -> tuple[int, int, int, int]:
+    """Two pipes, each as what is read from and written to; raises OSError, and has none then."""
+    first = os.pipe()
+    try:
+        return *first, *os.pipe()
+    except OSError:
+        for each in first:
+            os.close(each)
+        raise
 
 
 def script(command: str, output: str) -> bytes:

@@ -32,7 +32,10 @@ async def interrupt(
         (signal.SIGINT, TERMINATE_AFTER - INTERRUPT_AGAIN),
         (signal.SIGTERM, KILL_AFTER - TERMINATE_AFTER),
     ):
-        started = await in_thread(functools.partial(members, shell, mark, spared=earlier))
+        try:
+            started = await in_thread(functools.partial(members, shell, mark, spared=earlier))
+        except OSError:  # no descriptor is left to look for them
+            return
         if over.done():
             return
         # bash first, which only ever hears an interrupt: it leaves the script as soon as what it

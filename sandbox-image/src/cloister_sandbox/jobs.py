@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from .errors import Busy, IdConflict, NotFound, WrongState
-from .kin import NOBODY, in_thread, kill_tree, members, signal_all
+from .kin import in_thread, members, signal_all
 from .outputs import LIVE, OutputStore, Policy
 from .rereading import again
 from .wakes import wake
@@ -172,7 +172,6 @@ class Job:
 
     async def kill(self) -> None:
         """Kill its tree; `done` follows."""
-        await kill_tree(self.leader or NOBODY, self.mark)
 
 
 def oom_kills() -> int:

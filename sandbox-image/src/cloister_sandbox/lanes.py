@@ -53,6 +53,17 @@ class Lane:
         future.add_done_callback(self._done)
         return future
 
+    async def give_back(self, function: Callable[[], object]) -> None:
+        """Run what lets something go. It is refused to nobody: there is no more of it than what was
+        taken within the bound, and nobody else would do it.
+        """
+        try:
+            going = asyncio.get_running_loop().run_in_executor(self._pool, function)
+        except RuntimeError:  # not even the lane's first thread can be started
+            function()
+        else:
+            await going
+
     def _done(self, _: "asyncio.Future[T]") -> None:
         self._under_way -= 1
 
@@ -80,7 +91,7 @@ class Lane:
             await last  # a generator that runs cannot be closed
         close = getattr(source, "close", None)
         if close is not None:
-            await asyncio.get_running_loop().run_in_executor(self._pool, close)
+            await self.give_back(close)
 
 
 def _close_unused(close: Callable[[T], object], future: "asyncio.Future[T]") -> None:

@@ -165,10 +165,12 @@ class Matches:
         self._path, self._confirmed = path, False
         with contextlib.suppress(OSError):
             fd = self._roots.open(path, os.O_RDONLY)
-            if stat.S_ISREG(os.fstat(fd).st_mode):
-                self._content = _Content(fd, self._late)
-            else:
-                os.close(fd)
+            try:
+                if stat.S_ISREG(os.fstat(fd).st_mode):
+                    self._content = _Content(fd, self._late)
+            finally:
+                if self._content is None:
+                    os.close(fd)
 
     def _close(self) -> None:
         if self._content is not None:

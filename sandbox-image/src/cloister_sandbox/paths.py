@@ -98,7 +98,7 @@ class Roots:
         found = []
         for root in self._real:
             with contextlib.suppress(OSError):
-                directory = os.open(root, beneath.DIRECTORY)
+                directory = beneath.open_root(root)
                 found.append((root.rstrip("/") + "/", directory))
                 if not os.major(os.fstat(directory).st_dev):
                     os.close(found.pop()[1])
@@ -167,7 +167,7 @@ class Roots:
         root, parts = self._split(resolved)
         if create:
             os.makedirs(root, exist_ok=True)
-        top = os.open(root, beneath.DIRECTORY & ~os.O_NOFOLLOW)
+        top = beneath.open_root(root)
         try:
             make = beneath.make_directories if create else beneath.open_directory
             directory = make(top, parts[:-1])
@@ -189,7 +189,7 @@ class Roots:
     def nearest(self, resolved: str) -> int:
         """Open the deepest directory above a resolved path that exists; raises OSError."""
         root, parts = self._split(resolved)
-        top = os.open(root, beneath.DIRECTORY & ~os.O_NOFOLLOW)
+        top = beneath.open_root(root)
         try:
             for count in range(max(len(parts) - 1, 0), 0, -1):
                 with contextlib.suppress(FileNotFoundError):

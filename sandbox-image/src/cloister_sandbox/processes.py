@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from .births import BIRTHS
-from .kin import CHILDREN_ARE_LISTED, MARK, begin_tree, kill_tree, orphans
+from .kin import CHILDREN_ARE_LISTED, MARK, begin_tree, orphans, signal_all
 from .spawn import nothing, spawn, yield_to_server
 from .starts import Starts
+from .unended import Unended
 
 _REAPED = 1000
 """Processes that are reaped in one go: tools can make more as fast, and calls must go on."""
@@ -46,6 +47,11 @@ class Reaper:
         self._unclaimed: dict[int, Ended] = {}
         self._starting = 0
         self._starts = Starts()
+        self._due = False
+        """Whether the next round is on its way: tools can make thousands of ends in a moment, and
+        were each to begin rounds of its own, the event loop would have time for nothing else.
+        """
+        self.unended = Unended()
 
     async def start(
         self,
@@ -101,16 +107,19 @@ class Reaper:
             if not self._starting:
                 self._unclaimed.clear()
 
-    async def end(self, leader: int, mark: str, ended: "asyncio.Future[Any]") -> None:
-        """End a program with all that it started; `ended` is its future, of `start` or `launch`.
+    async def end(self, leader: int, mark: str, ended: "asyncio.Future[Any] | None") -> None:
+        """End a program with all that it started; `ended` is its future, of `start` or `launch`, if
+        there is one yet.
 
         It is done afterwards, also where the kernel does not tell: a tool that traces a program may
         keep its end to itself, and who waits for a disk that is gone cannot be ended. Such a one
         counts as ended by SIGKILL.
         """
-        await kill_tree(leader, mark)
-        if ended.done():
+        await self.unended.end(leader, mark)
+        if ended is None or ended.done():
             return
+        if leader in self._waiting:  # nobody can be looked for; this number is still its own
+            signal_all((leader, -leader), signal.SIGKILL)
         await asyncio.wait([ended], timeout=REAP_SECONDS)
         if not ended.done():
             # As nobody was told of its end, the number is still its own.
@@ -127,6 +136,12 @@ class Reaper:
 
     def reap(self) -> None:
         """Take up every child that has ended. Called on the event loop, whenever one may have."""
+        if not self._due:
+            self._round()
+
+    def _round(self) -> None:
+        """Another one follows where more have ended than it takes."""
+        self._due = False
         for _ in range(_REAPED):
             try:
                 pid, status, usage = os.wait4(-1, os.WNOHANG)
@@ -152,7 +167,8 @@ class Reaper:
                         del self._unclaimed[next(iter(self._unclaimed))]
             elif not future.done():
                 future.set_result(ended)
-        asyncio.get_running_loop().call_soon(self.reap)
+        self._due = True
+        asyncio.get_running_loop().call_soon(self._round)
 
 
 def _is_child(pid: int) -> bool:

@@ -22,7 +22,7 @@ from cloister_api.turns import turn
 from . import terminal
 from .errors import WrongState
 from .jobs import Ending, Failure, Job, Jobs, Reason, oom_kills, reason_of
-from .kin import MARK, NOBODY, forget_tree, in_thread, kill_tree, members, signal_all
+from .kin import MARK, NOBODY, forget_tree, in_thread, members, signal_all
 from .leftovers import KEPT
 from .outputs import Policy
 from .processes import Ended, Reaper
@@ -144,10 +144,7 @@ class Program(Job):
             KEPT.keep(source)
 
     async def kill(self) -> None:
-        if self._ended is None or not self.leader:
-            await super().kill()
-        else:
-            await self._reaper.end(self.leader, self.mark, self._ended)
+        await self._reaper.end(self.leader or NOBODY, self.mark, self._ended)
 
     def _forget_arguments(self) -> None:
         """What it was started with can be large, and is not needed while its output is kept."""
@@ -275,7 +272,7 @@ class Program(Job):
             self._ladder.cancel()
         wall = time.monotonic() - self.began
         if self.stopping is not None or signal.SIGKILL in self.sent:
-            await kill_tree(leader, self.mark)
+            await self._reaper.unended.end(leader, self.mark)
         # After a pause for readers everything that is in the pipes is taken.
         for source in self._sources:
             source.read_all()
@@ -295,10 +292,14 @@ class Program(Job):
         )
 
     async def _survivors(self, leader: int) -> int:
-        """How many of its processes go on."""
+        """How many of its processes go on; 0 where there is no descriptor left to look for them."""
         found: list[int] = []
         if self._reaper.has_orphans():
-            found = await in_thread(functools.partial(members, leader, self.mark))
+            try:
+                found = await in_thread(functools.partial(members, leader, self.mark))
+            except OSError:
+                self.left_processes = True
+                return 0
         self.left_processes = bool(found)
         if not found:
             forget_tree(self.mark)
@@ -331,7 +332,7 @@ class Programs:
         self._reaper = reaper
         self._activity = activity
         self._running: set[asyncio.Task[None]] = set()
-        self._survivors = Survivors()
+        self._survivors = Survivors(reaper.unended)
         self._starting = asyncio.Semaphore(STARTING)
         self.jobs = Jobs()
 
@@ -362,9 +363,7 @@ class Programs:
         except Exception:
             # Whoever waits must learn that nothing comes any more.
             log.exception("a program's care failed")
-            program.left_processes = True
-            with contextlib.suppress(OSError):  # no descriptor is left to look for them
-                await kill_tree(program.leader or NOBODY, program.mark)
+            await program.kill()
             if program.running:
                 program.end(Failure("OTHER", 0, "the server lost track of it"))
             if program.input is not None:

@@ -7,6 +7,7 @@ import contextlib
 import errno
 import os
 import secrets
+import select
 import selectors
 import signal
 import time
@@ -70,7 +71,8 @@ class Search:
             try:
                 self._life = _life(self._pid)
             except OSError:
-                self._end()
+                self._kill()
+                forget_tree(self._mark)
                 raise
             ours.pop_all()
         yield_to_server(self._pid)
@@ -94,7 +96,7 @@ class Search:
 
     def _printed(self, stopped: Callable[[], bool]) -> Generator[bytes, None, None]:
         pipes = {each.fileno(): _WITHOUT_END for each in (self._stdout, self._stderr)}
-        with self._stdout, self._stderr, self._life, selectors.PollSelector() as selector:
+        with self._stdout, self._stderr, selectors.PollSelector() as selector:
             for each in (self._stdout, self._stderr, self._life):
                 selector.register(each, selectors.EVENT_READ)
             while any(left > 0 for left in pipes.values()):
@@ -133,10 +135,17 @@ class Search:
                 self._pid = 0
 
     def _end(self) -> None:
-        if self._pid:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self._pid, signal.SIGKILL)
+        # Who reads may have taken minutes since the last look: by now its number may be another's.
+        with self._life:
+            looking = select.poll()
+            looking.register(self._life, select.POLLIN)
+            if self._pid and not looking.poll(0):
+                self._kill()
         forget_tree(self._mark)
+
+    def _kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._pid, signal.SIGKILL)
 
 
 def _life(pid: int) -> BinaryIO:

@@ -19,6 +19,7 @@ from .authorize import Authorizer
 from .calls import Calls
 from .config import Config, ConfigError
 from .contexts import Contexts
+from .finishing import for_ever
 from .identity import ServerIdentity
 from .processes import Reaper
 from .programs import Programs
@@ -152,7 +153,7 @@ class Server:
         # What is there now stays: no collection needs to look at it again.
         gc.freeze()
         gc.enable()
-        self._watching = [asyncio.create_task(each.watch()) for each in (memory, unborn)]
+        self._watching = [asyncio.create_task(for_ever(each.watch)) for each in (memory, unborn)]
         await self._prepare()
 
     async def _prepare(self) -> None:
@@ -176,14 +177,19 @@ class Server:
                 proof=self._proof,
             )
         except RecipeError as error:
-            self._state.problem = str(error)
-            self._state.phase = Phase.FAILED
-            log.warning("the exec server cannot become warm: its recipe failed")
+            if self._become(Phase.FAILED):
+                self._state.problem = str(error)
+                log.warning("the exec server cannot become warm: its recipe failed")
             return
+        if self._become(Phase.WARM):
+            log.info("exec server ready on port %d", self.port)
+
+    def _become(self, phase: Phase) -> bool:
+        """The end of the preparation, unless the server was drained meanwhile."""
         if self._state.phase is not Phase.PREPARING:
-            return  # it was drained meanwhile
-        self._state.phase = Phase.WARM
-        log.info("exec server ready on port %d", self.port)
+            return False
+        self._state.phase = phase
+        return True
 
     async def _bring(self, trees: Sequence[str]) -> None:
         """Wait until the operator has uploaded these directories, however long it takes: it gives

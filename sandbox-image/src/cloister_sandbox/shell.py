@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from .capture import Output, Tail, readable
-from .framing import REAP, STATUS, report, told, unread, waits
+from .framing import REAP, STATUS, channels, report, told, unread, waits
 from .interrupts import interrupt
 from .kin import MARK, background, kill_started
 from .leftovers import KEPT
@@ -78,12 +78,13 @@ class Shell:
         reaper: Reaper,
         overflows: Overflows | None = None,
     ) -> None:
-        self._mark = f"{name}-{secrets.token_hex(4)}"
+        self._name = f"{name}-{secrets.token_hex(4)}"
+        self._mark = ""
         self._state_dir = state_dir
         self._files: ShellFiles | None = None
         self._reaper = reaper
         self._overflows = overflows
-        self._new_file = None if overflows is None else functools.partial(overflows.new, self._mark)
+        self._new_file = None if overflows is None else functools.partial(overflows.new, self._name)
         self._exit: asyncio.Future[int] | None = None
         self._pid = 0
         self._stdin = self._status = -1
@@ -121,15 +122,12 @@ class Shell:
         await self.close()
         if self.retired:
             raise ShellError("this context was closed")
-        pipes: list[int] = []
         try:
-            for _ in range(2):
-                pipes += os.pipe()
+            stdin_read, stdin_write, status_read, status_write = channels()
         except OSError as error:
-            for fd in pipes:
-                os.close(fd)
             raise ShellError(f"bash cannot be started in {cwd}: {error.strerror}") from None
-        stdin_read, stdin_write, status_read, status_write = pipes
+        # One of its own: what is left of the bash before may be ended later.
+        self._mark = f"{self._name}-{secrets.token_hex(4)}"
         try:
             self._files = ShellFiles(self._state_dir, self._mark)
             self._pid, self._exit = await self._reaper.start(
@@ -216,11 +214,14 @@ class Shell:
                 await self.interrupt()
             status = await over
             answer = told(status, nonce)
+            if answer is not None and self._interrupted:
+                try:
+                    await kill_started(self._pid, self._mark, self._earlier)
+                except OSError:  # nobody can be looked for: it ends with the shell
+                    answer = None
             lost = answer is None
             if answer is not None:
                 code, self.cwd = answer
-                if self._interrupted:
-                    await kill_started(self._pid, self._mark, self._earlier)
                 self._earlier = background(self._pid, self._mark)
                 if self._interrupted:
                     self._send(f"{REAP}\n")
@@ -295,7 +296,7 @@ class Shell:
         self.retired = True
         await self.close()
         if self._overflows is not None:
-            self._overflows.forget(self._mark)
+            self._overflows.forget(self._name)
 
     async def _end(self) -> None:
         """End bash with all that was started from it; afterwards it has ended."""

@@ -5,7 +5,7 @@ end it, and let one that may outlive its time go on as a process while they get 
 """
 
 import asyncio
-import contextlib
+import functools
 import logging
 import os
 import secrets
@@ -15,7 +15,7 @@ from typing import Any
 
 from .commands import FOREVER, Command, Script
 from .errors import Busy, IdConflict, InvalidField, NotFound, WrongState
-from .finishing import to_its_end
+from .finishing import each_to_its_end, to_its_end
 from .jobs import Ending, Failure, Job, Jobs, Reason
 from .processes import Reaper
 from .shell import Shell, ShellError
@@ -178,11 +178,8 @@ class Shells:
 
     async def close_all(self) -> None:
         """End every shell."""
-        await asyncio.gather(*map(self._close_if_there, list(self._slots)))
-
-    async def _close_if_there(self, shell_id: str) -> None:
-        with contextlib.suppress(NotFound):  # its caller has closed it meanwhile
-            await self.close(shell_id, Reason.SHUTDOWN)
+        close = functools.partial(self.close, reason=Reason.SHUTDOWN)
+        await each_to_its_end(close, list(self._slots))
 
     async def _end_command(self, slot: Slot, reason: Reason) -> None:
         while slot.running is not None:
@@ -218,17 +215,19 @@ class Shells:
                     outcome = Failure("OTHER", 0, "the server lost track of it")
                 finally:
                     timer.cancel()
-            if slot.shell is not shell:
-                # It went on as a process, which ends with all that is left of its shell.
-                await shell.retire()
-            else:
-                if (isinstance(outcome, Failure) or not shell.alive) and not slot.closed:
+            try:
+                if slot.shell is not shell:
+                    # It went on as a process, which ends with all that is left of its shell.
+                    await shell.retire()
+                elif (isinstance(outcome, Failure) or not shell.alive) and not slot.closed:
                     async with slot.lock:
                         # What fails here is tried again, and told, by the next command.
                         await self._start_again(slot)
-                slot.running = None
-                slot.idle.set()
-            command.end(outcome)
+            finally:
+                if slot.running is command:
+                    slot.running = None
+                    slot.idle.set()
+                command.end(outcome)
 
     async def _start_again(self, slot: Slot) -> Failure | None:
         """Start bash where it was, or in its first directory; returns why it cannot be."""

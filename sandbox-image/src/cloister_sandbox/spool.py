@@ -77,18 +77,17 @@ class Spool:
         Spool.occupied += len(data)
 
     async def write(self) -> None:
-        """Write what is late; a disk that is full, or fails, makes the spool full."""
+        """Write what is late; where that fails, the spool is full."""
         batch = list(self._late)
-        data = b"".join(batch)
         self._using += 1
         try:
-            written = await asyncio.to_thread(self._write, data, self._written)
+            written = await asyncio.to_thread(self._write, batch, self._written)
         finally:
             self._release()
         if self._closed:
             return
         if written:
-            self._written += len(data)
+            self._written += sum(map(len, batch))
             del self._late[: len(batch)]
         else:
             self.full = True
@@ -132,15 +131,15 @@ class Spool:
             skip -= len(each)
         return b""
 
-    def _write(self, data: bytes, place: int) -> bool:
+    def _write(self, batch: list[bytes], place: int) -> bool:
         try:
             if self._fd < 0:
                 self._fd = self._open()
-            view = memoryview(data)
+            view = memoryview(b"".join(batch))
             while view:
                 done = os.pwrite(self._fd, view, place)
                 view, place = view[done:], place + done
-        except OSError:
+        except (OSError, MemoryError):
             return False
         return True
 

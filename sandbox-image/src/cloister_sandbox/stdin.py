@@ -7,6 +7,8 @@ from .errors import OutOfRange
 from .wakes import wake
 
 END_OF_TRANSMISSION = b"\x04"
+_LOOK_SECONDS = 0.1
+"""How often a program that reads slowly is written to, where its reading cannot be waited for."""
 
 
 class Stdin:
@@ -77,7 +79,11 @@ class Stdin:
     async def _writable(self) -> None:
         loop = asyncio.get_running_loop()
         ready: asyncio.Future[None] = loop.create_future()
-        loop.add_writer(self._fd, wake, ready)
+        try:
+            loop.add_writer(self._fd, wake, ready)
+        except OSError:  # a tool has taken all that this user may watch
+            await asyncio.wait([self._ended], timeout=_LOOK_SECONDS)
+            return
         try:
             await asyncio.wait([ready, self._ended], return_when=asyncio.FIRST_COMPLETED)
         finally:

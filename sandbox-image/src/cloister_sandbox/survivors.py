@@ -3,7 +3,8 @@
 import asyncio
 import functools
 
-from .kin import forget_tree, in_thread, kill_left, living
+from .kin import forget_tree, in_thread, living
+from .unended import Unended
 
 _FIRST_LOOK = 256
 
@@ -11,7 +12,8 @@ _FIRST_LOOK = 256
 class Survivors:
     """Trees that lost their leader; used on the event loop only."""
 
-    def __init__(self, first_look: int = _FIRST_LOOK) -> None:
+    def __init__(self, unended: Unended, first_look: int = _FIRST_LOOK) -> None:
+        self._unended = unended
         self._marks: set[str] = set()
         self._first_look = self._next_look = first_look
         """How many there must be before somebody looks which of them are gone."""
@@ -28,7 +30,7 @@ class Survivors:
 
     async def kill(self) -> None:
         """End all of them."""
-        await kill_left(self._marks)
+        await self._unended.end_left(self._marks)
 
     async def _forget(self) -> None:
         """Forget the trees of which nothing is left. There are no more others than processes."""

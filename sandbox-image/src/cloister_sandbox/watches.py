@@ -23,6 +23,7 @@ MAX_NAMES = 4 * 1024 * 1024
 """Characters of their paths together."""
 WALK_SECONDS = 60.0
 """Of looking through directories that are new: a tool can fill one with millions of files."""
+_ANYTHING = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _MAX_EVENTS = 50_000
 _MAX_TOLD = 16 * 1024 * 1024
 """Changes that are gathered for one answer, and characters of their paths; more are told as an
@@ -49,6 +50,8 @@ class Watch:
         self._path = resolved
         self._recursive = recursive
         self._names: dict[int, str] = {}
+        self._numbers: dict[str, int] = {}
+        """The last watch by each of these names."""
         self._named = 0
         """Characters of these names."""
         self.ended = False
@@ -62,7 +65,7 @@ class Watch:
         self.fd = self._inotify.fd
         try:
             # Not kept open: the end of a file is told only when nothing holds it.
-            top = roots.directory(resolved, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+            top = roots.directory(resolved, _ANYTHING)
             try:
                 self._identity = _identity(top)
                 self._add(top, "")
@@ -116,10 +119,30 @@ class Watch:
 
     def _overflow(self) -> list[tuple[Change, str]]:
         if self._recursive:
-            # Directories whose making was lost.
+            # Both what was made and what is gone may be among what was lost: those that are there
+            # get the numbers again that they have.
+            before, top = self._names, self._numbers[""]
+            self._names, self._numbers, self._named = {top: ""}, {"": top}, 0
             for _ in self._enter(""):
                 pass
-        return [(Change.OVERFLOW, self._path)]
+            for watch in before.keys() - self._names.keys():
+                self._inotify.remove(watch)
+        told = [(Change.OVERFLOW, self._path)]
+        if not self._is_there():
+            self.ended = True
+            told.append((Change.REMOVED, self._path))
+        return told
+
+    def _is_there(self) -> bool:
+        """Whether the path still leads to what is watched."""
+        try:
+            top = self._roots.directory(self._path, _ANYTHING)
+        except OSError:
+            return False
+        try:
+            return _identity(top) == self._identity
+        finally:
+            os.close(top)
 
     def _told(self, event: inotify.Event) -> Iterator[tuple[Change, str]]:
         if event.mask & inotify.Q_OVERFLOW:
@@ -143,7 +166,9 @@ class Watch:
                 yield from ((Change.CREATED, each) for each in self._enter(relative))
         elif event.mask & (inotify.DELETE | inotify.MOVED_FROM):
             if event.mask & inotify.ISDIR:
-                self._leave(relative)
+                self._leave_one(relative)
+                if event.mask & inotify.MOVED_FROM:
+                    self._leave_below(relative)
             yield Change.REMOVED, relative
         else:
             yield Change.MODIFIED, relative
@@ -211,12 +236,23 @@ class Watch:
             raise Busy("TOO_MANY_WATCHES", why, 60.0, "node-watches") from None
         self._forget(watch)
         self._names[watch] = relative
+        self._numbers[relative] = watch
         self._named += len(relative)
 
     def _forget(self, watch: int) -> None:
-        self._named -= len(self._names.pop(watch, ""))
+        relative = self._names.pop(watch, "")
+        self._named -= len(relative)
+        if self._numbers.get(relative) == watch:
+            del self._numbers[relative]
 
-    def _leave(self, relative: str) -> None:
+    def _leave_one(self, relative: str) -> None:
+        watch = self._numbers.get(relative)
+        if watch is not None:
+            self._inotify.remove(watch)
+            self._forget(watch)
+
+    def _leave_below(self, relative: str) -> None:
+        """Of a directory that is gone nothing is left below; only one that moved takes it along."""
         prefix = relative + "/"
         for watch, name in list(self._names.items()):
             if name == relative or name.startswith(prefix):

@@ -168,6 +168,11 @@ async def test_references_are_resolved_and_refused(world: World) -> None:
 
 
 async def test_a_refused_change_leaves_the_pool_as_it_was(world: World) -> None:
+    def told() -> dict[str, tuple[str, str]]:
+        found = world.environment()["status"]["conditions"]
+        assert len({each["observedGeneration"] for each in found}) == 1
+        return {each["type"]: (each["status"], each["reason"]) for each in found}
+
     world.apply_environment()
     operator = world.start()
     await operator.until(lambda: world.pool_is(1))
@@ -177,9 +182,20 @@ async def test_a_refused_change_leaves_the_pool_as_it_was(world: World) -> None:
     await operator.until(lambda: world.condition(world.environment())[1] == "ReferenceNotFound")
     await operator.settle()
     assert [pod["metadata"]["name"] for pod in world.pods()] == [before["metadata"]["name"]]
+    # Nothing goes on saying what was true of what it was before.
+    assert told() == {
+        "Ready": ("False", "ReferenceNotFound"),
+        "PoolReady": ("False", "ReferenceNotFound"),
+        "NetworkEnforced": ("Unknown", "ReferenceNotFound"),
+    }
     world.cluster.patch_spec(ENVIRONMENTS, NAMESPACE, "py", {"env": []})
     await operator.until(lambda: world.condition(world.environment()) == ("True", "Available"))
     assert [pod["metadata"]["name"] for pod in world.pods()] == [before["metadata"]["name"]]
+    assert told() == {
+        "Ready": ("True", "Available"),
+        "PoolReady": ("True", "PoolFilled"),
+        "NetworkEnforced": ("True", "Proven"),
+    }
 
 
 async def test_a_deleted_environment_takes_its_pool_and_leaves_its_sessions(world: World) -> None:

@@ -413,6 +413,24 @@ async def test_a_channel_that_is_closed_ends_no_following(site: Site) -> None:
     assert not was_before
 
 
+async def test_a_pod_that_went_before_it_was_revoked_is_forgotten(site: Site) -> None:
+    """Who deletes it may have seen it a moment ago; nobody would tell of its end again."""
+    await site.gateway("g1")
+    operator = site.operator().start()
+    pod = site.pod("p1", "10.244.0.5")
+    await granted(operator, pod)
+    site.gone("p1")
+    await operator.egress.revoke(pod)
+    assert operator.egress._withheld == set()
+    # One that is there stays without its right until it is gone.
+    other = site.pod("p2", "10.244.0.6")
+    await granted(operator, other)
+    await operator.egress.revoke(other)
+    assert not operator.egress.granted(other)
+    site.gone("p2")
+    assert operator.egress._withheld == set()
+
+
 # --- the calls themselves ------------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import json
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -80,6 +81,20 @@ async def test_hosts_without_a_gateway_are_a_condition_until_there_is_one(
         "a.example.com,b.example.com"
     )
     assert env_of(world, pod)["https_proxy"] == "http://10.96.0.7:3128"
+
+
+async def test_a_gateway_that_goes_is_missed_at_the_next_resync(
+    make_world: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However lately an Environment was looked at for another reason."""
+    monkeypatch.setattr("cloister_operator.controller.controller.RESYNC", timedelta(seconds=0.05))
+    world = make_world(egress_gateway=True)
+    with_gateway(world)
+    world.apply_environment(networking=HOSTS)
+    operator = world.start()
+    await operator.until(lambda: world.pods(network="gateway"))
+    world.cluster.delete(SERVICES, SYSTEM, "cloister-egress-gateway")
+    await operator.until(lambda: ready(world) == ("False", "EgressGatewayMissing"))
 
 
 async def test_a_pod_waits_until_its_way_to_the_gateways_is_open(make_world: Any) -> None:

@@ -8,7 +8,7 @@ from cloister_operator.api.pod import PodView
 from cloister_operator.plan.failure import Failure, Proof
 from cloister_operator.plan.pool import Wanted
 from cloister_operator.plan.trials import STUCK_AFTER, Trials
-from cloister_operator.plan.verdict import counts, findings
+from cloister_operator.plan.verdict import counts, findings, refused
 from support.operator_objects import NOW, pod
 
 BROKEN = Failure(conditions.SETUP_FAILED, "setup ended with code 1")
@@ -113,3 +113,15 @@ def test_why_pods_fail_is_said_also_while_none_is_there() -> None:
 def test_the_network_is_unknown_until_a_pod_was_probed() -> None:
     assert conditions_of([], 1, None)[conditions.NETWORK_ENFORCED] == ("Unknown", "NotProven")
     assert conditions_of([], 1)[conditions.NETWORK_ENFORCED] == ("True", "Proven")
+
+
+def test_a_network_that_was_seen_open_stays_so_while_its_environment_is_refused() -> None:
+    why = Failure(conditions.REFERENCE_NOT_FOUND, "there is no Secret gone")
+    opened = Proof(False, "it reached 10.0.0.1:443", NOW)
+    (*others, network) = refused(why, [PROVEN, opened])
+    assert (network.status, network.message) == ("False", opened.message)
+    assert {(each.status, each.reason, each.message) for each in others} == {
+        ("False", why.reason, why.message)
+    }
+    (*_, network) = refused(why, [PROVEN])
+    assert (network.status, network.reason) == ("Unknown", why.reason)

@@ -182,6 +182,26 @@ async def test_a_watch_that_is_too_old_is_followed_by_a_list() -> None:
         await setup.task
 
 
+async def test_watches_that_end_at_once_are_asked_for_ever_more_seldom(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What stands before an API server may end them in order, as often as it is asked."""
+    pauses: list[int] = []
+
+    async def backoff(attempt: int) -> None:
+        pauses.append(attempt)
+        await asyncio.sleep(0)
+
+    monkeypatch.setattr(reflectors, "backoff", backoff)
+    await setup.start()
+    async with asyncio.timeout(30):
+        while len(pauses) < 3:
+            setup.api.ended.set()
+            await asyncio.sleep(0)
+    assert pauses[:3] == [1, 2, 3]
+    assert setup.mirror.lists == 1
+
+
 async def test_an_api_server_that_is_away_for_a_day_ends_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

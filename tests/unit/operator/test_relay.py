@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 from unittest import mock
@@ -235,6 +236,32 @@ async def test_a_session_without_a_sandbox_says_so(
         gone = await refused(api)
         assert (gone.code, gone.reason) == (grpc.StatusCode.UNAVAILABLE, "SANDBOX_UNREACHABLE")
         assert gone.retry_seconds
+
+
+async def test_a_node_that_vanishes_ends_its_relays(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel asks for signs of life: nobody else would find out in less than hours."""
+    made: list[socket.socket] = []
+    connect = asyncio.open_connection
+
+    async def connecting(*args: Any, **given: Any) -> Any:
+        reader, writer = await connect(*args, **given)
+        made.append(writer.get_extra_info("socket"))
+        return reader, writer
+
+    monkeypatch.setattr(asyncio, "open_connection", connecting)
+    async with sandbox(api, echo):
+        call = await connected(api)
+        (opened,) = made
+        assert opened.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        idle, every, count = (
+            opened.getsockopt(socket.IPPROTO_TCP, each)
+            for each in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+        )
+        assert idle + every * count <= 90
+        assert opened.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 90_000
+        call.cancel()
 
 
 async def test_who_says_nothing_is_not_waited_for(

@@ -1,6 +1,8 @@
 """Warm pods that do not answer when a session is to have them, or whose node is not heard of."""
 
+import asyncio
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -8,8 +10,9 @@ import pytest
 from cloister_operator import names
 from cloister_operator.api.pod import view
 from cloister_operator.api.session import FirstPod
+from cloister_operator.controller.warmer import STARTUP_LIMIT
 from cloister_operator.errors import TransientError
-from cloister_operator.sandboxes import ClaimPayload, PodAddress
+from cloister_operator.sandboxes import ClaimPayload, PodAddress, SandboxInfo
 from support.fake_operator import Operator, World
 from support.kept_sessions import KEPT, claims, status_of_claims
 from support.operator_objects import NAMESPACE, NOW
@@ -127,3 +130,54 @@ async def test_the_volume_of_a_pod_that_refuses_its_session_goes_with_it(world: 
     await operator.settle()
     assert status_of_claims(world).count("session") == 1
     assert len(claims(world)) == 2
+
+
+async def test_a_session_outlives_an_old_pods_silence_after_a_restart(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Days ago it was given its time to start; it has one again to answer the next operator."""
+    first, warm = await one_warm(world)
+    claim, cut = world.sandboxes.claim, asyncio.Event()
+
+    async def hangs(*_: object) -> bool:
+        cut.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    monkeypatch.setattr(world.sandboxes, "claim", hangs)
+    world.apply_session()
+    await first.until(cut.is_set)
+    await first.kill()
+    monkeypatch.setattr(world.sandboxes, "claim", claim)
+    monkeypatch.setattr("cloister_operator.controller.warmer.DIAL_SECONDS", 0.01)
+    world.clock.now += timedelta(days=2)
+    world.sandboxes.answering.clear()
+    dials = 0
+    wait_warm = world.sandboxes.wait_warm
+
+    async def counted(pod: PodAddress, deadline: float, session_uid: str = "") -> SandboxInfo:
+        nonlocal dials
+        dials += pod.uid == warm["uid"]
+        return await wait_warm(pod, deadline, session_uid)
+
+    monkeypatch.setattr(world.sandboxes, "wait_warm", counted)
+    second = world.start()
+    await second.until(lambda: dials > 2 or world.phase("s1") == "Failed")
+    world.sandboxes.answering.set()
+    await second.until(lambda: world.served("s1"))
+    assert world.session()["status"]["podUID"] == warm["uid"]
+
+
+async def test_a_session_does_not_wait_without_end_for_an_old_pod(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    operator, warm = await one_warm(world)
+    pod = view(next(each for each in world.pods() if each["metadata"]["uid"] == warm["uid"]))
+    world.clock.now += timedelta(days=2)
+    monkeypatch.setattr("cloister_operator.controller.warmer.DIAL_SECONDS", 0.01)
+    world.sandboxes.answering.clear()
+    operator.context.usable.clear()
+    operator.controller._warmer.ensure(pod, "uid-of-a-session")
+    await operator.until(lambda: operator.controller._warmer._tasks)
+    world.clock.now += STARTUP_LIMIT * 2
+    await operator.until(lambda: pod.uid in operator.context.failures)

@@ -40,6 +40,33 @@ def test_a_link_put_in_after_the_check_is_not_followed(roots: Roots, tmp_path: P
     assert sorted(each.name for each in (tmp_path / "secrets").iterdir()) == ["f"]
 
 
+@pytest.mark.parametrize("swapped", ["home/agent", "home"])
+def test_a_link_in_place_of_a_permitted_directory_is_not_followed(
+    tmp_path: Path, swapped: str
+) -> None:
+    """Tools that are root can put it there: what is a process's own would be the server's."""
+    (tmp_path / "workspace").mkdir()
+    home = tmp_path / "home" / "agent"
+    home.mkdir(parents=True)
+    roots = Roots(tmp_path / "workspace", (home,), ())
+    fd = roots.open(f"{home}/new", os.O_WRONLY | os.O_CREAT)
+    os.close(fd)
+    (tmp_path / swapped).rename(tmp_path / "aside")
+    if swapped == "home":
+        (tmp_path / "other").mkdir()
+        (tmp_path / "other" / "agent").symlink_to("/proc/self")
+        (tmp_path / "home").symlink_to(tmp_path / "other")
+    else:
+        home.symlink_to("/proc/self")
+    for flags in (os.O_RDONLY, os.O_WRONLY | os.O_CREAT):
+        with pytest.raises(NotADirectoryError):
+            roots.open(f"{home}/environ", flags)
+    with pytest.raises(NotADirectoryError):
+        roots.nearest(f"{home}/any")
+    with pytest.raises(FileNotFoundError):
+        roots.find_at_once(f"{home}/environ")
+
+
 def test_links_of_links_have_an_end(roots: Roots, tmp_path: Path) -> None:
     """A few thousand of them can be a way of hours, though none leads back to another."""
     here = tmp_path / "workspace"

@@ -201,6 +201,22 @@ def test_what_a_tool_writes_into_ripgreps_pipe_is_left_out(tmp_path: Path) -> No
             assert isinstance(found, Line)
 
 
+def test_a_file_that_cannot_be_read_keeps_no_descriptor(tmp_path: Path) -> None:
+    """What a tool writes into ripgrep's pipe names as many of them as it likes."""
+    unreadable = f"/proc/{os.getpid()}/mem"
+    roots = Roots(tmp_path, (), (), frozenset({unreadable}))
+    begin = json.dumps({"type": "begin", "data": {"path": {"text": unreadable}}}).encode()
+
+    def descriptors() -> int:
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    with Matches(roots, "/", "/", lambda: False) as matches:
+        assert not list(matches.feed(begin + b"\n"))
+        before = descriptors()
+        assert not list(matches.feed((begin + b"\n") * 50))
+        assert descriptors() == before
+
+
 @pytest.mark.parametrize(
     "content",
     [b"x" * 200_000, b'"\\\t\r' * 60_000, b"\x80\xff" * 60_000, "ä€😀".encode() * 20_000],
@@ -293,6 +309,21 @@ def test_what_ripgrep_leaves_behind_ends_with_the_next_that_ends(tmp_path: Path)
         request = exec_pb2.CloseContextRequest(context_id="ends")
         tools.stub.CloseContext(request, timeout=40)
         assert tools.bash(f"pgrep -fx '{left}' | wc -l") == "0"
+
+
+def test_the_number_of_a_search_that_ended_is_not_signalled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever reads may take minutes, and who has the number by then is somebody else."""
+    (tmp_path / "f").write_text("needle\n")
+    signalled = []
+    monkeypatch.setattr("cloister_sandbox.ripgrep.os.kill", lambda *given: signalled.append(given))
+    search = Search(["--json", "-e", "needle", "."], str(tmp_path), dict(os.environ), 30)
+    output = search.output(lambda: False)
+    assert next(output)
+    os.waitpid(search._pid, 0)
+    output.close()
+    assert not signalled
 
 
 def test_a_search_that_is_over_reads_no_further(tmp_path: Path) -> None:

@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 
 from cloister_api.exec.v1 import exec_pb2
-from cloister_sandbox import guard, programs, server, uploads
-from cloister_sandbox.commands import Script
+from cloister_sandbox import guard, server, uploads
 from cloister_sandbox.config import Config
 from cloister_sandbox.contexts import Contexts
 from cloister_sandbox.errors import CallError, Unavailable
@@ -20,7 +19,8 @@ from cloister_sandbox.jobs import Jobs
 from cloister_sandbox.outputs import Policy
 from cloister_sandbox.paths import Roots
 from cloister_sandbox.processes import Reaper
-from cloister_sandbox.programs import Order, Program, Programs
+from cloister_sandbox.programs import Order, Programs
+from cloister_sandbox.recipe import RecipeError
 from cloister_sandbox.services import runtime, transfers
 from cloister_sandbox.services.files import FilesService
 from cloister_sandbox.services.runtime import RuntimeService
@@ -78,17 +78,19 @@ async def test_a_pod_that_is_drained_while_it_is_claimed_is_not_claimed(
     assert (state.phase, state.session_uid) == (Phase.DRAINING, "")
 
 
-async def test_a_shell_that_was_asked_for_package_sources_ends_though_nobody_waits(
+async def test_package_sources_are_asked_once_though_who_asked_first_leaves(
     tmp_path: Path,
 ) -> None:
-    """Half started it would be nobody's, with its descriptors."""
-    asked, ended = asyncio.Event(), asyncio.Event()
+    """A shell half started would be nobody's, with its descriptors; two at once have one place."""
+    asked, go_on = asyncio.Event(), asyncio.Event()
+    times = 0
 
     async def ask() -> list[tuple[str, str]]:
+        nonlocal times
+        times += 1
         asked.set()
-        await asyncio.sleep(0)
-        ended.set()
-        return []
+        await go_on.wait()
+        return [("pip", "https://packages.example.com")]
 
     config = Config.from_environment({"CLOISTER_POD_UID": "pod", "CLOISTER_HOME": str(tmp_path)})
     made: Any = RuntimeService
@@ -98,16 +100,25 @@ async def test_a_shell_that_was_asked_for_package_sources_ends_though_nobody_wai
     await asked.wait()
     asking.cancel()
     await asyncio.wait([asking])
+    next_one = asyncio.create_task(sources(service, exec_pb2.PackageSourcesRequest(), None))
     for _ in range(5):
         await asyncio.sleep(0)
-    assert ended.is_set()
+    go_on.set()
+    answer = await next_one
+    assert [each.manager for each in answer.sources] == ["pip"]
+    assert times == 1
 
 
-async def test_a_pod_that_is_drained_while_it_is_set_up_does_not_become_warm(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("failing", [False, True])
+async def test_a_pod_that_is_drained_while_it_is_set_up_goes_on_draining(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, failing: bool
 ) -> None:
+    """A setup script that is ended so has failed, of which nothing is to be told."""
+
     async def drained_meanwhile(*_: object, **__: object) -> None:
         await own.drain(0.0)
+        if failing:
+            raise RecipeError("the setup script ended with exit code 137")
 
     monkeypatch.setattr(server, "carry_out", drained_meanwhile)
     monkeypatch.setattr(guard, "close_ipv6", lambda: True)
@@ -117,7 +128,7 @@ async def test_a_pod_that_is_drained_while_it_is_set_up_does_not_become_warm(
     variables = {f"CLOISTER_{each}": str(tmp_path) for each in places}
     own = server.Server(Config.from_environment({"CLOISTER_POD_UID": "pod", **variables}))
     await own._prepare()
-    assert own._state.phase is Phase.DRAINING
+    assert (own._state.phase, own._state.problem) == (Phase.DRAINING, "")
 
 
 async def test_what_its_caller_closes_meanwhile_keeps_no_server_from_its_end(
@@ -147,53 +158,6 @@ async def test_what_its_caller_closes_meanwhile_keeps_no_server_from_its_end(
         await close_all()
         await caller
         assert most == 3
-
-
-@pytest.mark.parametrize("ending", [False, True])
-async def test_a_command_for_whose_shell_there_are_no_descriptors_ends(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, ending: bool
-) -> None:
-    """Neither for a new bash, nor for a look at what was left of the one before."""
-    shells = Shells(tmp_path, Reaper(), Activity(), Jobs())
-    slot = shells._slots["s"] = Slot("s", b"", str(tmp_path), {}, shells._new_shell())
-    made: list[int] = []
-    pipe = os.pipe
-
-    def scarce() -> tuple[int, int]:
-        if made:
-            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-        made.extend(pipe())
-        return made[0], made[1]
-
-    async def close(_: Shell) -> None:
-        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-
-    monkeypatch.setattr(os, "pipe", scarce)
-    if ending:
-        monkeypatch.setattr(Shell, "close", close)
-    job, _ = shells.run("s", "c", b"", Script(":", 0.0, detach=False, policy=Policy()))
-    await asyncio.wait(shells._tasks)
-    assert job.failure is not None
-    assert "Too many open files" in job.failure.message
-    assert slot.running is None
-    for each in made:
-        with pytest.raises(OSError, match="Bad file descriptor"):
-            os.fstat(each)
-
-
-async def test_a_program_that_nobody_can_look_for_ends_and_is_not_forgotten(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def none(*_: object) -> None:
-        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-
-    monkeypatch.setattr(Program, "run", none)
-    monkeypatch.setattr(programs, "kill_tree", none)
-    own = Programs(Reaper(), Activity())
-    job, _ = own.start("p", b"", Order(("true",), str(tmp_path), {}, Policy()))
-    await asyncio.wait(own._running)
-    assert job.failure is not None
-    assert len(own._survivors) == 1
 
 
 async def test_streams_that_begin_one_upload_at_once_leave_nothing(tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 """The store of what a program prints: what is kept, who waits for whom, and how it is streamed."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Callable
+from typing import NoReturn
 
 import pytest
 
@@ -11,7 +13,7 @@ from cloister_sandbox import outputs, spool
 from cloister_sandbox.errors import Busy, NotFound
 from cloister_sandbox.jobs import MEMORY, Ending, Job, Jobs, Reason, reason_of
 from cloister_sandbox.outputs import CHUNK, LIVE, Missing, OutputStore, Policy, Reader
-from cloister_sandbox.services.events import follow
+from cloister_sandbox.services.events import MAX_READERS, follow
 
 SMALL = Policy(head=100, tail=200, spool=300)
 
@@ -181,10 +183,14 @@ async def test_a_program_can_be_made_to_wait_for_its_slowest_reader() -> None:
     assert (await drain(source.store.reader(slow.position)))[1] == []
 
 
+@pytest.mark.parametrize("lacking", [OSError, MemoryError])
 async def test_a_disk_that_fails_costs_output_and_nothing_else(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, lacking: type[Exception]
 ) -> None:
-    monkeypatch.setattr(spool, "DIRECTORY", "/no/such/directory")
+    def fail(*_: object) -> NoReturn:
+        raise lacking
+
+    monkeypatch.setattr(os, "pwrite", fail)
     source = Source(SMALL)
     before = spool.Spool.occupied
     source.store.add(1, pattern(0, 100))
@@ -232,6 +238,22 @@ async def test_a_quiet_program_shows_that_it_lives() -> None:
             quiet.store.add(1, b"word")
             quiet.end(ended())
     assert kinds == ["started", "heartbeat", "heartbeat", "output", "exited"]
+
+
+async def test_readers_who_come_at_once_are_bounded() -> None:
+    """Each counts before it has heard anything, and until it is gone."""
+    popular = job("popular")
+    come = [follow(popular) for _ in range(MAX_READERS + 1)]
+    for each in come[:-1]:
+        assert (await anext(each)).HasField("started")
+    with pytest.raises(Busy, match="64 readers"):
+        await anext(come[-1])
+    await come[0].aclose()
+    later = follow(popular)
+    assert (await anext(later)).HasField("started")
+    for each in (*come, later):
+        await each.aclose()
+    assert popular.store.readers == 0
 
 
 async def test_small_output_is_sent_together() -> None:

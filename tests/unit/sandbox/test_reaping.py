@@ -87,6 +87,32 @@ async def test_orphans_that_end_while_a_start_is_held_back_are_bounded(
     assert not reaper._unclaimed
 
 
+async def test_ends_that_are_told_again_and_again_leave_time_for_calls(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Tools can make more of them than are taken; one round follows another, however often."""
+    reaper = Reaper()
+    ended = 0
+
+    class Usage:
+        ru_utime = ru_stime = 0.0
+        ru_maxrss = 0
+
+    def endless(*_: object) -> tuple[int, int, Usage]:
+        nonlocal ended
+        ended += 1
+        return 2, 0, Usage()
+
+    monkeypatch.setattr("cloister_sandbox.processes.os.wait4", endless)
+    loop = asyncio.get_running_loop()
+    for turn in range(1, 4):
+        for _ in range(100):
+            loop.call_soon(reaper.reap)
+        await asyncio.sleep(0)
+        assert ended == turn * processes._REAPED
+    monkeypatch.setattr("cloister_sandbox.processes.os.wait4", lambda *_: (0, 0, Usage()))
+
+
 async def test_what_waits_for_a_disk_keeps_nobody_from_ending_processes() -> None:
     """Spools and directories of shells are read, written and removed in threads, too."""
     reaper = installed_reaper()

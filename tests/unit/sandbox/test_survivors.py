@@ -14,7 +14,7 @@ from support.reaping import installed_reaper
 async def test_only_what_goes_on_is_kept_in_mind() -> None:
     """A worker's programs leave something behind, again and again, which ends later."""
     reaper = installed_reaper()
-    survivors = Survivors(first_look=8)
+    survivors = Survivors(reaper.unended, first_look=8)
     running: dict[int, asyncio.Future[int]] = {}
     async with asyncio.timeout(60):
         for number in range(7):

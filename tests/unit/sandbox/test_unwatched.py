@@ -10,11 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from cloister_sandbox import sources
+from cloister_api.exec.v1 import exec_pb2
+from cloister_sandbox import sources, stdin
 from cloister_sandbox.capture import Output
+from cloister_sandbox.errors import Busy
 from cloister_sandbox.outputs import OutputStore, Policy
+from cloister_sandbox.paths import Roots
 from cloister_sandbox.ripgrep import Search
+from cloister_sandbox.services.files import FilesService
 from cloister_sandbox.sources import STDOUT, Source
+from cloister_sandbox.state import Activity, Phase, ServerState
+from cloister_sandbox.stdin import Stdin
 from support.eventually import until
 
 
@@ -28,7 +34,8 @@ def taken(patch: pytest.MonkeyPatch) -> None:
     def add_reader(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    patch.setattr(asyncio.get_running_loop(), "add_reader", add_reader)
+    for name in ("add_reader", "add_writer"):
+        patch.setattr(asyncio.get_running_loop(), name, add_reader)
 
 
 def store() -> OutputStore:
@@ -115,6 +122,43 @@ async def test_a_program_that_waited_goes_on_when_there_is_room_again(
     await until(lambda: kept.total == 5, pause=0.001)
     source.close()
     os.close(printing)
+
+
+async def test_a_program_that_reads_slowly_has_its_input(full: pytest.MonkeyPatch) -> None:
+    full.setattr(stdin, "_LOOK_SECONDS", 0.001)
+    reading, ours = os.pipe()
+    os.set_blocking(ours, False)
+    given = Stdin(ours, terminal=False, ended=asyncio.get_running_loop().create_future())
+    taken(full)
+    writing = asyncio.create_task(given.write(0, b"x" * 200_000, True))
+    left = 200_000
+    while left:
+        left -= len(await asyncio.to_thread(os.read, reading, left))
+    await writing
+    assert (given.accepted, given.closed) == (200_000, True)
+    os.close(reading)
+
+
+class Caller:
+    """A call's context, as far as a handler asks it."""
+
+    def add_done_callback(self, _: object) -> None:
+        """It never ends by itself."""
+
+
+async def test_who_cannot_be_told_of_changes_hears_why(
+    tmp_path: Path, full: pytest.MonkeyPatch
+) -> None:
+    """It is not the disk that is full, though the kernel's word for it is the same."""
+    files = FilesService(ServerState(phase=Phase.CLAIMED), Roots(tmp_path, (), ()), Activity())
+    watch = FilesService.Watch.__wrapped__.__wrapped__  # type: ignore[attr-defined]
+    events = watch(files, exec_pb2.WatchRequest(path=str(tmp_path)), Caller())
+    assert (await anext(events)).type == exec_pb2.WatchEvent.TYPE_READY
+    taken(full)
+    with pytest.raises(Busy, match="taken all") as refused:
+        await anext(events)
+    assert refused.value.reason == "OUT_OF_RESOURCES"
+    await files.close()
 
 
 def test_a_search_finds_what_there_is(tmp_path: Path, full: pytest.MonkeyPatch) -> None:

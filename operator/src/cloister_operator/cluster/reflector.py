@@ -63,9 +63,11 @@ class Reflector:
                 version = ""
             except OperatorError as error:
                 WATCH_FAILURES.inc()
-                failures = 0 if loop.time() - began > _FORGET_FAILURES_AFTER else failures + 1
                 log.warning("watch of %s in %s: %s", self._resource.plural, self._namespace, error)
                 version = ""
+            failures = 0 if loop.time() - began > _FORGET_FAILURES_AFTER else failures + 1
+            if failures or not version:
+                # Also where each ends in order: what ends them at once would be asked without end.
                 await backoff(failures)
 
     async def _list(self) -> str:

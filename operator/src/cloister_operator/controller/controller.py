@@ -18,6 +18,7 @@ from ..errors import OperatorError
 from ..logs import about
 from ..metrics import reconcile
 from ..plan.lanes import Lane
+from ..tasks import keep, together
 from ..workqueue import WorkQueue
 from .context import Context, WorkKey
 from .environments import EnvironmentReconciler
@@ -59,9 +60,9 @@ class Controller:
     async def run(self) -> None:
         """Mirror and work until cancelled, as the only operator there is."""
         async with asyncio.TaskGroup() as group:
-            group.create_task(self.mirror())
+            keep(group, "mirror", self.mirror)
             await self._context.synced.wait()
-            group.create_task(self.work())
+            keep(group, "work", self.work)
 
     async def mirror(self) -> None:
         """Keep the mirrors until cancelled; nothing is decided."""
@@ -81,14 +82,14 @@ class Controller:
             where, sink = context.settings.namespace, context.egress.mirror
             reflectors.append(Reflector(context.api, PODS, where, component, sink))
         async with asyncio.TaskGroup() as group:
-            group.create_task(context.ranges.run())
+            keep(group, "the cluster's addresses", context.ranges.run)
             for reflector in reflectors:
-                group.create_task(reflector.run())
+                keep(group, "pods", reflector.run)
             for reflector in reflectors:
                 await reflector.synced.wait()
             await self.relist()
             context.synced.set()
-            group.create_task(self._resync())
+            keep(group, "resync", self._resync)
 
     async def work(self) -> None:
         """Decide, and carry out what was decided, until cancelled; not to be called again.
@@ -99,10 +100,13 @@ class Controller:
         self._works = True
         self._add_all()
         try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._recorder.run())
-                group.create_task(self._context.queue.run())
-                group.create_task(self._prover.run())
+            await together(
+                {
+                    "Events": self._recorder.run,
+                    "the queue": self._context.queue.run,
+                    "proofs": self._prover.run,
+                }
+            )
         finally:
             self._works = False
             await self._warmer.close()
@@ -158,6 +162,7 @@ class Controller:
                 # Nobody takes from it: what has gathered is known anyway.
                 self._context.queue = self._new_queue()
                 continue
+            self._environments.look_anew()
             self._add_all()
 
     def _new_queue(self) -> WorkQueue[WorkKey]:

@@ -13,7 +13,7 @@ from ..cluster.resources import ENVIRONMENTS
 from ..errors import NotFoundError, OperatorError, PermanentError, RefusedError, TransientError
 from ..plan.admission import finding as admission_finding
 from ..plan.failure import Failure
-from ..plan.verdict import counts, findings
+from ..plan.verdict import counts, findings, refused
 from ..recipe import Around, Recipe, build, references
 from . import pods, recipes
 from .context import Context, Resolved
@@ -94,6 +94,14 @@ class EnvironmentReconciler:
         for problem in problems:
             raise problem
         return min(again or ASKED_AGAIN_SECONDS, ASKED_AGAIN_SECONDS) if asks else again
+
+    def look_anew(self) -> None:
+        """Let the next look at each Environment ask again for what is not watched, however lately
+        one did: what changes just after a look between two resyncs would else be seen at the second
+        one only.
+        """
+        self._resolved_at.clear()
+        self._grounds.look_anew()
 
     async def _confirm(self, namespace: str, name: str) -> None:
         """Ask the API server for an Environment whose pods go by themselves: the garbage collector
@@ -176,12 +184,12 @@ class EnvironmentReconciler:
             conditions.ENVIRONMENT_NOT_READY, f"Environment {name} is not ready: {error}"
         )
         self._publish(environment, None, problem)
-        group = ("environment", *environment.key)
-        finding = Finding(conditions.READY, "False", error.reason, str(error))
-        pods_now = self._context.pods.group(group)
+        pods_now = self._context.pods.group(("environment", *environment.key))
+        kinds = {(each.namespace, each.network) for each in pods_now}
+        proofs = [proof for kind, proof in self._context.proofs.items() if kind in kinds]
         await self._write_status(
             environment,
-            [finding],
+            refused(Failure(error.reason, str(error)), proofs),
             counts(pods_now, self._context.failures, environment.status.pool.wanted),
             None,
         )

@@ -14,6 +14,7 @@ from ..errors import OperatorError, TransientError
 from ..metrics import EGRESS_PUSH_SECONDS, EGRESS_PUSHES, OK
 from ..plan.grants import Held, State
 from ..sandboxes.gateways import Decided, GatewayInfo, StaleError
+from ..tasks import told_to_end
 
 log = logging.getLogger(__name__)
 
@@ -132,8 +133,10 @@ class Link:
                     await self._apply(gateway, *wanted)
                 else:
                     self._compare(await self._lead.client.info(gateway))
-            except Exception as error:
-                # Nothing may end what keeps a gateway right.
+            except (Exception, asyncio.CancelledError) as error:
+                if told_to_end():
+                    raise
+                # Nothing else may end what keeps a gateway right.
                 await self._after_failure(gateway, error, began)
                 await asyncio.sleep(pause)
                 pause = min(_LONGEST_PAUSE, 2 * pause)
@@ -174,7 +177,7 @@ class Link:
         if (found.term, found.revision, found.boot_id) != wanted:
             known.revision = 0
 
-    async def _after_failure(self, gateway: GatewayPod, error: Exception, began: float) -> None:
+    async def _after_failure(self, gateway: GatewayPod, error: BaseException, began: float) -> None:
         """Find out what it means."""
         known = self._known
         known.revision = 0
@@ -201,6 +204,8 @@ class Link:
                     self._listener.decided(gateway, each, history=history)
             except OperatorError as error:
                 log.debug("%s", error)
-            except Exception:
+            except (Exception, asyncio.CancelledError):
+                if told_to_end():
+                    raise
                 log.exception("what egress gateway %s decided cannot be read", gateway.name)
             await asyncio.sleep(FEED_PAUSE)

@@ -114,10 +114,16 @@ class Gateways:
             return
         self._withheld.add(pod.uid)
         self._change()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(REVOKE_SECONDS):
-                while not self._is_revoked(pod.uid) and not self._only_silent_hold(pod.uid):
-                    await self._moved.wait()
+        try:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(REVOKE_SECONDS):
+                    while not self._is_revoked(pod.uid) and not self._only_silent_hold(pod.uid):
+                        await self._moved.wait()
+        finally:
+            present = self._pods.get(*pod.key)
+            if present is None or present.uid != pod.uid:
+                # It went before, or meanwhile: nobody tells of that again.
+                self._withheld.discard(pod.uid)
         if not self._is_revoked(pod.uid):
             EGRESS_UNREVOKED.inc()
             log.warning("pod %s goes before it is revoked everywhere: %s", pod.name, self._waits())

@@ -10,8 +10,9 @@ from ..errors import PermanentError
 from . import bootstrap
 from .context import Context
 
-RECHECKED_AFTER_SECONDS = 50.0
-"""A little less than the resync: each one applies the policies and reads the references again."""
+RECHECKED_AFTER_SECONDS = 70.0
+"""A little more than the resync, which lets everything be asked for anew: policies are applied, and
+references read, once for each."""
 _ENFORCED = {"strict": "restricted", "rootish": "baseline"}
 """By profile, the level of Pod Security that its namespace must enforce."""
 
@@ -31,6 +32,12 @@ class Grounds:
         """Whether the policies of a namespace are those of the cluster's present addresses."""
         *_, ranges = self._applied.get(namespace, ("", 0.0, None))
         return namespace in self._applied and ranges == self._context.ranges.current
+
+    def look_anew(self) -> None:
+        """Ask again, when next asked, for what is not watched."""
+        self._gateway = float("-inf"), self._gateway[1]
+        for namespace, (uid, _, ranges) in self._applied.items():
+            self._applied[namespace] = uid, float("-inf"), ranges
 
     async def prepare(self, environment: EnvironmentObject) -> None:
         """Check the namespace, then apply its policies: they stand before any pod does.

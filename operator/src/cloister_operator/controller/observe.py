@@ -153,8 +153,3 @@ class Gauges:
             if self._missed[key] > KEPT_LOOKS:
                 metrics.forget_environment(*key)
                 del self._missed[key]
-
-
-async def keep_gauges(context: Context) -> None:
-    """Keep them until cancelled, in the process that leads."""
-    await Gauges(context).run()

@@ -7,6 +7,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 from ..api.common import JSON
 from ..cache import Key
@@ -25,6 +26,7 @@ from ..plan import proving, ranges
 from ..plan.proving import Landmark
 from ..plan.spans import Network
 from ..settings import Settings
+from ..tasks import together
 
 log = logging.getLogger(__name__)
 
@@ -132,9 +134,12 @@ class Ranges:
     async def run(self) -> None:
         """Follow until cancelled."""
         try:
-            async with asyncio.TaskGroup() as group:
-                for source, sink in self._sinks.items():
-                    group.create_task(self._follow(source, sink))
+            await together(
+                {
+                    source.resource.plural: partial(self._follow, source, sink)
+                    for source, sink in self._sinks.items()
+                }
+            )
         finally:
             if self._due:
                 self._due.cancel()

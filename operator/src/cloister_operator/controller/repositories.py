@@ -25,6 +25,7 @@ from ..plan import git as rules
 from ..settings import Settings
 from ..sources.fetcher import FetchFailed
 from ..sources.work import Credentials, Fetched
+from ..tasks import told_to_end
 
 log = logging.getLogger(__name__)
 
@@ -228,7 +229,9 @@ class Repositories:
                 answer.problem = error
                 pause = min(pause, AGAIN_SECONDS)
                 log.warning("repository %s: %s", url, error)
-            except Exception as error:
+            except (Exception, asyncio.CancelledError) as error:
+                if told_to_end():
+                    raise
                 answer.problem = FetchFailed("failed", "cannot be fetched: see the operator's log")
                 pause = min(pause, AGAIN_SECONDS)
                 # The error may quote what it was given.

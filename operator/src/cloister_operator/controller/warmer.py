@@ -3,7 +3,8 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from datetime import timedelta
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 
 from .. import names
 from ..api import conditions
@@ -15,6 +16,7 @@ from ..plan import proving
 from ..plan.egress import gateway_ways
 from ..plan.failure import Failure, Proof
 from ..sandboxes import PodAddress, SandboxInfo, SandboxState
+from ..tasks import told_to_end
 from . import pods
 from .context import Context, address
 
@@ -22,7 +24,9 @@ log = logging.getLogger(__name__)
 
 DIAL_SECONDS = 30.0
 STARTUP_LIMIT = timedelta(minutes=15)
-"""From a pod's creation to its being usable: the setup script may take ten minutes."""
+"""From a pod's creation to its being usable: the setup script may take ten minutes. Of one that a
+session has, from when this operator began to follow it, if that was later: it may have been warm
+for days, and be silent for a moment just then."""
 ENFORCEMENT_GRACE_SECONDS = 10.0
 """Policy engines need a moment for a new pod."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 5.0
@@ -34,13 +38,23 @@ _PROVEN_AGAIN_AT_ONCE = 8
 """Pods of an earlier operator that are probed before the first of them has proven the network."""
 
 
+@dataclass(frozen=True)
+class _Following:
+    """A pod that is followed."""
+
+    session_uid: str
+    """For which session; empty for the pool."""
+    began: datetime
+    task: asyncio.Task[None]
+
+
 class Warmer:
     """One task per pod that is not usable yet."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        self._tasks: dict[str, tuple[str, asyncio.Task[None]]] = {}
-        """By pod UID: for which session, and the task."""
+        self._tasks: dict[str, _Following] = {}
+        """By pod UID."""
         self._again = asyncio.Semaphore(_PROVEN_AGAIN_AT_ONCE)
 
     def ensure(self, pod: PodView, session_uid: str = "") -> None:
@@ -51,8 +65,7 @@ class Warmer:
         """
         context = self._context
         known = pod.uid in context.usable or pod.uid in context.failures
-        whose, _ = self._tasks.get(pod.uid, (None, None))
-        if known or whose == session_uid or not pod.alive:
+        if known or self._follows(pod.uid, session_uid) or not pod.alive:
             return
         present = context.pods.get(*pod.key)
         if present is None or present.uid != pod.uid:
@@ -63,29 +76,32 @@ class Warmer:
         # Who followed a pool's pod does not know the name it has once a session has claimed it.
         self.forget(pod.uid)
         task = asyncio.create_task(self._follow(pod, session_uid))
-        self._tasks[pod.uid] = session_uid, task
+        self._tasks[pod.uid] = _Following(session_uid, context.clock(), task)
         task.add_done_callback(lambda done: self._ended(pod.uid, done))
 
     def _ended(self, uid: str, task: asyncio.Task[None]) -> None:
-        if self._tasks.get(uid, ("", None))[1] is task:
+        if uid in self._tasks and self._tasks[uid].task is task:
             del self._tasks[uid]
+
+    def _follows(self, uid: str, session_uid: str) -> bool:
+        return uid in self._tasks and self._tasks[uid].session_uid == session_uid
 
     def over(self, uid: str, session_uid: str = "") -> None:
         """Who follows the pod for this session, or without one for the pool, stops: what becomes of
         the pod is decided.
         """
-        if self._tasks.get(uid, (None, None))[0] == session_uid:
+        if self._follows(uid, session_uid):
             self.forget(uid)
 
     def forget(self, uid: str) -> None:
         """The pod is gone, or on its way out."""
-        _, task = self._tasks.pop(uid, ("", None))
-        if task:
-            task.cancel()
+        followed = self._tasks.pop(uid, None)
+        if followed:
+            followed.task.cancel()
 
     async def close(self) -> None:
         """Stop following."""
-        tasks = [task for _, task in self._tasks.values()]
+        tasks = [each.task for each in self._tasks.values()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -119,7 +135,9 @@ class Warmer:
         except (NotFoundError, ConflictError) as error:
             log.info("pod %s is not ours to warm any more: %s", pod.name, error)
             await asyncio.sleep(_ANOTHER_LOOK)
-        except Exception:
+        except (Exception, asyncio.CancelledError):
+            if told_to_end():
+                raise
             log.exception("pod %s cannot be followed; the next reconcile goes on", pod.name)
             await asyncio.sleep(_ANOTHER_LOOK)
 
@@ -158,14 +176,22 @@ class Warmer:
                     await self._until_open(pod, where)
                 break
             except TransientError as error:
-                if self._context.clock() > pod.created + STARTUP_LIMIT:
-                    message = f"pod {pod.name} does not get ready: {error}"
-                    raise PermanentError(conditions.POD_FAILED, message) from None
+                self._check_time(pod, str(error))
                 # The pod may answer, and its files be what is missing.
                 await asyncio.sleep(pause)
                 pause = min(_LONGEST_PAUSE, pause * 2)
         if pod.state == names.STATE_STARTING:
             await self._repeat(pod, lambda: self._label(pod))
+
+    def _check_time(self, pod: PodView, problem: str) -> None:
+        """Raise PermanentError for a pod that had its time."""
+        followed = self._tasks.get(pod.uid)
+        since = (
+            max(pod.created, followed.began) if followed and followed.session_uid else pod.created
+        )
+        if self._context.clock() > since + STARTUP_LIMIT:
+            message = f"pod {pod.name} does not get ready: {problem}"
+            raise PermanentError(conditions.POD_FAILED, message)
 
     async def _until_open(self, pod: PodView, where: PodAddress) -> None:
         """Return once the pod's network is proven closed, and open where it is to be."""
@@ -193,9 +219,7 @@ class Warmer:
                 problem = f"it does not reach the egress gateways at {' and '.join(closed)}"
             except TransientError as error:
                 problem = str(error)
-            if context.clock() > pod.created + STARTUP_LIMIT:
-                message = f"pod {pod.name} does not get ready: {problem}"
-                raise PermanentError(conditions.POD_FAILED, message)
+            self._check_time(pod, problem)
             log.info("pod %s: again in %.2f s: %s", pod.name, pause, problem)
             await asyncio.sleep(pause)
             pause = min(_LONGEST_PAUSE, pause * 1.5)

@@ -1,6 +1,6 @@
 """What an Environment's status says of its pool and its network."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 
 from .. import names
@@ -48,6 +48,19 @@ def findings(
     else:
         ready = Finding(conditions.READY, "False", pool.reason, pool.message)
     return [ready, pool, network]
+
+
+def refused(why: Failure, proofs: Iterable[Proof]) -> list[Finding]:
+    """The conditions of an Environment that no pod is made for. `proofs`: of the networks that the
+    pods of its last good version are in; a network that was seen open stays one.
+    """
+    seen_open = next((each for each in proofs if not each.enforced), None)
+    unknown = Finding(conditions.NETWORK_ENFORCED, "Unknown", why.reason, why.message)
+    return [
+        Finding(conditions.READY, "False", why.reason, why.message),
+        Finding(conditions.POOL_READY, "False", why.reason, why.message),
+        _network(seen_open) if seen_open else unknown,
+    ]
 
 
 def _is_warm(pod: PodView, failures: Mapping[str, Failure]) -> bool:

@@ -15,6 +15,7 @@ from cloister_api.wire import NOT_PACKED
 from .. import names
 from ..errors import LostError
 from ..identity import OPERATOR_LIFETIME, Authority, Identity
+from ..tasks import told_to_end
 
 MAX_ANSWER = 64 * 1024
 """Bytes of one answer."""
@@ -28,6 +29,8 @@ _OPTIONS: tuple[tuple[str, int], ...] = (
     # A node that dies takes the connection along without a word.
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 5_000),
+    # Without this gRPC waits for a minute all the same.
+    ("grpc.http2.ping_timeout_ms", 5_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
     # A warm pod's connection stays open, however long it waits: a claim must not pay a handshake.
@@ -105,10 +108,8 @@ class Links:
         try:
             yield link
         except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if link.closed and task is not None and not task.cancelling():
-                # gRPC cancels the calls of a channel that is closed under them: as it is, that
-                # would end the task that calls, without a word.
+            if link.closed and not told_to_end():
+                # gRPC cancels the calls of a channel that is closed under them.
                 raise LostError(f"the channel to pod {pod.name} was closed") from None
             raise
         finally:

@@ -154,6 +154,10 @@ class Doorkeeper:
             except OSError as error:
                 log.warning("connections cannot be listed: %s", error)
                 pressed = False
+            except Exception:
+                # Without it, whoever comes first would have all places for good.
+                log.exception("connections cannot be looked at")
+                pressed = False
             # Thousands of connections take a while to look at, and the loop has other work.
             took = self._clock() - began
             await asyncio.sleep(max(PRESSED if pressed else SLOWLY, 9 * took))

@@ -18,6 +18,7 @@ from cloister_api.wire import NOT_PACKED
 from .. import names
 from ..api.backend import Leadership
 from ..metrics import SESSIONS_API_FORWARDED
+from ..tasks import told_to_end
 from .status import CallError, Unavailable
 
 FORWARDED: Final = "cloister-forwarded"
@@ -133,8 +134,7 @@ class Forwarder:
                 raise _Lost(f"{error.code().name}: {error.details()}") from None
             raise Relayed(error.code(), error.details() or "", details) from None
         except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
+            if told_to_end():
                 raise
             # The channel was closed under the call.
             raise _Lost("the connection was given up") from None

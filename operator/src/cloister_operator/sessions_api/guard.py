@@ -15,6 +15,7 @@ from ..api.backend import Caller
 from ..logs import about
 from ..metrics import SESSIONS_API_CALLS, SESSIONS_API_SECONDS
 from ..sandboxes import clean
+from ..tasks import told_to_end
 from . import translate
 from .auth import CALLER, RIGHTS, Auth, whose_share
 from .doorkeeper import Doorkeeper, of_peer
@@ -78,8 +79,13 @@ class _Call:
         """The leader answered it, and counts it."""
         self._counts = False
 
-    async def fail(self, context: Context, error: Exception) -> NoReturn:
-        """End the call with the error's status and details."""
+    async def fail(self, context: Context, error: BaseException) -> NoReturn:
+        """End the call with the error's status and details, unless its caller has left.
+
+        gRPC takes every cancellation for that: of one that is not, a caller would hear nothing.
+        """
+        if isinstance(error, asyncio.CancelledError) and told_to_end():
+            raise error
         with about(**self._fields):
             failed: CallError = from_error(error)
             if isinstance(failed, Forbidden):
@@ -178,7 +184,7 @@ class Guard(grpc.aio.ServerInterceptor):
                                     return answer
                             await self._admit(seen, method, request, context)
                             answer = await inner(request, context)
-                except Exception as error:
+                except (Exception, asyncio.CancelledError) as error:
                     await seen.fail(context, error)
                 seen.done(request, answer)
                 return answer
@@ -199,7 +205,7 @@ class Guard(grpc.aio.ServerInterceptor):
                             async with contextlib.aclosing(inner(request, context)) as items:
                                 async for each in _rechecked(items, recheck, self._recheck_seconds):
                                     yield each
-                except Exception as error:
+                except (Exception, asyncio.CancelledError) as error:
                     await seen.fail(context, error)
                 seen.done(request, None)
 
@@ -223,8 +229,8 @@ class Guard(grpc.aio.ServerInterceptor):
                             ) as items:
                                 async for each in _rechecked(items, recheck, self._recheck_seconds):
                                     yield each
-                except Exception as error:
-                    if not asked:
+                except (Exception, asyncio.CancelledError) as error:
+                    if not asked and isinstance(error, Exception):
                         # Of a flood not all are waited for.
                         with contextlib.suppress(Busy), self._places.one("refusals"):
                             await _heard(requests)

@@ -6,6 +6,7 @@ gives no right that the caller's certificate does not give; its own are those fo
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any, Final
 
@@ -17,15 +18,27 @@ MAX_DATA: Final = 64 * 1024
 """Bytes of one message: relays share the process with those who wait for their session."""
 _CONNECT_SECONDS = 5.0
 _RETRY_SECONDS = 1.0
+_SIGNS_OF_LIFE: Final = (
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
+    # The same for what was sent and is not acknowledged.
+    (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 90_000),
+)
+"""Seconds, but for the last: a node that vanishes with its pods tells nobody."""
 
 
 async def connect(host: str, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """A connection to an exec server; raises Unavailable."""
     try:
         async with asyncio.timeout(_CONNECT_SECONDS):
-            return await asyncio.open_connection(host, port, limit=MAX_DATA)
+            reader, writer = await asyncio.open_connection(host, port, limit=MAX_DATA)
     except (OSError, TimeoutError):
         raise unreachable() from None
+    for option in _SIGNS_OF_LIFE:
+        writer.get_extra_info("socket").setsockopt(*option)
+    return reader, writer
 
 
 def unreachable() -> Unavailable:

@@ -26,6 +26,9 @@ MAX_MESSAGE: Final = 4 * 1024 * 1024
 IDLE_SECONDS: Final = 300.0
 """A connection without a call ends after this time: who left it there takes a place from others.
 Clients that come back to it connect again by themselves."""
+SILENT_SECONDS: Final = 60.0
+"""A far end that says nothing is asked for a sign of life after this, and again: one that vanished,
+or whose node did, ends no call by itself, and its watches and relays would keep their places."""
 _OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_receive_message_length", MAX_MESSAGE),
     NOT_PACKED,
@@ -59,20 +62,29 @@ class SessionsServer:
         limits: RateLimits | None = None,
         leadership: Leadership | None = None,
         idle_seconds: float = IDLE_SECONDS,
+        silent_seconds: float = SILENT_SECONDS,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         """`ip_addresses`: further names of the certificate, such as the Service's address.
 
         `leadership`: where there are several processes, who of them leads; None is this one.
         `guard`: in place of one that keeps `limits` and forwards to the leader.
-        `idle_seconds`: of a connection without a call.
+        `idle_seconds`: of a connection without a call. `silent_seconds`: after which a far end is
+        asked for a sign of life, for which it has a third of that time.
         """
         self._certificate = _Renewed(authority, ip_addresses, clock)
         self._forwarder = Forwarder(leadership, lambda: authority.ca_pem) if leadership else None
         guard = guard or Guard(Auth(reviewer), limits=limits, forwarder=self._forwarder)
         self._doorkeeper = guard.doorkeeper
         self._looking: asyncio.Task[None] | None = None
-        options = (*_OPTIONS, ("grpc.max_connection_idle_ms", int(1000 * idle_seconds)))
+        options = (
+            *_OPTIONS,
+            ("grpc.max_connection_idle_ms", int(1000 * idle_seconds)),
+            ("grpc.keepalive_time_ms", int(1000 * silent_seconds)),
+            ("grpc.keepalive_timeout_ms", int(1000 * silent_seconds / 3)),
+            # Without this gRPC waits for a minute all the same.
+            ("grpc.http2.ping_timeout_ms", int(1000 * silent_seconds / 3)),
+        )
         self._server = grpc.aio.server(interceptors=[guard], options=options)
         sessions_pb2_grpc.add_SessionsServicer_to_server(
             SessionsServicer(backend, authority, clock), self._server

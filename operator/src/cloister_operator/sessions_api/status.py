@@ -166,7 +166,7 @@ class Unavailable(_Retriable):
     code = grpc.StatusCode.UNAVAILABLE
 
 
-def from_error(error: Exception) -> CallError:
+def from_error(error: BaseException) -> CallError:
     """The status of an error of the layers below.
 
     An error that nobody foresaw becomes INTERNAL and says nothing of itself to the caller. Its

@@ -33,7 +33,7 @@ _REASONS = {
 }
 
 
-def require_reader(job: Job, offset: int) -> None:
+def _require_reader(job: Job, offset: int) -> None:
     """Raise OutOfRange for an offset that is not printed yet, and Busy at the bound of readers."""
     if offset > job.store.total:
         raise OutOfRange(
@@ -76,19 +76,23 @@ async def follow(
 ) -> AsyncGenerator[exec_pb2.OutputEvent, None]:
     """A job's events from an offset on; `handle` is what its caller calls it.
 
+    Its reader counts from the first step on, which raises OutOfRange for an offset that is not
+    printed yet, and Busy at the bound of readers.
+
     Who does not take all of them closes it: left to the collector, it wakes the event loop twice.
 
     With `only_now` they end where the output ends now; with `leave_when_detached` when a shell's
     command goes on as a process. The reader is gone with the iterator; the job goes on.
     """
-    events = _Events()
-    yield events.next(started=exec_pb2.Started(id=handle or job.id, replayed=replayed))
+    _require_reader(job, offset)
     reader = job.store.reader(offset)
     _readers.count += 1
-    limit = job.store.total
-    quiet_since = sent_at = time.monotonic()
+    events = _Events()
     sent_small = False
     try:
+        yield events.next(started=exec_pb2.Started(id=handle or job.id, replayed=replayed))
+        limit = job.store.total
+        quiet_since = sent_at = time.monotonic()
         while True:
             wait = sent_at + COALESCE_SECONDS - time.monotonic() if sent_small else 0
             if wait > 0 and job.running and job.store.total - reader.position < CHUNK:

@@ -301,7 +301,11 @@ class FilesService(Transfers):
         try:
             while not watch.ended:
                 ready.clear()
-                loop.add_reader(watch.fd, ready.set)
+                try:
+                    loop.add_reader(watch.fd, ready.set)
+                except OSError:
+                    why = "tools have taken all that this sandbox may wait for"
+                    raise Busy("OUT_OF_RESOURCES", why, 1.0, "processes") from None
                 try:
                     async with asyncio.timeout(HEARTBEAT_SECONDS):
                         await ready.wait()

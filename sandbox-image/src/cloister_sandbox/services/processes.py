@@ -18,7 +18,7 @@ from ..programs import Order, Program, Programs
 from ..state import ServerState
 from ..terminal import MAX_SIDE
 from .common import MAX_ID, concluding, require_claimed, require_length, unary
-from .events import CONCLUSIONS, exec_failure, exit_info, follow, policy, require_reader, seconds
+from .events import CONCLUSIONS, exec_failure, exit_info, follow, policy, seconds
 from .starting import directory, variables
 
 MAX_WAIT = 60.0
@@ -46,7 +46,6 @@ class ProcessesService(exec_pb2_grpc.ProcessesServicer):
         require_length("process_id", request.process_id, MAX_ID)
         order = self._order(request)
         job, replayed = self._programs.start(request.process_id, _digest(request), order)
-        require_reader(job, 0)
         if request.detach:
             yield exec_pb2.OutputEvent(
                 seq=1, started=exec_pb2.Started(id=job.id, replayed=replayed)
@@ -64,7 +63,6 @@ class ProcessesService(exec_pb2_grpc.ProcessesServicer):
     @concluding(*CONCLUSIONS)
     async def Attach(self, request: exec_pb2.AttachRequest, context: Any) -> AsyncIterator[Any]:  # noqa: ARG002, N802
         job = self._programs.jobs.get(request.process_id)
-        require_reader(job, request.offset)
         following = follow(
             job,
             handle=request.process_id,

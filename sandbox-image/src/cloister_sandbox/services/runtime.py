@@ -74,7 +74,7 @@ class RuntimeService(exec_pb2_grpc.RuntimeServicer):
             capabilities=CAPABILITIES,
             boot_id=self._state.boot_id,
             state=_STATES[self._state.phase],
-            problem=self._state.problem,
+            problem=self._state.problem if self._state.phase is Phase.FAILED else "",
             session_uid=self._state.session_uid,
             uid_map=_uid_map(),
             awaits=sorted(self._state.awaits),
@@ -143,18 +143,20 @@ class RuntimeService(exec_pb2_grpc.RuntimeServicer):
             raise WrongState("CLAIMED", "package managers are asked before the claim only")
         if self._state.phase is not Phase.WARM:
             raise Unavailable("NOT_WARM", f"this pod is {self._state.phase.value}")
+        # The next caller waits for the same work, and has its answer.
+        found = await to_its_end(self._package_sources())
+        return exec_pb2.PackageSourcesResponse(
+            sources=[exec_pb2.PackageSource(manager=manager, url=url) for manager, url in found]
+        )
+
+    async def _package_sources(self) -> list[tuple[str, str]]:
         async with self._asking:
             if self._sources is None:
                 try:
-                    found = await to_its_end(self._ask())
-                    self._sources = found
+                    self._sources = await self._ask()
                 except ShellError as error:
                     raise Unavailable("NO_SHELL", f"no shell can be started: {error}") from None
-        return exec_pb2.PackageSourcesResponse(
-            sources=[
-                exec_pb2.PackageSource(manager=manager, url=url) for manager, url in self._sources
-            ]
-        )
+            return self._sources
 
     @unary
     async def Activity(self, request: exec_pb2.ActivityRequest, context: Any) -> Any:  # noqa: ARG002, N802

@@ -14,7 +14,7 @@ from ..jobs import Job
 from ..shells import Shells, Slot
 from ..state import ServerState
 from .common import MAX_ID, concluding, require_claimed, require_length, sendable, unary
-from .events import CONCLUSIONS, follow, policy, require_reader, seconds
+from .events import CONCLUSIONS, follow, policy, seconds
 from .starting import directory, variables
 
 _DETACH = {
@@ -50,7 +50,6 @@ class ShellsService(exec_pb2_grpc.ShellsServicer):
             job, replayed = self._shells.command(request.shell_id, request.command_id), True
         else:
             job, replayed = self._run(request)
-        require_reader(job, request.resume_offset)
         following = follow(
             job, offset=request.resume_offset, replayed=replayed, leave_when_detached=True
         )

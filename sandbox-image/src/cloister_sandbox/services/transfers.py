@@ -332,7 +332,7 @@ class Transfers(exec_pb2_grpc.FilesServicer):
 
     async def _discard_all(self, unwanted: Iterable[uploads.Upload]) -> None:
         for each in unwanted:
-            await self._lanes.bulk.run(each.discard)
+            await self._lanes.bulk.give_back(each.discard)
 
     async def close(self) -> None:
         """Forget interrupted uploads with the bytes that arrived."""

@@ -79,6 +79,8 @@ class Agent:
                 ("grpc.server_handshake_timeout_ms", 10_000),
                 ("grpc.keepalive_time_ms", 30_000),
                 ("grpc.keepalive_timeout_ms", 10_000),
+                # Without this gRPC waits for a minute all the same.
+                ("grpc.http2.ping_timeout_ms", 10_000),
                 ("grpc.keepalive_permit_without_calls", 1),
                 ("grpc.http2.min_ping_interval_without_data_ms", 5000),
                 ("grpc.max_allowed_incoming_connections", 256),

@@ -103,6 +103,8 @@ class Server:
                 # hours.
                 ("grpc.keepalive_time_ms", 60_000),
                 ("grpc.keepalive_timeout_ms", 20_000),
+                # Without this gRPC waits for a minute all the same.
+                ("grpc.http2.ping_timeout_ms", 20_000),
                 # Nor may who never finishes a handshake hold a descriptor for minutes.
                 ("grpc.server_handshake_timeout_ms", 10_000),
                 ("grpc.http2.min_ping_interval_without_data_ms", 5000),

@@ -19,7 +19,7 @@ from typing import TypeVar, cast
 from .births import BIRTHS
 from .marks import Marks, number_of
 from .others import send
-from .rereading import again
+from .rereading import again, whole
 
 T = TypeVar("T")
 MARK = "CLOISTER_CONTEXT"
@@ -31,13 +31,14 @@ ENDING_SECONDS = 5.0
 """For so long processes that do not end are signalled again."""
 _OWN_CHILDREN = f"/proc/{os.getpid()}/task/{os.getpid()}/children"
 CHILDREN_ARE_LISTED = Path(_OWN_CHILDREN).exists()
-_LISTED = 65_536
 _COUNTED = 1000
 _VARIABLES = 2 * 1024 * 1024
 """Bytes of variables that are looked through; with the usual limit of the stack nobody has more. A
 process may say that any part of its memory is its variables, and make that as long as it likes."""
-_CHASES = 20
-"""Looks at the list of orphans after each look at the whole table."""
+_CHASES, _LOOKS = 20, 3
+"""Looks at the list of orphans after each look at the whole table: where that had some of a tree,
+and where it had none.
+"""
 _marks = Marks()
 _looks = ThreadPoolExecutor(4, thread_name_prefix="looks")
 """What waits for a disk must not keep others from ending what is to end."""
@@ -225,7 +226,7 @@ def children(pid: int) -> list[int]:
     except OSError:
         return []
     try:
-        return [int(each) for each in os.read(fd, _LISTED).split()]
+        return [int(each) for each in whole(fd).split()]
     except OSError:
         return []
     finally:
@@ -330,11 +331,15 @@ def _strike(
     # A process that starts the next and ends, again and again, is gone when the table was read.
     # Its offspring comes to this process, and the list of children is quick to read.
     known = {leader, *again, *(spared or ())}
-    for _ in range(_CHASES if number and again else 0):
-        fresh = [
-            pid
-            for pid in orphans()
-            if pid not in known and _belongs(pid, number_of(pid), marks, number)
-        ]
-        signal_all(fresh, signal.SIGKILL)
-    return found
+    chased = []
+    for _ in range(_CHASES if number and again else _LOOKS if number else 0):
+        # The newest are told last.
+        for pid in reversed(orphans()):
+            if pid in known:
+                continue
+            if _belongs(pid, number_of(pid), marks, number):
+                signal_all((pid,), signal.SIGKILL)
+                chased.append(pid)
+            else:
+                known.add(pid)
+    return found or chased

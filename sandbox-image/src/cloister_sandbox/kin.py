@@ -6,6 +6,7 @@ PID 1 of its container.
 
 import asyncio
 import contextlib
+import errno
 import functools
 import os
 import signal
@@ -35,6 +36,8 @@ _COUNTED = 1000
 _VARIABLES = 2 * 1024 * 1024
 """Bytes of variables that are looked through; with the usual limit of the stack nobody has more. A
 process may say that any part of its memory is its variables, and make that as long as it likes."""
+_LACKING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+"""What says nothing of a process, but that nobody can look at it now."""
 _CHASES, _LOOKS = 20, 3
 """Looks at the list of orphans after each look at the whole table: where that had some of a tree,
 and where it had none.
@@ -69,26 +72,33 @@ async def in_thread(work: Callable[[], T]) -> T:
 
 
 def _table() -> dict[int, tuple[int, int]]:
-    """pid -> (parent, session) of every process in sight that has not ended."""
+    """pid -> (parent, session) of every process in sight that has not ended.
+
+    Raises OSError where there is no descriptor to look at one: it must not seem gone.
+    """
     found = {}
-    for entry in os.scandir("/proc"):
-        if not entry.name.isdigit():
-            continue
+    with os.scandir("/proc") as entries:
+        pids = [int(each.name) for each in entries if each.name.isdigit()]
+    for pid in pids:
         try:
-            fields = _fields(int(entry.name))
-        except OSError:
+            fields = _fields(pid)
+        except OSError as error:
+            if error.errno in _LACKING:
+                raise
             continue
         if not _is_over(fields):
-            found[int(entry.name)] = (int(fields[1]), int(fields[3]))
+            found[pid] = (int(fields[1]), int(fields[3]))
     return found
 
 
 def _marked(pid: int) -> set[str]:
-    """The trees that its variables name."""
+    """The trees that its variables name; raises OSError as `_table` does."""
     try:
         with Path(f"/proc/{pid}/environ").open("rb") as file:
             environ = file.read(_VARIABLES)
-    except OSError:
+    except OSError as error:
+        if error.errno in _LACKING:
+            raise
         return set()
     name = f"{MARK}=".encode()
     return {

@@ -41,17 +41,18 @@ def find(
     entered where the pattern names it other than by `**`. Nothing is found where there is no
     directory. Raises TooLarge beyond MAX_WALK entries or MAX_WAITING.
     """
-    kept: list[tuple[int, str, Match]] = []
+    kept: list[tuple[int, str, int, Match]] = []
     total = size = 0
     for match, age in _matches(roots, root, pattern, stopped):
         total += 1
         size += len(match.path)
-        # Of two with the same time the one whose path comes first counts as newer.
-        heapq.heappush(kept, (age, _Reversed(match.path), match))
+        # Of two with the same time the one whose path comes first counts as newer. A directory that
+        # a tool changes meanwhile may list a path twice.
+        heapq.heappush(kept, (age, _Reversed(match.path), total, match))
         while len(kept) > limit or size > MAX_KEPT:
-            size -= len(heapq.heappop(kept)[2].path)
+            size -= len(heapq.heappop(kept)[-1].path)
     kept.sort(reverse=True)
-    return [match for _, _, match in kept], total
+    return [match for *_, match in kept], total
 
 
 def _matches(

@@ -6,6 +6,7 @@ PID 1 of its container.
 
 import asyncio
 import contextlib
+import errno
 import functools
 import os
 import signal
@@ -19,7 +20,7 @@ from typing import TypeVar, cast
 from .births import BIRTHS
 from .marks import Marks, number_of
 from .others import send
-from .rereading import again
+from .rereading import again, whole
 
 T = TypeVar("T")
 MARK = "CLOISTER_CONTEXT"
@@ -31,13 +32,16 @@ ENDING_SECONDS = 5.0
 """For so long processes that do not end are signalled again."""
 _OWN_CHILDREN = f"/proc/{os.getpid()}/task/{os.getpid()}/children"
 CHILDREN_ARE_LISTED = Path(_OWN_CHILDREN).exists()
-_LISTED = 65_536
 _COUNTED = 1000
 _VARIABLES = 2 * 1024 * 1024
 """Bytes of variables that are looked through; with the usual limit of the stack nobody has more. A
 process may say that any part of its memory is its variables, and make that as long as it likes."""
-_CHASES = 20
-"""Looks at the list of orphans after each look at the whole table."""
+_LACKING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+"""What says nothing of a process, but that nobody can look at it now."""
+_CHASES, _LOOKS = 20, 3
+"""Looks at the list of orphans after each look at the whole table: where that had some of a tree,
+and where it had none.
+"""
 _marks = Marks()
 _looks = ThreadPoolExecutor(4, thread_name_prefix="looks")
 """What waits for a disk must not keep others from ending what is to end."""
@@ -68,26 +72,33 @@ async def in_thread(work: Callable[[], T]) -> T:
 
 
 def _table() -> dict[int, tuple[int, int]]:
-    """pid -> (parent, session) of every process in sight that has not ended."""
+    """pid -> (parent, session) of every process in sight that has not ended.
+
+    Raises OSError where there is no descriptor to look at one: it must not seem gone.
+    """
     found = {}
-    for entry in os.scandir("/proc"):
-        if not entry.name.isdigit():
-            continue
+    with os.scandir("/proc") as entries:
+        pids = [int(each.name) for each in entries if each.name.isdigit()]
+    for pid in pids:
         try:
-            fields = _fields(int(entry.name))
-        except OSError:
+            fields = _fields(pid)
+        except OSError as error:
+            if error.errno in _LACKING:
+                raise
             continue
         if not _is_over(fields):
-            found[int(entry.name)] = (int(fields[1]), int(fields[3]))
+            found[pid] = (int(fields[1]), int(fields[3]))
     return found
 
 
 def _marked(pid: int) -> set[str]:
-    """The trees that its variables name."""
+    """The trees that its variables name; raises OSError as `_table` does."""
     try:
         with Path(f"/proc/{pid}/environ").open("rb") as file:
             environ = file.read(_VARIABLES)
-    except OSError:
+    except OSError as error:
+        if error.errno in _LACKING:
+            raise
         return set()
     name = f"{MARK}=".encode()
     return {
@@ -225,7 +236,7 @@ def children(pid: int) -> list[int]:
     except OSError:
         return []
     try:
-        return [int(each) for each in os.read(fd, _LISTED).split()]
+        return [int(each) for each in whole(fd).split()]
     except OSError:
         return []
     finally:
@@ -330,11 +341,15 @@ def _strike(
     # A process that starts the next and ends, again and again, is gone when the table was read.
     # Its offspring comes to this process, and the list of children is quick to read.
     known = {leader, *again, *(spared or ())}
-    for _ in range(_CHASES if number and again else 0):
-        fresh = [
-            pid
-            for pid in orphans()
-            if pid not in known and _belongs(pid, number_of(pid), marks, number)
-        ]
-        signal_all(fresh, signal.SIGKILL)
-    return found
+    chased = []
+    for _ in range(_CHASES if number and again else _LOOKS if number else 0):
+        # The newest are told last.
+        for pid in reversed(orphans()):
+            if pid in known:
+                continue
+            if _belongs(pid, number_of(pid), marks, number):
+                signal_all((pid,), signal.SIGKILL)
+                chased.append(pid)
+            else:
+                known.add(pid)
+    return found or chased

@@ -11,13 +11,14 @@ gives that its number has none either, and counts as of no tree (see kin).
 
 import contextlib
 import itertools
+import os
 import resource
-from pathlib import Path
 
 from . import guard
 
 _BASE = 1 << 60
 _LIMIT = resource.RLIMIT_RSS
+_PAGE = 4096
 _OWN = resource.getrlimit(_LIMIT)[1]
 """What this process was started with, unlimited as a rule: no number."""
 
@@ -80,8 +81,14 @@ def number_of(pid: int) -> int:
 def _shown(pid: int) -> int:
     """The limit as everybody may read it; this process's own where nobody may."""
     try:
-        lines = Path(f"/proc/{pid}/limits").read_text().splitlines()
-        hard = next(each for each in lines if each.startswith("Max resident set ")).split()[-2]
-    except (OSError, StopIteration):
+        # By the bare calls: there may be thousands of them.
+        fd = os.open(f"/proc/{pid}/limits", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            said = os.read(fd, _PAGE)
+        finally:
+            os.close(fd)
+    except OSError:
         return _OWN
-    return resource.RLIM_INFINITY if hard == "unlimited" else int(hard)
+    _, found, behind = said.partition(b"\nMax resident set ")
+    hard = behind.split(None, 2)[1] if found else str(_OWN).encode()
+    return resource.RLIM_INFINITY if hard == b"unlimited" else int(hard)

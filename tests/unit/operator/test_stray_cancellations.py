@@ -96,6 +96,25 @@ async def test_a_mirror_does_not_go_on_with_a_kind_that_nobody_follows(
     assert await end_of(operator) == [EndedAlone]
 
 
+async def test_what_cannot_be_said_of_the_clusters_addresses_ends_the_operator(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sandboxes would go on reaching what has become the cluster's own since."""
+    monkeypatch.setattr("cloister_operator.controller.ranges.SETTLES_SECONDS", 0.01)
+    operator = world.start()
+    await operator.until(lambda: operator.context.ranges.current)
+
+    def fails(_: object) -> None:
+        raise ValueError("of an address")
+
+    monkeypatch.setattr("cloister_operator.plan.ranges.joined", fails)
+    addresses = [{"type": "InternalIP", "address": "10.0.0.7"}]
+    world.cluster.create(
+        NODES, "", {"metadata": {"name": "new"}, "status": {"addresses": addresses}}
+    )
+    assert await end_of(operator) == [ValueError]
+
+
 async def test_an_election_that_ends_alone_is_begun_again() -> None:
     class Standing:
         resigned = False

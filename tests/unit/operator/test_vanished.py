@@ -3,7 +3,9 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 
@@ -15,13 +17,16 @@ from cloister_operator.errors import TransientError
 from cloister_operator.identity import Authority
 from cloister_operator.sandboxes import links
 from cloister_operator.sandboxes.gateways import EgressGateways
+from cloister_operator.sessions_api import forwarding
+from cloister_operator.sessions_api.forwarding import Forwarder
 from cloister_operator.sessions_api.server import SessionsServer
+from cloister_operator.sessions_api.status import Unavailable
 from support.certificates import Pair
 from support.eventually import until
 from support.fake_gateway import FakeGateway
 from support.gateway_site import gateway_body
 from support.sandbox_server import free_port
-from support.sessions_parts import ALICE, NS, FakeBackend, FakeReviewer, channel
+from support.sessions_parts import ALICE, NS, FakeBackend, FakeReviewer, channel, get, made
 
 
 @contextlib.asynccontextmanager
@@ -68,6 +73,53 @@ async def test_a_watch_ends_whose_caller_vanished() -> None:
     await server.stop(0)
 
 
+async def test_a_leader_that_vanished_is_noticed_by_who_forwards_to_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also by a call that its caller lets wait for ever."""
+    monkeypatch.setattr(forwarding, "_OPTIONS", tuple(map(sooner, forwarding._OPTIONS)))
+    authority, backend, passes = Authority.create(datetime.now(UTC)), FakeBackend(), asyncio.Event()
+    backend.sessions["s1"] = made()
+    server = SessionsServer(backend, FakeReviewer(), authority)
+    port = await server.start("127.0.0.1:0")
+    async with way(port, passes) as through:
+        forwarder = Forwarder(Elsewhere(f"127.0.0.1:{through}"), lambda: authority.ca_pem)
+        suspend = pb.SuspendRequest(namespace=NS, name="s1")
+        assert (await forwarder.call("Get", get(), Waiting())).name == "s1"
+        passes.clear()
+        call = asyncio.create_task(forwarder.call("Suspend", suspend, Waiting()))
+        await until(call.done)
+        lost = call.exception()
+        assert isinstance(lost, Unavailable)
+        assert lost.reason == "LEADER_LOST"
+        passes.set()
+        await forwarder.close()
+    await server.stop(0)
+
+
+@dataclass
+class Elsewhere:
+    """Another process leads."""
+
+    address: str
+
+    def leads(self) -> bool:
+        return False
+
+    def leader(self) -> str:
+        return self.address
+
+
+class Waiting:
+    """A call without a deadline."""
+
+    def invocation_metadata(self) -> list[tuple[str, str]]:
+        return [("authorization", f"Bearer {ALICE}")]
+
+    def time_remaining(self) -> None:
+        return None
+
+
 async def test_an_egress_gateway_that_vanished_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """What it decides is asked for without an end."""
     monkeypatch.setattr(links, "_OPTIONS", tuple(map(sooner, links._OPTIONS)))
@@ -94,7 +146,7 @@ async def test_an_egress_gateway_that_vanished_is_noticed(monkeypatch: pytest.Mo
     await gateway.stop()
 
 
-def sooner(option: tuple[str, int]) -> tuple[str, int]:
+def sooner(option: tuple[str, Any]) -> tuple[str, Any]:
     """A minute, to which gRPC keeps where it is told nothing, stays one."""
     name, value = option
     return name, value // 100 if "keepalive_time" in name or "timeout_ms" in name else value

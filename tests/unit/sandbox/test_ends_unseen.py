@@ -188,6 +188,24 @@ async def test_a_program_is_stopped(
     await kept_in_mind_until_it_ends(reaper, monkeypatch)
 
 
+async def test_who_can_list_processes_but_look_at_none_finds_not_that_there_are_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The last descriptor is the list's own."""
+    monkeypatch.setattr(kin, "_fields", lack)
+    monkeypatch.setattr(kin, "ENDING_SECONDS", 0.0)
+    with pytest.raises(OSError, match="Too many"):
+        await kin.kill_tree(kin.NOBODY, "tree")
+    with pytest.raises(OSError, match="Too many"):
+        kin.living({"tree"})
+
+
+def test_what_nobody_can_look_at_has_not_lost_its_mark(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "open", lack)
+    with pytest.raises(OSError, match="Too many"):
+        kin._marked(os.getpid())
+
+
 async def test_a_program_that_ends_has_its_result(
     tmp_path: Path, reaper: Reaper, blind: Blind, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,5 +1,6 @@
 """Looking for processes: whose they are, and when nothing more can be started."""
 
+import os
 import subprocess
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +22,14 @@ class Exhausted(ThreadPoolExecutor):
             self.left -= 1
             raise RuntimeError("can't start new thread")
         super()._adjust_thread_count()
+
+
+class Living:
+    """The numbers of trees, all of which live."""
+
+    def astray(self, _: int) -> bool:
+        """Whether no tree has it."""
+        return False
 
 
 async def test_what_was_done_without_a_thread_is_not_done_again_later(
@@ -120,3 +129,37 @@ def test_who_belongs_to_a_tree(found: set[int], sessions: set[int], whole: set[i
         30_000_000: (1, 30_000_000),
     }
     assert kin._below(table, found, sessions) == whole
+
+
+def test_a_list_of_the_kernels_is_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It tells whole words, and a page at a time, of who is behind the many that a tool starts."""
+    pids = list(range(10_000, 12_000))
+    listed = b"".join(b"%d " % pid for pid in pids)
+
+    def a_page(_: int, size: int, offset: int) -> bytes:
+        return listed[offset : offset + min(size, 4092)]
+
+    monkeypatch.setattr("cloister_sandbox.rereading.os.pread", a_page)
+    assert kin.orphans() == pids
+    assert kin.children(os.getpid()) == pids
+
+
+def test_who_is_seen_in_no_table_is_looked_for_among_orphans(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The newest come last, and those of others are looked at once."""
+    asked: list[int] = []
+    ended: list[int] = []
+
+    def carried(pid: int) -> int:
+        asked.append(pid)
+        return 7 if pid == 4000 else 8
+
+    monkeypatch.setattr(kin, "_members", lambda *_: [])
+    monkeypatch.setattr(kin, "orphans", lambda: [*range(2, 1000), 4000] if not ended else [2, 3])
+    monkeypatch.setattr(kin, "number_of", carried)
+    monkeypatch.setattr(kin, "_marks", Living())
+    monkeypatch.setattr(kin, "signal_all", lambda pids, _: ended.extend(pids))
+    assert kin._strike(kin.NOBODY, ("tree",), 7, None) == [4000]
+    assert ended == [4000]
+    assert asked == [4000, *range(999, 1, -1)]

@@ -2,6 +2,8 @@
 
 import contextlib
 import signal
+import socket
+import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +16,7 @@ from cloister_api.exec.v1 import exec_pb2, exec_pb2_grpc
 from cloister_sandbox.guard import STOP
 from cloister_sandbox.main import OPEN_FILES, TOLD_TO_END
 from cloister_sandbox.signals import ends_server
+from support.file_calls import eventually
 from support.sandbox_server import SESSION_NAME, Sandbox, Tools, refused, sandbox
 
 
@@ -179,6 +182,34 @@ def test_nothing_leaks_into_the_next_call(tmp_path: Path) -> None:
         assert tools.bash("pgrep -fx 'sleep 4722' | wc -l") == "0"
     state = tmp_path / "state"
     assert list(state.iterdir()) == []
+
+
+@pytest.mark.long
+def test_what_ends_while_connections_take_all_descriptors_ends_whole(tmp_path: Path) -> None:
+    """What it started outlives it at most for as long as nobody can look for it."""
+    with contextlib.ExitStack() as held, running(tmp_path, open_files=96) as (server, tools):
+        tools.call("bash", context_id="c", command="(setsid -f sleep 4723 >/dev/null 2>&1)")
+        tools.bash("true")
+        own = Path(f"/proc/{server.process.pid}/fd")
+
+        def taken() -> bool:
+            made = held.enter_context(socket.socket())
+            made.connect(("127.0.0.1", server.port))
+            return len(list(own.iterdir())) >= 96
+
+        eventually(taken)
+        closing = exec_pb2.CloseContextRequest(context_id="c")
+        tools.stub.CloseContext(closing, timeout=30)
+        with refused(grpc.StatusCode.NOT_FOUND, reason="UNKNOWN_ID"):
+            tools.stub.CloseContext(closing, timeout=30)
+        held.pop_all().close()
+        eventually(lambda: not sleeping())
+        assert tools.bash("echo on") == "on"
+
+
+def sleeping() -> bool:
+    """Whether it goes on."""
+    return subprocess.run(["pgrep", "-fx", "sleep 4723"], check=False).returncode == 0
 
 
 def test_contexts_are_bounded(tmp_path: Path) -> None:

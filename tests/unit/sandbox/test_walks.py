@@ -204,3 +204,22 @@ def test_of_changes_at_long_paths_fewer_are_told(
         (tmp_path / f"{number}").touch()
     assert watch.changes(lambda: False) == [(watches.Change.OVERFLOW, str(tmp_path))]
     watch.close()
+
+
+def test_a_path_that_is_listed_twice_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a directory that a tool changes while it is listed."""
+    path = tmp_path / "f"
+    path.touch()
+
+    def twice(_: int) -> Iterator[str]:
+        yield "f"
+        path.chmod(0o600)
+        yield "f"
+
+    monkeypatch.setattr(walks, "_names", twice)
+    found, total = finds.find(
+        Roots(tmp_path, (), ()), str(tmp_path), Pattern("*"), 1, lambda: False
+    )
+    assert ([each.path for each in found], total) == ([str(path)], 2)

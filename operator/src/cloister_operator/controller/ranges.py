@@ -26,7 +26,7 @@ from ..plan import proving, ranges
 from ..plan.proving import Landmark
 from ..plan.spans import Network
 from ..settings import Settings
-from ..tasks import together
+from ..tasks import Part, together
 
 log = logging.getLogger(__name__)
 
@@ -122,8 +122,8 @@ class Ranges:
         self._own = frozenset(ranges.networks([*settings.egress_extra_ranges, settings.pod_ip]))
         self._sinks = {each: _Sink(each, self._changed) for each in _SOURCES}
         self._listeners: list[Callable[[], None]] = []
-        self._due: asyncio.TimerHandle | None = None
-        self._joining: asyncio.Task[None] | None = None
+        self._due = asyncio.Event()
+        """Set when something has changed that `current` does not say yet."""
         self.current: tuple[str, ...] | None = None
         self.landmarks: tuple[Landmark, ...] = ()
 
@@ -133,18 +133,11 @@ class Ranges:
 
     async def run(self) -> None:
         """Follow until cancelled."""
-        try:
-            await together(
-                {
-                    source.resource.plural: partial(self._follow, source, sink)
-                    for source, sink in self._sinks.items()
-                }
-            )
-        finally:
-            if self._due:
-                self._due.cancel()
-            if self._joining:
-                self._joining.cancel()
+        parts: dict[str, Part] = {
+            source.resource.plural: partial(self._follow, source, sink)
+            for source, sink in self._sinks.items()
+        }
+        await together(parts | {"ranges": self._publish})
 
     async def _follow(self, source: _Source, sink: _Sink) -> None:
         failures = 0
@@ -163,21 +156,26 @@ class Ranges:
         await reflector.run()
 
     def _changed(self) -> None:
-        if not all(each.synced for each in self._sinks.values()):
-            return
-        if self.current is None and self._joining is None:
-            self._publish()
-        elif self._due is None:
-            self._publish_soon()
+        if all(each.synced for each in self._sinks.values()):
+            self._due.set()
 
-    def _publish_soon(self) -> None:
-        self._due = asyncio.get_running_loop().call_later(SETTLES_SECONDS, self._publish)
+    async def _publish(self) -> None:
+        """Keep `current` as what is followed says. Whatever goes wrong with that ends the operator:
+        sandboxes would not be kept from what has become the cluster's own since.
+        """
+        while True:
+            await self._due.wait()
+            if self.current is not None:
+                await asyncio.sleep(SETTLES_SECONDS)
+            self._due.clear()
+            every = self._found()
+            if len(every) <= _AT_ONCE:
+                self._take(ranges.joined(every))
+            else:
+                self._take(await asyncio.to_thread(ranges.joined, every))
 
-    def _publish(self) -> None:
-        self._due = None
-        if self._joining is not None:
-            self._publish_soon()
-            return
+    def _found(self) -> set[Network]:
+        """Every address that is the cluster's own; notes what listens there."""
         every, listening = set(self._own), set[Landmark]()
         claims: dict[str, set[Network]] = {}
         for sink in self._sinks.values():
@@ -192,17 +190,7 @@ class Ranges:
             log.warning("Services claim too many addresses: %d of them are left out", left_out)
         every |= believed
         self.landmarks = tuple(sorted(listening))
-        if len(every) <= _AT_ONCE:
-            self._take(ranges.joined(every))
-        else:
-            self._joining = asyncio.create_task(self._join(frozenset(every)), name="ranges")
-
-    async def _join(self, every: frozenset[Network]) -> None:
-        try:
-            joined = await asyncio.to_thread(ranges.joined, every)
-        finally:
-            self._joining = None
-        self._take(joined)
+        return every
 
     def _take(self, joined: ranges.Joined) -> None:
         current = joined.ranges

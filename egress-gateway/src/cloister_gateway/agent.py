@@ -67,7 +67,7 @@ class Agent:
             loop.add_signal_handler(number, stopping.set)
         await self._resolver.start()
         reports = await self._listen()
-        log_end, _ = await loop.create_datagram_endpoint(
+        log_end, haproxy = await loop.create_datagram_endpoint(
             lambda: HaproxyLog(self._feed), local_addr=(places.LOOPBACK, places.LOG_PORT)
         )
         server = grpc.aio.server(
@@ -95,7 +95,10 @@ class Agent:
         await server.start()
         await self._health.start()
         log.info("the agent serves; it holds revision %d", self._holder.state.revision)
-        parts = (self._feed.run(), self._health.run(), self._refusals.run(), self._pressure.run())
+        parts = (
+            *(self._feed.run(), self._health.run(), self._refusals.run(), self._pressure.run()),
+            *(self._resolver.lost(), haproxy.lost()),
+        )
         try:
             await first_of(stopping.wait(), *parts)
         finally:

@@ -123,6 +123,8 @@ class ByName:
             self._flush()
 
     def _flush(self) -> None:
+        # Before what may fail: the next decision begins anew.
+        self._timer = None
         self._reporter.flush()
         wait = self._reporter.wait()
         loop = asyncio.get_running_loop()

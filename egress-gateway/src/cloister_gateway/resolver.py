@@ -90,6 +90,7 @@ class Resolver(asyncio.DatagramProtocol):
         self._all_under_way = 0
         self._transport: asyncio.DatagramTransport | None = None
         self._quiet_until = 0.0
+        self._lost = asyncio.Event()
 
     async def start(self, port: int = places.DNS_PORT) -> None:
         """Listen on loopback; OSError when that is not possible."""
@@ -106,6 +107,15 @@ class Resolver(asyncio.DatagramProtocol):
     def connection_made(self, transport: Any) -> None:
         """The socket is there."""
         self._transport = transport
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The socket is gone."""
+        del exc
+        self._lost.set()
+
+    async def lost(self) -> None:
+        """Wait until nobody is answered any more: asyncio gives a socket up without a word."""
+        await self._lost.wait()
 
     def datagram_received(self, data: bytes, addr: Any) -> None:
         """A question, answered when its answer is known."""

@@ -264,6 +264,16 @@ class HaproxyLog(asyncio.DatagramProtocol):
 
     def __init__(self, feed: Feed) -> None:
         self._feed = feed
+        self._lost = asyncio.Event()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The socket is gone."""
+        del exc
+        self._lost.set()
+
+    async def lost(self) -> None:
+        """Wait until nothing is heard any more: asyncio gives a socket up without a word."""
+        await self._lost.wait()
 
     def datagram_received(self, data: bytes, addr: Any) -> None:
         """A line."""

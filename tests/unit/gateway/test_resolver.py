@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from cloister_gateway.hosts import Hosts
 from cloister_gateway.ranges import Address, Ranges
 from cloister_gateway.resolver import Resolver
+from support.sandbox_server import free_port
 
 
 async def ask(
@@ -136,3 +137,16 @@ def test_garbage_is_not_answered_with_addresses(data: bytes) -> None:
 
     resolver = Resolver(lambda _: None, Ranges, lookup)
     asyncio.run(resolver.answer(data))
+
+
+async def test_a_socket_that_is_given_up_is_told() -> None:
+    """asyncio closes one with which something unforeseen went wrong; squid would ask in vain."""
+    resolver = Resolver(lambda each: each, Ranges, lambda *_: asyncio.sleep(0, []))
+    await resolver.start(free_port())
+    lost = asyncio.create_task(resolver.lost())
+    await asyncio.sleep(0)
+    assert not lost.done()
+    assert resolver._transport is not None
+    resolver._transport.abort()
+    async with asyncio.timeout(30):
+        await lost

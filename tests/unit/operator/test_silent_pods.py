@@ -132,10 +132,12 @@ async def test_the_volume_of_a_pod_that_refuses_its_session_goes_with_it(world: 
     assert len(claims(world)) == 2
 
 
-async def test_a_session_outlives_an_old_pods_silence_after_a_restart(
+async def silent_after_restart(
     world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Days ago it was given its time to start; it has one again to answer the next operator."""
+) -> tuple[Operator, str]:
+    """An operator that began while a pod that was warm for days, and is a session's now, does not
+    answer; and the pod's UID. It has asked the pod some times.
+    """
     first, warm = await one_warm(world)
     claim, cut = world.sandboxes.claim, asyncio.Event()
 
@@ -163,21 +165,24 @@ async def test_a_session_outlives_an_old_pods_silence_after_a_restart(
     monkeypatch.setattr(world.sandboxes, "wait_warm", counted)
     second = world.start()
     await second.until(lambda: dials > 2 or world.phase("s1") == "Failed")
+    return second, warm["uid"]
+
+
+async def test_a_session_outlives_an_old_pods_silence_after_a_restart(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Days ago it was given its time to start; it has one again to answer the next operator."""
+    operator, pod = await silent_after_restart(world, monkeypatch)
     world.sandboxes.answering.set()
-    await second.until(lambda: world.served("s1"))
-    assert world.session()["status"]["podUID"] == warm["uid"]
+    await operator.until(lambda: world.served("s1"))
+    assert world.session()["status"]["podUID"] == pod
 
 
 async def test_a_session_does_not_wait_without_end_for_an_old_pod(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    operator, warm = await one_warm(world)
-    pod = view(next(each for each in world.pods() if each["metadata"]["uid"] == warm["uid"]))
-    world.clock.now += timedelta(days=2)
-    monkeypatch.setattr("cloister_operator.controller.warmer.DIAL_SECONDS", 0.01)
-    world.sandboxes.answering.clear()
-    operator.context.usable.clear()
-    operator.controller._warmer.ensure(pod, "uid-of-a-session")
-    await operator.until(lambda: operator.controller._warmer._tasks)
+    operator, pod = await silent_after_restart(world, monkeypatch)
+    assert pod not in operator.context.failures
     world.clock.now += STARTUP_LIMIT * 2
-    await operator.until(lambda: pod.uid in operator.context.failures)
+    await operator.until(lambda: world.phase("s1") == "Failed")
+    assert world.session()["status"]["reason"] == "PodFailed"

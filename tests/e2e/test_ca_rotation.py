@@ -1,4 +1,4 @@
-"""The CA replaced while a session runs: nothing that runs ends, and no call fails."""
+"""The CA replaced while a session runs: nothing that runs ends, no call fails, no word is lost."""
 
 import base64
 import secrets
@@ -45,7 +45,8 @@ def subjects(bundle: bytes) -> list[str]:
 def test_a_session_works_through_a_rotation(
     client: cloister.Client, environments: Callable[..., str]
 ) -> None:
-    environment = environments(pool={"size": 1})
+    networking = {"allowedHosts": ["allowed.example"]}
+    environment = environments(pool={"size": 1}, networking=networking)
     with client.create_session(environment) as session:
         assert session.bash("X=kept; echo $X").text == "kept"
         before = stored()
@@ -80,6 +81,10 @@ def test_a_session_works_through_a_rotation(
             # And new sessions begin, on the pod that was warm all the time.
             with another.create_session(environment) as fresh:
                 assert fresh.bash("echo new").text == "new"
+                # The gateways know them, and what these decide is told, over connections that are
+                # new since the operator has another certificate.
+                fresh.bash("curl -sS http://denied.example/")
+                wait_for("what was decided", lambda: another.session_egress(fresh.name) or None)
         # The worker of before goes on, with the certificate of before.
         assert issuer(session.credentials.certificate_pem) == subjects(before["tls.crt"])[0]
         assert session.bash("echo $X").text == "kept"

@@ -42,6 +42,8 @@ def main() -> int:
 
 
 def _agent(settings: Settings) -> int:
+    # gRPC reads it when it is loaded, and tells of each handshake that fails otherwise.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     # Only this part needs them; the squids' containers start without.
     from .agent import Agent
     from .identity import IdentityError

@@ -3,7 +3,12 @@
 import asyncio
 import gc
 import logging
+import os
 import sys
+
+# Read when gRPC is loaded, which else writes a line of its own form for each handshake that fails:
+# whoever reaches the port could fill the log.
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 from . import app, logs, settings
 

@@ -19,6 +19,8 @@ _UNUSED = "google.protobuf.internal.python_message"
 sys.modules[_UNUSED] = ModuleType(_UNUSED)
 # The server never forks: tools start by vfork, and gRPC's fork handlers would only cost.
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
+# It tells of each handshake that fails otherwise, and tools can have thousands fail in a second.
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 from .main import main  # noqa: E402 - after what decides how modules load
 

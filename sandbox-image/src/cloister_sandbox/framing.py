@@ -20,6 +20,7 @@ and from 63 down, and below the smallest limits that `ulimit -n` is set to."""
 REAP = "( \\builtin : )"
 """Makes bash take notice of all its children that have ended: an interrupt that ended a script
 leaves it deaf to SIGCHLD (bash 5.2)."""
+_MOST_CODE = 255
 _STATUS_LINE = re.compile(r"(?P<nonce>[0-9a-f]{8}) (?P<code>[0-9]{1,3}) (?P<cwd>.*)", re.DOTALL)
 
 
@@ -55,7 +56,7 @@ def report(nonce: str) -> str:
 def told(line: str | None, nonce: str) -> tuple[int, str] | None:
     """Exit code and directory that a report tells; None when it is no report of this command."""
     found = _STATUS_LINE.fullmatch(line) if line is not None else None
-    if found is None or found["nonce"] != nonce:
+    if found is None or found["nonce"] != nonce or int(found["code"]) > _MOST_CODE:
         return None
     return int(found["code"]), found["cwd"]
 

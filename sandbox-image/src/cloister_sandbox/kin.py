@@ -342,7 +342,9 @@ def _strike(
     # Its offspring comes to this process, and the list of children is quick to read.
     known = {leader, *again, *(spared or ())}
     chased = []
-    for _ in range(_CHASES if number and again else _LOOKS if number else 0):
+    # Also where the tree's number is forgotten: then it is no living one's, which tells as much.
+    looks = _CHASES if again else _LOOKS
+    for _ in range(looks if _marks.hold else 0):
         # The newest are told last.
         for pid in reversed(orphans()):
             if pid in known:

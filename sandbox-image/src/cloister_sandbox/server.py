@@ -228,9 +228,12 @@ class Server:
             self._programs.jobs.settle(grace),
             self._shells.jobs.settle(grace),
         )
-        await self._shells.close_all()
-        await self._programs.close()
-        # Commands end with their shells, which no call opens again; then what is no command.
+        # At once: a tool can have one of them take seconds to end, and nobody else's result may
+        # wait for that until the kubelet's SIGKILL. Shells first: what they run becomes no program.
+        await asyncio.gather(self._shells.close_all(), self._programs.close(), self._end_calls())
+
+    async def _end_calls(self) -> None:
+        """Commands end with their shells, which no call opens again; then what is no command."""
         await self._contexts.close_all()
         self._calls.stop_all()
         await self._calls.settle(_LAST_CALLS)

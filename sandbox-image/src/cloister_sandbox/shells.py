@@ -177,7 +177,9 @@ class Shells:
             await slot.shell.retire()
 
     async def close_all(self) -> None:
-        """End every shell."""
+        """End every shell; from the beginning no command goes on as a process any more."""
+        for slot in self._slots.values():
+            slot.closed = True
         close = functools.partial(self.close, reason=Reason.SHUTDOWN)
         await each_to_its_end(close, list(self._slots))
 

@@ -1,5 +1,6 @@
 """A sandbox that answers as no exec server does: what callers see, and what is done once."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -7,6 +8,7 @@ import grpc
 import pytest
 
 import cloister
+from cloister.cli import main
 from cloister_api.exec.v1 import exec_pb2
 from support.fake_sessions import FakeSessions
 from support.hostile_pod import HostilePod
@@ -79,3 +81,47 @@ def test_an_edit_is_not_made_again_on_another_server(
     ):
         session.files.edit("file", change)
     assert pod.edits == 1
+
+
+class Ends(HostilePod):
+    """Says of every program and command that it ended as a test wants."""
+
+    how = exec_pb2.ExitInfo()
+
+    def Attach(self, request: Any, context: Any) -> Any:  # noqa: N802
+        yield exec_pb2.OutputEvent(seq=1, started=exec_pb2.Started(id=request.process_id))
+        yield exec_pb2.OutputEvent(seq=2, exited=self.how)
+
+    def Release(self, request: Any, context: Any) -> Any:  # noqa: N802
+        return exec_pb2.ReleaseResponse()
+
+    def Call(self, request: Any, context: Any) -> Any:  # noqa: N802
+        yield exec_pb2.CallEvent(result=exec_pb2.CallResult(exit=self.how))
+
+
+@pytest.mark.parametrize("shell", [(), ("--shell", "s")], ids=["program", "shell"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        exec_pb2.ExitInfo(code=256),
+        exec_pb2.ExitInfo(code=-256),
+        exec_pb2.ExitInfo(code=2**31 - 256),
+        exec_pb2.ExitInfo(signal=128),
+    ],
+    ids=["code", "negative", "large", "signal"],
+)
+def test_a_code_that_no_command_ends_with_is_no_success(
+    server: Sandbox,
+    sessions: FakeSessions,
+    kubeconfig: str,
+    monkeypatch: pytest.MonkeyPatch,
+    how: exec_pb2.ExitInfo,
+    shell: tuple[str, ...],
+) -> None:
+    monkeypatch.setenv("KUBECONFIG", kubeconfig)
+    monkeypatch.setattr("cloister.cli.Client", functools.partial(cloister.Client, direct=True))
+    pod = Ends()  # type: ignore[abstract]
+    pod.how = how
+    with taken_over(server, sessions, pod.add):
+        assert main(["session", "create", "env", "--name", "mine"]) == 0
+        assert main(["exec", "mine", "--no-stdin", *shell, "--", "true"]) == 1

@@ -16,11 +16,13 @@ from cloister_sandbox.config import Config
 from cloister_sandbox.contexts import Contexts
 from cloister_sandbox.finishing import each_to_its_end
 from cloister_sandbox.jobs import Jobs, Reason
+from cloister_sandbox.kin import signal_all
 from cloister_sandbox.outputs import Policy
 from cloister_sandbox.processes import Reaper
 from cloister_sandbox.programs import Order, Program, Programs
 from cloister_sandbox.shell import Shell
 from cloister_sandbox.shells import Shells, Slot
+from cloister_sandbox.spawn import nothing
 from cloister_sandbox.state import Activity, ServerState
 from support.eventually import until
 from support.reaping import installed_reaper
@@ -186,6 +188,26 @@ async def test_a_program_is_stopped(
     assert job.ending is not None
     assert (job.ending.code, job.ending.reason) == (-signal.SIGKILL, Reason.SHUTDOWN)
     await kept_in_mind_until_it_ends(reaper, monkeypatch)
+
+
+async def test_who_is_in_no_table_is_looked_for_among_orphans_though_it_is_late(
+    reaper: Reaper, blind: Blind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who starts another and ends, again and again, is gone when the table is read."""
+    env = {**ENV, kin.MARK: "late"}
+    pid, ended = await reaper.start(
+        ["sleep", "300"], cwd="/", env=env, stdin=nothing(), pass_fds=[]
+    )
+    blind()
+    await reaper.unended.end(pid, "late")
+    assert len(reaper.unended) == 1
+    monkeypatch.setattr(kin, "_members", lambda *_: [])
+    monkeypatch.setattr(kin, "orphans", lambda: [pid])
+    await until(lambda: not len(reaper.unended))
+    await asyncio.wait([ended], timeout=5)
+    found = ended.done()
+    signal_all([pid], signal.SIGKILL)
+    assert found
 
 
 async def test_who_can_list_processes_but_look_at_none_finds_not_that_there_are_none(

@@ -27,6 +27,8 @@ class Exhausted(ThreadPoolExecutor):
 class Living:
     """The numbers of trees, all of which live."""
 
+    hold = True
+
     def astray(self, _: int) -> bool:
         """Whether no tree has it."""
         return False

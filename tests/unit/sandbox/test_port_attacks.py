@@ -83,6 +83,22 @@ def test_connections_without_end(server: Sandbox, tools: Tools) -> None:
         assert files < MAX_CONNECTIONS + 100
 
 
+def test_handshakes_that_fail_fill_no_log(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with sandbox(tmp_path) as server:
+        server.wait_for(exec_pb2.RuntimeInfo.STATE_WARM)
+        assert "ready" in capfd.readouterr().err
+        for _ in range(20):
+            address = ("127.0.0.1", server.port)
+            with socket.create_connection(address) as strange, contextlib.suppress(OSError):
+                strange.sendall(b"GET / HTTP/1.1\r\n\r\n")
+                while strange.recv(4096):
+                    pass
+        server.wait_for(exec_pb2.RuntimeInfo.STATE_WARM)
+        assert capfd.readouterr().err == ""
+
+
 def test_large_answers_that_nobody_takes(server: Sandbox, tools: Tools) -> None:
     content = b"%PDF-1.7\n" + b"x" * 8 * MIB
     (server.workspace / "large.pdf").write_bytes(content)

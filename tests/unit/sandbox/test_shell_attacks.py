@@ -94,6 +94,17 @@ def test_nothing_can_be_told_without_the_number_of_the_command(tools: Tools) -> 
     assert tools.call("bash", context_id="forger", command="echo on; false").exit.code == 1
 
 
+@pytest.mark.parametrize("code", [256, 999])
+def test_a_code_that_no_command_ends_with_costs_the_shell(tools: Tools, code: int) -> None:
+    """As an exit code of whoever passes it on, 256 would be 0."""
+    lie = f'builtin() {{ command builtin "$1" \'%s {code} /\\0\' "$3"; }}'
+    tools.call("bash", context_id="liar", restart=True)
+    result = tools.call("bash", context_id="liar", command=lie, timeout_ms=30_000)
+    assert (result.is_error, result.state_lost) == (True, True)
+    assert result.exit.code < 256
+    assert tools.call("bash", context_id="liar", command="(exit 4)").exit.code == 4
+
+
 def test_a_job_that_writes_to_the_status_pipe_costs_its_own_shell(tools: Tools) -> None:
     start = "(while :; do for f in /proc/$$/fd/*; do printf 'x\\0' > $f; done; done) 2>/dev/null &"
     tools.call("bash", context_id="noisy", command=f"{start} sleep 0.3", timeout_ms=30_000)

@@ -5,6 +5,8 @@ The server is PID 1 of a PID namespace, as in a pod, and without the right to si
 
 import contextlib
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,11 +15,12 @@ from typing import Any
 import grpc
 import pytest
 
-from cloister_api.exec.v1 import exec_pb2
+from cloister_api.exec.v1 import exec_pb2, exec_pb2_grpc
 from cloister_sandbox.guard import STOP
+from support.file_calls import eventually
 from support.jobs import Jobs, Stream
 from support.pods import LIKE_A_ROOTISH_POD, claimed_pod
-from support.sandbox_server import Sandbox, Tools
+from support.sandbox_server import SESSION_NAME, Sandbox, Tools
 
 pytestmark = pytest.mark.long
 
@@ -26,7 +29,8 @@ OTHER = "setpriv --reuid=4242 --regid=4242 --clear-groups"
 TRACES = """
 import ctypes, signal, sys
 SEIZE = 0x4206
-assert ctypes.CDLL(None).ptrace(SEIZE, int(sys.argv[1]), 0, 0) == 0
+for each in sys.argv[1:]:
+    assert ctypes.CDLL(None).ptrace(SEIZE, int(each), 0, 0) == 0
 print("traced", flush=True)
 while True:
     signal.pause()
@@ -80,6 +84,23 @@ def traced(jobs: Jobs, pid: str) -> Stream:
     return tracer
 
 
+@contextlib.contextmanager
+def kept_from_ending(pids: list[str]) -> Iterator[None]:
+    """Processes that are traced from outside their pod."""
+    command = [sys.executable, "-c", TRACES, *pids]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as tracer:
+        assert tracer.stdout is not None
+        assert tracer.stdout.readline() == b"traced\n"
+        yield
+        tracer.kill()
+
+
+def sleeping(seconds: int) -> list[str]:
+    """The processes that sleep for so long, as seen from outside their pod."""
+    found = subprocess.run(["pgrep", "-fx", f"sleep {seconds}"], capture_output=True, text=True)
+    return found.stdout.split()
+
+
 def close(tools: Tools, context: str) -> None:
     tools.stub.CloseContext(exec_pb2.CloseContextRequest(context_id=context), timeout=40)
 
@@ -125,6 +146,46 @@ def test_the_server_ends_though_one_program_traces_another(tmp_path: Path) -> No
         tools.call("write", file_path="traces.py", content=TRACES)
         command = f"mkfifo out; python3 traces.py {victim} > out & read line < out; echo $line"
         assert tools.bash(command) == "traced"
+
+
+def test_no_result_waits_for_what_ends_late_as_the_server_ends(tmp_path: Path) -> None:
+    """The kubelet waits for five seconds; each of those that are traced takes two."""
+    told: list[str] = []
+    with (
+        claimed_pod(tmp_path, STOP) as server,
+        server.worker() as channel,
+        server.operator(SESSION_NAME) as operator,
+        ThreadPoolExecutor() as pool,
+        contextlib.ExitStack() as stack,
+    ):
+        tools, jobs = Tools(channel), Jobs(channel)
+        jobs.open("traced")
+        late = [
+            jobs.start("bash", "-c", "echo up; exec sleep 614"),
+            jobs.run("traced", "echo up; exec sleep 614"),
+        ]
+        assert [each.line() for each in late] == [b"up\n"] * 2
+        eventually(lambda: len(sleeping(614)) == 2)
+        # From outside: a tracer of the session's own would end with it, and free what it traces.
+        stack.enter_context(kept_from_ending(sleeping(614)))
+        tools.bash("mkfifo begun")
+
+        def command() -> str:
+            words = "echo kept; echo > begun; sleep 615"
+            text = tools.call("bash", context_id="other", command=words).content[0].text
+            told.append("result")
+            return text
+
+        result = pool.submit(command)
+        (server.workspace / "begun").read_bytes()
+        runtime = exec_pb2_grpc.RuntimeStub(operator)
+        drained = runtime.Drain.future(exec_pb2.DrainRequest(), timeout=60)
+        for each in late:
+            ends = pool.submit(list, each)
+            ends.add_done_callback(lambda _: told.append("late"))
+        assert result.result().startswith("kept\n")
+        drained.result()
+    assert told == ["result", "late", "late"]
 
 
 def test_what_is_stopped_before_it_runs_is_let_go_on(jobs: Jobs, tools: Tools) -> None:

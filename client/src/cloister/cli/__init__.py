@@ -1,7 +1,8 @@
 """The `cloister` command.
 
-Exit codes: 0 is success, 1 a failure (one sentence on stderr), 2 a wrong command line; `exec` ends
-with the code of the command it ran.
+Exit codes: 0 is success, 1 a failure (one sentence on stderr), 2 a wrong command line; `exec`
+and `shell` end with the code of the command they ran, or with 1 where the sandbox says one that no
+command can end with.
 """
 
 import os
@@ -14,6 +15,8 @@ from . import output
 from .arguments import parse
 
 INTERRUPTED = 130
+# The system keeps eight bits: of 256 it would make a success.
+_CODES = range(256)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,4 +40,4 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader has had enough. What is left would fail again when it is flushed at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    return code
+    return code if code in _CODES else 1

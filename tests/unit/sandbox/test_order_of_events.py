@@ -27,6 +27,7 @@ from cloister_sandbox.services.runtime import RuntimeService
 from cloister_sandbox.shell import Shell
 from cloister_sandbox.shells import Shells, Slot
 from cloister_sandbox.state import Activity, Phase, ServerState
+from support.eventually import until
 
 PEM = b"-----BEGIN "
 Frame = exec_pb2.UploadFrame
@@ -263,8 +264,7 @@ async def test_who_leaves_while_an_older_upload_goes_for_a_new_one_leaves_neithe
     go_on.set()
     with pytest.raises(asyncio.CancelledError):
         await leaving
-    await files._lanes.bulk.run(int)
-    assert (files._uploads.all(), _names(tmp_path)) == ([], [])
+    await until(lambda: (files._uploads.all(), _names(tmp_path)) == ([], []))
     await files.close()
 
 
@@ -305,9 +305,8 @@ async def test_who_leaves_takes_no_removal_of_an_upload_back(tmp_path: Path) -> 
         await leaving
     go_on.set()
     await asyncio.gather(*busy)
-    await files._lanes.bulk.run(int)
+    await until(lambda: (made.fd, _names(tmp_path)) == (-1, []))
     await files.close()
-    assert (made.fd, _names(tmp_path)) == (-1, [])
 
 
 def test_an_upload_that_is_discarded_twice_at_once_closes_nothing_else(

@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import grpc
 
+from cloister_api.liveness import signs_of_life
 from cloister_api.wire import NOT_PACKED, careful
 
 from ._errors import CallError, call_error
@@ -31,12 +32,7 @@ _OPTIONS: list[tuple[str, int | str]] = [
     ("grpc.enable_http_proxy", 0),
 ]
 # Finds connections that died without a word, as they do behind a port-forward.
-_KEEPALIVE: list[tuple[str, int | str]] = [
-    ("grpc.keepalive_time_ms", 20_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    # Without it the timeout is a minute, whatever the line above says.
-    ("grpc.http2.ping_timeout_ms", 10_000),
-]
+_KEEPALIVE = signs_of_life(20, within=10)
 
 
 def open_channel(
@@ -56,7 +52,7 @@ def open_channel(
     trusted: decode whatever the server answers, as of the operator; not of a sandbox.
     """
     credentials = grpc.ssl_channel_credentials(ca_pem, private_key_pem, certificate_pem)
-    extra = _KEEPALIVE if keepalive else []
+    extra = _KEEPALIVE if keepalive else ()
     options = [*_OPTIONS, *extra, ("grpc.ssl_target_name_override", server_name)]
     channel = grpc.aio.secure_channel(address, credentials, options=options)
     return channel if trusted else cast("grpc.aio.Channel", _Channel(channel))

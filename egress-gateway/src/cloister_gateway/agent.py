@@ -12,6 +12,7 @@ from typing import Any
 import grpc
 
 from cloister_api.egress.v1 import egress_pb2_grpc
+from cloister_api.liveness import signs_of_life
 from cloister_api.wire import NOT_PACKED
 
 from . import places
@@ -77,10 +78,7 @@ class Agent:
                 NOT_PACKED,
                 ("grpc.so_reuseport", 0),
                 ("grpc.server_handshake_timeout_ms", 10_000),
-                ("grpc.keepalive_time_ms", 30_000),
-                ("grpc.keepalive_timeout_ms", 10_000),
-                # Without this gRPC waits for a minute all the same.
-                ("grpc.http2.ping_timeout_ms", 10_000),
+                *signs_of_life(30, within=10),
                 ("grpc.keepalive_permit_without_calls", 1),
                 ("grpc.http2.min_ping_interval_without_data_ms", 5000),
                 ("grpc.max_allowed_incoming_connections", 256),

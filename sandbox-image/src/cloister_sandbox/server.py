@@ -12,6 +12,7 @@ from typing import Any
 import grpc
 
 from cloister_api.exec.v1 import exec_pb2_grpc
+from cloister_api.liveness import signs_of_life
 from cloister_api.wire import NOT_PACKED
 
 from . import guard, memory, signals, threads, unborn
@@ -101,10 +102,7 @@ class Server:
                 ("grpc.keepalive_permit_without_calls", 1),
                 # A worker that vanished must not hold streams, and keep the session busy, for
                 # hours.
-                ("grpc.keepalive_time_ms", 60_000),
-                ("grpc.keepalive_timeout_ms", 20_000),
-                # Without this gRPC waits for a minute all the same.
-                ("grpc.http2.ping_timeout_ms", 20_000),
+                *signs_of_life(60, within=20),
                 # Nor may who never finishes a handshake hold a descriptor for minutes.
                 ("grpc.server_handshake_timeout_ms", 10_000),
                 ("grpc.http2.min_ping_interval_without_data_ms", 5000),

@@ -10,6 +10,7 @@ from datetime import datetime
 
 import grpc
 
+from cloister_api.liveness import signs_of_life
 from cloister_api.wire import NOT_PACKED
 
 from .. import names
@@ -27,10 +28,7 @@ _OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_send_message_length", MAX_REQUEST),
     ("grpc.absolute_max_metadata_size", 16 * 1024),
     # A node that dies takes the connection along without a word.
-    ("grpc.keepalive_time_ms", 30_000),
-    ("grpc.keepalive_timeout_ms", 5_000),
-    # Without this gRPC waits for a minute all the same.
-    ("grpc.http2.ping_timeout_ms", 5_000),
+    *signs_of_life(30, within=5),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
     # A warm pod's connection stays open, however long it waits: a claim must not pay a handshake.

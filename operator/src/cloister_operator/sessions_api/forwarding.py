@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import grpc
 
+from cloister_api.liveness import signs_of_life
 from cloister_api.sessions.v1 import sessions_pb2_grpc
 from cloister_api.wire import NOT_PACKED
 
@@ -32,9 +33,7 @@ _DETAILS: Final = "grpc-status-details-bin"
 _OPTIONS: tuple[tuple[str, int | str], ...] = (
     ("grpc.ssl_target_name_override", names.SESSIONS_SERVER_NAME),
     # A leader's node may have gone without a word.
-    ("grpc.keepalive_time_ms", 10_000),
-    ("grpc.keepalive_timeout_ms", 3_000),
-    ("grpc.http2.ping_timeout_ms", 3_000),
+    *signs_of_life(10, within=3),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 2_000),
     ("grpc.max_reconnect_backoff_ms", 2_000),

@@ -9,6 +9,7 @@ from typing import Final
 
 import grpc
 
+from cloister_api.liveness import signs_of_life
 from cloister_api.sessions.v1 import sessions_pb2_grpc
 from cloister_api.wire import NOT_PACKED
 
@@ -80,10 +81,7 @@ class SessionsServer:
         options = (
             *_OPTIONS,
             ("grpc.max_connection_idle_ms", int(1000 * idle_seconds)),
-            ("grpc.keepalive_time_ms", int(1000 * silent_seconds)),
-            ("grpc.keepalive_timeout_ms", int(1000 * silent_seconds / 3)),
-            # Without this gRPC waits for a minute all the same.
-            ("grpc.http2.ping_timeout_ms", int(1000 * silent_seconds / 3)),
+            *signs_of_life(silent_seconds, within=silent_seconds / 3),
         )
         self._server = grpc.aio.server(interceptors=[guard], options=options)
         sessions_pb2_grpc.add_SessionsServicer_to_server(

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import cloister.aio
-from cloister._cancelling import being_cancelled
+from cloister_api.cancelling import being_cancelled
 from cloister_api.exec.v1 import exec_pb2
 from faults.calls import JOURNALED, Known, Lane, carry_out
 from faults.plans import Plan, plan

@@ -11,9 +11,9 @@ from typing import Any, Self, TypeVar
 
 import grpc
 
+from cloister_api.cancelling import being_cancelled
 from cloister_api.exec.v1 import exec_pb2, exec_pb2_grpc
 
-from ._cancelling import being_cancelled
 from ._channels import Link, open_channel
 from ._errors import (
     CallError,

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
 
+from cloister_api.cancelling import being_cancelled
 from cloister_api.sessions.v1 import sessions_pb2 as pb
 from cloister_api.sessions.v1 import sessions_pb2_grpc
 
-from ._cancelling import being_cancelled
 from ._channels import open_channel
 from ._errors import CallError, call_error, from_rpc
 from ._forward import Forward, Tunnel

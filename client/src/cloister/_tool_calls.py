@@ -8,9 +8,9 @@ from typing import Any
 
 import grpc
 
+from cloister_api.cancelling import being_cancelled
 from cloister_api.exec.v1 import exec_pb2, exec_pb2_grpc
 
-from ._cancelling import being_cancelled
 from ._connection import Connection
 from ._deadline import within
 from ._errors import NotFoundError

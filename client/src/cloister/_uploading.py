@@ -14,9 +14,9 @@ from typing import Any, BinaryIO, Protocol, Self
 
 import grpc
 
+from cloister_api.cancelling import being_cancelled
 from cloister_api.exec.v1 import exec_pb2, exec_pb2_grpc
 
-from ._cancelling import being_cancelled
 from ._connection import Connection
 from ._errors import CallError, LocalFileError
 from ._silence import Lost

@@ -1,13 +1,14 @@
-"""Tasks without an end of their own, and cancellations that are somebody else's.
+"""Tasks without an end of their own.
 
-gRPC cancels the calls of a channel that is closed under them, and whoever waits for a task that is
-cancelled is told so by the same error. It ends the task that waits as if that had been told to end:
-without a word, and for a TaskGroup in good order, so that all others go on without it.
+A cancellation that is somebody else's (see cloister_api.cancelling) ends a task as if that had been
+told to end: without a word, and for a TaskGroup in good order, so that all others go on without it.
 """
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from typing import NoReturn
+
+from cloister_api.cancelling import being_cancelled
 
 Part = Callable[[], Awaitable[object]]
 """What lasts until it is cancelled."""
@@ -17,18 +18,12 @@ class EndedAlone(Exception):
     """A part came to an end to which nobody had told it."""
 
 
-def told_to_end() -> bool:
-    """Whether the task that runs was cancelled, and not only what it waits for."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
-
-
 async def lasting(what: str, part: Part) -> NoReturn:
     """Run a part until cancelled; raises what it raises, and EndedAlone when it just ends."""
     try:
         await part()
     except asyncio.CancelledError as error:
-        if told_to_end():
+        if being_cancelled():
             raise
         raise EndedAlone(f"{what}: what it waited for was cancelled") from error
     raise EndedAlone(f"{what}: it returned")

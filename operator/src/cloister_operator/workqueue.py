@@ -9,10 +9,11 @@ import random
 from collections.abc import Awaitable, Callable, Hashable
 from typing import Generic, TypeVar
 
+from cloister_api.cancelling import being_cancelled
+
 from .errors import NotFoundError, OperatorError, TransientError
 from .metrics import QUEUE_WAIT_SECONDS
 from .plan.lanes import Lane, Lanes
-from .tasks import told_to_end
 
 log = logging.getLogger(__name__)
 
@@ -151,7 +152,7 @@ class WorkQueue(Generic[K]):
             delay = self._backoff(key)
             log.warning("%s: again in %.2f s: %s", key, delay, error)
         except (Exception, asyncio.CancelledError):
-            if told_to_end():
+            if being_cancelled():
                 raise
             # Also what the handler waited for being cancelled: a key that stays among those that
             # are handled would never be handled again.

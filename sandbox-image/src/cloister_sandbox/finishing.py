@@ -9,6 +9,8 @@ import logging
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any, TypeAlias, TypeVar
 
+from cloister_api.cancelling import being_cancelled
+
 from .errors import NotFound, place
 
 T = TypeVar("T")
@@ -46,8 +48,7 @@ async def for_ever(watch: Watch) -> None:
             await watch()
             why = "it returned"
         except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is None or task.cancelling():
+            if being_cancelled():
                 raise
             why = "what it waited for was cancelled"
         except Exception as error:

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from cloister_operator.tasks import EndedAlone, keep, lasting, together, told_to_end
+from cloister_api.cancelling import being_cancelled
+from cloister_operator.tasks import EndedAlone, keep, lasting, together
 
 
 async def cancelled_elsewhere() -> None:
@@ -86,9 +87,9 @@ async def test_who_is_cancelled_knows_it_also_where_time_is_limited() -> None:
             try:
                 await lasts()
             except asyncio.CancelledError:
-                assert told_to_end()
+                assert being_cancelled()
                 raise
-    assert not told_to_end()
+    assert not being_cancelled()
     with contextlib.suppress(asyncio.CancelledError):
         await cancelled_elsewhere()
-    assert not told_to_end()
+    assert not being_cancelled()

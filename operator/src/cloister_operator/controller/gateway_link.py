@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final, Protocol
 
+from cloister_api.cancelling import being_cancelled
+
 from ..api.gateway import GatewayPod
 from ..cluster.api import Api
 from ..errors import OperatorError, TransientError
 from ..metrics import EGRESS_PUSH_SECONDS, EGRESS_PUSHES, OK
 from ..plan.grants import Held, State
 from ..sandboxes.gateways import Decided, GatewayInfo, StaleError
-from ..tasks import told_to_end
 
 log = logging.getLogger(__name__)
 
@@ -134,7 +135,7 @@ class Link:
                 else:
                     self._compare(await self._lead.client.info(gateway))
             except (Exception, asyncio.CancelledError) as error:
-                if told_to_end():
+                if being_cancelled():
                     raise
                 # Nothing else may end what keeps a gateway right.
                 await self._after_failure(gateway, error, began)
@@ -205,7 +206,7 @@ class Link:
             except OperatorError as error:
                 log.debug("%s", error)
             except (Exception, asyncio.CancelledError):
-                if told_to_end():
+                if being_cancelled():
                     raise
                 log.exception("what egress gateway %s decided cannot be read", gateway.name)
             await asyncio.sleep(FEED_PAUSE)

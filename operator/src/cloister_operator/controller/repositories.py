@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from cloister_api.cancelling import being_cancelled
+
 from ..api import conditions
 from ..api.common import JSON, GitSource, SecretRef
 from ..api.conditions import Finding
@@ -25,7 +27,6 @@ from ..plan import git as rules
 from ..settings import Settings
 from ..sources.fetcher import FetchFailed
 from ..sources.work import Credentials, Fetched
-from ..tasks import told_to_end
 
 log = logging.getLogger(__name__)
 
@@ -230,7 +231,7 @@ class Repositories:
                 pause = min(pause, AGAIN_SECONDS)
                 log.warning("repository %s: %s", url, error)
             except (Exception, asyncio.CancelledError) as error:
-                if told_to_end():
+                if being_cancelled():
                     raise
                 answer.problem = FetchFailed("failed", "cannot be fetched: see the operator's log")
                 pause = min(pause, AGAIN_SECONDS)

@@ -6,6 +6,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from cloister_api.cancelling import being_cancelled
+
 from .. import names
 from ..api import conditions
 from ..api.pod import PodView
@@ -16,7 +18,6 @@ from ..plan import proving
 from ..plan.egress import gateway_ways
 from ..plan.failure import Failure, Proof
 from ..sandboxes import PodAddress, SandboxInfo, SandboxState
-from ..tasks import told_to_end
 from . import pods
 from .context import Context, address
 
@@ -136,7 +137,7 @@ class Warmer:
             log.info("pod %s is not ours to warm any more: %s", pod.name, error)
             await asyncio.sleep(_ANOTHER_LOOK)
         except (Exception, asyncio.CancelledError):
-            if told_to_end():
+            if being_cancelled():
                 raise
             log.exception("pod %s cannot be followed; the next reconcile goes on", pod.name)
             await asyncio.sleep(_ANOTHER_LOOK)

@@ -10,13 +10,13 @@ from datetime import datetime
 
 import grpc
 
+from cloister_api.cancelling import being_cancelled
 from cloister_api.liveness import signs_of_life
 from cloister_api.wire import NOT_PACKED
 
 from .. import names
 from ..errors import LostError
 from ..identity import OPERATOR_LIFETIME, Authority, Identity
-from ..tasks import told_to_end
 
 MAX_ANSWER = 64 * 1024
 """Bytes of one answer."""
@@ -106,7 +106,7 @@ class Links:
         try:
             yield link
         except asyncio.CancelledError:
-            if link.closed and not told_to_end():
+            if link.closed and not being_cancelled():
                 # gRPC cancels the calls of a channel that is closed under them.
                 raise LostError(f"the channel to pod {pod.name} was closed") from None
             raise

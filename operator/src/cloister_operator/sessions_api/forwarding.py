@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import grpc
 
+from cloister_api.cancelling import being_cancelled
 from cloister_api.liveness import signs_of_life
 from cloister_api.sessions.v1 import sessions_pb2_grpc
 from cloister_api.wire import NOT_PACKED
@@ -19,7 +20,6 @@ from cloister_api.wire import NOT_PACKED
 from .. import names
 from ..api.backend import Leadership
 from ..metrics import SESSIONS_API_FORWARDED
-from ..tasks import told_to_end
 from .status import CallError, Unavailable
 
 FORWARDED: Final = "cloister-forwarded"
@@ -133,7 +133,7 @@ class Forwarder:
                 raise _Lost(f"{error.code().name}: {error.details()}") from None
             raise Relayed(error.code(), error.details() or "", details) from None
         except asyncio.CancelledError:
-            if told_to_end():
+            if being_cancelled():
                 raise
             # The channel was closed under the call.
             raise _Lost("the connection was given up") from None

@@ -11,11 +11,12 @@ from typing import Any, Final, NoReturn, TypeAlias
 
 import grpc
 
+from cloister_api.cancelling import being_cancelled
+
 from ..api.backend import Caller
 from ..logs import about
 from ..metrics import SESSIONS_API_CALLS, SESSIONS_API_SECONDS
 from ..sandboxes import clean
-from ..tasks import told_to_end
 from . import translate
 from .auth import CALLER, RIGHTS, Auth, whose_share
 from .doorkeeper import Doorkeeper, of_peer
@@ -84,7 +85,7 @@ class _Call:
 
         gRPC takes every cancellation for that: of one that is not, a caller would hear nothing.
         """
-        if isinstance(error, asyncio.CancelledError) and told_to_end():
+        if isinstance(error, asyncio.CancelledError) and being_cancelled():
             raise error
         with about(**self._fields):
             failed: CallError = from_error(error)

@@ -14,7 +14,7 @@ from cloister_sandbox.kin import MARK, kill_tree
 from cloister_sandbox.processes import Ended, Reaper
 from cloister_sandbox.spawn import nothing
 from support.file_calls import eventually
-from support.reaping import installed_reaper
+from support.reaping import EndlessEnds, Usage, installed_reaper, no_ends
 
 ENV = {"PATH": os.environ["PATH"]}
 
@@ -63,10 +63,6 @@ async def test_orphans_that_end_while_a_start_is_held_back_are_bounded(
     held = asyncio.create_task(launch(reaper, "held"))
     await asyncio.sleep(0)
 
-    class Usage:
-        ru_utime = ru_stime = 0.0
-        ru_maxrss = 0
-
     def ends() -> Iterator[tuple[int, int, Usage]]:
         for pid in range(2, 3 * processes._UNCLAIMED):
             yield pid, 0, Usage()
@@ -92,25 +88,15 @@ async def test_ends_that_are_told_again_and_again_leave_time_for_calls(
 ) -> None:
     """Tools can make more of them than are taken; one round follows another, however often."""
     reaper = Reaper()
-    ended = 0
-
-    class Usage:
-        ru_utime = ru_stime = 0.0
-        ru_maxrss = 0
-
-    def endless(*_: object) -> tuple[int, int, Usage]:
-        nonlocal ended
-        ended += 1
-        return 2, 0, Usage()
-
-    monkeypatch.setattr("cloister_sandbox.processes.os.wait4", endless)
+    ends = EndlessEnds()
+    monkeypatch.setattr("cloister_sandbox.processes.os.wait4", ends.wait4)
     loop = asyncio.get_running_loop()
     for turn in range(1, 4):
         for _ in range(100):
             loop.call_soon(reaper.reap)
         await asyncio.sleep(0)
-        assert ended == turn * processes._REAPED
-    monkeypatch.setattr("cloister_sandbox.processes.os.wait4", lambda *_: (0, 0, Usage()))
+        assert ends.told == turn * processes._REAPED
+    monkeypatch.setattr("cloister_sandbox.processes.os.wait4", no_ends)
 
 
 async def test_what_waits_for_a_disk_keeps_nobody_from_ending_processes() -> None:

@@ -25,6 +25,7 @@ from cloister_sandbox.toolset.patterns import BadPattern, Pattern
 from cloister_sandbox.toolset.results import ToolResult
 from support.jobs import Jobs, read
 from support.pods import claimed_pod
+from support.reaping import EndlessEnds, no_ends
 from support.sandbox_server import Sandbox, Tools
 
 pytestmark = pytest.mark.long
@@ -287,24 +288,13 @@ async def test_repeated_edits_keep_no_payload() -> None:
 async def test_processes_that_end_without_end_leave_time_for_calls(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    pids = iter(range(2, 10**9))
-    ended = 0
-
-    class Usage:
-        ru_utime = ru_stime = 0.0
-        ru_maxrss = 0
-
-    def endless(*_: object) -> tuple[int, int, Usage]:
-        nonlocal ended
-        ended += 1
-        return next(pids), 0, Usage()
-
-    monkeypatch.setattr("cloister_sandbox.processes.os.wait4", endless)
+    ends = EndlessEnds()
+    monkeypatch.setattr("cloister_sandbox.processes.os.wait4", ends.wait4)
     Reaper().reap()
-    seen = ended
+    seen = ends.told
     await asyncio.sleep(0)
-    assert ended > seen, "it goes on"
-    monkeypatch.setattr("cloister_sandbox.processes.os.wait4", lambda *_: (0, 0, Usage()))
+    assert ends.told > seen, "it goes on"
+    monkeypatch.setattr("cloister_sandbox.processes.os.wait4", no_ends)
 
 
 async def test_no_descriptor_left_to_look_processes_up(monkeypatch: pytest.MonkeyPatch) -> None:

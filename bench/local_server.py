@@ -29,6 +29,8 @@ POD_NAME = f"pod-{POD_UID}.sandbox.cloister.dev"
 SESSION_NAME = f"session-{SESSION_UID}.sandbox.cloister.dev"
 OPERATOR = "operator:cloister"
 WORKER = f"session:{SESSION_UID}"
+START_SECONDS = 60.0
+"""In which an exec server must have become warm."""
 
 
 @dataclass(frozen=True)
@@ -72,17 +74,25 @@ def settings(directory: str, workspace: str, address: str) -> dict[str, str]:
 
 
 def wait_warm(operator: Peer) -> None:
-    """Return with the answer of Runtime.Info that says that the server is warm."""
+    """Return with the answer of Runtime.Info that says that the server is warm.
+
+    Raises TimeoutError where none answers within a minute.
+    """
     host, _, port = operator.address.rpartition(":")
-    while True:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
         # gRPC dials again in its own time only; and on two cores its dialling slows the start.
         with contextlib.suppress(ConnectionRefusedError), socket.create_connection((host, port)):
             break
         time.sleep(0.001)
+    else:
+        raise TimeoutError(f"no exec server listens on {operator.address}")
     with operator.channel() as channel:
         info = exec_pb2_grpc.RuntimeStub(channel)
         state = None
         while state != exec_pb2.RuntimeInfo.STATE_WARM:
+            if time.monotonic() > deadline:
+                raise TimeoutError("the exec server does not become warm")
             state = info.Info(exec_pb2.InfoRequest(), timeout=20, wait_for_ready=True).state
 
 

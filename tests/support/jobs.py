@@ -53,9 +53,10 @@ def read(stream: Iterable[exec_pb2.OutputEvent]) -> Seen:
     """Read a stream to its end and check its grammar."""
     seen = Seen(list(stream))
     kinds = [each.WhichOneof("event") for each in seen.events]
-    assert kinds[0] == "started"
+    assert [each.HasField("started") for each in seen.events] == [True] + [False] * len(kinds[1:])
     assert kinds[-1] in ("exited", "detached", "failed")
-    assert set(kinds[1:-1]) <= {"output", "gap", "heartbeat"}
+    assert set(kinds[:-1]) <= {"output", "gap", "heartbeat", None}
+    assert None not in kinds[1:], "only a start is told with nothing else"
     assert [each.seq for each in seen.events] == list(range(1, len(kinds) + 1))
     place = None
     for each in seen.events:

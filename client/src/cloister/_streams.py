@@ -26,6 +26,7 @@ from ._silence import Lost, watched
 BEGIN_SECONDS = 30.0
 # Three times the time between the server's heartbeats.
 SILENCE_SECONDS = 30.0
+_ENDS = frozenset({"exited", "detached"})
 OUTPUT_LIMIT = 64 * 1024 * 1024
 
 Opener = Callable[[grpc.aio.Channel, int], Any]
@@ -137,12 +138,17 @@ class Follower:
                         if lost:
                             lost = False
                             self._tell(lost)
+                        if message.HasField("started"):
+                            # From now on an unknown id means that its outcome is unknown, not that
+                            # it never ran.
+                            self._first = None
+                            yield None
+                            asked = time.monotonic()
                         event = self._understand(message)
                         if event is not None:
                             self._require_due(event, asked)
-                        if event is not None or message.HasField("started"):
                             yield event
-                        elif self.exit is not None:
+                        elif message.WhichOneof("event") in _ENDS:
                             return
                         asked = time.monotonic()  # a reader may take its time
                 except grpc.aio.AioRpcError as error:
@@ -158,10 +164,7 @@ class Follower:
 
     def _understand(self, message: exec_pb2.OutputEvent) -> Event | None:
         kind = message.WhichOneof("event")
-        if kind == "started":
-            # From now on an unknown id means that its outcome is unknown, not that it never ran.
-            self._first = None
-        elif kind == "output":
+        if kind == "output":
             output = Output.from_proto(message.output)
             self._go_on(output.offset, output.end)
             return output

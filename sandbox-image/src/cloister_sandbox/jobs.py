@@ -117,6 +117,11 @@ class Job:
         """Whether it has not ended."""
         return not self.done.done()
 
+    @property
+    def takes_input(self) -> bool:
+        """Whether its standard input can be written to."""
+        return False
+
     def pause(self) -> None:
         """Stop reading what it prints."""
 

@@ -93,6 +93,23 @@ async def test_a_stream_without_an_outcome_says_nothing(session: cloister.AsyncS
     assert (ended.code, asked) == (4, [0, 0, 2, 2])
 
 
+async def test_what_comes_with_the_start_is_read_after_it(session: cloister.AsyncSession) -> None:
+    together = exec_pb2.OutputEvent()
+    together.MergeFrom(STARTED)
+    together.MergeFrom(printed(0, b"ab"))
+    calls = [Fake(together, EXITED)]
+    follower = Follower(
+        session._connection, lambda _channel, _offset: calls.pop(0), lambda *_: Fake()
+    )
+    await follower.begin()
+    first = await follower.next()
+    assert isinstance(first, cloister.Output)
+    assert first.data == b"ab"
+    assert await follower.next() is None
+    assert follower.exit is not None
+    assert follower.exit.code == 4
+
+
 @pytest.mark.parametrize("offset", [0, 1, 3])
 async def test_a_wrong_offset_is_an_error(session: cloister.AsyncSession, offset: int) -> None:
     calls = [Fake(STARTED, printed(0, b"ab"), printed(offset, b"cd"), EXITED)]

@@ -2,18 +2,16 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import NoReturn
 
 import pytest
 
-from cloister_api.exec.v1 import exec_pb2
 from cloister_sandbox import jobs as module
 from cloister_sandbox import outputs, spool
 from cloister_sandbox.errors import Busy, NotFound
 from cloister_sandbox.jobs import MEMORY, Ending, Job, Jobs, Reason, reason_of
 from cloister_sandbox.outputs import CHUNK, LIVE, Missing, OutputStore, Policy, Reader
-from cloister_sandbox.services.events import MAX_READERS, follow
 
 SMALL = Policy(head=100, tail=200, spool=300)
 
@@ -226,54 +224,6 @@ def job(name: str, policy: Policy | None = None) -> Job:
 
 def ended() -> Ending:
     return Ending(0, Reason.EXITED, 0.0)
-
-
-async def test_a_quiet_program_shows_that_it_lives() -> None:
-    quiet = job("quiet")
-    stream = follow(quiet, heartbeat=0.01)
-    kinds = []
-    async for event in stream:
-        kinds.append(event.WhichOneof("event"))
-        if kinds[-2:] == ["heartbeat", "heartbeat"]:
-            quiet.store.add(1, b"word")
-            quiet.end(ended())
-    assert kinds == ["started", "heartbeat", "heartbeat", "output", "exited"]
-
-
-async def test_readers_who_come_at_once_are_bounded() -> None:
-    """Each counts before it has heard anything, and until it is gone."""
-    popular = job("popular")
-    come = [follow(popular) for _ in range(MAX_READERS + 1)]
-    for each in come[:-1]:
-        assert (await anext(each)).HasField("started")
-    with pytest.raises(Busy, match="64 readers"):
-        await anext(come[-1])
-    await come[0].aclose()
-    later = follow(popular)
-    assert (await anext(later)).HasField("started")
-    for each in (*come, later):
-        await each.aclose()
-    assert popular.store.readers == 0
-
-
-async def test_small_output_is_sent_together() -> None:
-    chatty = job("chatty")
-
-    async def talk() -> None:
-        for _ in range(2000):
-            chatty.store.add(1, b"x")
-            await asyncio.sleep(0)
-        chatty.end(ended())
-
-    async def events() -> AsyncIterator[exec_pb2.OutputEvent]:
-        async for event in follow(chatty):
-            yield event
-
-    talking = asyncio.create_task(talk())
-    found = [each.output.data async for each in events() if each.HasField("output")]
-    await talking
-    assert sum(map(len, found)) == 2000
-    assert len(found) < 1000
 
 
 async def test_jobs_that_ended_are_forgotten_when_they_are_too_many_bytes(

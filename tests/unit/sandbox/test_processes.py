@@ -158,7 +158,7 @@ def test_attaching_without_following_ends_where_the_output_does(jobs: Jobs) -> N
 
 def test_detaching_at_the_start(jobs: Jobs) -> None:
     seen = jobs.bash("echo out; exit 4", process_id="away", detach=True)
-    assert [each.WhichOneof("event") for each in seen.events] == ["started", "detached"]
+    assert [each.WhichOneof("event") for each in seen.events] == ["detached"]
     assert jobs.wait("away").exit.code == 4
     assert jobs.attach("away").text == "out\n"
     assert jobs.program("no-such", detach=True).last.failed.errno == 2

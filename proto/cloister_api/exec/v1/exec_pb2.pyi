@@ -1439,7 +1439,7 @@ class OutputEvent(_message.Message):
     """Grows by one within a stream."""
     @_builtins.property
     def started(self) -> Global___Started:
-        """First."""
+        """With the first event of a stream, whatever else that one tells: what ends at once is told in one."""
 
     @_builtins.property
     def output(self) -> Global___Output: ...
@@ -1477,7 +1477,7 @@ class OutputEvent(_message.Message):
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
     _ClearFieldArgType: _TypeAlias = _typing.Literal["detached", b"detached", "event", b"event", "exited", b"exited", "failed", b"failed", "gap", b"gap", "heartbeat", b"heartbeat", "output", b"output", "seq", b"seq", "started", b"started"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["started", "output", "gap", "exited", "detached", "failed", "heartbeat"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["output", "gap", "exited", "detached", "failed", "heartbeat"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 

@@ -1,5 +1,6 @@
 """Jobs as the API shows them: the stream of what one prints, and how it ended."""
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator
 
@@ -14,7 +15,9 @@ from .common import sendable
 
 HEARTBEAT_SECONDS = 10.0
 COALESCE_SECONDS = 0.005
-"""Small output is sent at most this often."""
+"""Small output is sent at most this often, and a start is told so long after it, with what came."""
+TOLD_SECONDS = 0.1
+"""A start is told by then, though it waits for its turn."""
 MAX_READERS = 64
 _PORTIONS = ((64, CHUNK), (256, 65_536))
 _SMALLEST = 16_384
@@ -76,6 +79,9 @@ async def follow(
 ) -> AsyncGenerator[exec_pb2.OutputEvent, None]:
     """A job's events from an offset on; `handle` is what its caller calls it.
 
+    What ends soon after it began is told in one event: a message costs its caller and this server
+    more than a short program does.
+
     Its reader counts from the first step on, which raises OutOfRange for an offset that is not
     printed yet, and Busy at the bound of readers.
 
@@ -87,10 +93,11 @@ async def follow(
     _require_reader(job, offset)
     reader = job.store.reader(offset)
     _readers.count += 1
-    events = _Events()
+    events = Events(handle or job.id, replayed=replayed)
     sent_small = False
     try:
-        yield events.next(started=exec_pb2.Started(id=handle or job.id, replayed=replayed))
+        if not (job.begun.done() or job.takes_input or only_now):
+            await _first_news(job)
         limit = job.store.total
         quiet_since = sent_at = time.monotonic()
         while True:
@@ -107,6 +114,9 @@ async def follow(
                     break
                 if leave_when_detached and job.detached_as:
                     break
+                if not events.told:
+                    yield events.next()
+                    continue  # it may have printed or ended meanwhile
                 await job.store.changed(quiet_since + heartbeat - time.monotonic())
                 now = time.monotonic()
                 if now >= quiet_since + heartbeat and reader.position == job.store.total:
@@ -139,16 +149,29 @@ async def follow(
         job.store.leave(reader)
 
 
-class _Events:
-    """Numbers the events of one stream."""
+async def _first_news(job: Job) -> None:
+    """Wait until a job prints or ends, until a moment after it began, and TOLD_SECONDS at most."""
 
-    def __init__(self) -> None:
-        self._seq = 0
+    def soon(_: "asyncio.Future[None]") -> None:
+        asyncio.get_running_loop().call_later(COALESCE_SECONDS, job.store.wake)
+
+    job.begun.add_done_callback(soon)
+    try:
+        await job.store.changed(TOLD_SECONDS)
+    finally:
+        job.begun.remove_done_callback(soon)
+
+
+class Events:
+    """Numbers the events of one stream; the first one says that it was started, and as what."""
+
+    def __init__(self, handle: str, *, replayed: bool) -> None:
+        self._started = exec_pb2.Started(id=handle, replayed=replayed)
+        self.told = 0
 
     def next(
         self,
         *,
-        started: exec_pb2.Started | None = None,
         output: exec_pb2.Output | None = None,
         gap: exec_pb2.Gap | None = None,
         exited: exec_pb2.ExitInfo | None = None,
@@ -157,10 +180,10 @@ class _Events:
         heartbeat: exec_pb2.Heartbeat | None = None,
     ) -> exec_pb2.OutputEvent:
         """The next event."""
-        self._seq += 1
+        self.told += 1
         return exec_pb2.OutputEvent(
-            seq=self._seq,
-            started=started,
+            seq=self.told,
+            started=self._started if self.told == 1 else None,
             output=output,
             gap=gap,
             exited=exited,

@@ -18,7 +18,16 @@ from ..programs import Order, Program, Programs
 from ..state import ServerState
 from ..terminal import MAX_SIDE
 from .common import MAX_ID, concluding, require_claimed, require_length, unary
-from .events import CONCLUSIONS, exec_failure, exit_info, follow, policy, seconds
+from .events import (
+    CONCLUSIONS,
+    TOLD_SECONDS,
+    Events,
+    exec_failure,
+    exit_info,
+    follow,
+    policy,
+    seconds,
+)
 from .starting import directory, variables
 
 MAX_WAIT = 60.0
@@ -47,14 +56,14 @@ class ProcessesService(exec_pb2_grpc.ProcessesServicer):
         order = self._order(request)
         job, replayed = self._programs.start(request.process_id, _digest(request), order)
         if request.detach:
-            yield exec_pb2.OutputEvent(
-                seq=1, started=exec_pb2.Started(id=job.id, replayed=replayed)
-            )
-            await _begun(job)
-            last = exec_pb2.OutputEvent(seq=2, detached=exec_pb2.Detached(process_id=job.id))
+            told = Events(job.id, replayed=replayed)
+            if not await _begun(job, TOLD_SECONDS):
+                yield told.next()
+                await _begun(job)
             if job.failure is not None:
-                last = exec_pb2.OutputEvent(seq=2, failed=exec_failure(job.failure))
-            yield last
+                yield told.next(failed=exec_failure(job.failure))
+            else:
+                yield told.next(detached=exec_pb2.Detached(process_id=job.id))
             return
         async with aclosing(follow(job, replayed=replayed)) as events:
             async for event in events:
@@ -171,10 +180,11 @@ class ProcessesService(exec_pb2_grpc.ProcessesServicer):
         return job
 
 
-async def _begun(job: Job) -> None:
-    """Wait until the program runs, or cannot."""
+async def _begun(job: Job, seconds: float | None = None) -> bool:
+    """Wait until the program runs, or cannot, at most so long; whether that has come."""
     if not job.begun.done():
-        await asyncio.wait([job.begun])
+        await asyncio.wait([job.begun], timeout=seconds)
+    return job.begun.done()
 
 
 def _digest(request: exec_pb2.StartRequest) -> bytes:

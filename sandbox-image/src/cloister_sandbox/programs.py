@@ -11,7 +11,6 @@ import resource
 import secrets
 import select
 import signal
-import stat
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -159,12 +158,8 @@ class Program(Job):
             terminal.resize(self._terminal, columns, rows)
 
     async def _start(self) -> "asyncio.Future[Ended]":
-        cwd = self._order.cwd
-        try:
-            if not stat.S_ISDIR(os.stat(cwd).st_mode):  # noqa: PTH116 - a Path costs more
-                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), cwd)
-        except ValueError:
-            raise OSError(errno.EINVAL, "the directory has a NUL character", cwd) from None
+        if "\0" in self._order.cwd:
+            raise OSError(errno.EINVAL, "the directory has a NUL character", self._order.cwd)
         env = {**self._order.env, MARK: self.mark}
         # What Popen refuses on its own, before the kernel sees it.
         if any("\0" in each for each in [*self._order.argv, *env, *env.values()]):

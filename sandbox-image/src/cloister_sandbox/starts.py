@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 _Order: TypeAlias = tuple[asyncio.Future[int], Callable[[], int]]
-THREADS = 4
+THREADS = 2
 MOST = 512
 """Threads; more than there can be programs and shells that start."""
 STALLED_SECONDS = 0.1

@@ -9,7 +9,6 @@ import logging
 import os
 import resource
 import secrets
-import select
 import signal
 import stat
 import time
@@ -25,6 +24,7 @@ from .jobs import Ending, Failure, Job, Jobs, Reason, oom_kills, reason_of
 from .kin import MARK, NOBODY, forget_tree, in_thread, members, signal_all
 from .leftovers import KEPT
 from .outputs import Policy
+from .polling import readable_now
 from .processes import Ended, Reaper
 from .sources import STDERR, STDOUT, TERMINAL, Source
 from .spawn import nothing
@@ -384,9 +384,7 @@ async def _readable(fd: int, ended: "asyncio.Future[Ended]", seconds: float) -> 
     finally:
         loop.remove_reader(fd)
     # Both may have come: what ended closed its end before.
-    looking = select.poll()
-    looking.register(fd, select.POLLIN)
-    return bool(looking.poll(0))
+    return readable_now(fd)
 
 
 def beyond_own_peak(size: int) -> bool:

@@ -36,14 +36,14 @@ _libc = ctypes.CDLL(None, use_errno=True)
 async def test_nobody_waits_until_a_long_output_is_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    go_on, unlink = threading.Event(), overflow._unlink
-
-    def slow(name: str, directory: int) -> None:
-        go_on.wait()
-        unlink(name, directory)
-
-    monkeypatch.setattr(overflow, "_unlink", slow)
     overflows = Overflows(str(tmp_path))
+    go_on, unlink = threading.Event(), overflows._unlink
+
+    def slow(name: str) -> None:
+        go_on.wait()
+        unlink(name)
+
+    monkeypatch.setattr(overflows, "_unlink", slow)
     kept = overflows.new("a")
     kept.add(b"x")
     await kept.written()

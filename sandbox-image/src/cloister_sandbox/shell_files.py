@@ -28,11 +28,15 @@ class ShellFiles:
         state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.directory = state_dir / f"{mark}-{secrets.token_hex(4)}"
         self.directory.mkdir(mode=0o700)
-        self._device = self.directory.stat().st_dev
         self._command, self.out, self._run = (str(self.directory / each) for each in _NAMES)
         self.source = source(self._run)
         """Words that run the command."""
-        _replace(self._run, script(self._command, self.out), self._device)
+        try:
+            self._device = self.directory.stat().st_dev
+            _replace(self._run, script(self._command, self.out), self._device)
+        except OSError:
+            self.clear()
+            raise
 
     async def put(self, command: str) -> None:
         """Write what bash is to run; raises OSError."""

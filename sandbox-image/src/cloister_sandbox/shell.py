@@ -222,7 +222,7 @@ class Shell:
             lost = answer is None
             if answer is not None:
                 code, self.cwd = answer
-                self._earlier = background(self._pid, self._mark)
+                self._earlier = await background(self._pid, self._mark)
                 if self._interrupted:
                     self._send(f"{REAP}\n")
                 self._hold()

@@ -329,9 +329,11 @@ async def _end(
     until nothing is left, because a process may have been in the middle of starting one.
     """
     deadline = time.monotonic() + ENDING_SECONDS
+    over: set[int] = set()
+    strike = functools.partial(_strike, leader, marks, number, spared, over)
     while True:
         try:
-            found = await in_thread(functools.partial(_strike, leader, marks, number, spared))
+            found = await in_thread(strike)
         except OSError:
             # Without a descriptor nobody can be looked up.
             if time.monotonic() > deadline:
@@ -343,9 +345,17 @@ async def _end(
 
 
 def _strike(
-    leader: int, marks: Collection[str], number: int, spared: Collection[int] | None
+    leader: int,
+    marks: Collection[str],
+    number: int,
+    spared: Collection[int] | None,
+    over: set[int],
 ) -> list[int]:
-    """One round; returns what was there."""
+    """One round; returns what was there.
+
+    `over` are orphans that were seen to have ended in earlier rounds: who traces one can keep it
+    from being reaped for as long as it likes.
+    """
     found = _members(leader, marks, number, spared)
     signal_all(found, signal.SIGSTOP)
     again = _members(leader, marks, number, spared) if found else found
@@ -363,7 +373,10 @@ def _strike(
                 continue
             if _belongs(pid, number_of(pid), marks, number):
                 signal_all((pid,), signal.SIGKILL)
-                chased.append(pid)
+                if pid not in over:
+                    chased.append(pid)
+                    if _has_ended(pid):
+                        over.add(pid)
             else:
                 known.add(pid)
     return found or chased

@@ -354,7 +354,9 @@ class Programs:
 
     async def close(self) -> None:
         """End every program, and what ended programs left behind."""
-        await self.jobs.stop_all(Reason.SHUTDOWN)
+        # Both at once: what was left behind may trace what runs, and keep its end to itself.
+        await asyncio.gather(self.jobs.stop_all(Reason.SHUTDOWN), self._survivors.kill())
+        # And what was left since.
         await self._survivors.kill()
 
     async def _run(self, program: Program) -> None:

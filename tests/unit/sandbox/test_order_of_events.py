@@ -15,7 +15,7 @@ from cloister_sandbox import guard, server, uploads
 from cloister_sandbox.config import Config
 from cloister_sandbox.contexts import Contexts
 from cloister_sandbox.errors import CallError, Unavailable
-from cloister_sandbox.jobs import Jobs
+from cloister_sandbox.jobs import Jobs, Reason
 from cloister_sandbox.outputs import Policy
 from cloister_sandbox.paths import Roots
 from cloister_sandbox.processes import Reaper
@@ -169,6 +169,25 @@ async def test_what_its_caller_closes_meanwhile_keeps_no_server_from_its_end(
         await close_all()
         await caller
         assert most == 3
+
+
+async def test_what_programs_left_ends_together_with_those_that_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It may trace them, and keep their ends to itself until it ends."""
+    programs = Programs(Reaper(), Activity())
+    ended = asyncio.Event()
+
+    async def kill() -> None:
+        ended.set()
+
+    async def stop_all(_: Reason) -> None:
+        await ended.wait()
+
+    monkeypatch.setattr(programs._survivors, "kill", kill)
+    monkeypatch.setattr(programs.jobs, "stop_all", stop_all)
+    async with asyncio.timeout(30):
+        await programs.close()
 
 
 async def test_streams_that_begin_one_upload_at_once_leave_nothing(tmp_path: Path) -> None:

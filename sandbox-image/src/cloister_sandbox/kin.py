@@ -34,9 +34,13 @@ _OWN_CHILDREN = f"/proc/{os.getpid()}/task/{os.getpid()}/children"
 CHILDREN_ARE_LISTED = Path(_OWN_CHILDREN).exists()
 _MANY = 1000
 """Processes; to look at so many one by one takes about 20 ms."""
-_VARIABLES = 2 * 1024 * 1024
-"""Bytes of variables that are looked through; with the usual limit of the stack nobody has more. A
+_PAGE = 4096
+_VARIABLES_PAGES = 512
+"""Pages of variables that are looked through; with the usual limit of the stack nobody has more. A
 process may say that any part of its memory is its variables, and make that as long as it likes."""
+_VARIABLES_SECONDS = 0.25
+"""For so long a process's variables are looked through. The kernel waits for each page of them
+while the process changes its memory, which it may do again and again, for a second each time."""
 _LACKING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 """What says nothing of a process, but that nobody can look at it now."""
 _CHASES, _LOOKS = 20, 3
@@ -93,17 +97,26 @@ def _table() -> dict[int, tuple[int, int]]:
 
 
 def _marked(pid: int) -> set[str]:
-    """The trees that its variables name; raises OSError as `_table` does."""
+    """The trees that its variables name, as far as they can be read in time; raises OSError as
+    `_table` does.
+    """
+    pages: list[bytes] = []
+    until = time.monotonic() + _VARIABLES_SECONDS
     try:
-        with Path(f"/proc/{pid}/environ").open("rb") as file:
-            environ = file.read(_VARIABLES)
+        with Path(f"/proc/{pid}/environ").open("rb", buffering=0) as file:
+            while len(pages) < _VARIABLES_PAGES and (page := file.read(_PAGE)):
+                pages.append(page)
+                if time.monotonic() > until:
+                    break
     except OSError as error:
         if error.errno in _LACKING:
             raise
         return set()
     name = f"{MARK}=".encode()
     return {
-        os.fsdecode(each[len(name) :]) for each in environ.split(b"\0") if each.startswith(name)
+        os.fsdecode(each[len(name) :])
+        for each in b"".join(pages).split(b"\0")
+        if each.startswith(name)
     }
 
 

@@ -22,6 +22,7 @@ from .config import Config, ConfigError
 from .contexts import Contexts
 from .finishing import for_ever
 from .identity import ServerIdentity
+from .outside import OUTSIDE
 from .processes import Reaper
 from .programs import Programs
 from .recipe import Recipe, RecipeError, carry_out, limit
@@ -150,6 +151,8 @@ class Server:
         self.port = server.add_secure_port(self._config.listen, self._identity.credentials())
         await server.start()
         self._grpc = server
+        # Before the first tool runs.
+        OUTSIDE.close(self._config.listen, self.port)
         # Python loads it with the first name of a host. By then tools that are root could have
         # changed it; and before now the start would have waited for it.
         importlib.import_module("encodings.idna")
@@ -271,6 +274,7 @@ class Server:
         await self.drain(DRAIN_SECONDS)
         for each in self._watching:
             each.cancel()
+        OUTSIDE.release()
         if self._grpc is not None:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._grpc.stop(grace=1.0)

@@ -172,15 +172,17 @@ def led_outside(port: int, outside: Netns) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         here = stack.enter_context(socket.create_server(("127.0.0.1", port)))
         start(relay)
-        yield
-        here.shutdown(socket.SHUT_RDWR)
-        threads[0].join()
-        for each in opened:
-            stack.enter_context(each)
-            with contextlib.suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)
-        for thread in threads:
-            thread.join()
+        try:
+            yield
+        finally:
+            here.shutdown(socket.SHUT_RDWR)
+            threads[0].join()
+            for each in opened:
+                stack.enter_context(each)
+                with contextlib.suppress(OSError):
+                    each.shutdown(socket.SHUT_RDWR)
+            for thread in threads:
+                thread.join()
 
 
 def own_connections(server: Sandbox, port: int) -> int:

@@ -237,9 +237,8 @@ class Shell:
             self._over = self.output = None
             tail = output.finish()
             KEPT.keep(output)
-        # Only looked for now: every command would pay for it.
-        lacks = code and not tail.total and not await files.are_there()
-        if lacks and self._files is files and not self.retired:
+        if code and not tail.total and not self.retired and not files.are_there():
+            # bash found nothing to run. Only looked for now: every command would pay for it.
             raise ShellError(f"{unusable}: one of them is gone")
         file = await tail.filed() if tail.omitted else None
         if file is not None and self._overflows is not None:

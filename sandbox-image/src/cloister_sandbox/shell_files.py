@@ -52,9 +52,16 @@ class ShellFiles:
             # A descriptor of its own: they may be cleared meanwhile.
             await asyncio.to_thread(_replace_last, _COMMAND, data, os.dup(self.out.directory))
 
-    async def are_there(self) -> bool:
-        """Whether bash finds what every command goes through."""
-        return await asyncio.to_thread(os.access, self._run, os.R_OK)
+    def are_there(self) -> bool:
+        """Whether bash finds what every command goes through, as far as no link is followed."""
+        directory = self.out.directory
+        if not os.access(_RUN, os.R_OK, dir_fd=directory, follow_symlinks=False):
+            return False
+        named = f"../{self.directory.name}"
+        with contextlib.suppress(OSError):
+            found = os.stat(named, dir_fd=directory, follow_symlinks=False)
+            return os.path.samestat(found, os.fstat(directory))
+        return False
 
     def clear(self) -> None:
         """Remove them, and their directory, some time.

@@ -17,11 +17,14 @@ import pytest
 from cloister_api.exec.v1 import exec_pb2
 from cloister_sandbox import overflow
 from cloister_sandbox.capture import Output, Place
+from cloister_sandbox.errors import InvalidField
+from cloister_sandbox.jobs import Jobs
 from cloister_sandbox.overflow import Overflows
 from cloister_sandbox.paths import Roots
 from cloister_sandbox.services import transfers
 from cloister_sandbox.services.files import FilesService
 from cloister_sandbox.shell import Shell, ShellError
+from cloister_sandbox.shells import Shells
 from cloister_sandbox.state import Activity, Phase, ServerState
 from cloister_sandbox.threads import aside
 from cloister_sandbox.toolset.read import read_at_once
@@ -119,6 +122,24 @@ async def test_a_shell_touches_no_file_of_another_file_system(tmp_path: Path) ->
     finally:
         await shell.retire()
         shutil.rmtree(elsewhere)
+
+
+async def test_no_directory_to_open_a_shell_in_is_looked_for_on_the_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a tool has the kernel take away such a file, whoever looks into its directory waits."""
+    lookers = []
+
+    def isdir(_: str) -> bool:
+        lookers.append(threading.current_thread())
+        return False
+
+    monkeypatch.setattr(os.path, "isdir", isdir)
+    shells = Shells(tmp_path / "state", installed_reaper(), Activity(), Jobs())
+    with pytest.raises(InvalidField):
+        await shells.open("one", str(tmp_path / "none"), {"PATH": os.environ["PATH"]}, b"")
+    assert lookers
+    assert threading.main_thread() not in lookers
 
 
 async def test_what_takes_an_outputs_name_is_not_removed(tmp_path: Path) -> None:

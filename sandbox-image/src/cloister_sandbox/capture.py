@@ -10,6 +10,7 @@ import re
 import stat
 import termios
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from .overflow import Overflow
 
@@ -101,6 +102,15 @@ class Tail:
         self._parts, self._held = [kept], len(kept)
 
 
+@dataclass
+class Place:
+    """Where a FIFO is, as long as its directory is open."""
+
+    name: str
+    directory: int = -1
+    """Its descriptor; -1 when it was closed."""
+
+
 class Output:
     """Reads a command's FIFO until every process that holds it is gone.
 
@@ -108,14 +118,16 @@ class Output:
     that they never block on a full pipe.
     """
 
-    def __init__(self, path: str, tail: Tail | None = None) -> None:
-        os.mkfifo(path, 0o600)
-        self._path = path
+    def __init__(self, place: Place, tail: Tail | None = None) -> None:
+        """Make the FIFO; raises OSError."""
+        os.mkfifo(place.name, 0o600, dir_fd=place.directory)
+        self._place = place
         # A tool may have put something else there since: a link to what only the server may read.
-        self._fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
+        self._fd = os.open(place.name, flags, dir_fd=place.directory)
         if not stat.S_ISFIFO(os.fstat(self._fd).st_mode):
             os.close(self._fd)
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), place.name)
         self._loop = asyncio.get_running_loop()
         self._watched = self._paused = False
         self.tail: Tail | None = tail or Tail()
@@ -163,10 +175,11 @@ class Output:
         if self.held and not self._watched:
             # Who goes on printing learns that nobody reads, instead of waiting for ever.
             self.close()
+        name, directory = self._place.name, self._place.directory
         with contextlib.suppress(OSError):
             # What else a tool put there may be as large as it likes, and is found by the next.
-            if stat.S_ISFIFO(os.lstat(self._path).st_mode):
-                os.unlink(self._path)  # noqa: PTH108 - a Path costs more than the call
+            if stat.S_ISFIFO(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode):
+                os.unlink(name, dir_fd=directory)
         return tail
 
     def close(self) -> None:

@@ -25,14 +25,20 @@ _STATUS_LINE = re.compile(r"(?P<nonce>[0-9a-f]{8}) (?P<code>[0-9]{1,3}) (?P<cwd>
 
 
 def channels() -> tuple[int, int, int, int]:
-    """Two pipes, each as what is read from and written to; raises OSError, and has none then."""
-    first = os.pipe()
+    """Two pipes, to bash and from it, each as what is read from and written to.
+
+    The ends that are not bash's do not block. Raises OSError, and has no pipe then.
+    """
+    stdin, ours = os.pipe()
     try:
-        return *first, *os.pipe()
+        listening, status = os.pipe()
     except OSError:
-        for each in first:
-            os.close(each)
+        os.close(stdin)
+        os.close(ours)
         raise
+    os.set_blocking(ours, False)
+    os.set_blocking(listening, False)
+    return stdin, ours, listening, status
 
 
 def script(command: str, output: str) -> bytes:

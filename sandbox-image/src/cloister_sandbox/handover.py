@@ -11,6 +11,8 @@ import os
 import struct
 from collections.abc import Callable
 
+from .outside import OUTSIDE
+
 _HELD_SECONDS = 10.0
 """How long the old certificate is kept: far longer than a handshake needs to begin, far shorter
 than gRPC waits for one to end."""
@@ -55,9 +57,13 @@ async def _taken(listen: str, holding: asyncio.StreamWriter) -> None:
 async def _begin(listen: str) -> asyncio.StreamWriter | None:
     """A handshake that the server has answered and that waits for us; None when there is none."""
     host, _, port = listen.rpartition(":")
-    with contextlib.suppress(OSError, TimeoutError):
+    with contextlib.suppress(OSError, TimeoutError), OUTSIDE.way_in() as way:
         async with asyncio.timeout(_ANSWER_SECONDS):
-            reader, writer = await asyncio.open_connection(host.strip("[]"), int(port))
+            if way is None:
+                reader, writer = await asyncio.open_connection(host.strip("[]"), int(port))
+            else:
+                await asyncio.get_running_loop().sock_connect(*way)
+                reader, writer = await asyncio.open_connection(sock=way[0])
             try:
                 writer.write(_hello())
                 if await reader.read(_MUCH):

@@ -32,10 +32,15 @@ ENDING_SECONDS = 5.0
 """For so long processes that do not end are signalled again."""
 _OWN_CHILDREN = f"/proc/{os.getpid()}/task/{os.getpid()}/children"
 CHILDREN_ARE_LISTED = Path(_OWN_CHILDREN).exists()
-_COUNTED = 1000
-_VARIABLES = 2 * 1024 * 1024
-"""Bytes of variables that are looked through; with the usual limit of the stack nobody has more. A
+_MANY = 1000
+"""Processes; to look at so many one by one takes about 20 ms."""
+_PAGE = 4096
+_VARIABLES_PAGES = 512
+"""Pages of variables that are looked through; with the usual limit of the stack nobody has more. A
 process may say that any part of its memory is its variables, and make that as long as it likes."""
+_VARIABLES_SECONDS = 0.25
+"""For so long a process's variables are looked through. The kernel waits for each page of them
+while the process changes its memory, which it may do again and again, for a second each time."""
 _LACKING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 """What says nothing of a process, but that nobody can look at it now."""
 _CHASES, _LOOKS = 20, 3
@@ -92,17 +97,26 @@ def _table() -> dict[int, tuple[int, int]]:
 
 
 def _marked(pid: int) -> set[str]:
-    """The trees that its variables name; raises OSError as `_table` does."""
+    """The trees that its variables name, as far as they can be read in time; raises OSError as
+    `_table` does.
+    """
+    pages: list[bytes] = []
+    until = time.monotonic() + _VARIABLES_SECONDS
     try:
-        with Path(f"/proc/{pid}/environ").open("rb") as file:
-            environ = file.read(_VARIABLES)
+        with Path(f"/proc/{pid}/environ").open("rb", buffering=0) as file:
+            while len(pages) < _VARIABLES_PAGES and (page := file.read(_PAGE)):
+                pages.append(page)
+                if time.monotonic() > until:
+                    break
     except OSError as error:
         if error.errno in _LACKING:
             raise
         return set()
     name = f"{MARK}=".encode()
     return {
-        os.fsdecode(each[len(name) :]) for each in environ.split(b"\0") if each.startswith(name)
+        os.fsdecode(each[len(name) :])
+        for each in b"".join(pages).split(b"\0")
+        if each.startswith(name)
     }
 
 
@@ -243,16 +257,27 @@ def children(pid: int) -> list[int]:
         os.close(fd)
 
 
-def background(leader: int, mark: str) -> list[int]:
-    """The processes of a tree beside its leader, about a thousand at most."""
+async def background(leader: int, mark: str) -> list[int]:
+    """The processes of a tree beside its leader."""
+    found = _listed(leader, mark)
+    if len(found) < _MANY:
+        return found
+    # Not on the event loop: every command looks, and the others' calls go on.
+    with contextlib.suppress(OSError):  # no descriptor is left for the whole table
+        found = await in_thread(functools.partial(members, leader, mark))
+    return [pid for pid in found if pid != leader]
+
+
+def _listed(leader: int, mark: str) -> list[int]:
+    """The same, as quickly as can be: about _MANY at most where the kernel tells of children."""
     if not CHILDREN_ARE_LISTED:
-        return [pid for pid in members(leader, mark) if pid != leader][:_COUNTED]
+        return [pid for pid in members(leader, mark) if pid != leader]
     number = _marks.number(mark)
     pending = children(leader)
     if number:
         pending += [pid for pid in orphans() if pid != leader and number_of(pid) == number]
     found: list[int] = []
-    while pending and len(found) < _COUNTED:
+    while pending and len(found) < _MANY:
         pid = pending.pop()
         below = children(pid)
         if below or not _has_ended(pid):
@@ -317,9 +342,11 @@ async def _end(
     until nothing is left, because a process may have been in the middle of starting one.
     """
     deadline = time.monotonic() + ENDING_SECONDS
+    over: set[int] = set()
+    strike = functools.partial(_strike, leader, marks, number, spared, over)
     while True:
         try:
-            found = await in_thread(functools.partial(_strike, leader, marks, number, spared))
+            found = await in_thread(strike)
         except OSError:
             # Without a descriptor nobody can be looked up.
             if time.monotonic() > deadline:
@@ -331,9 +358,17 @@ async def _end(
 
 
 def _strike(
-    leader: int, marks: Collection[str], number: int, spared: Collection[int] | None
+    leader: int,
+    marks: Collection[str],
+    number: int,
+    spared: Collection[int] | None,
+    over: set[int],
 ) -> list[int]:
-    """One round; returns what was there."""
+    """One round; returns what was there.
+
+    `over` are orphans that were seen to have ended in earlier rounds: who traces one can keep it
+    from being reaped for as long as it likes.
+    """
     found = _members(leader, marks, number, spared)
     signal_all(found, signal.SIGSTOP)
     again = _members(leader, marks, number, spared) if found else found
@@ -351,7 +386,10 @@ def _strike(
                 continue
             if _belongs(pid, number_of(pid), marks, number):
                 signal_all((pid,), signal.SIGKILL)
-                chased.append(pid)
+                if pid not in over:
+                    chased.append(pid)
+                    if _has_ended(pid):
+                        over.add(pid)
             else:
                 known.add(pid)
     return found or chased

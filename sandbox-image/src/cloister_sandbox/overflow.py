@@ -7,6 +7,7 @@ write elsewhere. It can change or remove a file afterwards, which is its own the
 
 import asyncio
 import contextlib
+import errno
 import functools
 import os
 import secrets
@@ -82,6 +83,7 @@ class Overflows:
     def __init__(self, parent: str = DIRECTORY) -> None:
         self.directory = f"{parent}/.cloister-output-{secrets.token_hex(8)}"
         self._fd = -1
+        """Of the directory. Closed as files are removed: aside, in the order of the calls."""
         self._making = threading.Lock()
         self._kept: dict[str, tuple[str, Overflow, asyncio.TimerHandle]] = {}
         """By name, oldest first: the owner, the file, and when it is removed."""
@@ -119,40 +121,49 @@ class Overflows:
         """Remove everything."""
         for name in list(self._kept):
             self._remove(name)
-        if self._fd >= 0:
-            aside(functools.partial(self._leave, self._fd))
-            self._fd = -1
+        aside(self._leave)
 
     def _remove(self, name: str) -> None:
         _, overflow, timer = self._kept.pop(name)
         timer.cancel()
         overflow.close()
-        if self._fd >= 0:
-            # By then the directory may be another one.
-            with contextlib.suppress(OSError):
-                going = aside(functools.partial(_unlink, name, os.dup(self._fd)))
-                if going is not None:
-                    # Both on the event loop, and nobody who waits for it takes it back.
-                    removed = asyncio.wrap_future(going)
-                    self._going.add(removed)
-                    removed.add_done_callback(self._going.discard)
+        going = aside(functools.partial(self._unlink, name))
+        if going is not None:
+            # Both on the event loop, and nobody who waits for it takes it back.
+            removed = asyncio.wrap_future(going)
+            self._going.add(removed)
+            removed.add_done_callback(self._going.discard)
 
-    def _leave(self, directory: int) -> None:
-        os.close(directory)
+    def _unlink(self, name: str) -> None:
+        """Remove a file; takes no descriptor, of which there may be none."""
+        with self._making:
+            directory = self._fd
+        # It never came to be, or a tool has removed it.
         with contextlib.suppress(OSError):
-            os.rmdir(self.directory)  # noqa: PTH106 - a Path tells no more
+            if directory >= 0:
+                os.unlink(name, dir_fd=directory)
+
+    def _leave(self) -> None:
+        with self._making:
+            directory, self._fd = self._fd, -1
+        if directory >= 0:
+            os.close(directory)
+            with contextlib.suppress(OSError):
+                os.rmdir(self.directory)  # noqa: PTH106 - a Path tells no more
 
     def _open(self, name: str) -> int:
         """Make a file, in the directory that was made; raises OSError. Called in threads."""
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         with self._making:
+            if name not in self._kept:  # its removal has been, or waits, and finds nothing
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
             if self._fd < 0:
                 self._fd = self._make()
             try:
                 return os.open(name, flags, 0o600, dir_fd=self._fd)
             except FileNotFoundError:
                 # A tool removed the directory.
-                os.close(self._fd)
+                aside(functools.partial(os.close, self._fd))
                 self._fd = -1
                 self._fd = self._make()
                 return os.open(name, flags, 0o600, dir_fd=self._fd)
@@ -160,14 +171,10 @@ class Overflows:
     def _make(self) -> int:
         Path(self.directory).mkdir(0o700)
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-        return os.open(self.directory, flags)
-
-
-def _unlink(name: str, directory: int) -> None:
-    """Remove a file from an open directory, which is closed then."""
-    try:
-        os.unlink(name, dir_fd=directory)
-    except OSError:
-        pass  # a tool has removed it
-    finally:
-        os.close(directory)
+        try:
+            return os.open(self.directory, flags)
+        except OSError:
+            # Else it would be in the way of the next one.
+            with contextlib.suppress(OSError):
+                os.rmdir(self.directory)  # noqa: PTH106 - a Path tells no more
+            raise

@@ -9,7 +9,6 @@ import logging
 import os
 import resource
 import secrets
-import select
 import signal
 import time
 from collections.abc import Mapping, Sequence
@@ -24,6 +23,7 @@ from .jobs import Ending, Failure, Job, Jobs, Reason, oom_kills, reason_of
 from .kin import MARK, NOBODY, forget_tree, in_thread, members, signal_all
 from .leftovers import KEPT
 from .outputs import Policy
+from .polling import readable_now
 from .processes import Ended, Reaper
 from .sources import STDERR, STDOUT, TERMINAL, Source
 from .spawn import nothing
@@ -349,7 +349,9 @@ class Programs:
 
     async def close(self) -> None:
         """End every program, and what ended programs left behind."""
-        await self.jobs.stop_all(Reason.SHUTDOWN)
+        # Both at once: what was left behind may trace what runs, and keep its end to itself.
+        await asyncio.gather(self.jobs.stop_all(Reason.SHUTDOWN), self._survivors.kill())
+        # And what was left since.
         await self._survivors.kill()
 
     async def _run(self, program: Program) -> None:
@@ -379,9 +381,7 @@ async def _readable(fd: int, ended: "asyncio.Future[Ended]", seconds: float) -> 
     finally:
         loop.remove_reader(fd)
     # Both may have come: what ended closed its end before.
-    looking = select.poll()
-    looking.register(fd, select.POLLIN)
-    return bool(looking.poll(0))
+    return readable_now(fd)
 
 
 def beyond_own_peak(size: int) -> bool:

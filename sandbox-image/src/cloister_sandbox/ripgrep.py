@@ -7,7 +7,6 @@ import contextlib
 import errno
 import os
 import secrets
-import select
 import selectors
 import signal
 import time
@@ -17,6 +16,7 @@ from typing import BinaryIO
 from .births import BIRTHS
 from .framing import unread
 from .kin import begin_tree, forget_tree
+from .polling import readable_now
 from .spawn import nothing, spawn, yield_to_server
 
 _COMPLAINT = 4096
@@ -137,9 +137,7 @@ class Search:
     def _end(self) -> None:
         # Who reads may have taken minutes since the last look: by now its number may be another's.
         with self._life:
-            looking = select.poll()
-            looking.register(self._life, select.POLLIN)
-            if self._pid and not looking.poll(0):
+            if self._pid and not readable_now(self._life.fileno()):
                 self._kill()
         forget_tree(self._mark)
 

@@ -22,6 +22,7 @@ from .config import Config, ConfigError
 from .contexts import Contexts
 from .finishing import for_ever
 from .identity import ServerIdentity
+from .outside import OUTSIDE
 from .processes import Reaper
 from .programs import Programs
 from .recipe import Recipe, RecipeError, carry_out, limit
@@ -89,10 +90,13 @@ class Server:
         self._stopping = asyncio.Event()
         self._grpc: grpc.aio.Server | None = None
         self._watching: list[asyncio.Task[None]] = []
+        self._preparing: asyncio.Task[None] | None = None
         self.port = 0
 
-    async def start(self) -> None:
-        """Serve, then prepare the pod. Returns when it is warm, or has failed for good."""
+    async def start(self) -> "asyncio.Task[None]":
+        """Serve. Returns what prepares the pod; it is done when the pod is warm, has failed for
+        good or is drained.
+        """
         signals.watch_children(self._reaper.reap)
         await threads.prepare()
         server = grpc.aio.server(
@@ -147,6 +151,8 @@ class Server:
         self.port = server.add_secure_port(self._config.listen, self._identity.credentials())
         await server.start()
         self._grpc = server
+        # Before the first tool runs.
+        OUTSIDE.close(self._config.listen, self.port)
         # Python loads it with the first name of a host. By then tools that are root could have
         # changed it; and before now the start would have waited for it.
         importlib.import_module("encodings.idna")
@@ -154,7 +160,8 @@ class Server:
         gc.freeze()
         gc.enable()
         self._watching = [asyncio.create_task(for_ever(each.watch)) for each in (memory, unborn)]
-        await self._prepare()
+        self._preparing = asyncio.create_task(self._prepare())
+        return self._preparing
 
     async def _prepare(self) -> None:
         self._config.state_dir.mkdir(parents=True, exist_ok=True)
@@ -197,8 +204,6 @@ class Server:
         """
         self._state.awaits.update(trees)
         while self._state.awaits:
-            if self._stopping.is_set():
-                raise RecipeError("the pod ended before its files had come")
             self._state.arrived.clear()
             await self._state.arrived.wait()
 
@@ -207,8 +212,6 @@ class Server:
         self._state.awaits_proof = True
         await self._state.proven.wait()
         self._state.awaits_proof = False
-        if self._stopping.is_set():
-            raise RecipeError("the pod ended before its network was proven closed")
 
     async def _package_sources(self) -> list[tuple[str, str]]:
         return await package_sources(
@@ -219,8 +222,15 @@ class Server:
         )
 
     async def drain(self, grace: float) -> None:
-        """Refuse new calls, let running ones finish for `grace` seconds, end the rest."""
+        """Refuse new calls, let running ones finish for `grace` seconds, end the rest.
+
+        Nobody wants a pod any more that is being prepared: that ends at once.
+        """
         self._state.phase = Phase.DRAINING
+        if self._preparing is not None:
+            self._preparing.cancel()
+            self._state.awaits.clear()
+            self._state.awaits_proof = False
         await asyncio.gather(
             self._calls.settle(grace),
             self._programs.jobs.settle(grace),
@@ -228,7 +238,17 @@ class Server:
         )
         # At once: a tool can have one of them take seconds to end, and nobody else's result may
         # wait for that until the kubelet's SIGKILL. Shells first: what they run becomes no program.
-        await asyncio.gather(self._shells.close_all(), self._programs.close(), self._end_calls())
+        await asyncio.gather(
+            self._shells.close_all(),
+            self._programs.close(),
+            self._end_calls(),
+            self._end_preparation(),
+        )
+
+    async def _end_preparation(self) -> None:
+        """The setup script ends with its shell."""
+        if self._preparing is not None:
+            await asyncio.wait([self._preparing], timeout=_LAST_CALLS)
 
     async def _end_calls(self) -> None:
         """Commands end with their shells, which no call opens again; then what is no command."""
@@ -239,22 +259,22 @@ class Server:
     async def run(self) -> None:
         """Serve until the pod is ended (see signals), then drain and stop."""
         loop = asyncio.get_running_loop()
-        signals.watch(lambda: loop.call_soon_threadsafe(self._told_to_end))
-        await self.start()
-        await self._stopping.wait()
+        signals.watch(lambda: loop.call_soon_threadsafe(self._stopping.set))
+        preparing = await self.start()
+        stopping = asyncio.create_task(self._stopping.wait())
+        await asyncio.wait([preparing, stopping], return_when=asyncio.FIRST_COMPLETED)
+        if preparing.done() and not preparing.cancelled():
+            preparing.result()  # what nobody foresaw ends the server
+        await stopping
         log.info("exec server stopping")
         await self.stop()
-
-    def _told_to_end(self) -> None:
-        self._stopping.set()
-        self._state.arrived.set()
-        self._state.proven.set()
 
     async def stop(self) -> None:
         """End calls, processes and connections, in that order."""
         await self.drain(DRAIN_SECONDS)
         for each in self._watching:
             each.cancel()
+        OUTSIDE.release()
         if self._grpc is not None:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._grpc.stop(grace=1.0)

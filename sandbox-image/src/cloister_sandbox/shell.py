@@ -123,9 +123,22 @@ class Shell:
         if self.retired:
             raise ShellError("this context was closed")
         try:
-            stdin_read, stdin_write, status_read, status_write = channels()
-        except OSError as error:
-            raise ShellError(f"bash cannot be started in {cwd}: {error.strerror}") from None
+            status = await self._start(cwd, env)
+        except BaseException as error:
+            await self.close()
+            # No thread can be started, or a NUL character is in a variable.
+            if isinstance(error, OSError | RuntimeError | ValueError):
+                why = getattr(error, "strerror", error)
+                raise ShellError(f"bash cannot be started in {cwd}: {why}") from None
+            raise
+        self.cwd = cwd
+        if status != STATUS:
+            self._send(f"exec {STATUS}>&{status} {status}>&-\n")
+        self._hold()
+
+    async def _start(self, cwd: str, env: Mapping[str, str]) -> int:
+        """Start bash and listen to it; returns its own descriptor of the status pipe."""
+        stdin, self._stdin, self._status, status = channels()
         # One of its own: what is left of the bash before may be ended later.
         self._mark = f"{self._name}-{secrets.token_hex(4)}"
         try:
@@ -134,35 +147,22 @@ class Shell:
                 ["/bin/bash", "--noprofile", "--norc"],
                 cwd=cwd,
                 env={**env, "TERM": "dumb", MARK: self._mark},
-                stdin=stdin_read,
-                pass_fds=[status_write],
+                stdin=stdin,
+                pass_fds=[status],
             )
-        except OSError as error:
-            for fd in (stdin_write, status_read):
-                os.close(fd)
-            raise ShellError(f"bash cannot be started in {cwd}: {error.strerror}") from None
         finally:
-            os.close(stdin_read)
-            os.close(status_write)
-        os.set_blocking(status_read, False)
-        os.set_blocking(stdin_write, False)
-        self._stdin, self._status = stdin_write, status_read
+            os.close(stdin)
+            os.close(status)
         if self.retired:
             # Meanwhile: whoever closed the context found nothing to end.
-            await self.close()
             raise ShellError("this context was closed")
         self._received.clear()
         try:
-            asyncio.get_running_loop().add_reader(status_read, self._read_status)
+            asyncio.get_running_loop().add_reader(self._status, self._read_status)
         except OSError as error:  # a tool has taken all that this user may watch by epoll
-            await self.close()
             raise ShellError(f"bash cannot be heard: {error.strerror}") from None
         self._exit.add_done_callback(self._ended)
-        self.cwd = cwd
-        self._earlier, self._held = [], False
-        if status_write != STATUS:
-            self._send(f"exec {STATUS}>&{status_write} {status_write}>&-\n")
-        self._hold()
+        return status
 
     @property
     def leader(self) -> tuple[int, str]:
@@ -222,7 +222,7 @@ class Shell:
             lost = answer is None
             if answer is not None:
                 code, self.cwd = answer
-                self._earlier = background(self._pid, self._mark)
+                self._earlier = await background(self._pid, self._mark)
                 if self._interrupted:
                     self._send(f"{REAP}\n")
                 self._hold()
@@ -237,7 +237,7 @@ class Shell:
             self._over = self.output = None
             tail = output.finish()
             KEPT.keep(output)
-        if code and not tail.total and not files.are_there() and not self.retired:
+        if code and not tail.total and not self.retired and not files.are_there():
             # bash found nothing to run. Only looked for now: every command would pay for it.
             raise ShellError(f"{unusable}: one of them is gone")
         file = await tail.filed() if tail.omitted else None

@@ -102,7 +102,8 @@ class Shells:
                     slot.closed = True
                     self._slots.pop(shell_id, None)
                     await slot.shell.retire()
-                    if not os.path.isdir(cwd):  # noqa: ASYNC240, PTH112 - one call of the kernel
+                    # In a thread: a tool can have a directory on the way locked for a minute.
+                    if not await asyncio.to_thread(os.path.isdir, cwd):
                         raise InvalidField("cwd", str(error)) from None
                     raise WrongState("NO_SHELL", str(error), shell_id=shell_id) from None
         return slot

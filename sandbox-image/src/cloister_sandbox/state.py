@@ -34,7 +34,7 @@ class ServerState:
     awaits_proof: bool = False
     """Whether the setup script waits for the operator."""
     proven: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set when the operator has said that it may run, or the server stops."""
+    """Set when the operator has said that it may run."""
     environment: dict[str, str] = field(default_factory=dict)
     """Variables of the tools' processes."""
     pace: Pace = field(default_factory=Pace)

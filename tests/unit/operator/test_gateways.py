@@ -1,44 +1,22 @@
 """What is pushed to egress gateways that listen, and who waits until they know."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 import pytest
 
-from cloister_api.egress.v1 import egress_pb2
-from cloister_operator.api.gateway import gateway_view
 from cloister_operator.api.pod import PodView
 from cloister_operator.controller import gateway_link
 from cloister_operator.controller import gateways as module
-from cloister_operator.errors import PermanentError, TransientError
-from cloister_operator.identity import Authority
-from cloister_operator.plan.grants import GONE_MARGIN, SILENT_FOR, Source, State
-from cloister_operator.sandboxes.gateways import EgressGateways, StaleError
-from support.certificates import Pair
+from cloister_operator.errors import TransientError
+from cloister_operator.plan.grants import GONE_MARGIN, SILENT_FOR
 from support.eventually import until
 from support.fake_gateway import FakeGateway, Held
-from support.gateway_site import Pusher, Site, gateway_body
+from support.gateway_site import Pusher, Site
 from support.operator_objects import NOW
-from support.sandbox_server import free_port
 
 A_HOST = frozenset({"a.example"})
 SECOND = timedelta(seconds=1)
-
-
-@pytest.fixture
-async def site(world_authority: Authority) -> AsyncIterator[Site]:
-    made = Site(world_authority)
-    yield made
-    await made.close()
-
-
-@pytest.fixture
-def brisk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is done again after seconds is done again sooner."""
-    monkeypatch.setattr(gateway_link, "HEARTBEAT", 0.02)
-    monkeypatch.setattr(module, "LOOK", 0.02)
-    monkeypatch.setattr(gateway_link, "FEED_PAUSE", 0.02)
 
 
 @pytest.fixture
@@ -362,57 +340,6 @@ async def test_a_gateway_that_follows_somebody_else_lets_nobody_in(
     assert "follows another operator" in caplog.text
 
 
-# --- what they decide ----------------------------------------------------------------------------
-
-
-def decision(pod: PodView, host: str = "a.example", *, allowed: bool = True) -> egress_pb2.Decision:
-    return egress_pb2.Decision(
-        pod_uid=pod.uid, host=host, port=443, allowed=allowed, reason="Allowed", count=2
-    )
-
-
-@pytest.mark.usefixtures("brisk")
-async def test_what_is_decided_is_told_once(site: Site) -> None:
-    gateway = await site.gateway("g1")
-    pod = site.pod("p1", "10.244.0.5")
-    gateway.decide(decision(pod, "old.example"))
-    operator = site.operator().start()
-    await until(lambda: operator.told.messages)
-    gateway.decide(decision(pod), decision(pod, "evil\n.example\x1b[2J", allowed=False), lost=3)
-    await until(lambda: len(operator.told.messages) == 2)
-    (_, first, was_before), (name, second, is_before) = operator.told.messages
-    assert [each.host for each in first.decisions] == ["old.example"]
-    assert (was_before, is_before) == (True, False)
-    assert (name, second.lost) == ("g1", 3)
-    assert [(each.host, each.allowed) for each in second.decisions] == [
-        ("a.example", True),
-        ("evil .example [2J", False),
-    ]
-    # Its agent starts anew, and what it tells then is new.
-    gateway.restart()
-    gateway.decide(decision(pod, "new.example"))
-    await until(lambda: len(operator.told.messages) == 3)
-    _, third, is_before = operator.told.messages[-1]
-    assert [each.host for each in third.decisions] == ["new.example"]
-    assert not is_before
-
-
-@pytest.mark.usefixtures("brisk")
-async def test_a_channel_that_is_closed_ends_no_following(site: Site) -> None:
-    """The other call that found the gateway away closes it, as a new certificate does."""
-    gateway = await site.gateway("g1")
-    pod = site.pod("p1", "10.244.0.5")
-    gateway.decide(decision(pod, "old.example"))
-    operator = site.operator().start()
-    await until(lambda: operator.told.messages)
-    operator.client.forget("uid-of-g1")
-    gateway.decide(decision(pod))
-    await until(lambda: len(operator.told.messages) == 2)
-    _, found, was_before = operator.told.messages[-1]
-    assert [each.host for each in found.decisions] == ["a.example"]
-    assert not was_before
-
-
 async def test_a_pod_that_went_before_it_was_revoked_is_forgotten(site: Site) -> None:
     """Who deletes it may have seen it a moment ago; nobody would tell of its end again."""
     await site.gateway("g1")
@@ -429,55 +356,6 @@ async def test_a_pod_that_went_before_it_was_revoked_is_forgotten(site: Site) ->
     assert not operator.egress.granted(other)
     site.gone("p2")
     assert operator.egress._withheld == set()
-
-
-# --- the calls themselves ------------------------------------------------------------------------
-
-
-async def test_the_calls_are_for_the_gateway_and_from_the_operator_alone(
-    world_authority: Authority,
-) -> None:
-    now, port, real = datetime.now(UTC), free_port(), FakeGateway()
-    identity = world_authority.egress_gateway_server(now)
-    pair = Pair(identity.certificate_pem, identity.private_key_pem)
-    await real.start(pair, world_authority.ca_pem, "127.0.0.1", port)
-    there = gateway_view(gateway_body("g1", "127.0.0.1"))
-    stranger = EgressGateways(Authority.create(now), port=port)
-    client = EgressGateways(world_authority, port=port)
-    try:
-        with pytest.raises(TransientError):
-            await stranger.info(there)
-        state = State({"p": ("a.example",)}, {"10.0.0.1": Source("p", "u1")}, ("10.0.0.0/8",))
-        assert (await client.apply(there, state, 3, 9)).revision == 9
-        assert real.reaches("10.0.0.1") == ("u1", A_HOST)
-        found = await client.info(there)
-        assert (found.term, found.revision, found.boot_id) == (3, 9, real.boot_id)
-        with pytest.raises(StaleError):
-            await client.apply(there, state, 3, 8)
-        wrong = State({"p": ("*",)}, {}, ())
-        with pytest.raises(PermanentError, match=r"policies\[0\].hosts\[0\]"):
-            await client.apply(there, wrong, 3, 10)
-        assert real.held.version == (3, 9)
-    finally:
-        await stranger.aclose()
-        await client.aclose()
-        await real.stop()
-
-
-async def test_an_impostor_gets_nothing(world_authority: Authority) -> None:
-    """A pod of one's own, at the address of a gateway that is gone."""
-    port, impostor = free_port(), FakeGateway()
-    identity = world_authority.pod_server("some-pod", datetime.now(UTC))
-    pair = Pair(identity.certificate_pem, identity.private_key_pem)
-    await impostor.start(pair, world_authority.ca_pem, "127.0.0.1", port)
-    client = EgressGateways(world_authority, port=port)
-    try:
-        with pytest.raises(TransientError):
-            await client.apply(gateway_view(gateway_body("g1", "127.0.0.1")), State(), 1, 1)
-        assert not impostor.pushes
-    finally:
-        await client.aclose()
-        await impostor.stop()
 
 
 async def test_two_thousand_sources_are_pushed_at_once(site: Site) -> None:

@@ -1,7 +1,5 @@
 """The Kubernetes API over real HTTP: what is sent, and what each answer means."""
 
-import asyncio
-import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -10,7 +8,7 @@ import kopf
 import pytest
 from aiohttp import web
 
-from cloister_operator.cluster.api import ExpiredError, HttpApi
+from cloister_operator.cluster.api import HttpApi
 from cloister_operator.cluster.resources import (
     ENVIRONMENTS,
     NAMESPACES,
@@ -28,86 +26,21 @@ from cloister_operator.errors import (
     RefusedError,
     TransientError,
 )
+from support.http_api import POD, Server, connected, serving
 
 JSON = dict[str, Any]
-Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
-POD = {"metadata": {"name": "p", "resourceVersion": "7"}}
-
-
-class Server:
-    """An HTTP server that notes each request and answers as told."""
-
-    def __init__(self) -> None:
-        self.requests: list[tuple[str, str, dict[str, str], str, Any]] = []
-        self.answer: Answer = self.fine
-        self.url = ""
-
-    async def fine(self, request: web.Request) -> web.StreamResponse:
-        return web.json_response(POD)
-
-    async def handle(self, request: web.Request) -> web.StreamResponse:
-        body = await request.read()
-        self.requests.append(
-            (
-                request.method,
-                request.path,
-                dict(request.query),
-                request.headers["Content-Type"],
-                json.loads(body) if body else None,
-            )
-        )
-        return await self.answer(request)
-
-    def answers(self, status: int, message: str = "why", **headers: str) -> None:
-        async def answer(request: web.Request) -> web.StreamResponse:
-            body = {"kind": "Status", "message": message}
-            return web.json_response(body, status=status, headers=headers)
-
-        self.answer = answer
-
-    def streams(self, *chunks: bytes) -> None:
-        """Answer with these pieces, one after the other."""
-
-        async def answer(request: web.Request) -> web.StreamResponse:
-            response = web.StreamResponse()
-            await response.prepare(request)
-            for chunk in chunks:
-                await response.write(chunk)
-                await asyncio.sleep(0)
-            return response
-
-        self.answer = answer
-
-    def hangs_up(self) -> None:
-        """Read the request, and close the connection instead of answering."""
-
-        async def answer(request: web.Request) -> web.StreamResponse:
-            assert request.transport is not None
-            request.transport.abort()
-            return web.Response()
-
-        self.answer = answer
 
 
 @pytest.fixture
 async def server() -> AsyncIterator[Server]:
-    made = Server()
-    app = web.Application(client_max_size=16 * 1024 * 1024)
-    app.router.add_route("*", "/{path:.*}", made.handle)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    made.url = "http://{}:{}".format(*runner.addresses[0][:2])
-    yield made
-    await runner.cleanup()
+    async with serving() as made:
+        yield made
 
 
 @pytest.fixture
 async def api(server: Server) -> AsyncIterator[HttpApi]:
-    made = await HttpApi.connect(lambda: kopf.ConnectionInfo(server=server.url))
-    yield made
-    await made.close()
+    async with connected(server) as made:
+        yield made
 
 
 async def read(api: HttpApi) -> Any:
@@ -352,70 +285,6 @@ async def test_a_server_that_is_not_there_got_no_write(api: HttpApi, server: Ser
     await nowhere.close()
 
 
-# --- watches -------------------------------------------------------------------------------------
-
-
-def event(kind: str, obj: JSON) -> bytes:
-    return json.dumps({"type": kind, "object": obj}).encode() + b"\n"
-
-
-async def watched(api: HttpApi, version: str = "5") -> list[tuple[str, JSON]]:
-    return [each async for each in api.watch(PODS, "ns", "a=b", version)]
-
-
-async def test_a_watch_tells_of_objects_and_bookmarks(server: Server, api: HttpApi) -> None:
-    bookmark = {"metadata": {"resourceVersion": "99"}}
-    server.streams(event("ADDED", POD) + event("MODIFIED", POD), event("BOOKMARK", bookmark))
-    assert await watched(api) == [("ADDED", POD), ("MODIFIED", POD), ("BOOKMARK", bookmark)]
-    ((method, path, query, _, _),) = server.requests
-    assert (method, path) == ("GET", "/api/v1/namespaces/ns/pods")
-    assert query.pop("timeoutSeconds").isdigit()
-    assert query == {
-        "watch": "true",
-        "resourceVersion": "5",
-        "allowWatchBookmarks": "true",
-        "labelSelector": "a=b",
-    }
-
-
-async def test_events_come_whole_however_they_are_cut(server: Server, api: HttpApi) -> None:
-    line = event("ADDED", POD)
-    server.streams(line[:10], line[10:] + line[:-1], b"\n")
-    assert await watched(api) == [("ADDED", POD)] * 2
-
-
-async def test_an_object_may_be_large(server: Server, api: HttpApi) -> None:
-    large = POD | {"spec": {"text": "x" * 1_500_000}}
-    server.streams(event("ADDED", large) + event("DELETED", POD))
-    assert await watched(api) == [("ADDED", large), ("DELETED", POD)]
-
-
-async def test_a_watch_that_is_too_old_says_so(server: Server, api: HttpApi) -> None:
-    server.answers(410)
-    with pytest.raises(ExpiredError):
-        await watched(api)
-    gone = {"kind": "Status", "code": 410, "message": "too old resource version"}
-    server.streams(event("ADDED", POD) + event("ERROR", gone))
-    with pytest.raises(ExpiredError):
-        await watched(api)
-
-
-@pytest.mark.parametrize(
-    "broken",
-    [
-        pytest.param(event("ERROR", {"kind": "Status", "code": 500, "message": "no"}), id="error"),
-        pytest.param(b"<html>\n", id="not JSON"),
-        pytest.param(event("ADDED", POD)[:20], id="cut off"),
-    ],
-)
-async def test_a_broken_watch_is_to_be_repeated(
-    server: Server, api: HttpApi, broken: bytes
-) -> None:
-    server.streams(event("ADDED", POD), broken)
-    with pytest.raises(TransientError):
-        await watched(api)
-
-
 async def test_a_quota_that_is_used_up_is_told_from_other_refusals(
     server: Server, api: HttpApi
 ) -> None:
@@ -425,14 +294,3 @@ async def test_a_quota_that_is_used_up_is_told_from_other_refusals(
         await write(api)
     assert caught.value.quota == "team-a"
     assert str(caught.value) == f"{quota} (a ResourceQuota of the namespace)"
-
-
-async def test_a_watch_that_is_refused_or_cut_off_is_to_be_repeated(
-    server: Server, api: HttpApi
-) -> None:
-    server.answers(403)
-    with pytest.raises(TransientError):
-        await watched(api)
-    server.hangs_up()
-    with pytest.raises(TransientError):
-        await watched(api)

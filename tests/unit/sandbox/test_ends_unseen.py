@@ -84,6 +84,7 @@ async def test_a_shell_is_closed(
     first, _ = shells.run("first", "c", b"", script(":"))
     await asyncio.wait([first.done])
     await shells.close("first")
+    await until(lambda: not any(tmp_path.iterdir()))
     before = open_now()
     await shells.open("s", str(tmp_path), ENV, b"")
     job, _ = shells.run("s", "c", b"", script("sleep 300"))

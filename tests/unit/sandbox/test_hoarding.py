@@ -12,6 +12,7 @@ from cloister_api.exec.v1 import exec_pb2
 from cloister_sandbox import leftovers
 from cloister_sandbox.leftovers import Leftovers
 from cloister_sandbox.shell import Shell, ShellError
+from support.eventually import until
 from support.file_calls import eventually
 from support.jobs import Jobs
 from support.reaping import installed_reaper
@@ -107,6 +108,7 @@ async def test_a_shell_that_is_closed_while_it_opens_leaves_nothing(
     first = Shell("first", tmp_path, reaper)
     await first.open(str(tmp_path), env)  # opens what stays open
     await first.retire()
+    await until(lambda: not any(tmp_path.iterdir()))
     monkeypatch.setattr(reaper, "start", slowly)
     shell = Shell("closed", tmp_path, reaper)
     before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - a count
@@ -114,6 +116,7 @@ async def test_a_shell_that_is_closed_while_it_opens_leaves_nothing(
         with pytest.raises(ShellError, match="closed"):
             await shell.open(str(tmp_path), env)
     assert not shell.alive
+    await until(lambda: not any(tmp_path.iterdir()))
     assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
     with pytest.raises(ProcessLookupError):
         os.kill(started[0], signal.SIGCONT)

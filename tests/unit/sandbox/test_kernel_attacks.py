@@ -4,6 +4,7 @@
 
 import asyncio
 import errno
+import itertools
 import os
 import subprocess
 import sys
@@ -69,6 +70,37 @@ def test_variables_without_end_take_no_memory(tmp_path: Path) -> None:
             assert kin._marked(honest.pid) == {"honest"}
         finally:
             honest.kill()
+
+
+@pytest.mark.parametrize(
+    ("names", "in_time"), [((kin.MARK, "LONG"), {"it"}), (("LONG", kin.MARK), set())]
+)
+def test_who_keeps_its_variables_from_being_read_delays_no_end(
+    names: tuple[str, str], in_time: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel reads them by pages, and waits for each of them while the process changes what
+    memory it has: a second, as often as there are pages.
+    """
+    seconds = itertools.count()
+
+    class Clock:
+        monotonic = staticmethod(lambda: float(next(seconds)))
+
+    values = {kin.MARK: "it", "LONG": "x" * 100_000}
+    with subprocess.Popen(
+        ["/bin/sh", "-c", "echo on; read -r end"],
+        env={name: values[name] for name in names},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as slow:
+        try:
+            assert slow.stdout is not None
+            assert slow.stdout.readline() == b"on\n"
+            assert kin._marked(slow.pid) == {"it"}
+            monkeypatch.setattr(kin, "time", Clock)
+            assert kin._marked(slow.pid) == in_time
+        finally:
+            slow.kill()
 
 
 @pytest.fixture

@@ -162,6 +162,21 @@ def test_who_is_seen_in_no_table_is_looked_for_among_orphans(
     monkeypatch.setattr(kin, "number_of", carried)
     monkeypatch.setattr(kin, "_marks", Living())
     monkeypatch.setattr(kin, "signal_all", lambda pids, _: ended.extend(pids))
-    assert kin._strike(kin.NOBODY, ("tree",), 7, None) == [4000]
+    assert kin._strike(kin.NOBODY, ("tree",), 7, None, set()) == [4000]
     assert ended == [4000]
     assert asked == [4000, *range(999, 1, -1)]
+
+
+def test_an_end_that_a_tracer_keeps_to_itself_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Once it tells that there may be more, as of who starts another and ends."""
+    monkeypatch.setattr(kin, "_members", lambda *_: [])
+    monkeypatch.setattr(kin, "orphans", lambda: [4000])
+    monkeypatch.setattr(kin, "number_of", lambda _: 7)
+    monkeypatch.setattr(kin, "_has_ended", lambda _: True)
+    monkeypatch.setattr(kin, "_marks", Living())
+    monkeypatch.setattr(kin, "signal_all", lambda *_: None)
+    over: set[int] = set()
+    assert kin._strike(kin.NOBODY, ("tree",), 7, None, over) == [4000]
+    assert kin._strike(kin.NOBODY, ("tree",), 7, None, over) == []

@@ -1,15 +1,22 @@
-"""Searches where the server lacks what a program takes."""
+"""Searches and shells where the server lacks what a program takes."""
 
+import asyncio
 import errno
 import os
 import selectors
 import signal
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cloister_sandbox import ripgrep
+from cloister_sandbox import ripgrep, shell_files
+from cloister_sandbox.kin import children
+from cloister_sandbox.processes import Reaper
+from cloister_sandbox.shell import Shell, ShellError
 from cloister_sandbox.spawn import spawn
+from support.eventually import until
+from support.reaping import installed_reaper
 
 ENV = {"PATH": os.environ["PATH"]}
 
@@ -63,3 +70,68 @@ def test_a_search_that_cannot_be_heard_does_not_go_on(monkeypatch: pytest.Monkey
     _, status = os.waitpid(pid, 0)
     assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL
     assert len(forgotten) == 1
+
+
+def _descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - as the kernel lists them
+
+
+@pytest.mark.parametrize(
+    ("lacking", "told"),
+    [
+        (OSError(errno.EAGAIN, "no process"), "no process"),
+        (RuntimeError("can't start new thread"), "can't start new thread"),
+        (ValueError("a NUL character"), "a NUL character"),
+    ],
+)
+async def test_a_shell_that_cannot_be_started_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lacking: Exception, told: str
+) -> None:
+    """Whoever asks for it asks again, as often as there is a command."""
+    reaper = Reaper()
+    shell = Shell("one", tmp_path, reaper)
+
+    async def lack(*_: object, **__: object) -> None:
+        raise lacking
+
+    monkeypatch.setattr(reaper, "start", lack)
+    descriptors = set()
+    for _ in range(3):
+        with pytest.raises(ShellError, match=f"bash cannot be started in /: {told}"):
+            await shell.open("/", ENV)
+        await until(lambda: not any(tmp_path.iterdir()))
+        descriptors.add(_descriptors())
+    assert len(descriptors) == 1
+
+
+async def test_a_shell_that_cannot_be_heard_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever it is that keeps it from being heard."""
+    shell = Shell("one", tmp_path, installed_reaper())
+
+    def lack(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "add_reader", lack)
+    descriptors = set()
+    for _ in range(3):
+        with pytest.raises(MemoryError):
+            await shell.open("/", ENV)
+        assert (shell.leader[0], shell.alive) == (0, False)
+        await until(lambda: not any(tmp_path.iterdir()))
+        descriptors.add(_descriptors())
+    assert len(descriptors) == 1
+    assert not children(os.getpid())
+
+
+async def test_files_of_a_shell_that_cannot_be_made_leave_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lack(*_: object) -> None:
+        raise OSError(errno.EMFILE, "no descriptor")
+
+    monkeypatch.setattr(shell_files, "_replace", lack)
+    with pytest.raises(ShellError, match="no descriptor"):
+        await Shell("one", tmp_path, Reaper()).open("/", ENV)
+    await until(lambda: not any(tmp_path.iterdir()))

@@ -33,6 +33,7 @@ async def opened_and_closed(shells: Shells, cwd: Path) -> None:
     """What the first shell opens stays open."""
     await shells.open("first", str(cwd), ENV, b"")
     await shells.close("first")
+    await until(lambda: not any(cwd.iterdir()))
 
 
 async def leave(call: "asyncio.Task[Any]") -> None:
@@ -77,7 +78,7 @@ async def test_a_shell_whose_caller_leaves_while_it_opens_is_there(
     pid = slot.shell.leader[0]
     await shells.close("left")
     await gone(pid)
-    assert descriptors() == before
+    await until(lambda: descriptors() == before)
 
 
 async def test_a_shell_whose_caller_leaves_while_it_closes_ends(

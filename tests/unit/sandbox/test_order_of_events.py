@@ -15,7 +15,7 @@ from cloister_sandbox import guard, server, uploads
 from cloister_sandbox.config import Config
 from cloister_sandbox.contexts import Contexts
 from cloister_sandbox.errors import CallError, Unavailable
-from cloister_sandbox.jobs import Jobs
+from cloister_sandbox.jobs import Jobs, Reason
 from cloister_sandbox.outputs import Policy
 from cloister_sandbox.paths import Roots
 from cloister_sandbox.processes import Reaper
@@ -31,6 +31,16 @@ from support.eventually import until
 
 PEM = b"-----BEGIN "
 Frame = exec_pb2.UploadFrame
+WHOLE = (Frame(data=b"x"), Frame(end=exec_pb2.UploadEnd(size=1)))
+
+
+async def _stream(
+    start: exec_pb2.UploadStart, *frames: exec_pb2.UploadFrame
+) -> AsyncIterator[exec_pb2.UploadFrame]:
+    """An upload that says no more than this."""
+    yield Frame(start=start)
+    for each in frames:
+        yield each
 
 
 def _held(
@@ -161,20 +171,34 @@ async def test_what_its_caller_closes_meanwhile_keeps_no_server_from_its_end(
         assert most == 3
 
 
+async def test_what_programs_left_ends_together_with_those_that_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It may trace them, and keep their ends to itself until it ends."""
+    programs = Programs(Reaper(), Activity())
+    ended = asyncio.Event()
+
+    async def kill() -> None:
+        ended.set()
+
+    async def stop_all(_: Reason) -> None:
+        await ended.wait()
+
+    monkeypatch.setattr(programs._survivors, "kill", kill)
+    monkeypatch.setattr(programs.jobs, "stop_all", stop_all)
+    async with asyncio.timeout(30):
+        await programs.close()
+
+
 async def test_streams_that_begin_one_upload_at_once_leave_nothing(tmp_path: Path) -> None:
     """As when a connection breaks while the first one's file is being made."""
     files = FilesService(ServerState(phase=Phase.CLAIMED), Roots(tmp_path, (), ()), Activity())
     upload = FilesService.Upload.__wrapped__  # type: ignore[attr-defined]
 
-    async def stream(number: int, *, whole: bool) -> AsyncIterator[exec_pb2.UploadFrame]:
-        yield Frame(start=exec_pb2.UploadStart(path=f"f{number}", upload_id=f"u{number}"))
-        if whole:
-            yield Frame(data=b"x")
-            yield Frame(end=exec_pb2.UploadEnd(size=1))
-
     async def both(number: int) -> None:
+        start = exec_pb2.UploadStart(path=f"f{number}", upload_id=f"u{number}")
         ends = await asyncio.gather(
-            *(upload(files, stream(number, whole=whole), None) for whole in (False, True)),
+            *(upload(files, _stream(start, *frames), None) for frames in ((), WHOLE)),
             return_exceptions=True,
         )
         assert isinstance(ends[0], CallError)
@@ -196,16 +220,11 @@ async def test_an_upload_that_somebody_took_over_and_left_is_closed_when_it_is_d
     upload = FilesService.Upload.__wrapped__  # type: ignore[attr-defined]
     placing, go_on = _held(monkeypatch, files._uploads, "place")
 
-    async def stream(*frames: exec_pb2.UploadFrame) -> AsyncIterator[exec_pb2.UploadFrame]:
-        yield Frame(start=exec_pb2.UploadStart(path="f", upload_id="u"))
-        for each in frames:
-            yield each
-
-    whole = stream(Frame(data=b"x"), Frame(end=exec_pb2.UploadEnd(size=1)))
-    first = asyncio.create_task(upload(files, whole, None))
+    begin = exec_pb2.UploadStart(path="f", upload_id="u")
+    first = asyncio.create_task(upload(files, _stream(begin, *WHOLE), None))
     await asyncio.to_thread(placing.wait)
     with pytest.raises(CallError, match="1 bytes of this upload have arrived"):
-        await upload(files, stream(), None)
+        await upload(files, _stream(begin), None)
     go_on.set()
     assert (await first).size == 1
     assert [each.fd for each in files._uploads.all()] == [-1]
@@ -224,23 +243,15 @@ async def test_an_upload_that_is_done_outlasts_a_wrong_frame_of_who_took_it_over
     upload = FilesService.Upload.__wrapped__  # type: ignore[attr-defined]
     placing, go_on = _held(monkeypatch, files._uploads, "place")
 
-    async def stream(
-        start: exec_pb2.UploadStart, *frames: exec_pb2.UploadFrame
-    ) -> AsyncIterator[exec_pb2.UploadFrame]:
-        yield Frame(start=start)
-        for each in frames:
-            yield each
-
     monkeypatch.setattr(uploads, "MAX_UPLOADS", 1)
     begin = exec_pb2.UploadStart(path="f", upload_id="u")
-    whole = stream(begin, Frame(data=b"x"), Frame(end=exec_pb2.UploadEnd(size=1)))
-    first = asyncio.create_task(upload(files, whole, None))
+    first = asyncio.create_task(upload(files, _stream(begin, *WHOLE), None))
     await asyncio.to_thread(placing.wait)
     again = exec_pb2.UploadStart(path="f", upload_id="u", offset=1)
     with pytest.raises(CallError, match="must be sent once"):
-        await upload(files, stream(again, Frame(start=again)), None)
+        await upload(files, _stream(again, Frame(start=again)), None)
     with pytest.raises(CallError, match="1 uploads are under way"):
-        await upload(files, stream(exec_pb2.UploadStart(path="g", upload_id="v")), None)
+        await upload(files, _stream(exec_pb2.UploadStart(path="g", upload_id="v")), None)
     go_on.set()
     assert (await first).size == 1
     assert [each.fd for each in files._uploads.all()] == [-1]

@@ -222,12 +222,58 @@ def test_the_setup_waits_for_the_files_that_the_operator_brings(tmp_path: Path) 
         assert (server.workspace / "setup.txt").read_bytes() == b"onetwo"
 
 
-def test_a_pod_that_waits_for_files_ends_when_it_is_told_to(tmp_path: Path) -> None:
-    recipe = {"trees": [{"path": str(tmp_path / "s" / "workspace" / "x"), "commit": "c"}]}
-    with sandbox(tmp_path / "s", recipe) as server:
-        server.wait_for(exec_pb2.RuntimeInfo.STATE_PREPARING)
+def preparing(tmp_path: Path, waits_for: str) -> dict[str, Any]:
+    """A recipe that takes an hour, because of its files, its proof or its setup script."""
+    trees = [{"path": str(tmp_path / "s" / "workspace" / "x"), "commit": "c"}]
+    setup = "echo > begun; exec sleep 4723"
+    return {"trees": trees} if waits_for == "files" else {"setup": setup}
+
+
+def waiting(server: Sandbox, waits_for: str, channel: grpc.Channel) -> None:
+    """Return when the server waits for that."""
+    runtime = exec_pb2_grpc.RuntimeStub(channel)
+    server.wait_for(exec_pb2.RuntimeInfo.STATE_PREPARING)
+
+    def info() -> exec_pb2.RuntimeInfo:
+        return runtime.Info(exec_pb2.InfoRequest(), timeout=5)
+
+    eventually(lambda: info().awaits if waits_for == "files" else info().awaits_proof)
+    if waits_for == "setup":
+        runtime.Prepare(exec_pb2.PrepareRequest(), timeout=5)
+        eventually((server.workspace / "begun").exists)
+
+
+@pytest.mark.parametrize("waits_for", ["files", "proof", "setup"])
+def test_a_pod_that_is_being_prepared_ends_when_it_is_told_to(
+    tmp_path: Path, waits_for: str
+) -> None:
+    with (
+        sandbox(tmp_path / "s", preparing(tmp_path, waits_for)) as server,
+        server.operator() as channel,
+    ):
+        waiting(server, waits_for, channel)
         server.process.terminate()
         assert server.process.wait(timeout=20) == 143
+
+
+@pytest.mark.parametrize("waits_for", ["files", "proof", "setup"])
+def test_a_pod_that_is_drained_waits_for_nothing_and_runs_no_setup(
+    tmp_path: Path, waits_for: str
+) -> None:
+    with (
+        sandbox(tmp_path / "s", preparing(tmp_path, waits_for)) as server,
+        server.operator() as channel,
+    ):
+        waiting(server, waits_for, channel)
+        runtime = exec_pb2_grpc.RuntimeStub(channel)
+        runtime.Drain(exec_pb2.DrainRequest(), timeout=20)
+        info = runtime.Info(exec_pb2.InfoRequest(), timeout=5)
+        assert info.state == exec_pb2.RuntimeInfo.STATE_DRAINING
+        assert (list(info.awaits), info.awaits_proof) == ([], False)
+        assert processes_with(f"HOME={tmp_path / 's' / 'home'}") == []
+        path = str(tmp_path / "s" / "workspace" / "x")
+        with refused(grpc.StatusCode.UNAVAILABLE, reason="DRAINING"):
+            exec_pb2_grpc.FilesStub(channel).Upload(frames(path, archive(f=b"x"), tree=True))
 
 
 def test_a_workspace_of_an_earlier_pod_waits_for_no_repository(tmp_path: Path) -> None:

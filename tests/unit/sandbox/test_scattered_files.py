@@ -7,6 +7,7 @@ the kernel a minute, in which the event loop does something else.
 import asyncio
 import ctypes
 import os
+import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -15,12 +16,15 @@ import pytest
 
 from cloister_api.exec.v1 import exec_pb2
 from cloister_sandbox import overflow
-from cloister_sandbox.capture import Output
+from cloister_sandbox.capture import Output, Place
+from cloister_sandbox.errors import InvalidField
+from cloister_sandbox.jobs import Jobs
 from cloister_sandbox.overflow import Overflows
 from cloister_sandbox.paths import Roots
 from cloister_sandbox.services import transfers
 from cloister_sandbox.services.files import FilesService
 from cloister_sandbox.shell import Shell, ShellError
+from cloister_sandbox.shells import Shells
 from cloister_sandbox.state import Activity, Phase, ServerState
 from cloister_sandbox.threads import aside
 from cloister_sandbox.toolset.read import read_at_once
@@ -36,14 +40,14 @@ _libc = ctypes.CDLL(None, use_errno=True)
 async def test_nobody_waits_until_a_long_output_is_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    go_on, unlink = threading.Event(), overflow._unlink
-
-    def slow(name: str, directory: int) -> None:
-        go_on.wait()
-        unlink(name, directory)
-
-    monkeypatch.setattr(overflow, "_unlink", slow)
     overflows = Overflows(str(tmp_path))
+    go_on, unlink = threading.Event(), overflows._unlink
+
+    def slow(name: str) -> None:
+        go_on.wait()
+        unlink(name)
+
+    monkeypatch.setattr(overflows, "_unlink", slow)
     kept = overflows.new("a")
     kept.add(b"x")
     await kept.written()
@@ -91,8 +95,10 @@ async def test_nobody_waits_until_a_file_goes_that_was_downloaded(
     await files.close()
 
 
-async def test_a_shell_empties_no_file_of_another_file_system(tmp_path: Path) -> None:
-    """The way to its files is the tools' to change, and its own are in memory."""
+async def test_a_shell_touches_no_file_of_another_file_system(tmp_path: Path) -> None:
+    """The way to its files is the tools' to change, and its own are in memory: on a disk a tool can
+    keep a directory locked for a minute.
+    """
     elsewhere = Path("/dev/shm") / f"elsewhere-{tmp_path.name}-{os.getpid()}"
     if not elsewhere.parent.is_dir() or elsewhere.parent.stat().st_dev == tmp_path.stat().st_dev:
         pytest.skip("there is one file system")
@@ -111,14 +117,33 @@ async def test_a_shell_empties_no_file_of_another_file_system(tmp_path: Path) ->
         assert (elsewhere / "command").read_text() == "a tool's"
         await shell.open(str(tmp_path), {"PATH": os.environ["PATH"]})
         assert (await shell.run("echo on", 20, never)).output == "on\n"
+        await until(lambda: not any((tmp_path / "moved").iterdir()))
+        assert [each.name for each in elsewhere.iterdir()] == ["command"]
     finally:
         await shell.retire()
-        await until(lambda: not any(elsewhere.iterdir()))
-        elsewhere.rmdir()
+        shutil.rmtree(elsewhere)
+
+
+async def test_no_directory_to_open_a_shell_in_is_looked_for_on_the_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a tool has the kernel take away such a file, whoever looks into its directory waits."""
+    lookers = []
+
+    def isdir(_: str) -> bool:
+        lookers.append(threading.current_thread())
+        return False
+
+    monkeypatch.setattr(os.path, "isdir", isdir)
+    shells = Shells(tmp_path / "state", installed_reaper(), Activity(), Jobs())
+    with pytest.raises(InvalidField):
+        await shells.open("one", str(tmp_path / "none"), {"PATH": os.environ["PATH"]}, b"")
+    assert lookers
+    assert threading.main_thread() not in lookers
 
 
 async def test_what_takes_an_outputs_name_is_not_removed(tmp_path: Path) -> None:
-    output = Output(str(tmp_path / "out"))
+    output = Output(Place(str(tmp_path / "out")))
     (tmp_path / "out").rename(tmp_path / "moved")
     (tmp_path / "out").write_text("a tool's")
     output.finish()

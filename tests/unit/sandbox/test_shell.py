@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from cloister_api.exec.v1 import exec_pb2
-from cloister_sandbox.capture import Output
+from cloister_sandbox.capture import Output, Place
 from support.sandbox_server import Tools
 
 
@@ -180,27 +180,27 @@ def test_the_server_follows_no_link_that_is_put_in_place_of_the_output(tmp_path:
     path, secret = tmp_path / "out", tmp_path / "secret"
     secret.write_text("what only the server may read")
 
-    def swapped(name: str, mode: int) -> None:
+    def swapped(name: str, mode: int, *, dir_fd: int) -> None:
         Path(name).symlink_to(secret)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "mkfifo", swapped)
         with pytest.raises(OSError, match="symbolic links"):
-            Output(str(path))
+            Output(Place(str(path)))
 
 
 def test_a_regular_file_in_place_of_the_output_is_refused(tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "mkfifo", lambda name, _: Path(name).touch())
+        patch.setattr(os, "mkfifo", lambda name, *_, **__: Path(name).touch())
         with pytest.raises(FileExistsError):
-            Output(str(tmp_path / "out"))
+            Output(Place(str(tmp_path / "out")))
 
 
 async def test_what_a_job_prints_without_end_is_not_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each read finds something new, as from a job that is quicker than the server."""
-    output = Output(str(tmp_path / "out"))
+    output = Output(Place(str(tmp_path / "out")))
     writer = os.open(tmp_path / "out", os.O_WRONLY | os.O_NONBLOCK)
     os.write(writer, b"said in time")
     read = os.read

@@ -12,7 +12,7 @@ import pytest
 
 from cloister_api.exec.v1 import exec_pb2
 from cloister_sandbox import sources, stdin
-from cloister_sandbox.capture import Output
+from cloister_sandbox.capture import Output, Place
 from cloister_sandbox.errors import Busy
 from cloister_sandbox.outputs import OutputStore, Policy
 from cloister_sandbox.paths import Roots
@@ -43,7 +43,7 @@ def store() -> OutputStore:
 
 
 async def test_a_command_has_its_result(tmp_path: Path, full: pytest.MonkeyPatch) -> None:
-    output = Output(str(tmp_path / "out"))
+    output = Output(Place(str(tmp_path / "out")))
     printing = os.open(tmp_path / "out", os.O_WRONLY)
     os.write(printing, b"done\n")
     taken(full)
@@ -58,7 +58,7 @@ async def test_a_command_has_its_result(tmp_path: Path, full: pytest.MonkeyPatch
 async def test_a_command_is_read_when_there_is_room_again(
     tmp_path: Path, full: pytest.MonkeyPatch
 ) -> None:
-    output = Output(str(tmp_path / "out"))
+    output = Output(Place(str(tmp_path / "out")))
     printing = os.open(tmp_path / "out", os.O_WRONLY)
     os.write(printing, b"more\n")
     taken(full)
@@ -74,7 +74,7 @@ async def test_a_command_is_read_when_there_is_room_again(
 
 async def test_a_command_that_is_to_wait_waits(tmp_path: Path) -> None:
     """Whoever looks whether it runs does not have it read."""
-    output = Output(str(tmp_path / "out"))
+    output = Output(Place(str(tmp_path / "out")))
     printing = os.open(tmp_path / "out", os.O_WRONLY)
     output.watch()
     output.pause()

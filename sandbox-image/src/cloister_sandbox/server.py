@@ -51,6 +51,10 @@ DRAIN_SECONDS = 3.0
 """Below the pod's grace period, so that results still leave before the kubelet's SIGKILL."""
 _LAST_CALLS = 2.0
 """Seconds for calls to deliver their results after they were ended."""
+_CLOSING = 2.0
+"""Seconds for gRPC to close connections, one of them for calls to end: where many were cut in the
+middle of a handshake or a call, it was seen to wait without end for one that there was no more.
+"""
 _PR_SET_DUMPABLE = 4
 _PR_SET_CHILD_SUBREAPER = 36
 _M_ARENA_MAX = -8
@@ -276,6 +280,10 @@ class Server:
             each.cancel()
         OUTSIDE.release()
         if self._grpc is not None:
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._grpc.stop(grace=1.0)
+            try:
+                with contextlib.suppress(asyncio.CancelledError):
+                    async with asyncio.timeout(_CLOSING):
+                        await self._grpc.stop(grace=_CLOSING / 2)
+            except TimeoutError:
+                log.warning("connections did not close: they end with this process")
         await self._files.close()

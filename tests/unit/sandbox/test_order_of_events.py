@@ -133,13 +133,32 @@ async def test_a_pod_that_is_drained_while_it_is_set_up_goes_on_draining(
 
     monkeypatch.setattr(server, "carry_out", drained_meanwhile)
     monkeypatch.setattr(guard, "close_ipv6", lambda: True)
-    for name in ("tls.crt", "tls.key", "ca.crt"):
-        (tmp_path / name).write_bytes(PEM)
-    places = ("IDENTITY_DIR", "RECIPE_DIR", "STATE_DIR", "WORKSPACE", "HOME")
-    variables = {f"CLOISTER_{each}": str(tmp_path) for each in places}
-    own = server.Server(Config.from_environment({"CLOISTER_POD_UID": "pod", **variables}))
+    own = server_below(tmp_path)
     await own._prepare()
     assert (own._state.phase, own._state.problem) == (Phase.DRAINING, "")
+
+
+async def test_connections_that_do_not_close_keep_no_server_from_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Held:
+        async def stop(self, grace: float) -> None:
+            await asyncio.Event().wait()
+
+    monkeypatch.setattr(server, "_CLOSING", 0.01)
+    own = server_below(tmp_path)
+    own._grpc = Held()  # type: ignore[assignment]
+    await own.stop()
+    assert "did not close" in caplog.text
+
+
+def server_below(directory: Path) -> server.Server:
+    """A server, not started, all of whose files are in this directory."""
+    for name in ("tls.crt", "tls.key", "ca.crt"):
+        (directory / name).write_bytes(PEM)
+    places = ("IDENTITY_DIR", "RECIPE_DIR", "STATE_DIR", "WORKSPACE", "HOME")
+    variables = {f"CLOISTER_{each}": str(directory) for each in places}
+    return server.Server(Config.from_environment({"CLOISTER_POD_UID": "pod", **variables}))
 
 
 async def test_what_its_caller_closes_meanwhile_keeps_no_server_from_its_end(

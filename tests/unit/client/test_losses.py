@@ -139,11 +139,11 @@ def test_calls_that_were_long_at_work_are_repeated_too(
 def test_what_has_arrived_is_waited_for_the_longer_the_more_it_is(
     client: cloister.Client, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_connection, "RETRY_SECONDS", 0.1)
-    monkeypatch.setattr(_uploading, "STALL_SECONDS", 0.2)
-    monkeypatch.setattr(_uploading, "SLOWEST", 1)
     with client.create_session("env") as session, ThreadPoolExecutor() as pool:
-        session.write_bytes("slow", b"")  # opens the connection
+        session.write_bytes("slow", b"")  # opens the connection, which takes its time
+        monkeypatch.setattr(_connection, "RETRY_SECONDS", 0.1)
+        monkeypatch.setattr(_uploading, "STALL_SECONDS", 0.2)
+        monkeypatch.setattr(_uploading, "SLOWEST", 1)
         proxy.answering.clear()
         running = pool.submit(session.write_bytes, "slow", b"x" * 60)
         began = time.monotonic()

@@ -153,6 +153,7 @@ def test_the_operators_name_is_one_uri_letter_by_letter(
     assert asked(warm, caller) is grpc.StatusCode.PERMISSION_DENIED
 
 
+@pytest.mark.long
 def test_chains_without_end_take_no_memory(warm: Sandbox) -> None:
     def resident() -> int:
         status = Path(f"/proc/{warm.process.pid}/status").read_text()

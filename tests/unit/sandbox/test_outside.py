@@ -59,6 +59,7 @@ def listening() -> tuple[socket.socket, Outside, int]:
     return made, outside, port
 
 
+@pytest.mark.long
 def test_nobody_in_the_pod_reaches_a_port_whatever_addresses_it_names(
     pod: tuple[Netns, Netns],
 ) -> None:

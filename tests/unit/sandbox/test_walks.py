@@ -160,6 +160,7 @@ def test_links_to_directories_that_wait_are_bounded(
         finds.find(roots, str(tmp_path), Pattern("*/*/none"), 9, lambda: False)
 
 
+@pytest.mark.long
 def test_a_link_that_becomes_a_long_way_keeps_no_search(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -49,7 +49,7 @@ class Outside:
     def close(self, listen: str, port: int) -> None:
         """From now on nobody in the pod reaches the port, on which this process listens already.
 
-        Where the kernel takes no such filter, it stays as it is.
+        Where the kernel takes no such filter from a process without privileges, it stays as it is.
         """
         if listen.rpartition(":")[0] not in _EVERY:
             return
@@ -59,7 +59,7 @@ class Outside:
         except OSError:
             self.release()
         if not self._listening:
-            log.warning("the kernel takes no filter of packets: tools can take all connections")
+            log.warning("this server may drop no packets: tools can take all its connections")
 
     @contextlib.contextmanager
     def way_in(self) -> Iterator[tuple[socket.socket, tuple[str, int]] | None]:

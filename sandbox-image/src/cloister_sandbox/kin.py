@@ -260,7 +260,7 @@ def children(pid: int) -> list[int]:
 async def background(leader: int, mark: str) -> list[int]:
     """The processes of a tree beside its leader."""
     found = _listed(leader, mark)
-    if len(found) < _MANY:
+    if len(found) < _MANY or not CHILDREN_ARE_LISTED:
         return found
     # Not on the event loop: every command looks, and the others' calls go on.
     with contextlib.suppress(OSError):  # no descriptor is left for the whole table

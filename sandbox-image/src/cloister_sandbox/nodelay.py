@@ -6,10 +6,9 @@ which the client's kernel acknowledges the piece before it.
 """
 
 import contextlib
-import os
 import socket
-import stat
-from pathlib import Path
+
+from .sockets import internet_sockets
 
 _REMEMBERED = 1024
 
@@ -43,11 +42,6 @@ class Connections:
         if len(self._seen) >= _REMEMBERED:
             self._seen.clear()
         self._seen.add(peer)
-        for path in Path("/proc/self/fd").iterdir():
-            fd = int(path.name)
-            # gRPC's threads may close a descriptor at any moment; what is changed is a copy.
+        for each in internet_sockets():
             with contextlib.suppress(OSError):
-                if stat.S_ISSOCK(os.fstat(fd).st_mode):
-                    with socket.socket(fileno=os.dup(fd)) as copy:
-                        if copy.family in (socket.AF_INET, socket.AF_INET6):
-                            copy.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -14,12 +14,11 @@ import contextlib
 import ctypes
 import ipaddress
 import logging
-import os
 import socket
-import stat
 import struct
 from collections.abc import Iterator
-from pathlib import Path
+
+from .sockets import internet_sockets
 
 _ATTACH_FILTER = 26
 """SO_ATTACH_FILTER; Linux counts so on every machine that the server runs on."""
@@ -104,20 +103,11 @@ class Outside:
 def _listening(port: int) -> list[socket.socket]:
     """This process's sockets that listen on a port: gRPC does not tell them. Raises OSError."""
     found = []
-    for path in Path("/proc/self/fd").iterdir():
+    for each in internet_sockets():
         with contextlib.suppress(OSError):
-            if not stat.S_ISSOCK(path.stat().st_mode):
-                continue
-            made = socket.socket(fileno=os.dup(int(path.name)))
-            internet = made.family in (socket.AF_INET, socket.AF_INET6)
-            if (
-                internet
-                and made.getsockname()[1] == port
-                and made.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
-            ):
-                found.append(made)
-            else:
-                made.close()
+            listens = each.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+            if listens and each.getsockname()[1] == port:
+                found.append(each.dup())
     return found
 
 

@@ -180,10 +180,10 @@ class ProcessesService(exec_pb2_grpc.ProcessesServicer):
         return job
 
 
-async def _begun(job: Job, seconds: float | None = None) -> bool:
-    """Wait until the program runs, or cannot, at most so long; whether that has come."""
+async def _begun(job: Job, at_most: float | None = None) -> bool:
+    """Wait until the program runs, or cannot, at most so many seconds; whether that has come."""
     if not job.begun.done():
-        await asyncio.wait([job.begun], timeout=seconds)
+        await asyncio.wait([job.begun], timeout=at_most)
     return job.begun.done()
 
 

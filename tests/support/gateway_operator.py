@@ -11,6 +11,7 @@ from cloister_api.egress.v1 import egress_pb2, egress_pb2_grpc
 from support.certificates import TestAuthority
 from support.gateway_addresses import CLUSTER, TIMEOUT
 from support.netns import Netns
+from support.passing_on import pass_on
 
 OPERATOR = "operator:cloister"
 
@@ -96,16 +97,7 @@ class _Relay:
             far.settimeout(None)
             self._open += [near, far]
             for one, other in ((near, far), (far, near)):
-                threading.Thread(target=self._copy, args=(one, other), daemon=True).start()
-
-    @staticmethod
-    def _copy(one: socket.socket, other: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            while data := one.recv(65536):
-                other.sendall(data)
-        for each in (one, other):
-            with contextlib.suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)
+                threading.Thread(target=pass_on, args=(one, other), daemon=True).start()
 
     def close(self) -> None:
         """End it, and what runs through it."""

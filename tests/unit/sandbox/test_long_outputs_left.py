@@ -7,7 +7,7 @@ import errno
 import os
 import resource
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -28,6 +28,15 @@ def no_descriptor_left() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, (now, most))
 
 
+@pytest.fixture
+async def overflows(tmp_path: Path) -> AsyncIterator[Overflows]:
+    """Of which nothing is left when they are closed."""
+    made = Overflows(str(tmp_path))
+    yield made
+    made.close()
+    await until(lambda: not any(tmp_path.iterdir()))
+
+
 async def written(overflows: Overflows) -> Overflow:
     kept = overflows.new("a")
     kept.add(b"x")
@@ -42,8 +51,7 @@ def done_aside() -> None:
     going.result()
 
 
-async def test_a_file_goes_where_no_descriptor_is_left(tmp_path: Path) -> None:
-    overflows = Overflows(str(tmp_path))
+async def test_a_file_goes_where_no_descriptor_is_left(overflows: Overflows) -> None:
     files = [Path((await written(overflows)).path) for _ in range(3)]
     done_aside()  # its thread is there by now
     assert all(each.exists() for each in files)
@@ -51,15 +59,12 @@ async def test_a_file_goes_where_no_descriptor_is_left(tmp_path: Path) -> None:
         overflows.forget("a")
         done_aside()
     assert not any(each.exists() for each in files)
-    overflows.close()
-    await until(lambda: not any(tmp_path.iterdir()))
 
 
 async def test_a_file_that_is_made_after_its_owner_went_is_not_made(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    overflows: Overflows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A thread may be about to make it while its context is closed."""
-    overflows = Overflows(str(tmp_path))
     making, go_on, make = threading.Event(), threading.Event(), overflows._open
 
     def slow(name: str) -> int:
@@ -78,14 +83,11 @@ async def test_a_file_that_is_made_after_its_owner_went_is_not_made(
     monkeypatch.undo()
     kept = Path((await written(overflows)).path)
     assert list(Path(overflows.directory).iterdir()) == [kept]
-    overflows.close()
-    await until(lambda: not any(tmp_path.iterdir()))
 
 
 async def test_a_directory_that_cannot_be_opened_is_in_nobodys_way(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    overflows: Overflows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    overflows = Overflows(str(tmp_path))
     real = os.open
 
     def lacking(path: str, *rest: int, **where: int) -> int:
@@ -98,5 +100,3 @@ async def test_a_directory_that_cannot_be_opened_is_in_nobodys_way(
     monkeypatch.undo()
     kept = await written(overflows)
     assert Path(kept.path).read_bytes() == b"x"
-    overflows.close()
-    await until(lambda: not any(tmp_path.iterdir()))

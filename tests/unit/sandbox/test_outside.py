@@ -15,6 +15,7 @@ import pytest
 from cloister_api.exec.v1 import exec_pb2
 from cloister_sandbox.outside import Outside
 from support.netns import Netns, join
+from support.passing_on import pass_on
 from support.sandbox_server import Sandbox, Tools, free_port, sandbox
 
 POD, WORKER = "10.9.0.1", "10.9.0.2"
@@ -136,15 +137,6 @@ def test_where_the_kernel_takes_no_filter_the_port_stays_as_it_is(
             assert way is None
 
 
-def _pass_on(one: socket.socket, other: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        while data := one.recv(65_536):
-            other.sendall(data)
-    for each in (one, other):
-        with contextlib.suppress(OSError):
-            each.shutdown(socket.SHUT_RDWR)
-
-
 @contextlib.contextmanager
 def led_outside(port: int, outside: Netns) -> Iterator[None]:
     """What connects to this port here comes to the pod from outside."""
@@ -167,8 +159,8 @@ def led_outside(port: int, outside: Netns) -> Iterator[None]:
                     continue
                 opened.append(far)
                 far.settimeout(None)
-                start(_pass_on, near, far)
-                start(_pass_on, far, near)
+                start(pass_on, near, far)
+                start(pass_on, far, near)
 
     with contextlib.ExitStack() as stack:
         here = stack.enter_context(socket.create_server(("127.0.0.1", port)))

@@ -1,9 +1,11 @@
 """What the Environment asks for is done before the pod is warm, or the pod says why not."""
 
+import contextlib
 import io
 import os
 import stat
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -222,36 +224,33 @@ def test_the_setup_waits_for_the_files_that_the_operator_brings(tmp_path: Path) 
         assert (server.workspace / "setup.txt").read_bytes() == b"onetwo"
 
 
-def preparing(tmp_path: Path, waits_for: str) -> dict[str, Any]:
-    """A recipe that takes an hour, because of its files, its proof or its setup script."""
+@contextlib.contextmanager
+def preparing(tmp_path: Path, waits_for: str) -> Iterator[tuple[Sandbox, grpc.Channel]]:
+    """A server that waits for files, for its proof or for the end of a setup script, and the
+    operator's channel to it.
+    """
     trees = [{"path": str(tmp_path / "s" / "workspace" / "x"), "commit": "c"}]
     setup = "echo > begun; exec sleep 4723"
-    return {"trees": trees} if waits_for == "files" else {"setup": setup}
+    recipe: dict[str, Any] = {"trees": trees} if waits_for == "files" else {"setup": setup}
+    with sandbox(tmp_path / "s", recipe) as server, server.operator() as channel:
+        runtime = exec_pb2_grpc.RuntimeStub(channel)
+        server.wait_for(exec_pb2.RuntimeInfo.STATE_PREPARING)
 
+        def info() -> exec_pb2.RuntimeInfo:
+            return runtime.Info(exec_pb2.InfoRequest(), timeout=5)
 
-def waiting(server: Sandbox, waits_for: str, channel: grpc.Channel) -> None:
-    """Return when the server waits for that."""
-    runtime = exec_pb2_grpc.RuntimeStub(channel)
-    server.wait_for(exec_pb2.RuntimeInfo.STATE_PREPARING)
-
-    def info() -> exec_pb2.RuntimeInfo:
-        return runtime.Info(exec_pb2.InfoRequest(), timeout=5)
-
-    eventually(lambda: info().awaits if waits_for == "files" else info().awaits_proof)
-    if waits_for == "setup":
-        runtime.Prepare(exec_pb2.PrepareRequest(), timeout=5)
-        eventually((server.workspace / "begun").exists)
+        eventually(lambda: info().awaits if waits_for == "files" else info().awaits_proof)
+        if waits_for == "setup":
+            runtime.Prepare(exec_pb2.PrepareRequest(), timeout=5)
+            eventually((server.workspace / "begun").exists)
+        yield server, channel
 
 
 @pytest.mark.parametrize("waits_for", ["files", "proof", "setup"])
 def test_a_pod_that_is_being_prepared_ends_when_it_is_told_to(
     tmp_path: Path, waits_for: str
 ) -> None:
-    with (
-        sandbox(tmp_path / "s", preparing(tmp_path, waits_for)) as server,
-        server.operator() as channel,
-    ):
-        waiting(server, waits_for, channel)
+    with preparing(tmp_path, waits_for) as (server, _):
         server.process.terminate()
         assert server.process.wait(timeout=20) == 143
 
@@ -260,11 +259,7 @@ def test_a_pod_that_is_being_prepared_ends_when_it_is_told_to(
 def test_a_pod_that_is_drained_waits_for_nothing_and_runs_no_setup(
     tmp_path: Path, waits_for: str
 ) -> None:
-    with (
-        sandbox(tmp_path / "s", preparing(tmp_path, waits_for)) as server,
-        server.operator() as channel,
-    ):
-        waiting(server, waits_for, channel)
+    with preparing(tmp_path, waits_for) as (_, channel):
         runtime = exec_pb2_grpc.RuntimeStub(channel)
         runtime.Drain(exec_pb2.DrainRequest(), timeout=20)
         info = runtime.Info(exec_pb2.InfoRequest(), timeout=5)

@@ -1,17 +1,15 @@
 """What a command prints: read from its FIFO as it comes, and the end of it kept."""
 
-import array
-import asyncio
 import contextlib
 import errno
-import fcntl
 import os
 import re
 import stat
-import termios
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from .hands import Hands
+from .inlet import Inlet
 from .overflow import Overflow
 
 KEEP_BYTES = 102_400
@@ -111,70 +109,31 @@ class Place:
     """Its descriptor; -1 when it was closed."""
 
 
-class Output:
+class Output(Inlet):
     """Reads a command's FIFO until every process that holds it is gone.
 
     After the command's result is taken, what background jobs still print is read and dropped, so
     that they never block on a full pipe.
     """
 
-    def __init__(self, place: Place, tail: Tail | None = None) -> None:
+    def __init__(self, place: Place, hands: Hands, tail: Tail | None = None) -> None:
         """Make the FIFO; raises OSError."""
         os.mkfifo(place.name, 0o600, dir_fd=place.directory)
         self._place = place
         # A tool may have put something else there since: a link to what only the server may read.
         flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
-        self._fd = os.open(place.name, flags, dir_fd=place.directory)
-        if not stat.S_ISFIFO(os.fstat(self._fd).st_mode):
-            os.close(self._fd)
+        fd = os.open(place.name, flags, dir_fd=place.directory)
+        if not stat.S_ISFIFO(os.fstat(fd).st_mode):
+            os.close(fd)
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), place.name)
-        self._loop = asyncio.get_running_loop()
-        self._watched = self._paused = False
+        super().__init__(fd, hands)
         self.tail: Tail | None = tail or Tail()
 
-    @property
-    def held(self) -> bool:
-        """Whether a process may still print."""
-        return self._fd >= 0
-
-    def watch(self) -> None:
-        """Read from now on whenever there is something, unless it is paused.
-
-        Where that cannot be, because a tool has taken all that this user may watch, nothing is read
-        until it is called again.
-        """
-        if self.held and not self._watched and not self._paused:
-            with contextlib.suppress(OSError):
-                self._loop.add_reader(self._fd, self._read)
-                self._watched = True
-
-    def resume(self) -> None:
-        """Read on after a pause."""
-        self._paused = False
-        self.watch()
-
-    def pause(self) -> None:
-        """Let the command wait until `resume` is called."""
-        self._paused = True
-        if self.held and self._watched:
-            self._watched = False
-            self._loop.remove_reader(self._fd)
-
-    def finish(self) -> Tail:
-        """Take what the command printed; foreground writes happened before its status.
-
-        They are in the pipe by now, so that what comes later, as from a job that prints without
-        end, is not waited for.
-        """
-        left = self._waiting()
-        # Once more than there was to read: that shows the end, where it has come.
-        while self.held and (count := self._read()) and left > 0:
-            left -= count
+    async def finish(self) -> Tail:
+        """Take what the command printed; foreground writes happened before its status."""
+        await self.flush()
         tail, self.tail = self.tail or Tail(), None
-        self.resume()
-        if self.held and not self._watched:
-            # Who goes on printing learns that nobody reads, instead of waiting for ever.
-            self.close()
+        self.drain()
         name, directory = self._place.name, self._place.directory
         with contextlib.suppress(OSError):
             # What else a tool put there may be as large as it likes, and is found by the next.
@@ -182,34 +141,9 @@ class Output:
                 os.unlink(name, dir_fd=directory)
         return tail
 
-    def close(self) -> None:
-        """Stop reading."""
-        if self.held:
-            if self._watched:
-                self._loop.remove_reader(self._fd)
-            os.close(self._fd)
-            self._fd = -1
-
-    def _waiting(self) -> int:
-        """Bytes in the pipe."""
-        count = array.array("i", [0])
-        if self.held:
-            fcntl.ioctl(self._fd, termios.FIONREAD, count)
-        return count[0]
-
-    def _read(self) -> int:
-        """Read once; returns how many bytes there were."""
-        try:
-            data = os.read(self._fd, _CHUNK)
-        except BlockingIOError:
-            return 0
-        if data:
-            tail = self.tail
-            if tail is not None:
-                tail.add(data)
-                if tail.file is not None:
-                    tail.file.pause, tail.file.resume = self.pause, self.resume
-        else:
-            # End of file: all writers are gone. Before the first one came nobody reads.
-            self.close()
-        return len(data)
+    def took(self, data: bytes) -> None:
+        tail = self.tail
+        if tail is not None:
+            tail.add(data)
+            if tail.file is not None:
+                tail.file.pause, tail.file.resume = self.pause, self.go_on

@@ -53,7 +53,7 @@ class Command(Job):
 
     def resume(self) -> None:
         if self._shell is not None and self._shell.output is not None:
-            self._shell.output.resume()
+            self._shell.output.go_on()
 
     async def kill(self) -> None:
         wake(self._cancel)

@@ -1,44 +1,22 @@
-"""What a shell is told, and what it tells: the words on bash's standard input and status pipe.
+"""What a shell is told, and what it tells: the words on bash's standard input and status socket.
 
 bash reads its standard input byte by byte, a system call each, so what is said there is short.
 """
 
-import array
-import contextlib
-import fcntl
-import os
 import re
 import shlex
-import termios
 from pathlib import Path
 
 from .interrupts import ON_INTERRUPT
 
 STATUS = 50
-"""Descriptor of the status pipe in the shell: between those that bash takes for itself from 10 up
+"""Descriptor of the status socket in the shell: between those that bash takes for itself from 10 up
 and from 63 down, and below the smallest limits that `ulimit -n` is set to."""
 REAP = "( \\builtin : )"
 """Makes bash take notice of all its children that have ended: an interrupt that ended a script
 leaves it deaf to SIGCHLD (bash 5.2)."""
 _MOST_CODE = 255
 _STATUS_LINE = re.compile(r"(?P<nonce>[0-9a-f]{8}) (?P<code>[0-9]{1,3}) (?P<cwd>.*)", re.DOTALL)
-
-
-def channels() -> tuple[int, int, int, int]:
-    """Two pipes, to bash and from it, each as what is read from and written to.
-
-    The ends that are not bash's do not block. Raises OSError, and has no pipe then.
-    """
-    stdin, ours = os.pipe()
-    try:
-        listening, status = os.pipe()
-    except OSError:
-        os.close(stdin)
-        os.close(ours)
-        raise
-    os.set_blocking(ours, False)
-    os.set_blocking(listening, False)
-    return stdin, ours, listening, status
 
 
 def script(command: str, output: str) -> bytes:
@@ -65,14 +43,6 @@ def told(line: str | None, nonce: str) -> tuple[int, str] | None:
     if found is None or found["nonce"] != nonce or int(found["code"]) > _MOST_CODE:
         return None
     return int(found["code"]), found["cwd"]
-
-
-def unread(fd: int) -> int:
-    """Bytes in a pipe that its reader has not taken; as if some when nobody can tell."""
-    count = array.array("i", [1])
-    with contextlib.suppress(OSError, ValueError):
-        fcntl.ioctl(fd, termios.FIONREAD, count)
-    return count[0]
 
 
 def waits(pid: int) -> bool:

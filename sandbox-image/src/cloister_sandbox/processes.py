@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from .births import BIRTHS
+from .hands import Hands
 from .kin import CHILDREN_ARE_LISTED, MARK, begin_tree, orphans, signal_all
 from .spawn import nothing, spawn, yield_to_server
-from .starts import Starts
 from .unended import Unended
 
 _REAPED = 1000
@@ -46,11 +46,12 @@ class Reaper:
         self._waiting: dict[int, asyncio.Future[Ended]] = {}
         self._unclaimed: dict[int, Ended] = {}
         self._starting = 0
-        self._starts = Starts()
         self._due = False
         """Whether the next round is on its way: tools can make thousands of ends in a moment, and
         were each to begin rounds of its own, the event loop would have time for nothing else.
         """
+        self.hands = Hands("hands")
+        """Start programs, and read what they print."""
         self.unended = Unended()
 
     async def start(
@@ -91,9 +92,7 @@ class Reaper:
                 nothing() if stdout is None else stdout,
                 nothing() if stderr is None else stderr,
             )
-            pid = await self._starts.run(
-                functools.partial(_begin, argv, cwd, env, streams, pass_fds)
-            )
+            pid = await self.hands.run(functools.partial(_begin, argv, cwd, env, streams, pass_fds))
             future: asyncio.Future[Ended] = asyncio.get_running_loop().create_future()
             over = self._unclaimed.pop(pid, None)
             if _is_child(pid):

@@ -19,6 +19,7 @@ from cloister_api.turns import turn
 
 from . import terminal
 from .errors import WrongState
+from .hands import STALLED_SECONDS
 from .jobs import Ending, Failure, Job, Jobs, Reason, oom_kills, reason_of
 from .kin import MARK, NOBODY, forget_tree, in_thread, members, signal_all
 from .leftovers import KEPT
@@ -27,7 +28,6 @@ from .polling import readable_now
 from .processes import Ended, Reaper
 from .sources import STDERR, STDOUT, TERMINAL, Source
 from .spawn import nothing
-from .starts import STALLED_SECONDS
 from .state import Activity
 from .stdin import Stdin
 from .survivors import Survivors
@@ -38,6 +38,8 @@ STARTING = 16
 up by the kernel does not count."""
 LAUNCH_SECONDS = 30.0
 """In which a program must have got its terminal: tools can stop who gives it."""
+QUICK_SECONDS = 0.005
+"""After which a program's output is read while it runs."""
 LAST_WORDS = 0.05
 """Seconds in which output may still come after the program ended."""
 TERMINATE_AFTER, KILL_AFTER = 2.0, 5.0
@@ -116,13 +118,12 @@ class Program(Job):
             try:
                 async with turn(starting, STALLED_SECONDS):
                     ended = await self._start()
-                    for source in self._sources:
-                        source.resume()
+                # What ends at once is read then, and never watched.
+                quick = 0.0 if self.takes_input else QUICK_SECONDS
+                reading = asyncio.get_running_loop().call_later(quick, self.resume)
                 if self._answer >= 0:
                     await self._launched(ended)
             except OSError as error:
-                if self.leader:  # what it is read by could not be had
-                    await self.kill()
                 self.close()
                 self.end(self._failure(error))
                 self._forget_arguments()
@@ -134,6 +135,7 @@ class Program(Job):
             if self._order.timeout:
                 self._ladder = asyncio.create_task(self._run_out(self._order.timeout))
             how = await ended
+            reading.cancel()
             await self._finish(how, oom_before)
         if self.input is not None:
             await self.input.finish()
@@ -180,13 +182,13 @@ class Program(Job):
             if self._order.stdin:
                 stdin, ours = pipe(0)
                 os.set_blocking(ours, False)
-                self.input = Stdin(ours, terminal=False, ended=self.done)
+                self.input = Stdin(ours, self._reaper.hands, terminal=False, ended=self.done)
             out, stdout = pipe(1)
-            self._sources.append(Source(out, STDOUT, self.store))
+            self._sources.append(Source(out, STDOUT, self.store, self._reaper.hands))
             stderr = stdout
             if self._order.policy.separate_stderr:
                 err, stderr = pipe(1)
-                self._sources.append(Source(err, STDERR, self.store))
+                self._sources.append(Source(err, STDERR, self.store, self._reaper.hands))
             self.leader, self._ended = await self._reaper.launch(
                 self._order.argv,
                 cwd=self._order.cwd,
@@ -203,8 +205,10 @@ class Program(Job):
         with contextlib.ExitStack() as theirs:
             self._terminal, tty = terminal.open_terminal(*size)
             theirs.callback(os.close, tty)
-            self._sources.append(Source(self._terminal, TERMINAL, self.store, shared=True))
-            self.input = Stdin(self._terminal, terminal=True, ended=self.done)
+            self._sources.append(
+                Source(self._terminal, TERMINAL, self.store, self._reaper.hands, terminal=True)
+            )
+            self.input = Stdin(self._terminal, self._reaper.hands, terminal=True, ended=self.done)
             self._answer, report = os.pipe()
             os.set_blocking(self._answer, False)
             theirs.callback(os.close, report)
@@ -228,14 +232,15 @@ class Program(Job):
         """
         # Its end of the pipe closes when the program starts. Tools can open it, too, write there,
         # or take what is in it.
+        answer, self._answer = self._answer, -1
+        hands = self._reaper.hands
         try:
-            told = await _readable(self._answer, ended, LAUNCH_SECONDS)
-            number = os.read(self._answer, 16) if told else b""
+            told = await _readable(answer, ended, LAUNCH_SECONDS)
+            number = await hands.run(functools.partial(os.read, answer, 16)) if told else b""
         except BlockingIOError:
             number = b"?"
         finally:
-            os.close(self._answer)
-            self._answer = -1
+            hands.let_go(answer)
         if told and not number:
             return
         if not ended.done():
@@ -270,7 +275,7 @@ class Program(Job):
             await self._reaper.unended.end(leader, self.mark)
         # After a pause for readers everything that is in the pipes is taken.
         for source in self._sources:
-            source.read_all()
+            await source.flush()
         held = [source.closed for source in self._sources if source.held]
         if held:
             await asyncio.wait(held, timeout=LAST_WORDS)
@@ -312,7 +317,7 @@ class Program(Job):
     def close(self) -> None:
         """Let its streams go, of one that did not start or that was lost track of."""
         if self._answer >= 0:
-            os.close(self._answer)
+            self._reaper.hands.let_go(self._answer)
             self._answer = -1
         if self.input is not None:
             self.input.close()

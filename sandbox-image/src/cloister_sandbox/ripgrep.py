@@ -14,7 +14,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import BinaryIO
 
 from .births import BIRTHS
-from .framing import unread
+from .inlet import waiting
 from .kin import begin_tree, forget_tree
 from .polling import readable_now
 from .spawn import nothing, spawn, yield_to_server
@@ -108,7 +108,7 @@ class Search:
                 for key, _ in ready:
                     if key.fileobj is self._life:
                         selector.unregister(self._life)
-                        pipes = {fd: unread(fd) for fd in pipes}
+                        pipes = {fd: waiting(fd) for fd in pipes}
                         self._pid = 0
                         break
                     try:

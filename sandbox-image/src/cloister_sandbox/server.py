@@ -103,6 +103,7 @@ class Server:
         """
         signals.watch_children(self._reaper.reap)
         await threads.prepare()
+        await self._reaper.hands.run(int)
         server = grpc.aio.server(
             options=[
                 ("grpc.max_receive_message_length", MAX_MESSAGE),

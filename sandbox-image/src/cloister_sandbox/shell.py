@@ -1,15 +1,13 @@
 """One persistent bash, and the framing that tells where a command's output ends.
 
-A command is written to a file and sourced; its status comes back on a pipe of its own, its output
+A command is written to a file and sourced; its status comes back on a socket of its own, its output
 through a FIFO of its own. So a syntax error, an unterminated quote or `exec >/dev/null` spoils one
 command and not the shell, a background job's later output reaches nobody else's result, and nothing
 a command prints can be mistaken for its status.
 """
 
 import asyncio
-import contextlib
 import functools
-import os
 import secrets
 import time
 from collections.abc import Mapping
@@ -18,7 +16,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from .capture import Output, Tail, readable
-from .framing import REAP, STATUS, channels, report, told, unread, waits
+from .framing import REAP, STATUS, report, told, waits
 from .interrupts import interrupt
 from .kin import MARK, background, kill_started
 from .leftovers import KEPT
@@ -26,9 +24,10 @@ from .overflow import Overflows
 from .processes import Reaper
 from .shell_files import ShellFiles
 from .wakes import wake, woken
+from .wire import Wire
 
 _MAX_STATUS = 16_384
-"""Bytes; the status line holds a path. Tools can write to its pipe, too."""
+"""Bytes; the status line holds a path. Tools can write there, too."""
 _QUICK = 0.002
 """Seconds after which a command's output is read while it runs; most commands ended before."""
 _LOOK_SECONDS = 0.25
@@ -87,7 +86,7 @@ class Shell:
         self._new_file = None if overflows is None else functools.partial(overflows.new, self._name)
         self._exit: asyncio.Future[int] | None = None
         self._pid = 0
-        self._stdin = self._status = -1
+        self._wire: Wire | None = None
         self._received = bytearray()
         self._nonce = self._last_nonce = ""
         """Of the line that bash holds, or runs, and of the one before."""
@@ -137,8 +136,9 @@ class Shell:
         self._hold()
 
     async def _start(self, cwd: str, env: Mapping[str, str]) -> int:
-        """Start bash and listen to it; returns its own descriptor of the status pipe."""
-        stdin, self._stdin, self._status, status = channels()
+        """Start bash and listen to it; returns its own descriptor of the status socket."""
+        wire = self._wire = Wire()
+        status = wire.status.fileno()
         # One of its own: what is left of the bash before may be ended later.
         self._mark = f"{self._name}-{secrets.token_hex(4)}"
         try:
@@ -147,18 +147,18 @@ class Shell:
                 ["/bin/bash", "--noprofile", "--norc"],
                 cwd=cwd,
                 env={**env, "TERM": "dumb", MARK: self._mark},
-                stdin=stdin,
+                stdin=wire.stdin.fileno(),
                 pass_fds=[status],
             )
         finally:
-            os.close(stdin)
-            os.close(status)
+            wire.stdin.close()
+            wire.status.close()
         if self.retired:
             # Meanwhile: whoever closed the context found nothing to end.
             raise ShellError("this context was closed")
         self._received.clear()
         try:
-            asyncio.get_running_loop().add_reader(self._status, self._read_status)
+            wire.listen(self._read_status)
         except OSError as error:  # a tool has taken all that this user may watch by epoll
             raise ShellError(f"bash cannot be heard: {error.strerror}") from None
         self._exit.add_done_callback(self._ended)
@@ -191,7 +191,8 @@ class Shell:
         unusable = f"its files in {files.directory} cannot be used"
         try:
             await files.put(command)
-            output = self.output = Output(files.out, into or Tail(overflow=self._new_file))
+            tail = into or Tail(overflow=self._new_file)
+            output = self.output = Output(files.out, self._reaper.hands, tail)
         except OSError as error:
             raise ShellError(f"{unusable}: {error.strerror}") from None
         self._outputs = [each for each in self._outputs if each.held]
@@ -235,7 +236,7 @@ class Shell:
         finally:
             self._looks.cancel()
             self._over = self.output = None
-            tail = output.finish()
+            tail = await output.finish()
             KEPT.keep(output)
         if code and not tail.total and not self.retired and not files.are_there():
             # bash found nothing to run. Only looked for now: every command would pay for it.
@@ -280,12 +281,9 @@ class Shell:
             output.close()
         self._outputs.clear()
         self._report(None)
-        if self._status >= 0:
-            asyncio.get_running_loop().remove_reader(self._status)
-        for fd in (self._stdin, self._status):
-            if fd >= 0:
-                os.close(fd)
-        self._pid, self._exit, self._stdin, self._status = 0, None, -1, -1
+        if self._wire is not None:
+            self._wire.close(self._reaper.hands)
+        self._pid, self._exit, self._wire = 0, None, None
         self._earlier, self._held = [], False
         if self._files is not None:
             self._files.clear()
@@ -310,47 +308,36 @@ class Shell:
         self._held = self._send(f"{source}; {report(self._nonce)}")
 
     def _send(self, text: str) -> bool:
-        """Write to bash; whether it went into the pipe, as a whole."""
-        # A pipe takes 64 KiB at once; what is sent is far shorter.
-        # A tool that fills the pipe makes its command late, and is ended with the shell then.
-        if self._stdin >= 0:
-            with contextlib.suppress(BrokenPipeError, BlockingIOError):
-                return os.write(self._stdin, text.encode()) > 0
-        return False
+        return self._wire is not None and self._wire.tell(text)
 
     def _first_look(self, output: Output) -> None:
-        """Ask once more for the status of a command that is not done at once.
+        """Read what a command prints that is not done at once; ask once more for its status.
 
         Some errors make bash drop everything that began on the line it is at, the report too.
         """
         self._send(f"{report(self._nonce)}\n")
-        self._look(output, 0)
+        output.go_on()
+        self._look(0)
 
-    def _look(self, output: Output, deaf: int) -> None:
-        """Read what a command prints that is not done at once; see whether its shell still hears.
+    def _look(self, deaf: int) -> None:
+        """See whether the shell of a command that is not done at once still hears.
 
         bash takes the line that reports the status when the command is over. A shell that has
         taken it, and waits, will say nothing any more: a tool made `builtin` something else.
         """
-        output.watch()
-        deaf = deaf + 1 if not unread(self._stdin) and waits(self._pid) else 0
+        heard = self._wire is not None and not self._wire.unread
+        deaf = deaf + 1 if heard and waits(self._pid) else 0
         if deaf > _LOOKS:
             self._report("")
             return
         loop = asyncio.get_running_loop()
-        self._looks = loop.call_later(_LOOK_SECONDS, self._look, output, deaf)
+        self._looks = loop.call_later(_LOOK_SECONDS, self._look, deaf)
 
     def _read_status(self) -> None:
-        try:
-            data = os.read(self._status, 8192)
-        except BlockingIOError:
-            return
+        # At its end another program has taken the shell's place, and may go on for ever; or bash
+        # lost its descriptor, and ends when there is nothing more to read.
+        data = self._wire.hear() if self._wire is not None else None
         if not data:
-            asyncio.get_running_loop().remove_reader(self._status)
-            # Another program has taken the shell's place, and may go on for ever; or bash lost its
-            # descriptor, and ends when there is nothing more to read.
-            os.close(self._stdin)
-            self._stdin = -1
             return
         self._received.extend(data)
         *lines, rest = self._received.split(b"\0")
@@ -369,8 +356,7 @@ class Shell:
     def _ended(self, exited: "asyncio.Future[int]") -> None:
         """The shell has ended; what it had still said counts."""
         if exited is self._exit:
-            if self._stdin >= 0 and self._status >= 0:
-                self._read_status()
+            self._read_status()
             self._report(None)
 
     def _report(self, status: str | None) -> None:

@@ -1,25 +1,33 @@
 """Writing to a program's standard input: each byte once, as fast as it is read."""
 
 import asyncio
+import functools
 import os
 
 from .errors import OutOfRange
+from .hands import Hands
 from .wakes import wake
 
 END_OF_TRANSMISSION = b"\x04"
 _LOOK_SECONDS = 0.1
 """How often a program that reads slowly is written to, where its reading cannot be waited for."""
+_AT_ONCE = 65_536
 
 
 class Stdin:
     """One end of a pipe, or of a terminal, that a program reads."""
 
-    def __init__(self, fd: int, *, terminal: bool, ended: "asyncio.Future[None]") -> None:
+    def __init__(
+        self, fd: int, hands: Hands, *, terminal: bool, ended: "asyncio.Future[None]"
+    ) -> None:
         self._fd = fd
+        self._hands = hands
         self._terminal = terminal
         self._ended = ended
         self._lock = asyncio.Lock()
         self._last = b"\n"
+        self._under_way: asyncio.Future[None] | None = None
+        """Done when a thread has written; its caller may be gone by then."""
         self.accepted = 0
         self.closed = False
 
@@ -30,6 +38,8 @@ class Stdin:
         input; what it did not take is not counted. Raises OutOfRange when bytes are missing.
         """
         async with self._lock:
+            if self._under_way is not None:
+                await self._either(self._under_way)
             if self.closed:
                 return
             if offset > self.accepted:
@@ -38,11 +48,10 @@ class Stdin:
                     f"bytes before offset {offset} are missing",
                     accepted_bytes=str(self.accepted),
                 )
-            view = memoryview(data)[self.accepted - offset :]
-            while view and not self.closed:
-                done = await self._write(view)
-                self.accepted += done
-                view = view[done:]
+            end = offset + len(data)
+            while self.accepted < end and not self.closed:
+                at = self.accepted - offset
+                await self._write(data[at : at + _AT_ONCE])
             if eof and not self.closed:
                 if self._terminal:
                     # Twice after an unfinished line: the first only hands that line over.
@@ -58,23 +67,52 @@ class Stdin:
         """Close a pipe; a terminal's end belongs to who reads from it."""
         if not self.closed:
             self.closed = True
-            if not self._terminal:
-                os.close(self._fd)
+            if not self._terminal and self._under_way is None:
+                self._hands.let_go(self._fd)
 
-    async def _write(self, data: "memoryview | bytes") -> int:
-        while not self.closed:
-            try:
-                done = os.write(self._fd, data[:65_536])
-            except BlockingIOError:
-                await self._writable()
-            except OSError:
-                self.close()
+    async def _write(self, data: bytes, *, counted: bool = True) -> None:
+        """Until the program's end has taken some of it, or it is closed."""
+        taken = 0
+        while not taken and not self.closed:
+            if self._terminal:
+                taken = self._wrote(data, counted, _put(self._fd, data))
             else:
-                self._last = bytes(data[done - 1 : done])
-                return done
+                taken = await self._by_thread(data)
             if self._ended.done():
                 self.close()
-        return 0
+            elif not taken and not self.closed:
+                await self._writable()
+
+    async def _by_thread(self, data: bytes) -> int:
+        """The kernel locks a pipe while somebody reads from it, too: see inlet."""
+        before = self.accepted
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def wrote(count: int | Exception) -> None:
+            self._under_way = None
+            self._wrote(data, True, -1 if isinstance(count, Exception) else count)
+            if self.closed:
+                self._hands.let_go(self._fd)
+            wake(done)
+
+        self._under_way = done
+        self._hands.hand_in(functools.partial(_put, self._fd, data), wrote)
+        await self._either(done)
+        return self.accepted - before
+
+    def _wrote(self, data: bytes, counted: bool, count: int) -> int:
+        """Take note of what was written; returns how much that was."""
+        if count < 0:
+            self.closed = True
+            return 0
+        if count:
+            self._last = data[count - 1 : count]
+            self.accepted += count if counted else 0
+        return count
+
+    async def _either(self, done: "asyncio.Future[None]") -> None:
+        """Wait for this, or for the program's end."""
+        await asyncio.wait([done, self._ended], return_when=asyncio.FIRST_COMPLETED)
 
     async def _writable(self) -> None:
         loop = asyncio.get_running_loop()
@@ -85,6 +123,16 @@ class Stdin:
             await asyncio.wait([self._ended], timeout=_LOOK_SECONDS)
             return
         try:
-            await asyncio.wait([ready, self._ended], return_when=asyncio.FIRST_COMPLETED)
+            await self._either(ready)
         finally:
             loop.remove_writer(self._fd)
+
+
+def _put(fd: int, data: bytes) -> int:
+    """How many bytes went in: 0 where there is no room, -1 where nobody reads any more."""
+    try:
+        return os.write(fd, data)
+    except BlockingIOError:
+        return 0
+    except OSError:
+        return -1

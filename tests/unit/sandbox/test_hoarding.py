@@ -12,6 +12,7 @@ from cloister_api.exec.v1 import exec_pb2
 from cloister_sandbox import leftovers
 from cloister_sandbox.leftovers import Leftovers
 from cloister_sandbox.shell import Shell, ShellError
+from support.descriptors import let_go
 from support.eventually import until
 from support.file_calls import eventually
 from support.jobs import Jobs
@@ -111,12 +112,12 @@ async def test_a_shell_that_is_closed_while_it_opens_leaves_nothing(
     await until(lambda: not any(tmp_path.iterdir()))
     monkeypatch.setattr(reaper, "start", slowly)
     shell = Shell("closed", tmp_path, reaper)
-    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - a count
+    before = await let_go(reaper.hands)
     async with asyncio.timeout(30):
         with pytest.raises(ShellError, match="closed"):
             await shell.open(str(tmp_path), env)
     assert not shell.alive
     await until(lambda: not any(tmp_path.iterdir()))
-    assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+    assert await let_go(reaper.hands) == before
     with pytest.raises(ProcessLookupError):
         os.kill(started[0], signal.SIGCONT)

@@ -1,19 +1,23 @@
 """What the kernel lets a tool do to whoever looks at it, or closes what it has open."""
 
-# ruff: noqa: ASYNC230 - nothing but the test waits for its loop
-
 import asyncio
+import contextlib
+import ctypes
 import errno
 import itertools
 import os
+import socket
+import struct
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
 
 from cloister_sandbox import kin
+from cloister_sandbox.framing import STATUS
 from cloister_sandbox.shell import Shell, ShellError
 from support.eventually import until
 from support.memory import grows_by_less_than
@@ -22,6 +26,7 @@ from support.reaping import installed_reaper
 pytestmark = pytest.mark.long
 
 MIB = 1024 * 1024
+_PIDFD_GETFD = 438
 SAYS_MUCH = """
 import ctypes, mmap, os, struct, sys, time
 SET_MM, SET_MM_MAP, PRIVATE, ANONYMOUS, NO_RESERVE = 35, 14, 0x2, 0x20, 0x4000
@@ -117,7 +122,47 @@ async def shell(tmp_path: Path) -> AsyncIterator[Callable[[str], Shell]]:
         await each.retire()
 
 
-async def test_what_is_said_on_a_status_pipe_between_commands_is_passed_over(
+def status_of(one: Shell) -> socket.socket:
+    """bash's own end of the socket on which it tells statuses, as a tool can take it."""
+    life = os.pidfd_open(one.leader[0])
+    try:
+        fd = ctypes.CDLL(None, use_errno=True).syscall(_PIDFD_GETFD, life, STATUS, 0)
+        assert fd >= 0, os.strerror(ctypes.get_errno())
+        return socket.socket(fileno=fd)
+    finally:
+        os.close(life)
+
+
+async def test_who_sends_descriptors_for_statuses_ends_the_shell(
+    shell: Callable[[str], Shell], tmp_path: Path
+) -> None:
+    """To close one takes as long as its last owner likes, as for a connection that is not read."""
+    never: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    one = shell("one")
+    await one.open(str(tmp_path), {"PATH": os.environ["PATH"]})
+    await one.run("true", 20, never)
+    late = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as server, status_of(one) as status:
+        running = asyncio.create_task(one.run("sleep 1", 20, never))
+        lingering = socket.create_connection(server.getsockname())
+        lingering.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 600))
+        lingering.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while lingering.send(b"x" * MIB):
+                pass
+        socket.send_fds(status, [b"x"], [lingering.fileno()])
+        os.close(lingering.detach())
+        helper = threading.Timer(10, lambda: (late.set(), server.close()))
+        helper.start()
+        result = await running
+        helper.cancel()
+    assert not late.is_set(), "the event loop waited for the connection"
+    assert (result.shell_lost, result.code) == (True, 0)
+    await one.open(str(tmp_path), {"PATH": os.environ["PATH"]})
+    assert (await one.run("echo on", 20, never)).output == "on\n"
+
+
+async def test_what_is_told_of_statuses_between_commands_is_passed_over(
     shell: Callable[[str], Shell], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each word would cost the server a thousand times what it costs a tool."""
@@ -127,8 +172,8 @@ async def test_what_is_said_on_a_status_pipe_between_commands_is_passed_over(
     await one.open(str(tmp_path), {"PATH": os.environ["PATH"]})
     await one.run("true", 20, never)
     monkeypatch.setattr(one, "_report", said.append)
-    with open(f"/proc/{one.leader[0]}/fd/50", "wb", buffering=0) as pipe:  # noqa: PTH123
-        pipe.write(b"\0" * 4000)
+    with status_of(one) as status:
+        status.send(b"\0" * 4000)
         one._read_status()
     assert said == []
     monkeypatch.undo()

@@ -15,6 +15,7 @@ from cloister_sandbox.kin import children
 from cloister_sandbox.processes import Reaper
 from cloister_sandbox.shell import Shell, ShellError
 from cloister_sandbox.spawn import spawn
+from support.descriptors import let_go
 from support.eventually import until
 from support.reaping import installed_reaper
 
@@ -72,10 +73,6 @@ def test_a_search_that_cannot_be_heard_does_not_go_on(monkeypatch: pytest.Monkey
     assert len(forgotten) == 1
 
 
-def _descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - as the kernel lists them
-
-
 @pytest.mark.parametrize(
     ("lacking", "told"),
     [
@@ -100,7 +97,7 @@ async def test_a_shell_that_cannot_be_started_leaves_nothing(
         with pytest.raises(ShellError, match=f"bash cannot be started in /: {told}"):
             await shell.open("/", ENV)
         await until(lambda: not any(tmp_path.iterdir()))
-        descriptors.add(_descriptors())
+        descriptors.add(await let_go(reaper.hands))
     assert len(descriptors) == 1
 
 
@@ -108,7 +105,8 @@ async def test_a_shell_that_cannot_be_heard_is_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever it is that keeps it from being heard."""
-    shell = Shell("one", tmp_path, installed_reaper())
+    reaper = installed_reaper()
+    shell = Shell("one", tmp_path, reaper)
 
     def lack(*_: object) -> None:
         raise MemoryError
@@ -120,7 +118,7 @@ async def test_a_shell_that_cannot_be_heard_is_ended(
             await shell.open("/", ENV)
         assert (shell.leader[0], shell.alive) == (0, False)
         await until(lambda: not any(tmp_path.iterdir()))
-        descriptors.add(_descriptors())
+        descriptors.add(await let_go(reaper.hands))
     assert len(descriptors) == 1
     assert not children(os.getpid())
 

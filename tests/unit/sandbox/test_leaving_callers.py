@@ -14,14 +14,11 @@ from cloister_sandbox.jobs import Jobs
 from cloister_sandbox.processes import Reaper
 from cloister_sandbox.shells import Shells
 from cloister_sandbox.state import Activity, ServerState
+from support.descriptors import descriptors, let_go
 from support.eventually import until
 from support.reaping import installed_reaper
 
 ENV = {"PATH": os.environ["PATH"]}
-
-
-def descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - a count
 
 
 async def gone(pid: int) -> None:
@@ -58,7 +55,7 @@ async def test_a_shell_whose_caller_leaves_while_it_opens_is_there(
 ) -> None:
     shells = Shells(tmp_path, reaper, Activity(), Jobs())
     await opened_and_closed(shells, tmp_path)
-    before = descriptors()
+    before = await let_go(reaper.hands)
     started, go_on = asyncio.Event(), asyncio.Event()
     start = reaper.start
 
@@ -86,7 +83,7 @@ async def test_a_shell_whose_caller_leaves_while_it_closes_ends(
 ) -> None:
     shells = Shells(tmp_path, reaper, Activity(), Jobs())
     await opened_and_closed(shells, tmp_path)
-    before = descriptors()
+    before = await let_go(reaper.hands)
     slot = await shells.open("left", str(tmp_path), ENV, b"")
     pid = slot.shell.leader[0]
     await leave(asyncio.create_task(shells.close("left")))
@@ -110,5 +107,5 @@ async def test_a_context_whose_caller_leaves_while_it_closes_ends(
     pid = shell.leader[0]
     await leave(asyncio.create_task(contexts.close("left")))
     await gone(pid)
-    await until(lambda: not shell.alive)
+    await until(lambda: shell.leader[0] == 0)
     await contexts.close_all()

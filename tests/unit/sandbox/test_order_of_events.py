@@ -27,6 +27,7 @@ from cloister_sandbox.services.runtime import RuntimeService
 from cloister_sandbox.shell import Shell
 from cloister_sandbox.shells import Shells, Slot
 from cloister_sandbox.state import Activity, Phase, ServerState
+from support.descriptors import let_go
 from support.eventually import until
 
 PEM = b"-----BEGIN "
@@ -381,7 +382,7 @@ async def test_a_program_that_gets_no_terminal_leaves_no_descriptor(
         assert job.failure.kind == "RESOURCE_LIMIT"
 
     await fails("first")
-    open_before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    open_before = await let_go(reaper.hands)
     for number in range(5):
         await fails(f"{number}")
-    assert len(os.listdir("/proc/self/fd")) == open_before  # noqa: PTH208
+    assert await let_go(reaper.hands) == open_before

@@ -18,6 +18,7 @@ from cloister_api.exec.v1 import exec_pb2
 from cloister_sandbox import overflow
 from cloister_sandbox.capture import Output, Place
 from cloister_sandbox.errors import InvalidField
+from cloister_sandbox.hands import Hands
 from cloister_sandbox.jobs import Jobs
 from cloister_sandbox.overflow import Overflows
 from cloister_sandbox.paths import Roots
@@ -143,10 +144,10 @@ async def test_no_directory_to_open_a_shell_in_is_looked_for_on_the_loop(
 
 
 async def test_what_takes_an_outputs_name_is_not_removed(tmp_path: Path) -> None:
-    output = Output(Place(str(tmp_path / "out")))
+    output = Output(Place(str(tmp_path / "out")), Hands("hands"))
     (tmp_path / "out").rename(tmp_path / "moved")
     (tmp_path / "out").write_text("a tool's")
-    output.finish()
+    await output.finish()
     output.close()
     assert (tmp_path / "out").exists()
 

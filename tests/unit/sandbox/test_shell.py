@@ -7,6 +7,7 @@ import pytest
 
 from cloister_api.exec.v1 import exec_pb2
 from cloister_sandbox.capture import Output, Place
+from cloister_sandbox.hands import Hands
 from support.sandbox_server import Tools
 
 
@@ -186,21 +187,21 @@ def test_the_server_follows_no_link_that_is_put_in_place_of_the_output(tmp_path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "mkfifo", swapped)
         with pytest.raises(OSError, match="symbolic links"):
-            Output(Place(str(path)))
+            Output(Place(str(path)), Hands("hands"))
 
 
 def test_a_regular_file_in_place_of_the_output_is_refused(tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "mkfifo", lambda name, *_, **__: Path(name).touch())
         with pytest.raises(FileExistsError):
-            Output(Place(str(tmp_path / "out")))
+            Output(Place(str(tmp_path / "out")), Hands("hands"))
 
 
 async def test_what_a_job_prints_without_end_is_not_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each read finds something new, as from a job that is quicker than the server."""
-    output = Output(Place(str(tmp_path / "out")))
+    output = Output(Place(str(tmp_path / "out")), Hands("hands"))
     writer = os.open(tmp_path / "out", os.O_WRONLY | os.O_NONBLOCK)
     os.write(writer, b"said in time")
     read = os.read
@@ -211,7 +212,7 @@ async def test_what_a_job_prints_without_end_is_not_waited_for(
         return data
 
     monkeypatch.setattr(os, "read", refilled)
-    assert output.finish().text().startswith("said in time")
+    assert (await output.finish()).text().startswith("said in time")
     monkeypatch.undo()
     output.close()
     os.close(writer)
@@ -222,13 +223,10 @@ async def test_what_a_job_prints_without_end_is_not_waited_for(
     [r"garbage\0", r"00000000 0 /\0", r"00000000 9999999999 /\0", r"\xff\xfe\0", "%020000d"],
 )
 def test_a_forged_status_ends_the_shell_and_nothing_else(tools: Tools, forged: str) -> None:
-    """A tool finds the status pipe among its shell's descriptors."""
-    find = "for fd in /proc/$$/fd/1?; do test -p $fd && ! test $fd -ef /proc/$$/fd/$in && "
+    """A tool finds the way its shell tells the status among the shell's descriptors."""
+    find = "for fd in {0..63}; do test -S /proc/$$/fd/$fd && "
     result = tools.call(
-        "bash",
-        command=f"in=$(ls -l /proc/$$/fd | awk '/pipe/ {{print $9; exit}}'); {find}"
-        f"printf '{forged}' > $fd; done; sleep 0.3",
-        context_id="forger",
+        "bash", command=f"{find} printf '{forged}' >&$fd; done; sleep 0.3", context_id="forger"
     )
     assert result.state_lost
     assert tools.bash("echo next", context_id="forger") == "next"

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from cloister_api.exec.v1 import exec_pb2
-from cloister_sandbox import sources, stdin
+from cloister_sandbox import inlet, stdin
 from cloister_sandbox.capture import Output, Place
 from cloister_sandbox.errors import Busy
+from cloister_sandbox.hands import Hands
 from cloister_sandbox.outputs import OutputStore, Policy
 from cloister_sandbox.paths import Roots
 from cloister_sandbox.ripgrep import Search
@@ -42,29 +43,37 @@ def store() -> OutputStore:
     return OutputStore(Policy(), lambda: None, lambda: None)
 
 
+def has_no_reader(printing: int) -> bool:
+    """Whether who prints learns that nobody reads."""
+    try:
+        os.write(printing, b"later\n")
+    except BrokenPipeError:
+        return True
+    return False
+
+
 async def test_a_command_has_its_result(tmp_path: Path, full: pytest.MonkeyPatch) -> None:
-    output = Output(Place(str(tmp_path / "out")))
+    output = Output(Place(str(tmp_path / "out")), Hands("hands"))
     printing = os.open(tmp_path / "out", os.O_WRONLY)
     os.write(printing, b"done\n")
     taken(full)
-    output.watch()
-    assert output.finish().text() == "done\n"
+    output.go_on()
+    assert (await output.finish()).text() == "done\n"
     assert not output.held
-    with pytest.raises(BrokenPipeError):
-        os.write(printing, b"later\n")
+    await until(lambda: has_no_reader(printing), pause=0.001)
     os.close(printing)
 
 
 async def test_a_command_is_read_when_there_is_room_again(
     tmp_path: Path, full: pytest.MonkeyPatch
 ) -> None:
-    output = Output(Place(str(tmp_path / "out")))
+    full.setattr(inlet, "_LOOK_SECONDS", 0.001)
+    output = Output(Place(str(tmp_path / "out")), Hands("hands"))
     printing = os.open(tmp_path / "out", os.O_WRONLY)
     os.write(printing, b"more\n")
-    taken(full)
-    output.watch()
-    full.undo()
-    output.watch()
+    with full.context() as patch:
+        taken(patch)
+        output.go_on()
     tail = output.tail
     assert tail is not None
     await until(lambda: tail.total == 5, pause=0.001)
@@ -73,46 +82,43 @@ async def test_a_command_is_read_when_there_is_room_again(
 
 
 async def test_a_command_that_is_to_wait_waits(tmp_path: Path) -> None:
-    """Whoever looks whether it runs does not have it read."""
-    output = Output(Place(str(tmp_path / "out")))
+    output = Output(Place(str(tmp_path / "out")), Hands("hands"))
     printing = os.open(tmp_path / "out", os.O_WRONLY)
-    output.watch()
+    output.go_on()
     output.pause()
     os.write(printing, b"more\n")
-    output.watch()
     for _ in range(3):
         await asyncio.sleep(0)
     tail = output.tail
     assert tail is not None
     assert tail.total == 0
-    output.resume()
+    output.go_on()
     await until(lambda: tail.total == 5, pause=0.001)
     os.close(printing)
-    assert output.finish().text() == "more\n"
+    assert (await output.finish()).text() == "more\n"
 
 
 async def test_a_program_has_its_output(full: pytest.MonkeyPatch) -> None:
     ours, printing = os.pipe()
     kept = store()
-    source = Source(ours, STDOUT, kept)
+    source = Source(ours, STDOUT, kept, Hands("hands"))
     os.write(printing, b"done\n")
     taken(full)
-    source.read_all()
+    await source.flush()
     assert kept.total == 5
     source.drain()
     assert not source.held
-    with pytest.raises(BrokenPipeError):
-        os.write(printing, b"later\n")
+    await until(lambda: has_no_reader(printing), pause=0.001)
     os.close(printing)
 
 
 async def test_a_program_that_waited_goes_on_when_there_is_room_again(
     full: pytest.MonkeyPatch,
 ) -> None:
-    full.setattr(sources, "_LOOK_SECONDS", 0.001)
+    full.setattr(inlet, "_LOOK_SECONDS", 0.001)
     ours, printing = os.pipe()
     kept = store()
-    source = Source(ours, STDOUT, kept)
+    source = Source(ours, STDOUT, kept, Hands("hands"))
     source.resume()
     source.pause()
     os.write(printing, b"more\n")
@@ -128,7 +134,8 @@ async def test_a_program_that_reads_slowly_has_its_input(full: pytest.MonkeyPatc
     full.setattr(stdin, "_LOOK_SECONDS", 0.001)
     reading, ours = os.pipe()
     os.set_blocking(ours, False)
-    given = Stdin(ours, terminal=False, ended=asyncio.get_running_loop().create_future())
+    ended = asyncio.get_running_loop().create_future()
+    given = Stdin(ours, Hands("hands"), terminal=False, ended=ended)
     taken(full)
     writing = asyncio.create_task(given.write(0, b"x" * 200_000, True))
     left = 200_000

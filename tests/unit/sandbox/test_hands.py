@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from cloister_api.turns import turn
+from cloister_sandbox.hands import STALLED_SECONDS, THREADS, Hands
 from cloister_sandbox.spawn import nothing, spawn
-from cloister_sandbox.starts import STALLED_SECONDS, THREADS, Starts
 from support.file_calls import eventually
 
 PATH = "/usr/bin:/bin"
@@ -96,7 +96,7 @@ async def test_a_program_that_the_kernel_holds_back_delays_no_other(tmp_path: Pa
     def starting(program: str) -> Callable[[], int]:
         return lambda: spawn([program], str(tmp_path), {"PATH": PATH}, (nothing(),) * 3)
 
-    starts = Starts()
+    starts = Hands("hands")
     async with asyncio.timeout(30):
         with open(leased, "r+b") as holder:  # noqa: PTH123, ASYNC230 - a descriptor to lease
             told = threading.Event()
@@ -118,7 +118,7 @@ async def test_a_program_that_the_kernel_holds_back_delays_no_other(tmp_path: Pa
 
 
 async def test_more_starts_than_threads_that_are_held_back_delay_no_other() -> None:
-    starts = Starts()
+    starts = Hands("hands")
     release = threading.Event()
 
     def held() -> int:
@@ -161,7 +161,7 @@ async def test_threads_that_cannot_be_started_are_not_counted_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A tool fills the table of processes while the first programs are to start."""
-    starts = Starts()
+    starts = Hands("hands")
 
     def refuse(_: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
@@ -179,7 +179,7 @@ async def test_threads_that_cannot_be_started_are_not_counted_on(
 
 
 async def test_every_start_is_answered_however_many_there_are() -> None:
-    starts = Starts()
+    starts = Hands("hands")
 
     def number(which: int) -> Callable[[], int]:
         return lambda: which

@@ -1,0 +1,192 @@
+"""Pipes that a tool keeps locked: it writes from, or reads into, memory that the kernel waits for.
+
+Whoever reads from such a pipe, writes to it or closes it waits too. The event loop must not.
+"""
+
+import asyncio
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from cloister_api.exec.v1 import exec_pb2, exec_pb2_grpc
+from cloister_sandbox import inlet
+from cloister_sandbox.capture import Output, Place
+from cloister_sandbox.hands import Hands
+from cloister_sandbox.outputs import OutputStore, Policy
+from cloister_sandbox.sources import STDOUT, Source
+from cloister_sandbox.stdin import Stdin
+from support import held_memory
+from support.descriptors import descriptors, let_go
+from support.eventually import until
+from support.file_calls import eventually
+from support.held_memory import PAGE, HeldMemory, held
+from support.jobs import Jobs
+from support.sandbox_server import Sandbox, Tools
+
+TURNS = 100
+
+
+@pytest.fixture(autouse=True)
+def _can_be_held() -> None:
+    try:
+        HeldMemory().release()
+    except OSError as error:
+        pytest.skip(f"this kernel lets nobody serve its faults: {error}")
+
+
+@pytest.fixture
+async def hands() -> Hands:
+    made = Hands("hands")
+    await made.run(int)
+    return made
+
+
+async def turns(memory: HeldMemory) -> None:
+    """The event loop goes round while the pipe is locked."""
+    for _ in range(TURNS):
+        await asyncio.sleep(0.001)
+    assert not memory.released.is_set(), "the event loop waited for the memory"
+
+
+async def test_a_result_has_what_was_printed_when_the_pipe_is_held_for_a_moment(
+    tmp_path: Path, hands: Hands
+) -> None:
+    output = Output(Place(str(tmp_path / "out")), hands)
+    printing = os.open(tmp_path / "out", os.O_WRONLY)
+    os.write(printing, b"said\n")
+    with held(printing) as memory:
+        finishing = asyncio.create_task(output.finish())
+        await turns(memory)
+        memory.release()
+        assert (await finishing).text().startswith("said\n")
+    os.close(printing)
+    await until(lambda: not output.held)
+
+
+async def test_a_result_does_not_wait_for_ever_for_a_pipe_that_is_held(
+    tmp_path: Path, hands: Hands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inlet, "FLUSH_SECONDS", 0.05)
+    output = Output(Place(str(tmp_path / "out")), hands)
+    printing = os.open(tmp_path / "out", os.O_WRONLY)
+    output.go_on()
+    with held(printing) as memory:
+        os.set_blocking(printing, False)
+        assert (await output.finish()).text() == ""
+        # What comes later is nobody's, and is read all the same.
+        await turns(memory)
+        assert output.held
+        memory.release()
+    os.close(printing)
+    await until(lambda: not output.held)
+
+
+async def test_what_is_held_is_closed_when_it_is_let_go(tmp_path: Path, hands: Hands) -> None:
+    before = descriptors()
+    output = Output(Place(str(tmp_path / "out")), hands)
+    printing = os.open(tmp_path / "out", os.O_WRONLY)
+    os.write(printing, b"said\n")
+    with held(printing) as memory:
+        output.close()
+        assert not output.held
+        await turns(memory)
+        memory.release()
+    os.close(printing)
+    assert await let_go(hands) == before
+
+
+@pytest.mark.parametrize("reading", [False, True], ids=["by-a-writer", "by-a-reader"])
+async def test_a_program_whose_pipe_is_held_delays_no_other(hands: Hands, reading: bool) -> None:
+    stores = [OutputStore(Policy(), lambda: None, lambda: None) for _ in range(2)]
+    pipes = [os.pipe() for _ in stores]
+    theirs = os.open(f"/proc/self/fd/{pipes[0][0]}", os.O_RDWR)
+    sources = [
+        Source(ours, STDOUT, store, hands) for (ours, _), store in zip(pipes, stores, strict=True)
+    ]
+    os.write(theirs, b"said\n")
+    with held(theirs, reading=reading) as memory:
+        os.write(pipes[1][1], b"more\n")
+        for source in sources:
+            source.go_on()
+        flushing = asyncio.create_task(sources[0].flush())
+        await until(lambda: stores[1].total == 5, pause=0.001)
+        await turns(memory)
+        assert not flushing.done()
+        memory.release()
+        await flushing
+    if not reading:
+        assert stores[0].total == PAGE + 5
+    for source in sources:
+        source.close()
+    for fd in (theirs, *(each for _, each in pipes)):
+        os.close(fd)
+
+
+async def test_input_that_a_program_holds_is_written_once(hands: Hands) -> None:
+    """Its caller goes away and comes again, while a thread still writes."""
+    reading, ours = os.pipe()
+    os.set_blocking(ours, False)
+    ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    given = Stdin(ours, hands, terminal=False, ended=ended)
+    await given.write(0, b"first\n", False)
+    with held(reading, reading=True) as memory:
+        writing = asyncio.create_task(given.write(6, b"second\n", False))
+        await turns(memory)
+        writing.cancel()
+        again = asyncio.create_task(given.write(6, b"second\n", True))
+        await turns(memory)
+        memory.release()
+        await again
+    assert (given.accepted, given.closed) == (13, True)
+    with os.fdopen(reading, "rb") as rest:
+        assert (await asyncio.to_thread(rest.read)).endswith(b"second\n")
+
+
+async def test_the_end_of_a_program_does_not_wait_for_its_input(hands: Hands) -> None:
+    reading, ours = os.pipe()
+    os.set_blocking(ours, False)
+    ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    given = Stdin(ours, hands, terminal=False, ended=ended)
+    os.write(ours, b"first\n")
+    with held(reading, reading=True) as memory:
+        writing = asyncio.create_task(given.write(0, b"second\n", True))
+        await asyncio.sleep(0.01)
+        ended.set_result(None)
+        await writing
+        await given.finish()
+        await turns(memory)
+        memory.release()
+    with os.fdopen(reading, "rb") as rest:
+        # Its end comes, too.
+        assert await asyncio.to_thread(rest.read) in (b"", b"second\n")
+
+
+@pytest.mark.parametrize("kind", ["a-program", "a-tools-command", "a-shells-command"])
+def test_a_tool_that_holds_its_output_holds_up_nobody(
+    claimed: Sandbox, tools: Tools, tmp_path: Path, kind: str
+) -> None:
+    holds = tmp_path / "holds"
+    command = f"exec {sys.executable} {held_memory.__file__} {holds}"
+    with claimed.worker() as channel:
+        jobs, runtime = Jobs(channel), exec_pb2_grpc.RuntimeStub(channel)
+        if kind == "a-program":
+            running = jobs.start("bash", "-c", command, process_id="held")
+        elif kind == "a-shells-command":
+            jobs.open("held")
+            running = jobs.run("held", command, timeout=1)
+        else:
+            request = exec_pb2.CallRequest(request_id="held", context_id="held", tool="bash")
+            request.input.update({"command": command, "timeout_ms": 1000})
+            running = tools.stub.Call(request, timeout=60)
+        eventually(holds.exists)
+        for _ in range(20):
+            assert runtime.Info(exec_pb2.InfoRequest(), timeout=5).boot_id
+            assert tools.bash("echo on") == "on"
+        if kind == "a-program":
+            jobs.signal("held", signal.SIGKILL)
+            assert jobs.wait("held").HasField("exit")
+        del running
+    assert tools.bash("echo on") == "on"

@@ -13,10 +13,11 @@ import os
 import struct
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-_SYSCALL = 323 if os.uname().machine == "x86_64" else 282
+_SYSCALL, _LIST = (323, 217) if os.uname().machine == "x86_64" else (282, 61)
+"""userfaultfd and getdents64"""
 _API, _REGISTER, _ZERO = 0xC018AA3F, 0xC020AA00, 0xC020AA04
 """linux/userfaultfd.h"""
 _MISSING, _VERSION = 1, 0xAA
@@ -56,6 +57,10 @@ class HeldMemory:
         """Read into the page; waits for it."""
         return int(_libc.read(fd, ctypes.c_void_p(self.address), ctypes.c_size_t(PAGE)))
 
+    def list(self, fd: int) -> int:
+        """List a directory into the page; waits for it."""
+        return int(_libc.syscall(_LIST, fd, ctypes.c_void_p(self.address), ctypes.c_size_t(PAGE)))
+
     def release(self) -> None:
         """Let there be zeros."""
         self._late.cancel()
@@ -70,10 +75,12 @@ class HeldMemory:
 
 
 @contextlib.contextmanager
-def held(fd: int, *, reading: bool = False) -> Iterator[HeldMemory]:
-    """A pipe that a thread keeps locked: it writes to it, or reads from it, for as long."""
+def held(
+    fd: int, use: Callable[[HeldMemory, int], object] = HeldMemory.write
+) -> Iterator[HeldMemory]:
+    """What a thread keeps locked, because it uses such memory for it."""
     memory = HeldMemory()
-    thread = threading.Thread(target=memory.read if reading else memory.write, args=[fd])
+    thread = threading.Thread(target=use, args=[memory, fd])
     thread.start()
     try:
         memory.await_fault()

@@ -1,12 +1,7 @@
 """What a command prints: read from its FIFO as it comes, and the end of it kept."""
 
-import contextlib
-import errno
-import os
 import re
-import stat
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from .hands import Hands
 from .inlet import Inlet
@@ -100,15 +95,6 @@ class Tail:
         self._parts, self._held = [kept], len(kept)
 
 
-@dataclass
-class Place:
-    """Where a FIFO is, as long as its directory is open."""
-
-    name: str
-    directory: int = -1
-    """Its descriptor; -1 when it was closed."""
-
-
 class Output(Inlet):
     """Reads a command's FIFO until every process that holds it is gone.
 
@@ -116,16 +102,7 @@ class Output(Inlet):
     that they never block on a full pipe.
     """
 
-    def __init__(self, place: Place, hands: Hands, tail: Tail | None = None) -> None:
-        """Make the FIFO; raises OSError."""
-        os.mkfifo(place.name, 0o600, dir_fd=place.directory)
-        self._place = place
-        # A tool may have put something else there since: a link to what only the server may read.
-        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
-        fd = os.open(place.name, flags, dir_fd=place.directory)
-        if not stat.S_ISFIFO(os.fstat(fd).st_mode):
-            os.close(fd)
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), place.name)
+    def __init__(self, fd: int, hands: Hands, tail: Tail | None = None) -> None:
         super().__init__(fd, hands)
         self.tail: Tail | None = tail or Tail()
 
@@ -134,11 +111,6 @@ class Output(Inlet):
         await self.flush()
         tail, self.tail = self.tail or Tail(), None
         self.drain()
-        name, directory = self._place.name, self._place.directory
-        with contextlib.suppress(OSError):
-            # What else a tool put there may be as large as it likes, and is found by the next.
-            if stat.S_ISFIFO(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode):
-                os.unlink(name, dir_fd=directory)
         return tail
 
     def took(self, data: bytes) -> None:

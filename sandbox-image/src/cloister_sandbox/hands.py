@@ -24,6 +24,8 @@ MOST = 1024
 """Threads; more than there can be programs and shells that start, or pipes of them."""
 STALLED_SECONDS = 0.1
 """Without anything that got on; as a rule a start takes a hundredth of that."""
+WARY_SECONDS = 0.25
+"""After which what was done at once took too long: a few hundred thousandths are usual."""
 LEAVE_SECONDS = 0.02
 """Before what is let go is closed: nobody waits for it, and more may come."""
 
@@ -47,12 +49,25 @@ class Hands:
         self._left: deque[int] = deque()
         """Descriptors to close."""
         self._leaving: asyncio.TimerHandle | None = None
+        self.wary = False
+        """Whether something was held up that the event loop did itself."""
 
     async def run(self, work: Callable[[], T]) -> T:
         """What the function returns or raises, from a thread; see `hand_in`."""
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self.hand_in(work, functools.partial(_settle, future))
         return await future
+
+    def timed(self, work: Callable[[], T]) -> T:
+        """What the function returns or raises, at once: for what takes less time than to hand it in.
+
+        Nobody does so when this is wary.
+        """
+        began = time.monotonic()
+        try:
+            return work()
+        finally:
+            self.wary = self.wary or time.monotonic() - began > WARY_SECONDS
 
     def hand_in(
         self, work: Callable[[], T], then: Callable[[T | Exception], None] | None = None

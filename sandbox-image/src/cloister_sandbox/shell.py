@@ -142,7 +142,9 @@ class Shell:
         # One of its own: what is left of the bash before may be ended later.
         self._mark = f"{self._name}-{secrets.token_hex(4)}"
         try:
-            self._files = ShellFiles(self._state_dir, self._mark)
+            hands = self._reaper.hands
+            files = functools.partial(ShellFiles, self._state_dir, self._mark, hands)
+            self._files = await hands.run(files) if hands.wary else hands.timed(files)
             self._pid, self._exit = await self._reaper.start(
                 ["/bin/bash", "--noprofile", "--norc"],
                 cwd=cwd,
@@ -190,11 +192,14 @@ class Shell:
             raise ShellError("it was closed")
         unusable = f"its files in {files.directory} cannot be used"
         try:
-            await files.put(command)
-            tail = into or Tail(overflow=self._new_file)
-            output = self.output = Output(files.out, self._reaper.hands, tail)
+            printed = await files.put(command)
         except OSError as error:
             raise ShellError(f"{unusable}: {error.strerror}") from None
+        output = Output(printed, self._reaper.hands, into or Tail(overflow=self._new_file))
+        if self._files is not files:
+            output.close()
+            raise ShellError("it was closed")
+        self.output = output
         self._outputs = [each for each in self._outputs if each.held]
         self._outputs.append(output)
         loop = asyncio.get_running_loop()
@@ -237,8 +242,9 @@ class Shell:
             self._looks.cancel()
             self._over = self.output = None
             tail = await output.finish()
+            await files.take()
             KEPT.keep(output)
-        if code and not tail.total and not self.retired and not files.are_there():
+        if code and not tail.total and not self.retired and not await files.are_there():
             # bash found nothing to run. Only looked for now: every command would pay for it.
             raise ShellError(f"{unusable}: one of them is gone")
         file = await tail.filed() if tail.omitted else None

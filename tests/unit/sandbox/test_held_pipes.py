@@ -1,21 +1,26 @@
-"""Pipes that a tool keeps locked: it writes from, or reads into, memory that the kernel waits for.
+"""Pipes and directories that a tool keeps locked: it uses memory that the kernel waits for.
 
-Whoever reads from such a pipe, writes to it or closes it waits too. The event loop must not.
+Whoever reads from such a pipe, writes to it or closes it waits too, and whoever makes a file in
+such a directory. The event loop must not.
 """
 
 import asyncio
 import os
 import signal
 import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from cloister_api.exec.v1 import exec_pb2, exec_pb2_grpc
 from cloister_sandbox import inlet
-from cloister_sandbox.capture import Output, Place
-from cloister_sandbox.hands import Hands
+from cloister_sandbox.capture import Output
+from cloister_sandbox.hands import WARY_SECONDS, Hands
 from cloister_sandbox.outputs import OutputStore, Policy
+from cloister_sandbox.shell import Shell
+from cloister_sandbox.shell_files import make_output
 from cloister_sandbox.sources import STDOUT, Source
 from cloister_sandbox.stdin import Stdin
 from support import held_memory
@@ -24,6 +29,7 @@ from support.eventually import until
 from support.file_calls import eventually
 from support.held_memory import PAGE, HeldMemory, held
 from support.jobs import Jobs
+from support.reaping import installed_reaper
 from support.sandbox_server import Sandbox, Tools
 
 TURNS = 100
@@ -54,7 +60,7 @@ async def turns(memory: HeldMemory) -> None:
 async def test_a_result_has_what_was_printed_when_the_pipe_is_held_for_a_moment(
     tmp_path: Path, hands: Hands
 ) -> None:
-    output = Output(Place(str(tmp_path / "out")), hands)
+    output = Output(make_output(str(tmp_path / "out"), -1), hands)
     printing = os.open(tmp_path / "out", os.O_WRONLY)
     os.write(printing, b"said\n")
     with held(printing) as memory:
@@ -70,7 +76,7 @@ async def test_a_result_does_not_wait_for_ever_for_a_pipe_that_is_held(
     tmp_path: Path, hands: Hands, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(inlet, "FLUSH_SECONDS", 0.05)
-    output = Output(Place(str(tmp_path / "out")), hands)
+    output = Output(make_output(str(tmp_path / "out"), -1), hands)
     printing = os.open(tmp_path / "out", os.O_WRONLY)
     output.go_on()
     with held(printing) as memory:
@@ -86,7 +92,7 @@ async def test_a_result_does_not_wait_for_ever_for_a_pipe_that_is_held(
 
 async def test_what_is_held_is_closed_when_it_is_let_go(tmp_path: Path, hands: Hands) -> None:
     before = descriptors()
-    output = Output(Place(str(tmp_path / "out")), hands)
+    output = Output(make_output(str(tmp_path / "out"), -1), hands)
     printing = os.open(tmp_path / "out", os.O_WRONLY)
     os.write(printing, b"said\n")
     with held(printing) as memory:
@@ -98,8 +104,10 @@ async def test_what_is_held_is_closed_when_it_is_let_go(tmp_path: Path, hands: H
     assert await let_go(hands) == before
 
 
-@pytest.mark.parametrize("reading", [False, True], ids=["by-a-writer", "by-a-reader"])
-async def test_a_program_whose_pipe_is_held_delays_no_other(hands: Hands, reading: bool) -> None:
+@pytest.mark.parametrize("use", [HeldMemory.write, HeldMemory.read])
+async def test_a_program_whose_pipe_is_held_delays_no_other(
+    hands: Hands, use: Callable[[HeldMemory, int], int]
+) -> None:
     stores = [OutputStore(Policy(), lambda: None, lambda: None) for _ in range(2)]
     pipes = [os.pipe() for _ in stores]
     theirs = os.open(f"/proc/self/fd/{pipes[0][0]}", os.O_RDWR)
@@ -107,7 +115,7 @@ async def test_a_program_whose_pipe_is_held_delays_no_other(hands: Hands, readin
         Source(ours, STDOUT, store, hands) for (ours, _), store in zip(pipes, stores, strict=True)
     ]
     os.write(theirs, b"said\n")
-    with held(theirs, reading=reading) as memory:
+    with held(theirs, use) as memory:
         os.write(pipes[1][1], b"more\n")
         for source in sources:
             source.go_on()
@@ -117,7 +125,7 @@ async def test_a_program_whose_pipe_is_held_delays_no_other(hands: Hands, readin
         assert not flushing.done()
         memory.release()
         await flushing
-    if not reading:
+    if use is HeldMemory.write:
         assert stores[0].total == PAGE + 5
     for source in sources:
         source.close()
@@ -132,7 +140,7 @@ async def test_input_that_a_program_holds_is_written_once(hands: Hands) -> None:
     ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     given = Stdin(ours, hands, terminal=False, ended=ended)
     await given.write(0, b"first\n", False)
-    with held(reading, reading=True) as memory:
+    with held(reading, HeldMemory.read) as memory:
         writing = asyncio.create_task(given.write(6, b"second\n", False))
         await turns(memory)
         writing.cancel()
@@ -151,7 +159,7 @@ async def test_the_end_of_a_program_does_not_wait_for_its_input(hands: Hands) ->
     ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     given = Stdin(ours, hands, terminal=False, ended=ended)
     os.write(ours, b"first\n")
-    with held(reading, reading=True) as memory:
+    with held(reading, HeldMemory.read) as memory:
         writing = asyncio.create_task(given.write(0, b"second\n", True))
         await asyncio.sleep(0.01)
         ended.set_result(None)
@@ -164,6 +172,32 @@ async def test_the_end_of_a_program_does_not_wait_for_its_input(hands: Hands) ->
         assert await asyncio.to_thread(rest.read) in (b"", b"second\n")
 
 
+def one_in(directory: Path) -> Path:
+    (found,) = directory.iterdir()
+    return found
+
+
+async def test_a_shells_directory_that_is_held_is_waited_for_once(tmp_path: Path) -> None:
+    """To make a command's files takes a thread as long as to run it, so as a rule none does."""
+    reaper = installed_reaper()
+    never: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    one = Shell("one", tmp_path, reaper)
+    await one.open(str(tmp_path), {"PATH": os.environ["PATH"]})
+    directory = os.open(one_in(tmp_path), os.O_RDONLY)
+    with held(directory, HeldMemory.list) as memory:
+        threading.Timer(2 * WARY_SECONDS, memory.release).start()
+        assert (await one.run("echo on", 20, never)).output == "on\n"
+        assert memory.released.is_set()
+    os.lseek(directory, 0, os.SEEK_SET)
+    with held(directory, HeldMemory.list) as memory:
+        running = asyncio.create_task(one.run("echo on", 20, never))
+        await turns(memory)
+        memory.release()
+        assert (await running).output == "on\n"
+    os.close(directory)
+    await one.retire()
+
+
 @pytest.mark.parametrize("kind", ["a-program", "a-tools-command", "a-shells-command"])
 def test_a_tool_that_holds_its_output_holds_up_nobody(
     claimed: Sandbox, tools: Tools, tmp_path: Path, kind: str
@@ -171,6 +205,7 @@ def test_a_tool_that_holds_its_output_holds_up_nobody(
     holds = tmp_path / "holds"
     command = f"exec {sys.executable} {held_memory.__file__} {holds}"
     with claimed.worker() as channel:
+        running: object
         jobs, runtime = Jobs(channel), exec_pb2_grpc.RuntimeStub(channel)
         if kind == "a-program":
             running = jobs.start("bash", "-c", command, process_id="held")
@@ -181,6 +216,8 @@ def test_a_tool_that_holds_its_output_holds_up_nobody(
             request = exec_pb2.CallRequest(request_id="held", context_id="held", tool="bash")
             request.input.update({"command": command, "timeout_ms": 1000})
             running = tools.stub.Call(request, timeout=60)
+        # It is ended when nobody has it any more.
+        assert running
         eventually(holds.exists)
         for _ in range(20):
             assert runtime.Info(exec_pb2.InfoRequest(), timeout=5).boot_id
@@ -188,5 +225,4 @@ def test_a_tool_that_holds_its_output_holds_up_nobody(
         if kind == "a-program":
             jobs.signal("held", signal.SIGKILL)
             assert jobs.wait("held").HasField("exit")
-        del running
     assert tools.bash("echo on") == "on"

@@ -152,7 +152,12 @@ async def test_who_sends_descriptors_for_statuses_ends_the_shell(
                 pass
         socket.send_fds(status, [b"x"], [lingering.fileno()])
         os.close(lingering.detach())
-        helper = threading.Timer(10, lambda: (late.set(), server.close()))
+
+        def give_up() -> None:
+            late.set()
+            server.close()
+
+        helper = threading.Timer(10, give_up)
         helper.start()
         result = await running
         helper.cancel()

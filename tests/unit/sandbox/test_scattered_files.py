@@ -16,15 +16,14 @@ import pytest
 
 from cloister_api.exec.v1 import exec_pb2
 from cloister_sandbox import overflow
-from cloister_sandbox.capture import Output, Place
 from cloister_sandbox.errors import InvalidField
-from cloister_sandbox.hands import Hands
 from cloister_sandbox.jobs import Jobs
 from cloister_sandbox.overflow import Overflows
 from cloister_sandbox.paths import Roots
 from cloister_sandbox.services import transfers
 from cloister_sandbox.services.files import FilesService
 from cloister_sandbox.shell import Shell, ShellError
+from cloister_sandbox.shell_files import make_output, remove_output
 from cloister_sandbox.shells import Shells
 from cloister_sandbox.state import Activity, Phase, ServerState
 from cloister_sandbox.threads import aside
@@ -143,12 +142,11 @@ async def test_no_directory_to_open_a_shell_in_is_looked_for_on_the_loop(
     assert threading.main_thread() not in lookers
 
 
-async def test_what_takes_an_outputs_name_is_not_removed(tmp_path: Path) -> None:
-    output = Output(Place(str(tmp_path / "out")), Hands("hands"))
+def test_what_takes_an_outputs_name_is_not_removed(tmp_path: Path) -> None:
+    os.close(make_output(str(tmp_path / "out"), -1))
     (tmp_path / "out").rename(tmp_path / "moved")
     (tmp_path / "out").write_text("a tool's")
-    await output.finish()
-    output.close()
+    remove_output(str(tmp_path / "out"), -1)
     assert (tmp_path / "out").exists()
 
 

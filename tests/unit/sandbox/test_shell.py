@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from cloister_api.exec.v1 import exec_pb2
-from cloister_sandbox.capture import Output, Place
+from cloister_sandbox.capture import Output
 from cloister_sandbox.hands import Hands
+from cloister_sandbox.shell_files import make_output
 from support.sandbox_server import Tools
 
 
@@ -187,21 +188,21 @@ def test_the_server_follows_no_link_that_is_put_in_place_of_the_output(tmp_path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "mkfifo", swapped)
         with pytest.raises(OSError, match="symbolic links"):
-            Output(Place(str(path)), Hands("hands"))
+            make_output(str(path), -1)
 
 
 def test_a_regular_file_in_place_of_the_output_is_refused(tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "mkfifo", lambda name, *_, **__: Path(name).touch())
         with pytest.raises(FileExistsError):
-            Output(Place(str(tmp_path / "out")), Hands("hands"))
+            Output(make_output(str(tmp_path / "out"), -1), Hands("hands"))
 
 
 async def test_what_a_job_prints_without_end_is_not_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each read finds something new, as from a job that is quicker than the server."""
-    output = Output(Place(str(tmp_path / "out")), Hands("hands"))
+    output = Output(make_output(str(tmp_path / "out"), -1), Hands("hands"))
     writer = os.open(tmp_path / "out", os.O_WRONLY | os.O_NONBLOCK)
     os.write(writer, b"said in time")
     read = os.read

@@ -12,13 +12,14 @@ import pytest
 
 from cloister_api.exec.v1 import exec_pb2
 from cloister_sandbox import inlet, stdin
-from cloister_sandbox.capture import Output, Place
+from cloister_sandbox.capture import Output
 from cloister_sandbox.errors import Busy
 from cloister_sandbox.hands import Hands
 from cloister_sandbox.outputs import OutputStore, Policy
 from cloister_sandbox.paths import Roots
 from cloister_sandbox.ripgrep import Search
 from cloister_sandbox.services.files import FilesService
+from cloister_sandbox.shell_files import make_output
 from cloister_sandbox.sources import STDOUT, Source
 from cloister_sandbox.state import Activity, Phase, ServerState
 from cloister_sandbox.stdin import Stdin
@@ -53,7 +54,7 @@ def has_no_reader(printing: int) -> bool:
 
 
 async def test_a_command_has_its_result(tmp_path: Path, full: pytest.MonkeyPatch) -> None:
-    output = Output(Place(str(tmp_path / "out")), Hands("hands"))
+    output = Output(make_output(str(tmp_path / "out"), -1), Hands("hands"))
     printing = os.open(tmp_path / "out", os.O_WRONLY)
     os.write(printing, b"done\n")
     taken(full)
@@ -68,7 +69,7 @@ async def test_a_command_is_read_when_there_is_room_again(
     tmp_path: Path, full: pytest.MonkeyPatch
 ) -> None:
     full.setattr(inlet, "_LOOK_SECONDS", 0.001)
-    output = Output(Place(str(tmp_path / "out")), Hands("hands"))
+    output = Output(make_output(str(tmp_path / "out"), -1), Hands("hands"))
     printing = os.open(tmp_path / "out", os.O_WRONLY)
     os.write(printing, b"more\n")
     with full.context() as patch:
@@ -82,7 +83,7 @@ async def test_a_command_is_read_when_there_is_room_again(
 
 
 async def test_a_command_that_is_to_wait_waits(tmp_path: Path) -> None:
-    output = Output(Place(str(tmp_path / "out")), Hands("hands"))
+    output = Output(make_output(str(tmp_path / "out"), -1), Hands("hands"))
     printing = os.open(tmp_path / "out", os.O_WRONLY)
     output.go_on()
     output.pause()

@@ -59,9 +59,9 @@ class Hands:
         return await future
 
     def timed(self, work: Callable[[], T]) -> T:
-        """What the function returns or raises, at once: for what takes less time than to hand it in.
+        """What the function returns or raises, at once: for what is quicker than to hand it in.
 
-        Nobody does so when this is wary.
+        Not to be used when this is wary.
         """
         began = time.monotonic()
         try:

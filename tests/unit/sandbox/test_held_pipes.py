@@ -198,6 +198,7 @@ async def test_a_shells_directory_that_is_held_is_waited_for_once(tmp_path: Path
     await one.retire()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["a-program", "a-tools-command", "a-shells-command"])
 def test_a_tool_that_holds_its_output_holds_up_nobody(
     claimed: Sandbox, tools: Tools, tmp_path: Path, kind: str

@@ -67,10 +67,14 @@ def timed(work: Callable[[], object]) -> float:
 
 
 def in_turn(
-    ours: grpc.Channel, floor: grpc.Channel, tool: str, count: int, warm_up: int
+    ours: grpc.Channel,
+    floor: grpc.Channel,
+    tool: str,
+    given: Mapping[str, str],
+    count: int,
+    warm_up: int,
 ) -> tuple[list[float], list[float]]:
     """Milliseconds of so many calls to either, one by one in turn."""
-    given = INPUTS[tool]
     stubs = [exec_pb2_grpc.ToolsStub(each) for each in (ours, floor)]
     took: tuple[list[float], list[float]] = ([], [])
     for number in range(-warm_up, count):
@@ -95,8 +99,12 @@ def compared(name: str, ours: Sequence[float], floor: Sequence[float]) -> dict[s
 def small_calls(
     ours: grpc.Channel, floor: grpc.Channel, count: int, warm_up: int
 ) -> dict[str, float]:
-    """The figures of bash `:` and of a read of 4 KiB."""
+    """The figures of bash `:`, of a command that prints, and of a read of 4 KiB."""
     figures = {}
-    for tool, name in (("bash", "bash"), ("read", "read4k")):
-        figures.update(compared(name, *in_turn(ours, floor, tool, count, warm_up)))
+    for name, tool, given in (
+        ("bash", "bash", INPUTS["bash"]),
+        ("bash_print", "bash", {"command": "echo x"}),
+        ("read4k", "read", INPUTS["read"]),
+    ):
+        figures.update(compared(name, *in_turn(ours, floor, tool, given, count, warm_up)))
     return figures

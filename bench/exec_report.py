@@ -28,6 +28,7 @@ def _control(name: str, key: str, target: str = "") -> Row:
 CALLS = [
     Row("bash `:` p50, ms", "bash_p50_ms", "bash_floor_p50_ms", "bash_ratio_p50", "<= 1.5"),
     Row("bash `:` p99, ms", "bash_p99_ms", "bash_floor_p99_ms", "bash_ratio_p99", "<= 2"),
+    _pair("bash `echo x` p50, ms", "bash_print", "p50_ms", "ratio_p50"),
     Row("read 4 KiB p50, ms", "read4k_p50_ms", "read4k_floor_p50_ms", "read4k_ratio_p50", "<= 1.3"),
     Row("read 4 KiB p99, ms", "read4k_p99_ms", "read4k_floor_p99_ms", "read4k_ratio_p99"),
     _pair("program's output, MB/s", "stream", "mb_s", "ratio", ">= 0.8"),

@@ -6,6 +6,7 @@ such a directory. The event loop must not.
 
 import asyncio
 import os
+import select
 import signal
 import sys
 import threading
@@ -19,6 +20,7 @@ from cloister_sandbox import inlet
 from cloister_sandbox.capture import Output
 from cloister_sandbox.hands import WARY_SECONDS, Hands
 from cloister_sandbox.outputs import OutputStore, Policy
+from cloister_sandbox.polling import events_now
 from cloister_sandbox.shell import Shell
 from cloister_sandbox.shell_files import make_output
 from cloister_sandbox.sources import STDOUT, Source
@@ -102,6 +104,24 @@ async def test_what_is_held_is_closed_when_it_is_let_go(tmp_path: Path, hands: H
         memory.release()
     os.close(printing)
     assert await let_go(hands) == before
+
+
+def unread(theirs: int) -> bool:
+    """Whether nobody has our end of a pipe open."""
+    return bool(events_now(theirs) & select.POLLERR)
+
+
+async def test_what_is_let_go_with_it_is_closed_while_it_is_held(hands: Hands) -> None:
+    pipes = [os.pipe() for _ in range(3)]
+    first, *others = pipes
+    with held(first[1]) as memory:
+        for ours, _ in pipes:
+            hands.let_go(ours)
+        async with asyncio.timeout(5):
+            await until(lambda: all(unread(theirs) for _, theirs in others), pause=0.001)
+        assert not memory.released.is_set()
+    for _, theirs in pipes:
+        os.close(theirs)
 
 
 @pytest.mark.parametrize("use", [HeldMemory.write, HeldMemory.read])

@@ -28,6 +28,8 @@ WARY_SECONDS = 0.25
 """After which what was done at once took too long: a few hundred thousandths are usual."""
 LEAVE_SECONDS = 0.02
 """Before what is let go is closed: nobody waits for it, and more may come."""
+_CLOSERS = 16
+"""Threads that go on with what is to be closed, where one was held up."""
 
 
 class Hands:
@@ -86,21 +88,31 @@ class Hands:
         self._orders.put((work, then))
 
     def let_go(self, fd: int) -> None:
-        """Close a descriptor soon, which the kernel may hold up too."""
+        """Close a descriptor soon, which the kernel may hold up too.
+
+        Not for what somebody waits for, such as the end of an input.
+        """
         self._left.append(fd)
         if self._leaving is None:
             loop = asyncio.get_running_loop()
             self._leaving = loop.call_later(LEAVE_SECONDS, self._leave)
 
-    def _leave(self) -> None:
+    def _leave(self, most: int = 1) -> None:
         self._leaving = None
-        self.hand_in(self._close_all)
+        for _ in range(min(len(self._left), most)):
+            self.hand_in(self._close_all)
+        if self._left:
+            # Who closes them may be held up by the first one.
+            loop = asyncio.get_running_loop()
+            self._leaving = loop.call_later(STALLED_SECONDS, self._leave, _CLOSERS)
 
     def _close_all(self) -> None:
         with contextlib.suppress(IndexError):
             while True:
-                # One by one: who is held up keeps the others from nobody else.
-                os.close(self._left.popleft())
+                fd = self._left.popleft()
+                with contextlib.suppress(OSError):
+                    os.close(fd)
+                self._got_on = time.monotonic()
 
     def _help(self, loop: asyncio.AbstractEventLoop) -> None:
         """Start a thread for each piece of work that waits, unless others got on meanwhile."""
@@ -150,7 +162,9 @@ class Hands:
         with contextlib.suppress(queue.Empty):
             return self._orders.get_nowait()
         with self._lock:
-            if self._threads > THREADS:
+            # As many stay as are usual, besides those that are held up. So there is one, too, for
+            # what is handed in at this moment by who counts on this thread.
+            if self._threads - self._busy > THREADS:
                 self._threads -= 1
                 return None
         return self._orders.get()
@@ -158,9 +172,13 @@ class Hands:
     def _deliver(self) -> None:
         # Before the look: what is added from here on is announced again.
         self._announced = False
-        while self._results:
-            then, result = self._results.popleft()
-            then(result)
+        try:
+            while self._results:
+                then, result = self._results.popleft()
+                then(result)
+        finally:
+            if self._results:  # one of them failed, which is told by the loop
+                asyncio.get_running_loop().call_soon(self._deliver)
 
 
 def _settle(future: "asyncio.Future[T]", result: T | Exception) -> None:

@@ -40,6 +40,9 @@ class Stdin:
         async with self._lock:
             if self._under_way is not None:
                 await self._either(self._under_way)
+            if self._ended.done():
+                # Nor may a thread write while another one still does, and closes it then.
+                self.close()
             if self.closed:
                 return
             if offset > self.accepted:
@@ -55,7 +58,8 @@ class Stdin:
             if eof and not self.closed:
                 if self._terminal:
                     # Twice after an unfinished line: the first only hands that line over.
-                    await self._write(END_OF_TRANSMISSION * (1 if self._last == b"\n" else 2))
+                    end_of_input = END_OF_TRANSMISSION * (1 if self._last == b"\n" else 2)
+                    await self._write(end_of_input, counted=False)
                 self.close()
 
     async def finish(self) -> None:
@@ -68,7 +72,7 @@ class Stdin:
         if not self.closed:
             self.closed = True
             if not self._terminal and self._under_way is None:
-                self._hands.let_go(self._fd)
+                self._end_input()
 
     async def _write(self, data: bytes, *, counted: bool = True) -> None:
         """Until the program's end has taken some of it, or it is closed."""
@@ -92,7 +96,7 @@ class Stdin:
             self._under_way = None
             self._wrote(data, True, -1 if isinstance(count, Exception) else count)
             if self.closed:
-                self._hands.let_go(self._fd)
+                self._end_input()
             wake(done)
 
         self._under_way = done
@@ -109,6 +113,10 @@ class Stdin:
             self._last = data[count - 1 : count]
             self.accepted += count if counted else 0
         return count
+
+    def _end_input(self) -> None:
+        """Let the program see its end at once, which it may wait for."""
+        self._hands.hand_in(functools.partial(os.close, self._fd))
 
     async def _either(self, done: "asyncio.Future[None]") -> None:
         """Wait for this, or for the program's end."""

@@ -39,6 +39,8 @@ class Wire:
             """bash's ends; whoever starts it closes them here."""
             # Nobody asks what comes from there.
             self._telling.shutdown(socket.SHUT_RD)
+            # Else what a tool sends out of band is told of for ever, and found by no look.
+            self._hearing.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
             made.pop_all()
 
     def tell(self, text: str) -> bool:

@@ -1,19 +1,24 @@
-"""Starting programs: where they are found, what they inherit, and that one never delays others."""
+"""Threads that start programs: where those are found, what they inherit, and that what is held up
+delays nothing else.
+"""
 
 import asyncio
 import fcntl
 import os
+import queue
 import shutil
 import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cloister_api.turns import turn
 from cloister_sandbox.hands import STALLED_SECONDS, THREADS, Hands
 from cloister_sandbox.spawn import nothing, spawn
+from support.eventually import until
 from support.file_calls import eventually
 
 PATH = "/usr/bin:/bin"
@@ -197,3 +202,54 @@ async def test_every_start_is_answered_however_many_there_are() -> None:
         waiting.cancel()
         assert await starts.run(number(2)) == 2
     eventually(lambda: starts._threads == THREADS)
+
+
+async def test_what_comes_as_a_thread_is_about_to_go_is_done() -> None:
+    """The others are held up, and nothing else comes that would have somebody look."""
+    release, done, seen_empty, came = (threading.Event() for _ in range(4))
+
+    class Orders(queue.SimpleQueue[Any]):
+        def get_nowait(self) -> Any:
+            try:
+                return super().get_nowait()
+            except queue.Empty:
+                if done.is_set():
+                    seen_empty.set()
+                    came.wait(30)
+                raise
+
+    hands = Hands("hands")
+    hands._orders = Orders()
+    stuck = [asyncio.create_task(hands.run(lambda: release.wait(30))) for _ in range(THREADS)]
+    try:
+        async with asyncio.timeout(10):
+            await until(lambda: hands._busy == THREADS and not hands._orders.qsize())
+            await hands.run(done.set)
+            assert await asyncio.to_thread(seen_empty.wait, 10)
+            await until(lambda: hands._look is None, pause=0.001)
+            last = asyncio.create_task(hands.run(lambda: 4))
+            await asyncio.sleep(0)
+            came.set()
+            assert await last == 4
+    finally:
+        came.set()
+        release.set()
+    await asyncio.gather(*stuck)
+
+
+async def test_a_result_that_fails_keeps_no_other_back(caplog: pytest.LogCaptureFixture) -> None:
+    hands = Hands("hands")
+
+    def fail(_: object) -> None:
+        raise LookupError
+
+    def both() -> int:
+        # The second is there before the loop hears of the first.
+        hands._results.extend([(fail, None), (other.append, 1)])
+        return 2
+
+    other: list[object] = []
+    async with asyncio.timeout(10):
+        assert await hands.run(both) == 2
+    assert other == [1]
+    assert "LookupError" in caplog.text

@@ -6,6 +6,7 @@ such a directory. The event loop must not.
 
 import asyncio
 import os
+import select
 import signal
 import sys
 import threading
@@ -19,10 +20,12 @@ from cloister_sandbox import inlet
 from cloister_sandbox.capture import Output
 from cloister_sandbox.hands import WARY_SECONDS, Hands
 from cloister_sandbox.outputs import OutputStore, Policy
+from cloister_sandbox.polling import events_now
 from cloister_sandbox.shell import Shell
 from cloister_sandbox.shell_files import make_output
 from cloister_sandbox.sources import STDOUT, Source
 from cloister_sandbox.stdin import Stdin
+from cloister_sandbox.terminal import open_terminal
 from support import held_memory
 from support.descriptors import descriptors, let_go
 from support.eventually import until
@@ -48,6 +51,13 @@ async def hands() -> Hands:
     made = Hands("hands")
     await made.run(int)
     return made
+
+
+async def turns_of(task: "asyncio.Task[None]") -> None:
+    """The event loop goes round until a task of it has begun, and waits."""
+    for _ in range(TURNS):
+        await asyncio.sleep(0)
+    assert not task.done()
 
 
 async def turns(memory: HeldMemory) -> None:
@@ -102,6 +112,24 @@ async def test_what_is_held_is_closed_when_it_is_let_go(tmp_path: Path, hands: H
         memory.release()
     os.close(printing)
     assert await let_go(hands) == before
+
+
+def unread(theirs: int) -> bool:
+    """Whether nobody has our end of a pipe open."""
+    return bool(events_now(theirs) & select.POLLERR)
+
+
+async def test_what_is_let_go_with_it_is_closed_while_it_is_held(hands: Hands) -> None:
+    pipes = [os.pipe() for _ in range(3)]
+    first, *others = pipes
+    with held(first[1]) as memory:
+        for ours, _ in pipes:
+            hands.let_go(ours)
+        async with asyncio.timeout(5):
+            await until(lambda: all(unread(theirs) for _, theirs in others), pause=0.001)
+        assert not memory.released.is_set()
+    for _, theirs in pipes:
+        os.close(theirs)
 
 
 @pytest.mark.parametrize("use", [HeldMemory.write, HeldMemory.read])
@@ -170,6 +198,48 @@ async def test_the_end_of_a_program_does_not_wait_for_its_input(hands: Hands) ->
     with os.fdopen(reading, "rb") as rest:
         # Its end comes, too.
         assert await asyncio.to_thread(rest.read) in (b"", b"second\n")
+
+
+async def test_input_that_is_held_is_closed_once_when_the_program_ends(
+    hands: Hands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its caller went away, and came again; the number is soon another descriptor's."""
+    reading, ours = os.pipe()
+    os.set_blocking(ours, False)
+    close, closed = os.close, list[int]()
+
+    def note(fd: int) -> None:
+        closed.append(fd)
+        close(fd)
+
+    monkeypatch.setattr(os, "close", note)
+    ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    given = Stdin(ours, hands, terminal=False, ended=ended)
+    await given.write(0, b"first\n", False)
+    with held(reading, HeldMemory.read):
+        writing = asyncio.create_task(given.write(6, b"second\n", False))
+        await until(lambda: given._under_way is not None)
+        writing.cancel()
+        again = asyncio.create_task(given.write(6, b"second\n", True))
+        await turns_of(again)
+        ended.set_result(None)
+        await again
+        await given.finish()
+        assert given.closed
+    await let_go(hands)
+    with os.fdopen(reading, "rb") as rest:
+        assert (await asyncio.to_thread(rest.read)).count(b"second\n") == 1
+    assert closed.count(ours) == 1
+
+
+async def test_the_end_of_a_terminals_input_is_no_byte_of_it(hands: Hands) -> None:
+    ours, theirs = open_terminal(80, 24)
+    ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    given = Stdin(ours, hands, terminal=True, ended=ended)
+    await given.write(0, b"no line", True)
+    assert (given.accepted, given.closed) == (7, True)
+    for fd in (ours, theirs):
+        os.close(fd)
 
 
 def one_in(directory: Path) -> Path:

@@ -133,6 +133,29 @@ def status_of(one: Shell) -> socket.socket:
         os.close(life)
 
 
+async def test_who_sends_out_of_band_keeps_nobody_busy(
+    shell: Callable[[str], Shell], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    never: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    one = shell("one")
+    await one.open(str(tmp_path), {"PATH": os.environ["PATH"]})
+    await one.run("true", 20, never)
+    assert one._wire is not None
+    hear, heard = one._wire.hear, list[bytes | None]()
+
+    def note() -> bytes | None:
+        heard.append(hear())
+        return heard[-1]
+
+    monkeypatch.setattr(one._wire, "hear", note)
+    with status_of(one) as status:
+        running = asyncio.create_task(one.run("sleep 300", 1, never))
+        await until(lambda: one.output is not None)
+        status.send(b"\0", socket.MSG_OOB)
+        assert (await running).shell_lost, "it counts as what it is: no report"
+    assert len(heard) < 10, "the event loop was told of it again and again"
+
+
 async def test_who_sends_descriptors_for_statuses_ends_the_shell(
     shell: Callable[[str], Shell], tmp_path: Path
 ) -> None:

@@ -173,11 +173,12 @@ class Hands:
         # Before the look: what is added from here on is announced again.
         self._announced = False
         try:
-            while self._results:
+            # No more than there are now: what one of them begins may be done before they are.
+            for _ in range(len(self._results)):
                 then, result = self._results.popleft()
                 then(result)
         finally:
-            if self._results:  # one of them failed, which is told by the loop
+            if self._results:  # those, or one of them failed, which is told by the loop
                 asyncio.get_running_loop().call_soon(self._deliver)
 
 

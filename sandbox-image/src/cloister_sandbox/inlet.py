@@ -34,7 +34,7 @@ class Inlet:
     """One of them, which this closes. Used on the event loop; a thread at a time has it, too."""
 
     def __init__(self, fd: int, hands: Hands, *, terminal: bool = False) -> None:
-        os.set_blocking(fd, False)
+        """`fd` does not block."""
         self._fd = fd
         self._hands = hands
         self._terminal = terminal
@@ -155,6 +155,7 @@ class Inlet:
             if ended:
                 self.over()
             elif self._wanted and not self._flushing:
+                # Not read again at once, though there may be more: more of it is quicker.
                 self.go_on()
         if self._told is not None:
             wake(self._told)

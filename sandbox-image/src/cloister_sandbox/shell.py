@@ -143,7 +143,7 @@ class Shell:
         self._mark = f"{self._name}-{secrets.token_hex(4)}"
         try:
             hands = self._reaper.hands
-            files = functools.partial(ShellFiles, self._state_dir, self._mark, hands)
+            files = functools.partial(ShellFiles, self._state_dir, hands)
             self._files = await hands.run(files) if hands.wary else hands.timed(files)
             self._pid, self._exit = await self._reaper.start(
                 ["/bin/bash", "--noprofile", "--norc"],

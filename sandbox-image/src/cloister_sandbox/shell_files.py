@@ -29,10 +29,11 @@ _INLINE = 65_536
 class ShellFiles:
     """Those of one bash, until they are cleared."""
 
-    def __init__(self, state_dir: Path, mark: str, hands: Hands) -> None:
+    def __init__(self, state_dir: Path, hands: Hands) -> None:
         """Make them; raises OSError."""
         state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.directory = state_dir.resolve() / f"{mark}-{secrets.token_hex(4)}"
+        # Short: bash reads its name with every command, a system call for each character.
+        self.directory = state_dir.resolve() / secrets.token_hex(8)
         self.directory.mkdir(mode=0o700)
         command, out, self._run = (str(self.directory / each) for each in _NAMES)
         self.source = source(self._run)
@@ -131,14 +132,11 @@ def _replace(name: str, data: bytes, directory: int) -> None:
 
     Raises OSError, also where a tool has put a FIFO there, which nothing may wait for.
     """
-    flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     fd = os.open(name, flags, 0o600, dir_fd=directory)
     try:
-        info = os.fstat(fd)
-        if not stat.S_ISREG(info.st_mode):
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name)
-        if info.st_size:
-            os.ftruncate(fd, 0)
         while data:
             data = data[os.write(fd, data) :]
     finally:

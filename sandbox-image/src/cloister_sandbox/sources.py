@@ -1,6 +1,7 @@
 """Reading what a program prints, from a pipe or a terminal, into its output store."""
 
 import asyncio
+import os
 
 from .hands import Hands
 from .inlet import Inlet
@@ -22,6 +23,7 @@ class Source(Inlet):
 
         Closed before, it would be something else's when they use it.
         """
+        os.set_blocking(fd, False)
         super().__init__(fd, hands, terminal=terminal)
         self._stream = stream
         self._store: OutputStore | None = store

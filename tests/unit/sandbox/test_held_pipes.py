@@ -16,11 +16,12 @@ from pathlib import Path
 import pytest
 
 from cloister_api.exec.v1 import exec_pb2, exec_pb2_grpc
-from cloister_sandbox import inlet
+from cloister_sandbox import inlet, terminal
 from cloister_sandbox.capture import Output
 from cloister_sandbox.hands import WARY_SECONDS, Hands
 from cloister_sandbox.outputs import OutputStore, Policy
 from cloister_sandbox.polling import events_now
+from cloister_sandbox.programs import Order, Program
 from cloister_sandbox.shell import Shell
 from cloister_sandbox.shell_files import make_output
 from cloister_sandbox.sources import STDOUT, Source
@@ -240,6 +241,38 @@ async def test_the_end_of_a_terminals_input_is_no_byte_of_it(hands: Hands) -> No
     assert (given.accepted, given.closed) == (7, True)
     for fd in (ours, theirs):
         os.close(fd)
+
+
+async def test_a_terminal_whose_size_is_held_is_resized_later(tmp_path: Path) -> None:
+    order = Order(("true",), str(tmp_path), {}, Policy(), (80, 24))
+    program = Program("p", b"", order, installed_reaper())
+    program.leader = os.getpid()
+    ours, theirs = open_terminal(80, 24)
+    program._terminal = ours
+    with held(theirs, HeldMemory.size) as memory:
+        resizing = asyncio.create_task(program.resize(90, 30))
+        await turns(memory)
+        memory.release()
+        await resizing
+    assert os.get_terminal_size(theirs) == (90, 30)
+    for fd in (ours, theirs):
+        os.close(fd)
+
+
+async def test_a_launcher_whose_word_is_held_is_waited_for_no_longer(
+    hands: Hands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(terminal, "FLUSH_SECONDS", 0.05)
+    before = descriptors()
+    ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    answer, report = os.pipe()
+    os.set_blocking(answer, False)
+    os.write(report, b"2")
+    with held(report) as memory:
+        assert await terminal.launched(answer, ended, hands) == b"?"
+        assert not memory.released.is_set()
+    os.close(report)
+    assert await let_go(hands) == before
 
 
 def one_in(directory: Path) -> Path:

@@ -191,6 +191,7 @@ class Program(Job):
                 stdin=stdin,
                 stdout=stdout,
                 stderr=stderr,
+                theirs=theirs.pop_all(),
             )
         return self._ended
 
@@ -217,6 +218,7 @@ class Program(Job):
                 stdout=tty,
                 stderr=tty,
                 pass_fds=[spec, report],
+                theirs=theirs.pop_all(),
             )
         return self._ended
 

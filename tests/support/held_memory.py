@@ -12,6 +12,7 @@ import mmap
 import os
 import struct
 import sys
+import termios
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -56,6 +57,11 @@ class HeldMemory:
     def read(self, fd: int) -> int:
         """Read into the page; waits for it."""
         return int(_libc.read(fd, ctypes.c_void_p(self.address), ctypes.c_size_t(PAGE)))
+
+    def size(self, fd: int) -> int:
+        """Have the size of a terminal put into the page; waits for it."""
+        number, page = ctypes.c_ulong(termios.TIOCGWINSZ), ctypes.c_void_p(self.address)
+        return int(_libc.ioctl(fd, number, page))
 
     def list(self, fd: int) -> int:
         """List a directory into the page; waits for it."""

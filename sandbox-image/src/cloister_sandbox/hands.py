@@ -18,7 +18,9 @@ from collections.abc import Callable
 from typing import Any, TypeAlias, TypeVar
 
 T = TypeVar("T")
-_Order: TypeAlias = tuple[Callable[[], Any], Callable[[Any], None] | None]
+_Order: TypeAlias = tuple[
+    Callable[[], Any], Callable[[Any], None] | None, Callable[[], object] | None
+]
 THREADS = 2
 MOST = 1024
 """Threads; more than there can be programs and shells that start, or pipes of them."""
@@ -54,10 +56,10 @@ class Hands:
         self.wary = False
         """Whether something was held up that the event loop did itself."""
 
-    async def run(self, work: Callable[[], T]) -> T:
+    async def run(self, work: Callable[[], T], after: Callable[[], object] | None = None) -> T:
         """What the function returns or raises, from a thread; see `hand_in`."""
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self.hand_in(work, functools.partial(_settle, future))
+        self.hand_in(work, functools.partial(_settle, future), after)
         return await future
 
     def timed(self, work: Callable[[], T]) -> T:
@@ -72,20 +74,29 @@ class Hands:
             self.wary = self.wary or time.monotonic() - began > WARY_SECONDS
 
     def hand_in(
-        self, work: Callable[[], T], then: Callable[[T | Exception], None] | None = None
+        self,
+        work: Callable[[], T],
+        then: Callable[[T | Exception], None] | None = None,
+        after: Callable[[], object] | None = None,
     ) -> None:
         """Run a function in a thread; `then` is called on the event loop, with its result.
 
-        Raises RuntimeError where not even the first thread can be started.
+        `after` is called by the thread in any case, and keeps the result from nobody. Raises
+        RuntimeError where not even the first thread can be started.
         """
         loop = asyncio.get_running_loop()
         if self._threads < min(self._busy + 1, THREADS):
-            self._add_thread(loop)
+            try:
+                self._add_thread(loop)
+            except RuntimeError:
+                if after is not None:
+                    after()
+                raise
         elif self._look is None and self._busy >= self._threads:
             self._look = loop.call_later(STALLED_SECONDS, self._help, loop)
         with self._lock:
             self._busy += 1
-        self._orders.put((work, then))
+        self._orders.put((work, then, after))
 
     def let_go(self, fd: int) -> None:
         """Close a descriptor soon, which the kernel may hold up too.
@@ -141,21 +152,29 @@ class Hands:
 
     def _work(self, loop: asyncio.AbstractEventLoop) -> None:
         while (order := self._next()) is not None:
-            work, then = order
+            work, then, after = order
             self._got_on = time.monotonic()
             try:
                 result = work()
             except Exception as error:
                 result = error
             self._got_on = time.monotonic()
-            with self._lock:
-                self._busy -= 1
+            if after is None:
+                self._done()
             if then is not None:
                 self._results.append((then, result))
             if self._results and not self._announced:
                 self._announced = True
                 with contextlib.suppress(RuntimeError):  # the loop is closed
                     loop.call_soon_threadsafe(self._deliver)
+            if after is not None:
+                with contextlib.suppress(OSError):
+                    after()
+                self._done()
+
+    def _done(self) -> None:
+        with self._lock:
+            self._busy -= 1
 
     def _next(self) -> _Order | None:
         """What a thread does next; None for one that is no longer needed."""

@@ -6,6 +6,7 @@ waits.
 """
 
 import asyncio
+import contextlib
 import functools
 import os
 import signal
@@ -62,13 +63,17 @@ class Reaper:
         env: Mapping[str, str],
         stdin: int,
         pass_fds: Sequence[int],
+        theirs: contextlib.ExitStack | None = None,
     ) -> "tuple[int, asyncio.Future[int]]":
         """Start a program as the leader of a session of its own.
 
         Returns its pid and a future of its exit code, where a negative one is the signal that
-        ended it. Raises OSError when it cannot be started.
+        ended it. Raises OSError when it cannot be started. `theirs` is closed by a thread when the
+        program has its descriptors, or cannot have them: the last who closes a pipe may be held up.
         """
-        pid, ended = await self.launch(argv, cwd=cwd, env=env, stdin=stdin, pass_fds=pass_fds)
+        pid, ended = await self.launch(
+            argv, cwd=cwd, env=env, stdin=stdin, pass_fds=pass_fds, theirs=theirs
+        )
         code: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         ended.add_done_callback(lambda done: code.set_result(done.result().code))
         return pid, code
@@ -83,6 +88,7 @@ class Reaper:
         stdout: int | None = None,
         stderr: int | None = None,
         pass_fds: Sequence[int] = (),
+        theirs: contextlib.ExitStack | None = None,
     ) -> "tuple[int, asyncio.Future[Ended]]":
         """As `start`, for who wants the output and more than the exit code."""
         self._starting += 1
@@ -92,7 +98,8 @@ class Reaper:
                 nothing() if stdout is None else stdout,
                 nothing() if stderr is None else stderr,
             )
-            pid = await self.hands.run(functools.partial(_begin, argv, cwd, env, streams, pass_fds))
+            begin = functools.partial(_begin, argv, cwd, env, streams, pass_fds)
+            pid = await self.hands.run(begin, theirs.close if theirs is not None else None)
             future: asyncio.Future[Ended] = asyncio.get_running_loop().create_future()
             over = self._unclaimed.pop(pid, None)
             if _is_child(pid):

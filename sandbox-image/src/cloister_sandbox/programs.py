@@ -13,7 +13,6 @@ import signal
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from cloister_api.turns import turn
 
@@ -24,20 +23,16 @@ from .jobs import Ending, Failure, Job, Jobs, Reason, oom_kills, reason_of
 from .kin import MARK, NOBODY, forget_tree, in_thread, members, signal_all
 from .leftovers import KEPT
 from .outputs import Policy
-from .polling import readable_now
 from .processes import Ended, Reaper
 from .sources import STDERR, STDOUT, TERMINAL, Source
 from .spawn import nothing
 from .state import Activity
 from .stdin import Stdin
 from .survivors import Survivors
-from .wakes import wake
 
 STARTING = 16
 """Programs that are being started at once: each needs descriptors that it gives back. Who is held
 up by the kernel does not count."""
-LAUNCH_SECONDS = 30.0
-"""In which a program must have got its terminal: tools can stop who gives it."""
 QUICK_SECONDS = 0.005
 """After which a program's output is read while it runs."""
 LAST_WORDS = 0.05
@@ -151,13 +146,13 @@ class Program(Job):
         """What it was started with can be large, and is not needed while its output is kept."""
         self._order = dataclasses.replace(self._order, argv=self.argv, env={}, labels={})
 
-    def resize(self, columns: int, rows: int) -> None:
+    async def resize(self, columns: int, rows: int) -> None:
         """Change the size of its terminal; raises WrongState when it has none, or ended."""
         self.require_running()
         if self._order.size is None:
             raise WrongState("NO_TERMINAL", "it was started without a terminal", id=self.id)
         with contextlib.suppress(OSError):
-            terminal.resize(self._terminal, columns, rows)
+            await terminal.resize_held(self._terminal, columns, rows, self._reaper.hands)
 
     async def _start(self) -> "asyncio.Future[Ended]":
         if "\0" in self._order.cwd:
@@ -196,6 +191,7 @@ class Program(Job):
                 stdin=stdin,
                 stdout=stdout,
                 stderr=stderr,
+                theirs=theirs.pop_all(),
             )
         return self._ended
 
@@ -222,6 +218,7 @@ class Program(Job):
                 stdout=tty,
                 stderr=tty,
                 pass_fds=[spec, report],
+                theirs=theirs.pop_all(),
             )
         return self._ended
 
@@ -230,18 +227,9 @@ class Program(Job):
 
         Not while others wait to be started: it is a process like theirs, which they can stop.
         """
-        # Its end of the pipe closes when the program starts. Tools can open it, too, write there,
-        # or take what is in it.
         answer, self._answer = self._answer, -1
-        hands = self._reaper.hands
-        try:
-            told = await _readable(answer, ended, LAUNCH_SECONDS)
-            number = await hands.run(functools.partial(os.read, answer, 16)) if told else b""
-        except BlockingIOError:
-            number = b"?"
-        finally:
-            hands.let_go(answer)
-        if told and not number:
+        number = await terminal.launched(answer, ended, self._reaper.hands)
+        if number == b"":
             return
         if not ended.done():
             await self.kill()
@@ -373,20 +361,6 @@ class Programs:
             program.close()
         if program.left_processes:
             self._survivors.add(program.mark)
-
-
-async def _readable(fd: int, ended: "asyncio.Future[Ended]", seconds: float) -> bool:
-    """Wait for something to read, or its end; False when the program ends before, or time does."""
-    loop = asyncio.get_running_loop()
-    ready: asyncio.Future[None] = loop.create_future()
-    loop.add_reader(fd, wake, ready)
-    try:
-        both: list[asyncio.Future[Any]] = [ready, ended]
-        await asyncio.wait(both, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        loop.remove_reader(fd)
-    # Both may have come: what ended closed its end before.
-    return readable_now(fd)
 
 
 def beyond_own_peak(size: int) -> bool:

@@ -7,6 +7,7 @@ a command prints can be mistaken for its status.
 """
 
 import asyncio
+import contextlib
 import functools
 import secrets
 import time
@@ -141,7 +142,9 @@ class Shell:
         status = wire.status.fileno()
         # One of its own: what is left of the bash before may be ended later.
         self._mark = f"{self._name}-{secrets.token_hex(4)}"
-        try:
+        with contextlib.ExitStack() as theirs:
+            for each in (wire.stdin, wire.status):
+                theirs.enter_context(each)
             hands = self._reaper.hands
             files = functools.partial(ShellFiles, self._state_dir, hands)
             self._files = await hands.run(files) if hands.wary else hands.timed(files)
@@ -151,10 +154,8 @@ class Shell:
                 env={**env, "TERM": "dumb", MARK: self._mark},
                 stdin=wire.stdin.fileno(),
                 pass_fds=[status],
+                theirs=theirs.pop_all(),
             )
-        finally:
-            wire.stdin.close()
-            wire.status.close()
         if self.retired:
             # Meanwhile: whoever closed the context found nothing to end.
             raise ShellError("this context was closed")

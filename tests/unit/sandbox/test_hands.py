@@ -171,12 +171,14 @@ async def test_threads_that_cannot_be_started_are_not_counted_on(
     def refuse(_: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
+    left: list[int] = []
     async with asyncio.timeout(30):
         with monkeypatch.context() as full:
             full.setattr(threading.Thread, "start", refuse)
             for _ in range(2 * THREADS):
                 with pytest.raises(RuntimeError):
-                    await starts.run(lambda: 1)
+                    await starts.run(lambda: 1, lambda: left.append(1))
+        assert len(left) == 2 * THREADS, "what it had is closed all the same"
         assert await starts.run(lambda: 2) == 2
         with monkeypatch.context() as full:
             full.setattr(threading.Thread, "start", refuse)

@@ -5,25 +5,30 @@ such a directory. The event loop must not.
 """
 
 import asyncio
+import contextlib
 import os
 import select
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cloister_api.exec.v1 import exec_pb2, exec_pb2_grpc
-from cloister_sandbox import inlet
+from cloister_sandbox import inlet, processes, terminal
 from cloister_sandbox.capture import Output
 from cloister_sandbox.hands import WARY_SECONDS, Hands
 from cloister_sandbox.outputs import OutputStore, Policy
 from cloister_sandbox.polling import events_now
+from cloister_sandbox.programs import Order, Program, Programs
 from cloister_sandbox.shell import Shell
 from cloister_sandbox.shell_files import make_output
 from cloister_sandbox.sources import STDOUT, Source
+from cloister_sandbox.spawn import spawn
+from cloister_sandbox.state import Activity
 from cloister_sandbox.stdin import Stdin
 from cloister_sandbox.terminal import open_terminal
 from support import held_memory
@@ -240,6 +245,77 @@ async def test_the_end_of_a_terminals_input_is_no_byte_of_it(hands: Hands) -> No
     assert (given.accepted, given.closed) == (7, True)
     for fd in (ours, theirs):
         os.close(fd)
+
+
+async def test_a_program_that_holds_its_output_at_once_delays_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It opens its pipe once more, and ends: the server is the last who has it as it was given."""
+    memory, gone = HeldMemory(), list[threading.Thread]()
+
+    def spawned(
+        argv: Sequence[str],
+        cwd: str,
+        env: Mapping[str, str],
+        streams: tuple[int, int, int],
+        *_: Any,
+    ) -> int:
+        pid = spawn(argv, cwd, env, streams)
+        with contextlib.suppress(ChildProcessError):  # its end was taken up
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        again = os.open(f"/proc/self/fd/{streams[1]}", os.O_WRONLY)
+
+        def write() -> None:
+            memory.write(again)
+            os.close(again)
+
+        gone.append(threading.Thread(target=write))
+        gone[0].start()
+        memory.await_fault()
+        return pid
+
+    monkeypatch.setattr(processes, "spawn", spawned)
+    programs = Programs(installed_reaper(), Activity())
+    env = {"PATH": os.environ["PATH"]}
+    job, _ = programs.start("p", b"", Order(("true",), str(tmp_path), env, Policy()))
+    await job.begun
+    await turns(memory)
+    memory.release()
+    await job.done
+    gone[0].join()
+    await programs.close()
+
+
+async def test_a_terminal_whose_size_is_held_is_resized_later(tmp_path: Path) -> None:
+    order = Order(("true",), str(tmp_path), {}, Policy(), (80, 24))
+    program = Program("p", b"", order, installed_reaper())
+    program.leader = os.getpid()
+    ours, theirs = open_terminal(80, 24)
+    program._terminal = ours
+    with held(theirs, HeldMemory.size) as memory:
+        resizing = asyncio.create_task(program.resize(90, 30))
+        await turns(memory)
+        memory.release()
+        await resizing
+    assert os.get_terminal_size(theirs) == (90, 30)
+    for fd in (ours, theirs):
+        os.close(fd)
+
+
+async def test_a_launcher_whose_word_is_held_is_waited_for_no_longer(
+    hands: Hands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(terminal, "FLUSH_SECONDS", 0.05)
+    before = descriptors()
+    ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    answer, report = os.pipe()
+    os.set_blocking(answer, False)
+    os.write(report, b"2")
+    with held(report) as memory:
+        assert await terminal.launched(answer, ended, hands) == b"?"
+        assert not memory.released.is_set()
+    os.close(report)
+    assert await let_go(hands) == before
 
 
 def one_in(directory: Path) -> Path:

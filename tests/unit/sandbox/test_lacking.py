@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from cloister_sandbox import ripgrep, shell_files
+from cloister_sandbox import processes, ripgrep, shell_files
 from cloister_sandbox.kin import children
 from cloister_sandbox.processes import Reaper
 from cloister_sandbox.shell import Shell, ShellError
@@ -88,10 +88,10 @@ async def test_a_shell_that_cannot_be_started_leaves_nothing(
     reaper = Reaper()
     shell = Shell("one", tmp_path, reaper)
 
-    async def lack(*_: object, **__: object) -> None:
+    def lack(*_: object) -> None:
         raise lacking
 
-    monkeypatch.setattr(reaper, "start", lack)
+    monkeypatch.setattr(processes, "_begin", lack)
     descriptors = set()
     for _ in range(3):
         with pytest.raises(ShellError, match=f"bash cannot be started in /: {told}"):

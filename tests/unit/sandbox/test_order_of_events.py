@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from cloister_api.exec.v1 import exec_pb2
-from cloister_sandbox import guard, server, uploads
+from cloister_sandbox import guard, processes, server, uploads
 from cloister_sandbox.config import Config
 from cloister_sandbox.contexts import Contexts
 from cloister_sandbox.errors import CallError, Unavailable
@@ -370,10 +370,10 @@ async def test_a_program_that_gets_no_terminal_leaves_no_descriptor(
     programs = Programs(reaper, Activity())
     order = Order(("true",), str(tmp_path), {"PATH": os.environ["PATH"]}, Policy(), size=(80, 24))
 
-    async def full(*_: object, **__: object) -> None:
+    def full(*_: object) -> None:
         raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
-    monkeypatch.setattr(reaper, "launch", full)
+    monkeypatch.setattr(processes, "_begin", full)
 
     async def fails(job_id: str) -> None:
         job, _ = programs.start(job_id, b"", order)

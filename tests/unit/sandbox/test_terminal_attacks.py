@@ -62,7 +62,7 @@ async def test_a_launcher_that_a_tool_stops_keeps_nobody_waiting(
 ) -> None:
     """Between a program with a terminal and its start is a process that tools can stop."""
     monkeypatch.setattr(programs, "STARTING", 1)
-    monkeypatch.setattr(programs, "LAUNCH_SECONDS", 1.0)
+    monkeypatch.setattr(terminal, "LAUNCH_SECONDS", 1.0)
     monkeypatch.setattr(terminal, "_LAUNCHER", STOPS)
     reaper = installed_reaper()
     started = programs.Programs(reaper, Activity())
@@ -97,7 +97,7 @@ async def test_who_takes_a_launchers_word_stops_no_server(
         return True
 
     monkeypatch.setattr(terminal, "_LAUNCHER", STOPS)
-    monkeypatch.setattr(programs, "_readable", taken)
+    monkeypatch.setattr(terminal, "_readable", taken)
     await fails_to_start_on_a_terminal(tmp_path)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cloister_api.exec.v1 import exec_pb2
-from cloister_sandbox import inlet, stdin
+from cloister_sandbox import inlet, stdin, terminal
 from cloister_sandbox.capture import Output
 from cloister_sandbox.errors import Busy
 from cloister_sandbox.hands import Hands
@@ -145,6 +145,18 @@ async def test_a_program_that_reads_slowly_has_its_input(full: pytest.MonkeyPatc
     await writing
     assert (given.accepted, given.closed) == (200_000, True)
     os.close(reading)
+
+
+async def test_a_program_has_its_terminal(full: pytest.MonkeyPatch) -> None:
+    full.setattr(terminal, "_LOOK_SECONDS", 0.001)
+    answer, report = os.pipe()
+    ended = asyncio.get_running_loop().create_future()
+    taken(full)
+    waiting = asyncio.create_task(terminal.launched(answer, ended, Hands("hands")))
+    for _ in range(3):
+        await asyncio.sleep(0)
+    os.close(report)
+    assert await waiting == b""
 
 
 class Caller:

@@ -122,7 +122,7 @@ class ProcessesService(exec_pb2_grpc.ProcessesServicer):
         await _begun(job)
         if not isinstance(job, Program):
             raise WrongState("NO_TERMINAL", "it was started without a terminal", id=job.id)
-        job.resize(columns, rows)
+        await job.resize(columns, rows)
         return exec_pb2.ResizeResponse()
 
     @unary

@@ -23,7 +23,7 @@ from .wakes import wake, woken
 FLUSH_SECONDS = 2.0
 """For so long what a program printed before its end is waited for, when somebody holds the pipe."""
 _LOOK_SECONDS = 0.1
-"""How often it is tried again to watch what could not be watched."""
+"""How often it is looked for something in what could not be watched."""
 _AT_ONCE = 4 * 1024 * 1024
 """Bytes; more than a pipe takes."""
 _PIPE = 65_536
@@ -42,6 +42,7 @@ class Inlet:
         self._wanted = self._watched = self._busy = self._flushing = self._wide = False
         self._told: asyncio.Future[None] | None = None
         """Wakes who waits for the thread that reads."""
+        self._looking: asyncio.TimerHandle | None = None
 
     @property
     def held(self) -> bool:
@@ -63,28 +64,17 @@ class Inlet:
             self._watched = True
 
     def go_on(self) -> None:
-        """The same; where a tool has taken all that this user may watch, some time later."""
+        """The same; where a tool has taken all that this user may watch, every now and then."""
         try:
             self.resume()
         except OSError:
-            self._loop.call_later(_LOOK_SECONDS, self._try_again)
+            if self._looking is None:
+                self._looking = self._loop.call_later(_LOOK_SECONDS, self._try_again)
 
     def pause(self) -> None:
         """Let who prints wait."""
         self._wanted = False
         self._unwatch()
-
-    def take(self) -> None:
-        """Begin to take what is in the pipe by now."""
-        if self.held and not self._busy:
-            events = events_now(self._fd)
-            if events == select.POLLHUP and not self._terminal:
-                self._hands.let_go(self._fd)
-                self._fd = -1
-                self.over()
-            elif events:
-                self._unwatch()
-                self._begin(all_of_it=True)
 
     async def flush(self) -> None:
         """Take what is in the pipe by now, and go on.
@@ -93,13 +83,15 @@ class Inlet:
         """
         self._unwatch()
         self._flushing = True
-        if self._busy:
-            await self._thread()
-        self.take()
-        if self._busy:
-            await self._thread()
-        self._flushing = False
-        self.go_on()
+        try:
+            if self._busy:
+                await self._thread()
+            self._take_all()
+            if self._busy:
+                await self._thread()
+        finally:
+            self._flushing = False
+            self.go_on()
 
     def drain(self) -> None:
         """From now on nobody wants what comes, but who prints must not wait for ever."""
@@ -127,8 +119,22 @@ class Inlet:
             self._loop.remove_reader(self._fd)
 
     def _try_again(self) -> None:
+        self._looking = None
         if self._wanted:
             self.go_on()
+            if self._looking is not None:  # in vain
+                self._take_all()
+
+    def _take_all(self) -> None:
+        """Begin to take what is in the pipe by now."""
+        if self.held and not self._busy:
+            events = events_now(self._fd)
+            if events == select.POLLHUP and not self._terminal:
+                self._hands.let_go(self._fd)
+                self._fd = -1
+                self.over()
+            elif events:
+                self._begin(all_of_it=True)
 
     def _begin(self, *, all_of_it: bool = False) -> None:
         self._busy = True
@@ -163,8 +169,10 @@ class Inlet:
     async def _thread(self) -> None:
         """Wait for the thread that reads."""
         self._told = self._loop.create_future()
-        await woken(self._told, FLUSH_SECONDS)
-        self._told = None
+        try:
+            await woken(self._told, FLUSH_SECONDS)
+        finally:
+            self._told = None
 
 
 def _take(fd: int, terminal: bool, wide: bool, all_of_it: bool) -> tuple[list[bytes], bool]:

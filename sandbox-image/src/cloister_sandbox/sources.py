@@ -67,4 +67,5 @@ class Source(Inlet):
     def _look_again(self) -> None:
         if self._fd >= 0 and self._left:
             self._left = False
-            self._try_again()
+            if self._wanted:
+                self.go_on()

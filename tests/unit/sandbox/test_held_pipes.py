@@ -105,6 +105,21 @@ async def test_a_result_does_not_wait_for_ever_for_a_pipe_that_is_held(
     await until(lambda: not output.held)
 
 
+async def test_what_is_held_is_read_on_though_nobody_waits_any_more(
+    tmp_path: Path, hands: Hands
+) -> None:
+    output = Output(make_output(str(tmp_path / "out"), -1), hands)
+    printing = os.open(tmp_path / "out", os.O_WRONLY)
+    os.write(printing, b"said\n")
+    with held(printing):
+        flushing = asyncio.create_task(output.flush())
+        await turns_of(flushing)
+        flushing.cancel()
+        await asyncio.wait([flushing])
+    os.close(printing)
+    await until(lambda: not output.held, pause=0.001)
+
+
 async def test_what_is_held_is_closed_when_it_is_let_go(tmp_path: Path, hands: Hands) -> None:
     before = descriptors()
     output = Output(make_output(str(tmp_path / "out"), -1), hands)

@@ -131,6 +131,28 @@ async def test_a_program_that_waited_goes_on_when_there_is_room_again(
     os.close(printing)
 
 
+async def test_a_program_that_prints_much_does_not_wait_for_room(
+    full: pytest.MonkeyPatch,
+) -> None:
+    full.setattr(inlet, "_LOOK_SECONDS", 0.001)
+    ours, printing = os.pipe()
+    kept = store()
+    source = Source(ours, STDOUT, kept, Hands("hands"))
+    taken(full)
+    source.go_on()
+
+    def write() -> None:
+        with os.fdopen(printing, "wb") as file:
+            file.write(b"x" * 300_000)
+
+    try:
+        async with asyncio.timeout(10):
+            await asyncio.to_thread(write)
+            await until(lambda: kept.total == 300_000, pause=0.001)
+    finally:
+        source.close()
+
+
 async def test_a_program_that_reads_slowly_has_its_input(full: pytest.MonkeyPatch) -> None:
     full.setattr(stdin, "_LOOK_SECONDS", 0.001)
     reading, ours = os.pipe()

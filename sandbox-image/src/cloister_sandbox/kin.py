@@ -259,19 +259,18 @@ def children(pid: int) -> list[int]:
 
 async def background(leader: int, mark: str) -> list[int]:
     """The processes of a tree beside its leader."""
-    found = _listed(leader, mark)
-    if len(found) < _MANY or not CHILDREN_ARE_LISTED:
+    found = _listed(leader, mark) if CHILDREN_ARE_LISTED else []
+    if CHILDREN_ARE_LISTED and len(found) < _MANY:
         return found
-    # Not on the event loop: every command looks, and the others' calls go on.
+    # Not on the event loop: every command looks, and the others' calls go on. And a process may
+    # keep its variables, by which it is found, from being read.
     with contextlib.suppress(OSError):  # no descriptor is left for the whole table
         found = await in_thread(functools.partial(members, leader, mark))
     return [pid for pid in found if pid != leader]
 
 
 def _listed(leader: int, mark: str) -> list[int]:
-    """The same, as quickly as can be: about _MANY at most where the kernel tells of children."""
-    if not CHILDREN_ARE_LISTED:
-        return [pid for pid in members(leader, mark) if pid != leader]
+    """The same, as quickly as can be, and about _MANY at most, where the kernel lists children."""
     number = _marks.number(mark)
     pending = children(leader)
     if number:

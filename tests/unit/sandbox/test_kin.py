@@ -180,3 +180,20 @@ def test_an_end_that_a_tracer_keeps_to_itself_is_not_waited_for(
     over: set[int] = set()
     assert kin._strike(kin.NOBODY, ("tree",), 7, None, over) == [4000]
     assert kin._strike(kin.NOBODY, ("tree",), 7, None, over) == []
+
+
+async def test_where_no_children_are_listed_the_event_loop_reads_nobodys_variables(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A process may keep them from being read, for as long as it likes."""
+    readers: list[threading.Thread] = []
+
+    def members(*_: object) -> list[int]:
+        readers.append(threading.current_thread())
+        return [50, 51]
+
+    monkeypatch.setattr(kin, "CHILDREN_ARE_LISTED", False)
+    monkeypatch.setattr(kin, "members", members)
+    assert await kin.background(50, "it") == [51]
+    assert readers
+    assert threading.main_thread() not in readers

@@ -79,7 +79,7 @@ class Inlet:
     async def flush(self) -> None:
         """Take what is in the pipe by now, and go on.
 
-        Twice FLUSH_SECONDS at most: who keeps the pipe locked keeps it from the result, and no more.
+        Twice FLUSH_SECONDS at most: who keeps the pipe locked keeps it from the result alone.
         """
         self._unwatch()
         self._flushing = True

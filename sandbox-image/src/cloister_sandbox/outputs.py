@@ -17,6 +17,9 @@ CHUNK = 262_144
 """Bytes that a reader gets at once at most; with TLS, larger messages cost less per byte."""
 LIVE = 786_432
 """While a program runs, so much of the end is kept at least: readers take from there."""
+BEYOND = 4 * CHUNK
+"""Bytes that still come when a program is to wait: of what was read last, of what is being read of
+the other stream, and, at the end, what the pipes of both hold."""
 MERGED = 65_536
 """Bytes up to which pieces grow together; more are not worth the copy."""
 MAX_PIECES = 2048
@@ -150,9 +153,8 @@ class OutputStore:
         if data:
             self._tail_bytes += len(data)
             _append(self._tail, Piece(start, stream, data))
-            # A read goes beyond what readers may be behind, and at the end so does what the pipes
-            # of both streams hold: a program that waits for its readers loses nothing of it.
-            self._evict(max(self._policy.tail, LIVE) + 3 * CHUNK)
+            # A program that waits for its readers loses nothing of what still comes then.
+            self._evict(max(self._policy.tail, LIVE) + BEYOND)
         self.wake()
         if not self._paused and self._must_pause(LIVE):
             self._paused = True
@@ -228,7 +230,7 @@ class OutputStore:
             else:
                 kept_up = (each.position for each in self._readers if each.kept_up)
                 first = min(kept_up, default=self.total)
-            self._evict(max(self._policy.tail, min(self.total - first, LIVE + 3 * CHUNK)))
+            self._evict(max(self._policy.tail, min(self.total - first, LIVE + BEYOND)))
 
     def _evict(self, keep: int) -> None:
         """Move the oldest of the tail to the file, or drop it when that is full."""
@@ -259,7 +261,7 @@ class OutputStore:
         if self._spool.late > MAX_LATE:
             return True
         if self._policy.block_when_full:
-            if self._spool.takes(4 * CHUNK):
+            if self._spool.takes(BEYOND + CHUNK):
                 return False
             floor = min((each.position for each in self._readers), default=self._consumed)
             return self.total - floor >= max(self._policy.tail, LIVE)

@@ -11,7 +11,7 @@ from cloister_sandbox import jobs as module
 from cloister_sandbox import outputs, spool
 from cloister_sandbox.errors import Busy, NotFound
 from cloister_sandbox.jobs import MEMORY, Ending, Job, Jobs, Reason, reason_of
-from cloister_sandbox.outputs import CHUNK, LIVE, Missing, OutputStore, Policy, Reader
+from cloister_sandbox.outputs import BEYOND, CHUNK, LIVE, Missing, OutputStore, Policy, Reader
 
 SMALL = Policy(head=100, tail=200, spool=300)
 
@@ -65,7 +65,7 @@ async def flushed(store: OutputStore) -> None:
 async def test_what_is_forgotten_while_it_is_written_is_written_no_more() -> None:
     """The loop that writes what is late must see that there is nothing left to write."""
     source = Source(SMALL)
-    for start in range(0, LIVE + 4 * CHUNK, CHUNK):
+    for start in range(0, LIVE + BEYOND + CHUNK, CHUNK):
         source.store.add(1, pattern(start, CHUNK))
     flushing = source.store._flushing
     assert flushing is not None

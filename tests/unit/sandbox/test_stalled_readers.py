@@ -88,3 +88,17 @@ def test_a_program_that_is_to_wait_waits_and_nothing_is_lost(
     seen = read(stream)
     assert (seen.gaps, seen.exited.code) == ([], 0)
     assert seen.output() == printed
+
+
+def test_neither_stream_of_a_program_that_is_to_wait_loses_anything(channel: grpc.Channel) -> None:
+    """Both are read at the same time, and what is under way comes when it is to wait already."""
+    jobs = Jobs(channel)
+    size = 8 * 1024 * 1024
+    policy = exec_pb2.OutputPolicy(spool_bytes=1, block_when_full=True, separate_stderr=True)
+    script = f"head -c {size} /dev/zero & head -c {size} /dev/zero >&2; wait"
+    stream = jobs.start("bash", "-c", script, process_id="both", output=policy)
+    assert jobs.program("true").exited.code == 0
+    assert not jobs.listed()["both"].HasField("exit")
+    seen = read(stream)
+    assert (seen.gaps, seen.exited.code) == ([], 0)
+    assert len(seen.output()) == 2 * size

@@ -1,8 +1,9 @@
 """kopf in its thread: that it ends is noticed, and it ends when told to."""
 
 import asyncio
+import gc
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,15 @@ SERVED: dict[str, JSON] = {
     "/apis/cloister.dev/v1alpha1": kinds("environments", "sessions"),
 }
 """What kopf wants to know of the API before it watches anything."""
+
+
+@pytest.fixture(autouse=True)
+def heard() -> Iterator[None]:
+    """kopf asks for nothing of its failed tasks; asyncio says so when they are collected, which
+    is here, where it is taken for this test's output, and not when pytest has ended.
+    """
+    yield
+    gc.collect()
 
 
 class Forgetful:

@@ -380,7 +380,10 @@ def attempted(attempts: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def hammered(attempts: list[dict[str, Any]], seconds: float) -> list[dict[str, Any]]:
-    """All attempts again and again, each in its own pace; `reached` if it was a single time."""
+    """All attempts again and again, each in its own pace; `reached` if it was a single time.
+
+    `failed` is what was last said when it was not.
+    """
     end = time.monotonic() + seconds
     results: list[dict[str, Any]] = [{"reached": False, "times": 0, "good": 0} for _ in attempts]
 
@@ -390,6 +393,8 @@ def hammered(attempts: list[dict[str, Any]], seconds: float) -> list[dict[str, A
             found = attempt(dict(attempts[index]))
             mine["times"] += 1
             mine["good"] += found["reached"]
+            if not found["reached"]:
+                mine["failed"] = found["said"]
             if found["reached"] or not mine["reached"]:
                 mine.update(found)
             # A refusal comes at once: without a pause it is a flood.

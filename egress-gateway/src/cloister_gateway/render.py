@@ -30,6 +30,11 @@ class Layout:
     """Whether the pod has IPv6 at all: haproxy does not start when it cannot listen."""
 
 
+def beyond(per_second: int) -> int:
+    """A rate of new connections that no source reaches alone when it is refused above this one."""
+    return per_second * 3 // 2
+
+
 def front(settings: Settings, layout: Layout = Layout()) -> str:
     """haproxy.cfg: bounds for each source, and the source's address for squid."""
     ports = [places.FRONT_PORT, *([places.DIRECT_PORT] if settings.by_name else [])]
@@ -37,12 +42,13 @@ def front(settings: Settings, layout: Layout = Layout()) -> str:
     if layout.has_ipv6:
         binds += [f"bind [::]:{port} v6only" for port in ports]
     listen = "\n    ".join(binds)
-    refused = "crowded or hasty or scarce greedy or pressed eager"
+    refused = "crowded or hasty or scarce greedy or pressed fast or overrun eager"
     if settings.by_name:
-        refused += " or direct slow eager"
+        refused += " or direct slow fast or direct slower eager"
     pace = f"""
     acl direct dst_port {places.DIRECT_PORT}
-    acl slow be_sess_rate(by-name) gt {settings.by_name_per_s}"""
+    acl slow be_sess_rate(by-name) gt {settings.by_name_per_s}
+    acl slower be_sess_rate(by-name) gt {beyond(settings.by_name_per_s)}"""
     direct = "use_backend by-name if direct\n    "
     by_name = f"""
 # Who knows of no proxy speaks TLS at once: `by-name` makes a CONNECT of it.
@@ -86,8 +92,11 @@ frontend sandboxes
     # Many sources together must not take all places from who comes next.
     acl scarce fe_conn gt {settings.scarce}
     acl greedy sc0_conn_cur gt {settings.share}
-    # Nor all the decisions that are made in a second: who opens few connections has theirs.
+    # Nor all the decisions that are made in a second: who opens few connections has theirs, and
+    # who opens most is refused before others are.
     acl pressed fe_sess_rate gt {settings.connections_per_s}
+    acl overrun fe_sess_rate gt {beyond(settings.connections_per_s)}
+    acl fast sc0_conn_rate gt {settings.haste}
     acl eager sc0_conn_rate gt {settings.pace}{pace if settings.by_name else ""}
     # The agent reads how many there were, and tells of them.
     tcp-request connection sc-inc-gpc0(0) if {refused}

@@ -26,8 +26,8 @@ class Settings:
     connections_per_10s: int = 1000
     """Connections that one source opens in ten seconds; more are refused at once."""
     connections_per_s: int = 500
-    """New connections of all sources in a second, above which who opens many is refused: a gateway
-    decides some thousand."""
+    """New connections of all sources in a second, above which who opens most is refused, and at
+    half as many again everybody who opens many: a gateway decides some thousand."""
     unread_mib: int = 384
     """Mebibytes of memory that the sockets of all containers hold together: above that, connections
     end whose sandboxes do not take what comes for them. Each container must have room for it."""
@@ -53,6 +53,13 @@ class Settings:
     def pace(self) -> int:
         """Connections that any source may open in ten seconds, however many others do."""
         return max(1, self.connections_per_10s // 16)
+
+    @property
+    def haste(self) -> int:
+        """Connections in ten seconds of those who are refused first: so nobody alone has others
+        refused.
+        """
+        return max(1, self.connections_per_10s // 4)
 
     @property
     def by_name_per_s(self) -> int:

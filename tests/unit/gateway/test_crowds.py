@@ -17,6 +17,7 @@ PLACES, EACH = 64, 32
 GREEDY = [f"10.90.0.{each}" for each in range(11, 17)]
 HONEST = "10.90.0.20"
 PACE = 8
+HURRIED = Settings(connections_per_s=100, connections_per_10s=32 * PACE)
 
 
 @pytest.fixture
@@ -70,6 +71,35 @@ def test_many_sources_together_leave_decisions_to_who_asks_seldom(pressed: World
     assert any(turned_away(pressed, each) for each in asked)
     for _ in range(settings.pace - 1):
         assert pressed.client.status(HONEST, "evil.test:443") == 403
+
+
+@pytest.fixture
+def hurried(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """A gateway that a single source can press."""
+    bounds = {
+        "CLOISTER_GATEWAY_CONNECTIONS_PER_S": str(HURRIED.connections_per_s),
+        "CLOISTER_GATEWAY_CONNECTIONS_PER_10S": str(HURRIED.connections_per_10s),
+    }
+    with world(tmp_path_factory.mktemp("hurried"), bounds) as made:
+        made.operator.apply({GREEDY[0]: "some", HONEST: "some"}, {"some": ("ok.test",)})
+        yield made
+
+
+def test_one_source_alone_has_no_other_refused(hurried: World) -> None:
+    """Also not one that opens more than is kept for it when many hurry."""
+    left = 3 * HURRIED.pace
+    assert HURRIED.pace < left < HURRIED.haste
+    refused = 0
+    while left:
+        # So many that it is pressed all the time.
+        for _ in range(HURRIED.connections_per_s // 4):
+            with contextlib.suppress(ConnectionResetError):
+                one = hurried.client.connect(GREEDY[0])
+                one.close()
+        refused += turned_away(hurried, GREEDY[0])
+        assert hurried.client.status(HONEST, "evil.test:443") == 403
+        left -= 1
+    assert refused
 
 
 def turned_away(here: World, source: str) -> bool:

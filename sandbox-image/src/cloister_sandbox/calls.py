@@ -127,6 +127,10 @@ class Calls:
         call.task = asyncio.create_task(run())
         return call, False
 
+    def has(self, request_id: str) -> bool:
+        """Whether a call of this id runs or its result is kept."""
+        return request_id in self._calls
+
     def cancel(self, request_id: str) -> None:
         """Ask a call to stop; raises NotFound for an id that is unknown or forgotten."""
         call = self._calls.get(request_id)

@@ -115,7 +115,7 @@ class Shells:
 
         Raises NotFound, IdConflict, Busy, and WrongState (SHELL_BUSY) while the shell runs another.
         """
-        key = f"{shell_id}\0{command_id}"
+        key = _key(shell_id, command_id)
         try:
             known = self.jobs.find(key, digest)
         except IdConflict as conflict:
@@ -140,10 +140,14 @@ class Shells:
         self._background(self._run(slot, command))
         return command, False
 
+    def knows(self, shell_id: str, command_id: str) -> bool:
+        """Whether a command of this id runs or is kept."""
+        return self.jobs.has(_key(shell_id, command_id))
+
     def command(self, shell_id: str, command_id: str) -> Job:
         """The command of this id, running or kept; raises NotFound."""
         try:
-            return self.jobs.get(f"{shell_id}\0{command_id}")
+            return self.jobs.get(_key(shell_id, command_id))
         except NotFound:
             raise NotFound(
                 "UNKNOWN_ID", "no such command", command_id=command_id, shell_id=shell_id
@@ -285,3 +289,7 @@ class Shells:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _key(shell_id: str, command_id: str) -> str:
+    return f"{shell_id}\0{command_id}"

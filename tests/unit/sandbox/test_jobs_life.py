@@ -111,6 +111,24 @@ def test_drain_ends_programs_and_commands_and_says_why(tmp_path: Path) -> None:
             jobs.program("true")
 
 
+def test_what_was_begun_is_attached_to_while_the_pod_is_drained(tmp_path: Path) -> None:
+    with running(tmp_path) as (server, jobs):
+        jobs.open("s")
+        program = jobs.start("sh", "-c", "echo one; sleep 4753", process_id="p")
+        command = jobs.run("s", "echo two; sleep 4753", command_id="c")
+        assert (program.output(), command.output()) == (b"one\n", b"two\n")
+        with server.operator(SESSION_NAME) as channel:
+            runtime = exec_pb2_grpc.RuntimeStub(channel)
+            runtime.Drain(exec_pb2.DrainRequest(), timeout=30)
+        again = read(jobs.start("sh", "-c", "echo one; sleep 4753", process_id="p"))
+        assert (again.text, again.replayed, again.exited.reason) == ("one\n", True, SHUTDOWN)
+        for fields in ({"script": "echo two; sleep 4753"}, {"script": "", "attach_only": True}):
+            again = read(jobs.run("s", command_id="c", **fields))
+            assert (again.text, again.replayed, again.exited.reason) == ("two\n", True, SHUTDOWN)
+        with refused(grpc.StatusCode.UNAVAILABLE, reason="DRAINING"):
+            jobs.run("s", "echo new")
+
+
 def test_drain_lets_programs_finish(tmp_path: Path) -> None:
     with running(tmp_path) as (server, jobs):
         program = jobs.start("bash", "-c", "echo up; read x; echo $x", process_id="p", stdin=True)

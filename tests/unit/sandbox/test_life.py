@@ -85,6 +85,29 @@ def test_drain_lets_calls_finish_and_refuses_new_ones(tmp_path: Path) -> None:
             draining.result()
 
 
+def test_a_call_that_runs_or_ran_is_answered_while_the_pod_is_drained(tmp_path: Path) -> None:
+    with running(tmp_path) as (server, tools), ThreadPoolExecutor() as pool:
+        tools.bash("mkfifo begun end")
+        given: dict[str, Any] = {"command": "echo > begun; cat end"}
+        first = pool.submit(tools.call, "bash", request_id="cut", **given)
+        (server.workspace / "begun").read_bytes()
+        with server.operator(SESSION_NAME) as channel:
+            runtime = exec_pb2_grpc.RuntimeStub(channel)
+            request = exec_pb2.DrainRequest()
+            request.grace.FromSeconds(30)
+            draining = runtime.Drain.future(request, timeout=60)
+            server.wait_for(exec_pb2.RuntimeInfo.STATE_DRAINING, SESSION_NAME)
+            again = pool.submit(tools.call, "bash", request_id="cut", **given)
+            with refused(grpc.StatusCode.ALREADY_EXISTS, reason="ID_CONFLICT"):
+                tools.call("bash", request_id="cut", command="echo other")
+            (server.workspace / "end").write_text("finished")
+            assert not first.result().replayed
+            assert again.result().replayed
+            draining.result()
+        kept = tools.call("bash", request_id="cut", **given)
+        assert (kept.content[0].text, kept.replayed) == ("finished", True)
+
+
 def test_drain_ends_what_outlasts_its_grace(tmp_path: Path) -> None:
     with running(tmp_path) as (server, tools), ThreadPoolExecutor() as pool:
         tools.bash("mkfifo begun; sleep 4720 &")

@@ -124,9 +124,15 @@ def concluding(
     return decorate
 
 
-def require_claimed(state: ServerState) -> None:
-    """Raise Unavailable unless a session owns the pod."""
+def require_claimed(state: ServerState, *, known: bool = False) -> None:
+    """Raise Unavailable unless a session owns the pod.
+
+    What is `known` was begun before: while the pod is drained it may still be attached to, for the
+    drain waits for its end, and its caller may have lost the connection meanwhile.
+    """
     if state.phase is Phase.DRAINING:
+        if known:
+            return
         raise Unavailable("DRAINING", "this sandbox is ending and takes no new calls")
     if state.phase is not Phase.CLAIMED:
         raise Unavailable("NOT_CLAIMED", "no session owns this sandbox yet")

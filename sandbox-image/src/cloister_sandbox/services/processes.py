@@ -51,7 +51,7 @@ class ProcessesService(exec_pb2_grpc.ProcessesServicer):
 
     @concluding(*CONCLUSIONS)
     async def Start(self, request: exec_pb2.StartRequest, context: Any) -> AsyncIterator[Any]:  # noqa: ARG002, N802
-        require_claimed(self._state)
+        require_claimed(self._state, known=self._programs.jobs.has(request.process_id))
         require_length("process_id", request.process_id, MAX_ID)
         order = self._order(request)
         job, replayed = self._programs.start(request.process_id, _digest(request), order)

@@ -44,7 +44,8 @@ class ShellsService(exec_pb2_grpc.ShellsServicer):
 
     @concluding(*CONCLUSIONS)
     async def Run(self, request: exec_pb2.RunRequest, context: Any) -> AsyncIterator[Any]:  # noqa: ARG002, N802
-        require_claimed(self._state)
+        known = self._shells.knows(request.shell_id, request.command_id)
+        require_claimed(self._state, known=known)
         require_length("command_id", request.command_id, MAX_ID)
         if request.attach_only:
             job, replayed = self._shells.command(request.shell_id, request.command_id), True

@@ -36,7 +36,7 @@ class ToolsService(exec_pb2_grpc.ToolsServicer):
 
     @concluding("result")
     async def Call(self, request: exec_pb2.CallRequest, context: Any) -> AsyncIterator[Any]:  # noqa: N802
-        require_claimed(self._state)
+        require_claimed(self._state, known=self._calls.has(request.request_id))
         require_length("request_id", request.request_id, MAX_ID)
         if len(request.context_id) > MAX_ID:
             raise InvalidField("context_id", f"must have at most {MAX_ID} characters")

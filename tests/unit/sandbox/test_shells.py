@@ -67,6 +67,10 @@ def test_opening_twice_finds_the_same_shell(worker: Worker) -> None:
         read(worker.run("nowhere", "true"))
 
 
+def test_a_new_shell_names_its_directory_as_its_commands_do(worker: Worker) -> None:
+    assert worker.shell().cwd == worker.sh("pwd").exited.cwd
+
+
 def test_a_shell_has_its_own_directory_and_variables(worker: Worker) -> None:
     worker.open("own", cwd="/usr", env={"MINE": "yes"})
     assert read(worker.run("own", "echo $MINE $PWD")).text == "yes /usr\n"

@@ -9,6 +9,8 @@ from ..errors import InvalidField
 
 def directory(workspace: Path, given: str) -> str:
     """Where to start: the workspace, or a directory that may be relative to it."""
+    if not given:
+        return str(workspace)
     return os.path.join(workspace, given)  # noqa: PTH118 - for every program, a Path costs more
 
 

@@ -925,7 +925,7 @@ class GlobRequest(_message.Message):
     path: _builtins.str
     """Directory to search; empty is the workspace."""
     limit: _builtins.int
-    """0 is 200; at most 10,000."""
+    """0 is 200; at most 10,000, and no more of the newest than fit into 3,000,000 bytes."""
     def __init__(
         self,
         *,
@@ -1395,17 +1395,19 @@ class OutputPolicy(_message.Message):
     SEPARATE_STDERR_FIELD_NUMBER: _builtins.int
     BLOCK_WHEN_FULL_FIELD_NUMBER: _builtins.int
     head_bytes: _builtins.int
-    """Bytes kept from the beginning; 0 is 32 KiB."""
+    """Bytes kept from the beginning; 0 is 32 KiB, at most 1 MiB."""
     tail_bytes: _builtins.int
-    """Bytes kept from the end; 0 is 64 KiB."""
+    """Bytes kept from the end; 0 is 64 KiB, at most 16 MiB."""
     spool_bytes: _builtins.int
-    """Bytes kept in a file; 0 is 64 MiB."""
+    """Bytes kept in a file; 0 is 64 MiB, at most 1 GiB."""
     separate_stderr: _builtins.bool
     """Stderr as a stream of its own; it shares the numbering of offsets. Not with a terminal, and not
     in shells.
     """
     block_when_full: _builtins.bool
-    """Make the program wait for its slowest reader instead of dropping what is over the bounds."""
+    """Make the program wait for its slowest reader, and while it has none, instead of dropping what is
+    over the bounds.
+    """
     def __init__(
         self,
         *,
@@ -1837,7 +1839,7 @@ class StartRequest(_message.Message):
     def output(self) -> Global___OutputPolicy: ...
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Returned by List."""
+        """Returned by List; at most 64, of at most 128 characters."""
 
     def __init__(
         self,

@@ -925,15 +925,16 @@ class FilesServicer:
     """
 
     def Stat(self, request, context):
-        """Describe one path without opening it. Use it before a download and to test for existence.
+        """Describe one path without opening it; a link is followed. Use it before a download and to test
+        for existence.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def List(self, request, context):
-        """List a directory: its entries in order, then those of each directory in it. Use depth to walk a
-        tree in one call.
+        """List a directory: its entries in order, then those of each directory in it. Links in it are
+        shown as such. Use depth to walk a tree in one call.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -948,7 +949,8 @@ class FilesServicer:
 
     def Upload(self, request_iterator, context):
         """Write a file: the first frame names it, the others carry bytes, and the file appears under its
-        name only when the last byte arrived. Use it for anything larger than a tool's input.
+        name only when the last byte arrived. Directories above it are made, and a link is followed.
+        Use it for anything larger than a tool's input.
         A cut upload goes on under its upload_id: UploadState tells from where.
         Before the claim it is the operator's, for the trees that RuntimeInfo.awaits names.
         """
@@ -992,21 +994,22 @@ class FilesServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Move(self, request, context):
-        """Rename a file or directory, atomically.
+        """Rename a file, directory or link, atomically, into a directory that exists.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Remove(self, request, context):
-        """Remove a file, or a directory with all that is in it when recursive.
+        """Remove a file or link, or a directory with all that is in it when recursive.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Watch(self, request, context):
-        """Follow changes below a path. The first event says that the watch is set.
+        """Follow changes below a path. The first event says that the watch is set. What is renamed is
+        told as removed and created. The stream ends after the removal of the path itself.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -356,16 +356,19 @@ class FilesStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> FilesAsyncStub: ...
     Stat: _grpc.UnaryUnaryMultiCallable[_exec_pb2.StatRequest, _exec_pb2.Entry]
-    """Describe one path without opening it. Use it before a download and to test for existence."""
+    """Describe one path without opening it; a link is followed. Use it before a download and to test
+    for existence.
+    """
     List: _grpc.UnaryStreamMultiCallable[_exec_pb2.ListRequest, _exec_pb2.Entry]
-    """List a directory: its entries in order, then those of each directory in it. Use depth to walk a
-    tree in one call.
+    """List a directory: its entries in order, then those of each directory in it. Links in it are
+    shown as such. Use depth to walk a tree in one call.
     """
     Download: _grpc.UnaryStreamMultiCallable[_exec_pb2.DownloadRequest, _exec_pb2.Chunk]
     """Read a file's bytes, from an offset when an earlier download was cut."""
     Upload: _grpc.StreamUnaryMultiCallable[_exec_pb2.UploadFrame, _exec_pb2.Entry]
     """Write a file: the first frame names it, the others carry bytes, and the file appears under its
-    name only when the last byte arrived. Use it for anything larger than a tool's input.
+    name only when the last byte arrived. Directories above it are made, and a link is followed.
+    Use it for anything larger than a tool's input.
     A cut upload goes on under its upload_id: UploadState tells from where.
     Before the claim it is the operator's, for the trees that RuntimeInfo.awaits names.
     """
@@ -380,11 +383,13 @@ class FilesStub:
     Grep: _grpc.UnaryStreamMultiCallable[_exec_pb2.GrepRequest, _exec_pb2.GrepEvent]
     """Search file contents by a regular expression, with the engine of the grep tool."""
     Move: _grpc.UnaryUnaryMultiCallable[_exec_pb2.MoveRequest, _exec_pb2.Entry]
-    """Rename a file or directory, atomically."""
+    """Rename a file, directory or link, atomically, into a directory that exists."""
     Remove: _grpc.UnaryUnaryMultiCallable[_exec_pb2.RemoveRequest, _exec_pb2.RemoveResponse]
-    """Remove a file, or a directory with all that is in it when recursive."""
+    """Remove a file or link, or a directory with all that is in it when recursive."""
     Watch: _grpc.UnaryStreamMultiCallable[_exec_pb2.WatchRequest, _exec_pb2.WatchEvent]
-    """Follow changes below a path. The first event says that the watch is set."""
+    """Follow changes below a path. The first event says that the watch is set. What is renamed is
+    told as removed and created. The stream ends after the removal of the path itself.
+    """
 
 @_typing.type_check_only
 class FilesAsyncStub(FilesStub):
@@ -394,16 +399,19 @@ class FilesAsyncStub(FilesStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Stat: _aio.UnaryUnaryMultiCallable[_exec_pb2.StatRequest, _exec_pb2.Entry]  # type: ignore[assignment]
-    """Describe one path without opening it. Use it before a download and to test for existence."""
+    """Describe one path without opening it; a link is followed. Use it before a download and to test
+    for existence.
+    """
     List: _aio.UnaryStreamMultiCallable[_exec_pb2.ListRequest, _exec_pb2.Entry]  # type: ignore[assignment]
-    """List a directory: its entries in order, then those of each directory in it. Use depth to walk a
-    tree in one call.
+    """List a directory: its entries in order, then those of each directory in it. Links in it are
+    shown as such. Use depth to walk a tree in one call.
     """
     Download: _aio.UnaryStreamMultiCallable[_exec_pb2.DownloadRequest, _exec_pb2.Chunk]  # type: ignore[assignment]
     """Read a file's bytes, from an offset when an earlier download was cut."""
     Upload: _aio.StreamUnaryMultiCallable[_exec_pb2.UploadFrame, _exec_pb2.Entry]  # type: ignore[assignment]
     """Write a file: the first frame names it, the others carry bytes, and the file appears under its
-    name only when the last byte arrived. Use it for anything larger than a tool's input.
+    name only when the last byte arrived. Directories above it are made, and a link is followed.
+    Use it for anything larger than a tool's input.
     A cut upload goes on under its upload_id: UploadState tells from where.
     Before the claim it is the operator's, for the trees that RuntimeInfo.awaits names.
     """
@@ -418,11 +426,13 @@ class FilesAsyncStub(FilesStub):
     Grep: _aio.UnaryStreamMultiCallable[_exec_pb2.GrepRequest, _exec_pb2.GrepEvent]  # type: ignore[assignment]
     """Search file contents by a regular expression, with the engine of the grep tool."""
     Move: _aio.UnaryUnaryMultiCallable[_exec_pb2.MoveRequest, _exec_pb2.Entry]  # type: ignore[assignment]
-    """Rename a file or directory, atomically."""
+    """Rename a file, directory or link, atomically, into a directory that exists."""
     Remove: _aio.UnaryUnaryMultiCallable[_exec_pb2.RemoveRequest, _exec_pb2.RemoveResponse]  # type: ignore[assignment]
-    """Remove a file, or a directory with all that is in it when recursive."""
+    """Remove a file or link, or a directory with all that is in it when recursive."""
     Watch: _aio.UnaryStreamMultiCallable[_exec_pb2.WatchRequest, _exec_pb2.WatchEvent]  # type: ignore[assignment]
-    """Follow changes below a path. The first event says that the watch is set."""
+    """Follow changes below a path. The first event says that the watch is set. What is renamed is
+    told as removed and created. The stream ends after the removal of the path itself.
+    """
 
 class FilesServicer(metaclass=_abc_1.ABCMeta):
     """Bytes in and out of the workspace, for programs rather than models.
@@ -435,7 +445,9 @@ class FilesServicer(metaclass=_abc_1.ABCMeta):
         request: _exec_pb2.StatRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_exec_pb2.Entry, _abc.Awaitable[_exec_pb2.Entry]]:
-        """Describe one path without opening it. Use it before a download and to test for existence."""
+        """Describe one path without opening it; a link is followed. Use it before a download and to test
+        for existence.
+        """
 
     @_abc_1.abstractmethod
     def List(
@@ -443,8 +455,8 @@ class FilesServicer(metaclass=_abc_1.ABCMeta):
         request: _exec_pb2.ListRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_exec_pb2.Entry], _abc.AsyncIterator[_exec_pb2.Entry]]:
-        """List a directory: its entries in order, then those of each directory in it. Use depth to walk a
-        tree in one call.
+        """List a directory: its entries in order, then those of each directory in it. Links in it are
+        shown as such. Use depth to walk a tree in one call.
         """
 
     @_abc_1.abstractmethod
@@ -462,7 +474,8 @@ class FilesServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_exec_pb2.Entry, _abc.Awaitable[_exec_pb2.Entry]]:
         """Write a file: the first frame names it, the others carry bytes, and the file appears under its
-        name only when the last byte arrived. Use it for anything larger than a tool's input.
+        name only when the last byte arrived. Directories above it are made, and a link is followed.
+        Use it for anything larger than a tool's input.
         A cut upload goes on under its upload_id: UploadState tells from where.
         Before the claim it is the operator's, for the trees that RuntimeInfo.awaits names.
         """
@@ -513,7 +526,7 @@ class FilesServicer(metaclass=_abc_1.ABCMeta):
         request: _exec_pb2.MoveRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_exec_pb2.Entry, _abc.Awaitable[_exec_pb2.Entry]]:
-        """Rename a file or directory, atomically."""
+        """Rename a file, directory or link, atomically, into a directory that exists."""
 
     @_abc_1.abstractmethod
     def Remove(
@@ -521,7 +534,7 @@ class FilesServicer(metaclass=_abc_1.ABCMeta):
         request: _exec_pb2.RemoveRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_exec_pb2.RemoveResponse, _abc.Awaitable[_exec_pb2.RemoveResponse]]:
-        """Remove a file, or a directory with all that is in it when recursive."""
+        """Remove a file or link, or a directory with all that is in it when recursive."""
 
     @_abc_1.abstractmethod
     def Watch(
@@ -529,7 +542,9 @@ class FilesServicer(metaclass=_abc_1.ABCMeta):
         request: _exec_pb2.WatchRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_exec_pb2.WatchEvent], _abc.AsyncIterator[_exec_pb2.WatchEvent]]:
-        """Follow changes below a path. The first event says that the watch is set."""
+        """Follow changes below a path. The first event says that the watch is set. What is renamed is
+        told as removed and created. The stream ends after the removal of the path itself.
+        """
 
 def add_FilesServicer_to_server(servicer: FilesServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 

@@ -10,18 +10,24 @@ import contextlib
 import functools
 import os
 import signal
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from .births import BIRTHS
 from .hands import Hands
 from .kin import CHILDREN_ARE_LISTED, MARK, begin_tree, orphans, signal_all
 from .spawn import nothing, spawn, yield_to_server
 from .unended import Unended
+from .wakes import wake
 
 _REAPED = 1000
 """Processes that are reaped in one go: tools can make more as fast, and calls must go on."""
+_REAP_AT_ONCE = 0.01
+"""Seconds after which calls go on. Whoever reaps a process also takes from memory what was looked
+up of it below /proc: a second for each 200,000 descriptors, say, that a tool had and looked at.
+"""
 _UNCLAIMED = 16_384
 """Ends that are kept for who starts programs: a start that the kernel holds back takes a minute."""
 REAP_SECONDS = 2.0
@@ -37,7 +43,11 @@ class Ended:
     cpu: float
     """Seconds of processor time, with the children it waited for."""
     max_rss: int
-    """Bytes; never less than what this server had when it started the process, see reap."""
+    """Bytes; never less than what this server had when it started the process, see `_ended`."""
+
+
+_Ends: TypeAlias = tuple[list[tuple[int, Ended]], bool]
+"""Those of some processes, by pid, and whether there may be more."""
 
 
 class Reaper:
@@ -51,6 +61,10 @@ class Reaper:
         """Whether the next round is on its way: tools can make thousands of ends in a moment, and
         were each to begin rounds of its own, the event loop would have time for nothing else.
         """
+        self._away: asyncio.Future[None] | None = None
+        """Done when a thread's round is: what that reaped is known to nobody before."""
+        self._told = False
+        """Whether there may be more since that round began."""
         self.hands = Hands("hands")
         """Start programs, and read what they print."""
         self.unended = Unended()
@@ -100,9 +114,13 @@ class Reaper:
             )
             begin = functools.partial(_begin, argv, cwd, env, streams, pass_fds)
             pid = await self.hands.run(begin, theirs.close if theirs is not None else None)
+            child = _is_child(pid)
+            if not child and self._away is not None:
+                # Its end is told with that round, or was.
+                await asyncio.wait([self._away])
             future: asyncio.Future[Ended] = asyncio.get_running_loop().create_future()
             over = self._unclaimed.pop(pid, None)
-            if _is_child(pid):
+            if child:
                 self._waiting[pid] = future
             else:
                 # How it ended is not known where more orphans did since than are kept.
@@ -124,11 +142,10 @@ class Reaper:
         await self.unended.end(leader, mark)
         if ended is None or ended.done():
             return
-        if leader in self._waiting:  # nobody can be looked for; this number is still its own
+        if leader in self._waiting and _is_child(leader):  # nobody can be looked for
             signal_all((leader, -leader), signal.SIGKILL)
         await asyncio.wait([ended], timeout=REAP_SECONDS)
         if not ended.done():
-            # As nobody was told of its end, the number is still its own.
             future = self._waiting.pop(leader, None)
             if future is not None and not future.done():
                 future.set_result(Ended(-signal.SIGKILL, 0.0, 0))
@@ -142,26 +159,43 @@ class Reaper:
 
     def reap(self) -> None:
         """Take up every child that has ended. Called on the event loop, whenever one may have."""
-        if not self._due:
+        if self._away is not None:
+            self._told = True
+        elif not self._due:
             self._round()
 
-    def _round(self) -> None:
-        """Another one follows where more have ended than it takes."""
+    def _round(self, apart: bool = False) -> None:
+        """Another one follows where more have ended than it takes.
+
+        Where that took long, threads do it (`apart`) until nobody is left to be reaped.
+        """
         self._due = False
-        for _ in range(_REAPED):
-            try:
-                pid, status, usage = os.wait4(-1, os.WNOHANG)
-            except ChildProcessError:
-                return
-            if pid == 0:
-                return
-            # The kernel counts the memory of the process that started it, whose memory it borrows
-            # until it runs its own program, as a process's own.
-            ended = Ended(
-                os.waitstatus_to_exitcode(status),
-                usage.ru_utime + usage.ru_stime,
-                usage.ru_maxrss * 1024,
-            )
+        if not (apart or self.hands.wary):
+            ends, more = self.hands.timed(_ended)
+            self._take_up(ends)
+            if more:
+                self._again(len(ends) < _REAPED)
+            return
+        away: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def took(found: _Ends | Exception) -> None:
+            self._away = None
+            wake(away)
+            ends, more = ([], False) if isinstance(found, Exception) else found
+            self._take_up(ends)
+            if ends or more or self._told:
+                self._again(True)
+
+        self.hands.hand_in(_ended, took)
+        self._away, self._told = away, False
+
+    def _again(self, apart: bool) -> None:
+        self._due = True
+        asyncio.get_running_loop().call_soon(self._round, apart)
+
+    def _take_up(self, ends: list[tuple[int, Ended]]) -> None:
+        """Tell who waits for them."""
+        for pid, ended in ends:
             future = self._waiting.pop(pid, None)
             if future is None:
                 # An orphan; or a program that ended before `start` learned its pid, which is why
@@ -173,8 +207,26 @@ class Reaper:
                         del self._unclaimed[next(iter(self._unclaimed))]
             elif not future.done():
                 future.set_result(ended)
-        self._due = True
-        asyncio.get_running_loop().call_soon(self._round)
+
+
+def _ended() -> _Ends:
+    """Reap who has ended, as far as that is soon done."""
+    found: list[tuple[int, Ended]] = []
+    until = time.monotonic() + _REAP_AT_ONCE
+    while len(found) < _REAPED:
+        try:
+            pid, status, usage = os.wait4(-1, os.WNOHANG)
+        except ChildProcessError:
+            return found, False
+        if pid == 0:
+            return found, False
+        # The kernel counts the memory of the process that started it, whose memory it borrows until
+        # it runs its own program, as a process's own.
+        code, seconds = os.waitstatus_to_exitcode(status), usage.ru_utime + usage.ru_stime
+        found.append((pid, Ended(code, seconds, usage.ru_maxrss * 1024)))
+        if time.monotonic() > until:
+            break
+    return found, True
 
 
 def _is_child(pid: int) -> bool:

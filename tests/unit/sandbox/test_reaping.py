@@ -13,6 +13,7 @@ from cloister_sandbox import processes
 from cloister_sandbox.kin import MARK, kill_tree
 from cloister_sandbox.processes import Ended, Reaper
 from cloister_sandbox.spawn import nothing
+from support.eventually import until
 from support.file_calls import eventually
 from support.reaping import EndlessEnds, Usage, installed_reaper, no_ends
 
@@ -71,6 +72,7 @@ async def test_orphans_that_end_while_a_start_is_held_back_are_bounded(
 
     told = ends()
     monkeypatch.setattr(processes, "_REAPED", 10**9)
+    monkeypatch.setattr(processes, "_REAP_AT_ONCE", 10**9)
     monkeypatch.setattr("cloister_sandbox.processes.os.wait4", lambda *_: next(told))
     reaper.reap()
     assert len(reaper._unclaimed) == processes._UNCLAIMED
@@ -89,6 +91,7 @@ async def test_ends_that_are_told_again_and_again_leave_time_for_calls(
     """Tools can make more of them than are taken; one round follows another, however often."""
     reaper = Reaper()
     ends = EndlessEnds()
+    monkeypatch.setattr(processes, "_REAP_AT_ONCE", 10**9)
     monkeypatch.setattr("cloister_sandbox.processes.os.wait4", ends.wait4)
     loop = asyncio.get_running_loop()
     for turn in range(1, 4):
@@ -97,6 +100,63 @@ async def test_ends_that_are_told_again_and_again_leave_time_for_calls(
         await asyncio.sleep(0)
         assert ends.told == turn * processes._REAPED
     monkeypatch.setattr("cloister_sandbox.processes.os.wait4", no_ends)
+
+
+async def test_ends_that_take_long_leave_time_for_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever reaps a process takes what was looked up of it from memory, too."""
+    reaper = Reaper()
+    ends = EndlessEnds()
+    monkeypatch.setattr(processes, "_REAP_AT_ONCE", 0.0)
+    monkeypatch.setattr("cloister_sandbox.processes.os.wait4", ends.wait4)
+    reaper.reap()
+    assert ends.told == 1
+    main, reapers = threading.main_thread(), set[threading.Thread]()
+
+    def told(*_: int) -> tuple[int, int, Usage]:
+        reapers.add(threading.current_thread())
+        return ends.wait4()
+
+    monkeypatch.setattr("cloister_sandbox.processes.os.wait4", told)
+    async with asyncio.timeout(30):
+        await until(lambda: ends.told > 3, pause=0.001)
+    assert main not in reapers
+    monkeypatch.setattr("cloister_sandbox.processes.os.wait4", no_ends)
+
+
+async def test_the_end_of_one_process_that_takes_long_is_left_to_a_thread(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nor does a program that starts meanwhile, and ends in the same round, count as killed."""
+    reaper = installed_reaper()
+    wait4, begin = os.wait4, processes._begin
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow(pid: int, options: int) -> Any:
+        assert threading.current_thread() is not threading.main_thread()
+        found = wait4(pid, options)
+        begun.set()
+        assert go_on.wait(30)
+        return found
+
+    def ended_in_time(argv: Sequence[str], cwd: str, env: Mapping[str, str], *rest: Any) -> int:
+        pid = begin(argv, cwd, env, *rest)
+        assert begun.wait(30)
+        return pid
+
+    reaper.hands.wary = True
+    async with asyncio.timeout(30):
+        await (await launch(reaper, "true"))
+        monkeypatch.setattr("cloister_sandbox.processes.os.wait4", slow)
+        monkeypatch.setattr(processes, "_begin", ended_in_time)
+        starting = asyncio.create_task(launch(reaper, "sh", "-c", "exit 5"))
+        await until(begun.is_set, pause=0.001)
+        assert not starting.done()
+        go_on.set()
+        assert (await (await starting)).code == 5
+        monkeypatch.undo()
+        # Who ends while a thread looks is not forgotten.
+        ended = [await launch(reaper, "sh", "-c", f"exit {code}") for code in range(20)]
+        assert [(await each).code for each in ended] == list(range(20))
 
 
 async def test_what_waits_for_a_disk_keeps_nobody_from_ending_processes() -> None:

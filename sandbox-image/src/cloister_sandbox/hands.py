@@ -92,7 +92,8 @@ class Hands:
                 if after is not None:
                     after()
                 raise
-        elif self._look is None and self._busy >= self._threads:
+        # Also where there is no room for one more thread: those that there are may be held up.
+        if self._look is None and self._busy >= self._threads:
             self._look = loop.call_later(STALLED_SECONDS, self._help, loop)
         with self._lock:
             self._busy += 1

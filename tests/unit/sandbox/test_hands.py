@@ -185,6 +185,31 @@ async def test_threads_that_cannot_be_started_are_not_counted_on(
             assert await asyncio.gather(*(starts.run(lambda: 3) for _ in range(20))) == [3] * 20
 
 
+async def test_a_thread_that_could_not_be_started_is_made_up_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The only one is held up while a tool fills the table of processes; no other work comes."""
+    starts = Hands("hands")
+    release = threading.Event()
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    stuck = asyncio.create_task(starts.run(lambda: release.wait(30)))
+    await asyncio.sleep(0)
+    assert starts._threads == 1
+    try:
+        with monkeypatch.context() as full:
+            full.setattr(threading.Thread, "start", refuse)
+            waiting = asyncio.create_task(starts.run(lambda: 4))
+            await asyncio.sleep(0)
+        async with asyncio.timeout(10):
+            assert await waiting == 4
+    finally:
+        release.set()
+    assert await stuck
+
+
 async def test_every_start_is_answered_however_many_there_are() -> None:
     starts = Hands("hands")
 

@@ -6,7 +6,8 @@ import signal
 from collections.abc import Collection
 from typing import Any
 
-from .kin import in_thread, members, signal_all
+from .kin import members, signal_all
+from .looks import in_thread
 
 INTERRUPT_AGAIN = 1.0
 TERMINATE_AFTER = 2.0

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from .errors import Busy, IdConflict, NotFound, WrongState
-from .kin import in_thread, members, signal_all
+from .kin import members, signal_all
+from .looks import in_thread
 from .outputs import LIVE, OutputStore, Policy
 from .rereading import again
 from .wakes import wake

@@ -10,19 +10,16 @@ import errno
 import functools
 import os
 import signal
-import threading
 import time
-from collections.abc import Callable, Collection, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import TypeVar, cast
 
 from .births import BIRTHS
+from .looks import in_thread
 from .marks import Marks, number_of
 from .others import send
 from .rereading import again, whole
 
-T = TypeVar("T")
 MARK = "CLOISTER_CONTEXT"
 """Variable that names the tree a program belongs to. Processes that left their parents are found by
 it where the kernel gives trees no numbers (see marks)."""
@@ -48,32 +45,11 @@ _CHASES, _LOOKS = 20, 3
 and where it had none.
 """
 _marks = Marks()
-_looks = ThreadPoolExecutor(4, thread_name_prefix="looks")
-"""What waits for a disk must not keep others from ending what is to end."""
 
 
 def begin_tree(pid: int, mark: str) -> None:
     """A process, which has started nothing yet, leads a tree, or belongs to one that there is."""
     _marks.put(pid, mark)
-
-
-async def in_thread(work: Callable[[], T]) -> T:
-    """Run what looks through all processes in a thread, of those that do nothing else.
-
-    Where no thread can be started any more it is done at once: to end processes is what helps.
-    """
-    begun = threading.Lock()
-
-    def once() -> T | None:
-        return work() if begun.acquire(blocking=False) else None
-
-    try:
-        looking = _looks.submit(once)
-    except RuntimeError:
-        # It is in the pool's queue all the same: done later, it would end what began since.
-        begun.acquire(blocking=False)
-        return work()
-    return cast("T", await asyncio.wrap_future(looking))
 
 
 def _table() -> dict[int, tuple[int, int]]:

@@ -20,8 +20,9 @@ from . import terminal
 from .errors import WrongState
 from .hands import STALLED_SECONDS
 from .jobs import Ending, Failure, Job, Jobs, Reason, oom_kills, reason_of
-from .kin import MARK, NOBODY, forget_tree, in_thread, members, signal_all
+from .kin import MARK, NOBODY, forget_tree, members, signal_all
 from .leftovers import KEPT
+from .looks import in_thread
 from .outputs import Policy
 from .processes import Ended, Reaper
 from .sources import STDERR, STDOUT, TERMINAL, Source

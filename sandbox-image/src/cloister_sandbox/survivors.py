@@ -3,7 +3,8 @@
 import asyncio
 import functools
 
-from .kin import forget_tree, in_thread, living
+from .kin import forget_tree, living
+from .looks import in_thread
 from .unended import Unended
 
 _FIRST_LOOK = 256

@@ -8,7 +8,8 @@ import asyncio
 import contextlib
 import signal
 
-from .kin import in_thread, signal_all, unnumbered
+from .kin import signal_all, unnumbered
+from .looks import in_thread
 from .spawn import held_up
 
 EVERY_SECONDS = 1.0

@@ -1,27 +1,14 @@
-"""Looking for processes: whose they are, and when nothing more can be started."""
+"""Looking for processes: whose they are."""
 
 import os
 import subprocess
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
 from cloister_sandbox import kin
 from cloister_sandbox.births import BIRTHS
-
-
-class Exhausted(ThreadPoolExecutor):
-    """One whose threads cannot be started at first."""
-
-    left = 1
-
-    def _adjust_thread_count(self) -> None:
-        if self.left:
-            self.left -= 1
-            raise RuntimeError("can't start new thread")
-        super()._adjust_thread_count()
 
 
 class Living:
@@ -32,18 +19,6 @@ class Living:
     def astray(self, _: int) -> bool:
         """Whether no tree has it."""
         return False
-
-
-async def test_what_was_done_without_a_thread_is_not_done_again_later(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """The pool keeps it in its queue; later it would end what a later command has begun."""
-    done: list[str] = []
-    with Exhausted(1) as pool:
-        monkeypatch.setattr(kin, "_looks", pool)
-        await kin.in_thread(lambda: done.append("first"))
-        await kin.in_thread(lambda: done.append("second"))
-        assert await kin.in_thread(lambda: done.copy()) == ["first", "second"]
 
 
 def test_what_has_neither_number_nor_mark_ends_with_the_next_that_ends(

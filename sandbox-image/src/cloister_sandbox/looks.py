@@ -6,10 +6,10 @@ thread then, which lasts as long as a tool likes, for a connection that lingers,
 """
 
 import asyncio
-import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar, cast
+from typing import TypeVar
+
+from .threads import Threads
 
 T = TypeVar("T")
 HELD_UP_SECONDS = 2.0
@@ -25,31 +25,25 @@ class Looks:
     def __init__(self) -> None:
         self._pool = self._threads()
 
-    def _threads(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(_THREADS, thread_name_prefix="looks")
+    def _threads(self) -> Threads:
+        return Threads(_THREADS, thread_name_prefix="looks")
 
     async def run(self, work: Callable[[], T]) -> T:
         """What the function returns or raises, from a thread.
 
-        Where no thread can be started any more it is done at once: to end processes is what helps.
+        Where not even one can be started it is done at once: to end processes is what helps.
         """
         while True:
-            begun, pool = threading.Lock(), self._pool
-
-            def once(begun: threading.Lock = begun) -> T | None:
-                return work() if begun.acquire(blocking=False) else None
-
+            pool = self._pool
             try:
-                looking = pool.submit(once)
+                looking = pool.submit(work)
             except RuntimeError:
-                # It is in the pool's queue all the same: done later, it would end what began since.
-                begun.acquire(blocking=False)
                 return work()
             found = asyncio.wrap_future(looking)
             try:
                 await asyncio.wait([found], timeout=HELD_UP_SECONDS)
                 if found.done() or not looking.cancel():
-                    return cast("T", await found)
+                    return await found
             except asyncio.CancelledError:
                 found.cancel()
                 raise

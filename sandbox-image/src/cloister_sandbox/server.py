@@ -22,6 +22,7 @@ from .config import Config, ConfigError
 from .contexts import Contexts
 from .finishing import for_ever
 from .identity import ServerIdentity
+from .looks import in_thread
 from .outside import OUTSIDE
 from .processes import Reaper
 from .programs import Programs
@@ -104,6 +105,7 @@ class Server:
         signals.watch_children(self._reaper.reap)
         await threads.prepare()
         await self._reaper.hands.run(int)
+        await in_thread(int)
         server = grpc.aio.server(
             options=[
                 ("grpc.max_receive_message_length", MAX_MESSAGE),

@@ -4,7 +4,6 @@ import asyncio
 import functools
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -12,16 +11,8 @@ from cloister_sandbox import looks
 from cloister_sandbox.looks import Looks
 
 
-class Exhausted(ThreadPoolExecutor):
-    """One whose threads cannot be started at first."""
-
-    left = 1
-
-    def _adjust_thread_count(self) -> None:
-        if self.left:
-            self.left -= 1
-            raise RuntimeError("can't start new thread")
-        super()._adjust_thread_count()
+def refuse(_: threading.Thread) -> None:
+    raise RuntimeError("can't start new thread")
 
 
 @pytest.fixture
@@ -31,17 +22,28 @@ def held() -> Iterator[threading.Event]:
     release.set()
 
 
-async def test_what_was_done_without_a_thread_is_not_done_again_later(
+async def test_without_a_thread_it_is_done_at_once_and_not_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The pool keeps it in its queue; later it would end what a later command has begun."""
-    done: list[str] = []
+    """Later it would end what a later command has begun."""
+    done: list[threading.Thread] = []
+
+    def note() -> None:
+        done.append(threading.current_thread())
+
     made = Looks()
-    with Exhausted(1) as pool:
-        monkeypatch.setattr(made, "_pool", pool)
-        await made.run(lambda: done.append("first"))
-        await made.run(lambda: done.append("second"))
-        assert await made.run(lambda: done.copy()) == ["first", "second"]
+    with monkeypatch.context() as full:
+        full.setattr(threading.Thread, "start", refuse)
+        await made.run(note)
+        assert done == [threading.main_thread()]
+    await made.run(note)
+    assert len(done) == 2
+    with monkeypatch.context() as full:
+        full.setattr(threading.Thread, "start", refuse)
+        # What takes long is left to the threads that there are.
+        await asyncio.gather(*(made.run(note) for _ in range(20)))
+    assert threading.main_thread() not in done[1:]
+    assert len(done) == 22
 
 
 async def test_who_holds_up_all_looks_keeps_nobody_from_the_next(

@@ -200,12 +200,13 @@ class Program(Job):
         self, env: Mapping[str, str], size: tuple[int, int]
     ) -> "asyncio.Future[Ended]":
         with contextlib.ExitStack() as theirs:
-            self._terminal, tty = terminal.open_terminal(*size)
+            hands = self._reaper.hands
+            # Whoever opens it first has its size before we have, and can keep it (see resize_held).
+            opening = functools.partial(terminal.open_terminal, *size)
+            self._terminal, tty = await hands.run(opening)
             theirs.callback(os.close, tty)
-            self._sources.append(
-                Source(self._terminal, TERMINAL, self.store, self._reaper.hands, terminal=True)
-            )
-            self.input = Stdin(self._terminal, self._reaper.hands, terminal=True, ended=self.done)
+            self._sources.append(Source(self._terminal, TERMINAL, self.store, hands, terminal=True))
+            self.input = Stdin(self._terminal, hands, terminal=True, ended=self.done)
             self._answer, report = os.pipe()
             os.set_blocking(self._answer, False)
             theirs.callback(os.close, report)

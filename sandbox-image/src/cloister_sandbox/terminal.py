@@ -43,7 +43,10 @@ except OSError as error:
 
 
 def open_terminal(columns: int, rows: int) -> tuple[int, int]:
-    """A new terminal of this size: its two ends, ours first. Raises OSError."""
+    """A new terminal of this size: its two ends, ours first. Raises OSError.
+
+    For threads: tools can open it, too, as soon as it is there.
+    """
     ours, theirs = os.openpty()
     resize(ours, columns, rows)
     os.set_blocking(ours, False)

@@ -21,7 +21,7 @@ from cloister_api.exec.v1 import exec_pb2, exec_pb2_grpc
 from cloister_sandbox import inlet, processes, terminal
 from cloister_sandbox.capture import Output
 from cloister_sandbox.hands import WARY_SECONDS, Hands
-from cloister_sandbox.outputs import OutputStore, Policy
+from cloister_sandbox.outputs import OutputStore, Piece, Policy
 from cloister_sandbox.polling import events_now
 from cloister_sandbox.programs import Order, Program, Programs
 from cloister_sandbox.shell import Shell
@@ -315,6 +315,33 @@ async def test_a_terminal_whose_size_is_held_is_resized_later(tmp_path: Path) ->
     assert os.get_terminal_size(theirs) == (90, 30)
     for fd in (ours, theirs):
         os.close(fd)
+
+
+async def test_a_terminal_whose_size_is_held_before_it_has_one_delays_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tool that opens every terminal that comes is quicker as a rule."""
+    open_pair, holding = os.openpty, contextlib.ExitStack()
+    opened = list[HeldMemory]()
+
+    def taken() -> tuple[int, int]:
+        ours, theirs = open_pair()
+        opened.append(holding.enter_context(held(theirs, HeldMemory.size)))
+        return ours, theirs
+
+    monkeypatch.setattr(os, "openpty", taken)
+    programs = Programs(installed_reaper(), Activity())
+    order = Order(("stty", "size"), str(tmp_path), {"PATH": os.environ["PATH"]}, Policy(), (90, 30))
+    with holding:
+        job, _ = programs.start("p", b"", order)
+        await until(lambda: bool(opened), pause=0.001)
+        await turns(opened[0])
+        opened[0].release()
+        await job.done
+    piece = await job.store.at(0)
+    assert isinstance(piece, Piece)
+    assert bytes(piece.data) == b"30 90\r\n"
+    await programs.close()
 
 
 async def test_a_launcher_whose_word_is_held_is_waited_for_no_longer(

@@ -114,6 +114,9 @@ class Reaper:
             )
             begin = functools.partial(_begin, argv, cwd, env, streams, pass_fds)
             pid = await self.hands.run(begin, theirs.close if theirs is not None else None)
+            if pid in self._waiting and self._away is not None:
+                # Who had this number before was reaped in that round.
+                await asyncio.wait([self._away])
             child = _is_child(pid)
             if not child and self._away is not None:
                 # Its end is told with that round, or was.

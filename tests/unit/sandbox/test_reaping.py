@@ -159,6 +159,39 @@ async def test_the_end_of_one_process_that_takes_long_is_left_to_a_thread(
         assert [(await each).code for each in ended] == list(range(20))
 
 
+async def test_a_number_that_is_used_again_before_its_end_is_told_is_not_confused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A thread may be held up by one process after it has reaped another."""
+    reaper = installed_reaper()
+    wait4 = os.wait4
+    reaped, go_on = threading.Event(), threading.Event()
+
+    def slow(pid: int, options: int) -> Any:
+        found = wait4(pid, options)
+        reaped.set()
+        assert go_on.wait(30)
+        return found
+
+    reaper.hands.wary = True
+    async with asyncio.timeout(30):
+        monkeypatch.setattr("cloister_sandbox.processes.os.wait4", slow)
+        pid, first = await reaper.launch(("sh", "-c", "exit 3"), cwd="/", env=ENV, stdin=nothing())
+        await until(reaped.is_set, pause=0.001)
+        monkeypatch.setattr(processes, "_begin", lambda *_: pid)
+        monkeypatch.setattr(processes, "_is_child", lambda _: True)
+        starting = asyncio.create_task(launch(reaper, "other"))
+        await asyncio.sleep(0)
+        await reaper.hands.run(int)  # by the same thread, after that start
+        assert not starting.done()
+        go_on.set()
+        assert (await first).code == 3
+        second = await starting
+        assert not second.done()
+        reaper._take_up([(pid, Ended(7, 0.0, 0))])
+        assert (await second).code == 7
+
+
 async def test_what_waits_for_a_disk_keeps_nobody_from_ending_processes() -> None:
     """Spools and directories of shells are read, written and removed in threads, too."""
     reaper = installed_reaper()

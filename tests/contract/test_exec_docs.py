@@ -1,12 +1,17 @@
 """The tables in docs/exec.md have what the exec server can answer, and nothing else."""
 
 import ast
+import importlib
 import re
+from collections import defaultdict
 from pathlib import Path
 
 from cloister._server_info import FEATURES
-from cloister_sandbox import errors, unpacking
+from cloister_sandbox import edits, errors, finds, jobs, server, texts, unpacking, walks
+from cloister_sandbox.authorize import HEAVY
+from cloister_sandbox.lanes import Lanes
 from cloister_sandbox.services.runtime import CAPABILITIES
+from cloister_sandbox.toolset import search
 
 ROOT = Path(__file__).parents[2]
 SOURCES = ROOT / "sandbox-image" / "src" / "cloister_sandbox"
@@ -19,13 +24,23 @@ KINDS = {
 CANNOT_OPEN = {"NotFound", "Forbidden", "WrongState"}
 
 
+def page() -> str:
+    """The page's text, each line end a blank."""
+    return " ".join((ROOT / "docs" / "exec.md").read_text().split())
+
+
+def table(*titles: str) -> list[list[str]]:
+    """The rows of the one table whose columns begin with these."""
+    text = (ROOT / "docs" / "exec.md").read_text()
+    head = "".join(rf"\| {title} " for title in titles)
+    (found,) = re.findall(rf"{head}\|.*\n\|[-|]+\n((?:\|.*\n)+)", text)
+    return [[cell.strip() for cell in row.strip("| ").split(" | ")] for row in found.splitlines()]
+
+
 def documented() -> list[tuple[str, str]]:
     """Status and reason of each reason in the table."""
-    text = (ROOT / "docs" / "exec.md").read_text()
-    (table,) = re.findall(r"\| status \| reason \|.*\n\|[-|]+\n((?:\|.*\n)+)", text)
     found = []
-    for line in table.splitlines():
-        status, reasons, advice = (cell.strip() for cell in line.strip("| ").split(" | "))
+    for status, reasons, advice in table("status", "reason"):
         assert advice
         found += [(status.strip("`"), each) for each in re.findall(r"`(\w+)`", reasons)]
     return found
@@ -85,24 +100,55 @@ def test_what_is_missing_or_in_the_way_is_named() -> None:
     assert odd == [], "metadata that do not begin with what the error is about"
 
 
-def test_every_bound_is_listed() -> None:
-    text = (ROOT / "docs" / "exec.md").read_text()
-    (table,) = re.findall(r"\| bound \|.*\n\|[-|]+\n((?:\|.*\n)+)", text)
-    listed: list[str] = []
-    for line in table.splitlines():
-        bound, much = line.strip("| ").split(" | ")
-        names = re.findall(r"`([\w-]+)`", bound)
-        assert much
-        listed += names
-    raised_bounds = {
-        str(node.args[3].value)
-        for path in SOURCES.rglob("*.py")
-        for node in calls(path)
-        if isinstance(node.func, ast.Name)
-        and node.func.id == "Busy"
-        and isinstance(node.args[3], ast.Constant)
+def test_metadata_are_these_and_no_others() -> None:
+    listed = {
+        key.strip("`"): set(re.findall(r"`(\w+)`", reasons))
+        for key, _, reasons in table("metadata")
     }
-    assert sorted(listed) == sorted(raised_bounds)
+    sent = defaultdict(set, {"field": {"INVALID_FIELD"}})
+    for path in SOURCES.rglob("*.py"):
+        for node in calls(path):
+            name = node.func.id if isinstance(node.func, ast.Name) else ""
+            # `failures.cannot_open` takes the kind from a table.
+            if name in KINDS.keys() - {"InvalidField"} or name == "kind":
+                reason = node.args[0]
+                assert isinstance(reason, ast.Constant)
+                for each in node.keywords:
+                    sent[str(each.arg)].add(str(reason.value))
+    assert listed == sent
+
+
+def bounds() -> dict[str, set[int]]:
+    """The values of each bound that the server's code names; none where the machine has it."""
+    found: dict[str, set[int]] = defaultdict(set)
+    for path in SOURCES.rglob("*.py"):
+        for node in calls(path):
+            if isinstance(node.func, ast.Name) and node.func.id == "Busy":
+                name, value = node.args[3], node.args[4] if node.args[4:] else None
+                assert isinstance(name, ast.Constant)
+                values = found[str(name.value)]
+                if isinstance(value, ast.Name):
+                    module = ".".join(path.relative_to(SOURCES.parent).with_suffix("").parts)
+                    values.add(getattr(importlib.import_module(module), value.id))
+                elif value is not None:
+                    assert ast.unparse(value) == "self._bound"
+                    lanes = Lanes()
+                    # Searches are bounded before they come to theirs.
+                    named = (lanes.quick, lanes.slow, lanes.bulk, lanes.watch)
+                    values.update(lane._bound for lane in named)
+    return found
+
+
+def test_every_bound_is_listed() -> None:
+    listed = {}
+    for bounds_of_row, much in table("bound"):
+        assert much
+        for name in re.findall(r"`([\w-]+)`", bounds_of_row):
+            assert name not in listed
+            listed[name] = {int(each.replace(",", "")) for each in re.findall(r"\d[\d,]*", much)}
+    real = bounds()
+    assert listed.keys() == real.keys()
+    assert {name: real[name] - listed[name] for name in real if real[name] - listed[name]} == {}
 
 
 def test_the_kinds_of_files_that_cannot_be_opened_are_these() -> None:
@@ -120,16 +166,36 @@ def test_the_client_knows_capabilities_that_there_are() -> None:
 
 
 def test_every_capability_is_explained() -> None:
-    text = (ROOT / "docs" / "exec.md").read_text()
-    (table,) = re.findall(r"\| capability \|.*\n\|[-|]+\n((?:\|.*\n)+)", text)
-    cells = [line.strip("| ").split(" | ")[0] for line in table.splitlines()]
+    cells = [row[0] for row in table("capability")]
     names = re.findall(r"`([\w.]+)`", " ".join(cells))
     # The kernel that the tests run on may lack this one.
     assert sorted(names) == sorted({*CAPABILITIES, "openat2"})
 
 
-def test_the_bounds_of_headers_are_told() -> None:
-    text = " ".join((ROOT / "docs" / "exec.md").read_text().split())
-    one, all_of_one = (bound // 1024 for bound in (unpacking._MAX_HEADER, unpacking._MAX_HEADERS))
-    assert f"extended header of more than {one} KiB" in text
-    assert f"more than {all_of_one} KiB of headers for one member" in text
+def test_the_bounds_in_the_text_are_those_of_the_server() -> None:
+    """Those that no refusal names with its value."""
+    text = page()
+    for told in (
+        f"extended header of more than {unpacking._MAX_HEADER // 1024} KiB",
+        f"more than {unpacking._MAX_HEADERS // 1024} KiB of headers for one member",
+        f"more than {unpacking.MAX_MEMBERS:,} members, and any below {unpacking.MAX_LEVELS} levels",
+        f"more than {walks.MAX_PATH:,} characters below",
+        f"or below {walks.MAX_LEVELS:,} levels",
+        f"more than {finds.MAX_WAITING:,} characters of links",
+        f"fails beyond {finds.MAX_WALK:,} entries, or {search.SEARCH_SECONDS} s",
+        f"{search.MAX_GREP:,} characters; {search.SEARCH_SECONDS} s",
+        f"{edits.MAX_EDITS:,} edits with strings of {edits.MAX_STRINGS:,} characters",
+        f"at most {texts.MAX_EDITED:,} characters",
+        f"diff is cut at {texts.MAX_DIFF:,} characters",
+        f"more than {texts._MAX_CHANGED:,} changed ones",
+        f"cut (`…`): messages at {errors.MAX_MESSAGE:,} bytes, values at {errors.MAX_VALUE}",
+        f"keep more than {jobs.KEEP_BYTES // 1024**2} MiB",
+        f"Messages are at most {server.MAX_MESSAGE // 1024**2} MiB",
+        f"At most {server.MAX_STREAMS:,} calls run on a connection",
+        f"at most {server.MAX_CONNECTIONS:,} connections",
+        f"{server.MAX_RPCS:,} calls run, on all connections together",
+        f"of answers of `Files.ReadText` {HEAVY['/cloister.exec.v1.Files/ReadText']} are",
+        f"`Processes.List` and `Shells.List` {HEAVY['/cloister.exec.v1.Shells/List']}",
+    ):
+        assert told in text
+    assert sorted(HEAVY.values()) == [8, 8, 8, 32]

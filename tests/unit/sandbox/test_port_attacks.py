@@ -2,15 +2,18 @@
 
 import contextlib
 import socket
+import ssl
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import grpc
 import pytest
 
 from cloister_api.exec.v1 import exec_pb2
 from cloister_sandbox.answers import Answers
 from cloister_sandbox.errors import Busy
-from cloister_sandbox.server import MAX_CONNECTIONS, MAX_STREAMS
+from cloister_sandbox.server import MAX_CONNECTIONS, MAX_RPCS, MAX_STREAMS
 from support import raw_http2
 from support.file_calls import eventually
 from support.jobs import Jobs
@@ -21,6 +24,7 @@ from support.sandbox_server import Sandbox, Tools, sandbox
 pytestmark = pytest.mark.long
 
 MIB = 1024 * 1024
+STATUS = grpc.StatusCode
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +66,35 @@ def test_calls_that_are_opened_without_end(
             raw.send(opened)
         # How many more are let in, because others have ended, is up to the machine.
         assert raw.answers()[raw_http2.RESET] > MAX_STREAMS
+
+
+def test_calls_beyond_all_that_run_at_once_are_refused(server: Sandbox, tools: Tools) -> None:
+    tools.bash("mkfifo gate")
+    request = exec_pb2.CallRequest(request_id="gate", tool="bash")
+    request.input.update({"command": "cat gate; echo once >> ran"})
+    more, refused = 300, 0
+    with contextlib.ExitStack() as opened, bounded(server, tools, 128 * MIB):
+        stubs = [Tools(opened.enter_context(server.worker())).stub for _ in range(6)]
+        calls: list[Any] = [stubs[n % 6].Call(request, timeout=120) for n in range(MAX_RPCS + more)]
+        eventually(lambda: sum(each.done() for each in calls) >= more, 60)
+        (server.workspace / "gate").write_text("")
+        for each in calls:
+            try:
+                assert [event.HasField("result") for event in each][-1]
+            except grpc.RpcError as error:
+                refusal: Any = error
+                # gRPC's own words, of before the server knows of the call.
+                assert refusal.code() in (STATUS.RESOURCE_EXHAUSTED, STATUS.CANCELLED)
+                assert "grpc-status-details-bin" not in dict(refusal.trailing_metadata())
+                refused += 1
+        assert refused >= more
+        assert (server.workspace / "ran").read_text() == "once\n"
+
+
+def test_pings_that_come_too_fast_end_the_connection(raw: RawConnection) -> None:
+    # How many are let pass before it has ended is up to gRPC.
+    with pytest.raises((ConnectionError, ssl.SSLEOFError)):
+        [raw.answers() for _ in range(10)]
 
 
 def test_calls_that_are_reset_at_once(server: Sandbox, tools: Tools, raw: RawConnection) -> None:

@@ -64,7 +64,9 @@ class CallRequest(_message.Message):
     tool: _builtins.str
     """bash, read, write, edit, glob or grep."""
     context_id: _builtins.str
-    """Calls of one context share a shell and run one at a time; empty is the default context."""
+    """Calls of one context share a shell and run one at a time; empty is the default context. At most
+    128 characters.
+    """
     @_builtins.property
     def input(self) -> _struct_pb2.Struct:
         """The tool's input as the model wrote it."""
@@ -100,7 +102,7 @@ class CallEvent(_message.Message):
     RESULT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def progress(self) -> Global___Progress:
-        """Sent every few seconds while a command runs: proof of life."""
+        """Sent every 5 s while the call runs: proof of life."""
 
     @_builtins.property
     def result(self) -> Global___CallResult:
@@ -128,7 +130,9 @@ class Progress(_message.Message):
 
     OUTPUT_BYTES_FIELD_NUMBER: _builtins.int
     output_bytes: _builtins.int
-    """Bytes printed so far."""
+    """Bytes printed so far by the command that the context runs, or ran last: another one's, while
+    this call waits for its turn.
+    """
     def __init__(
         self,
         *,
@@ -261,7 +265,7 @@ class ExitInfo(_message.Message):
         REASON_SHUTDOWN: ExitInfo._Reason.ValueType  # 5
         """The server is going away."""
         REASON_OOM_KILLED: ExitInfo._Reason.ValueType  # 6
-        """The kernel ended it for want of memory."""
+        """The kernel ended it for want of memory; not told by Tools."""
         REASON_SIGNALLED: ExitInfo._Reason.ValueType  # 7
         """Processes.Signal ended it."""
 
@@ -278,7 +282,7 @@ class ExitInfo(_message.Message):
     REASON_SHUTDOWN: ExitInfo.Reason.ValueType  # 5
     """The server is going away."""
     REASON_OOM_KILLED: ExitInfo.Reason.ValueType  # 6
-    """The kernel ended it for want of memory."""
+    """The kernel ended it for want of memory; not told by Tools."""
     REASON_SIGNALLED: ExitInfo.Reason.ValueType  # 7
     """Processes.Signal ended it."""
 
@@ -297,8 +301,8 @@ class ExitInfo(_message.Message):
     cwd: _builtins.str
     """The shell's working directory afterwards."""
     max_rss_bytes: _builtins.int
-    """Most memory that the program had; 0 when it was less than the server's own (about 50 MB), below
-    which the kernel does not tell.
+    """Processes only: most memory that the program had; 0 when it was less than the server's own (about
+    50 MB), below which the kernel does not tell.
     """
     surviving_processes: _builtins.int
     """Processes of its tree that go on, because they were detached on purpose."""
@@ -306,7 +310,7 @@ class ExitInfo(_message.Message):
     def wall(self) -> _duration_pb2.Duration: ...
     @_builtins.property
     def cpu(self) -> _duration_pb2.Duration:
-        """Processor time of the program and the children it waited for."""
+        """Processes only: processor time of the program and the children it waited for."""
 
     @_builtins.property
     def truncation(self) -> Global___Truncation:
@@ -524,7 +528,7 @@ class ListRequest(_message.Message):
     DEPTH_FIELD_NUMBER: _builtins.int
     path: _builtins.str
     depth: _builtins.int
-    """1 (the default for 0) is the directory's own entries."""
+    """1 (the default for 0) is the directory's own entries; at most 64."""
     def __init__(
         self,
         *,
@@ -550,7 +554,7 @@ class DownloadRequest(_message.Message):
     TREE_FIELD_NUMBER: _builtins.int
     path: _builtins.str
     offset: _builtins.int
-    """Bytes to pass over."""
+    """Bytes to pass over; beyond the file's end nothing is sent but its entry."""
     length: _builtins.int
     """Bytes to send at most; 0 is all."""
     if_etag: _builtins.str
@@ -657,11 +661,13 @@ class UploadStart(_message.Message):
     MTIME_FIELD_NUMBER: _builtins.int
     path: _builtins.str
     mode: _builtins.int
-    """Permission bits; 0 means 0644, or those of the file that is replaced."""
+    """Permission bits, at most 0777; 0 means 0644, or those of the file that is replaced."""
     upload_id: _builtins.str
-    """Chosen by the client: a cut upload with an id can be gone on with for ten minutes."""
+    """Chosen by the client, at most 128 characters: a cut upload with an id can be gone on with for ten
+    minutes.
+    """
     offset: _builtins.int
-    """Where this call goes on; must be what UploadState says."""
+    """Where this call goes on, in bytes; must be what UploadState says."""
     if_etag: _builtins.str
     """Fail with ABORTED (ETAG_MISMATCH) unless the file that is replaced is this one."""
     create_only: _builtins.bool
@@ -669,7 +675,8 @@ class UploadStart(_message.Message):
     tree: _builtins.bool
     """The bytes are a tar stream, uncompressed, to unpack into the directory `path` once all of it has
     arrived. Refused as a whole are absolute names, `..`, links that lead out of the directory,
-    devices and FIFOs; setuid, setgid and sticky bits are dropped.
+    devices and FIFOs; setuid, setgid and sticky bits are dropped. Without mode, if_etag and
+    create_only.
     """
     @_builtins.property
     def mtime(self) -> _timestamp_pb2.Timestamp:
@@ -838,10 +845,12 @@ class EditRequest(_message.Message):
     if_etag: _builtins.str
     """Fail with ABORTED (ETAG_MISMATCH) unless the file is still this one."""
     request_id: _builtins.str
-    """Chosen by the client: the same id with the same edit is applied once."""
+    """Chosen by the client, at most 128 characters: the same id with the same edit is applied once, for
+    ten minutes. Empty is none.
+    """
     @_builtins.property
     def edits(self) -> _containers.RepeatedCompositeFieldContainer[Global___Replacement]:
-        """Applied in order, each to the result of the one before."""
+        """1 to 1,000, applied in order, each to the result of the one before."""
 
     def __init__(
         self,
@@ -867,6 +876,7 @@ class Replacement(_message.Message):
     NEW_STRING_FIELD_NUMBER: _builtins.int
     REPLACE_ALL_FIELD_NUMBER: _builtins.int
     old_string: _builtins.str
+    """Empty only for a file that is."""
     new_string: _builtins.str
     replace_all: _builtins.bool
     """Without it old_string must occur exactly once."""
@@ -893,6 +903,7 @@ class EditResult(_message.Message):
     ENTRY_FIELD_NUMBER: _builtins.int
     UNIFIED_DIFF_FIELD_NUMBER: _builtins.int
     unified_diff: _builtins.str
+    """Cut, and marked so, where it is long."""
     @_builtins.property
     def counts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Replacements made, per edit."""
@@ -922,6 +933,7 @@ class GlobRequest(_message.Message):
     PATH_FIELD_NUMBER: _builtins.int
     LIMIT_FIELD_NUMBER: _builtins.int
     pattern: _builtins.str
+    """Relative to `path`, without `..`; `**` is any number of directories, `{a,b}` one of several."""
     path: _builtins.str
     """Directory to search; empty is the workspace."""
     limit: _builtins.int
@@ -948,6 +960,7 @@ class GlobResult(_message.Message):
     ENTRIES_FIELD_NUMBER: _builtins.int
     TOTAL_MATCHES_FIELD_NUMBER: _builtins.int
     total_matches: _builtins.int
+    """Those included that `entries` has no room for."""
     @_builtins.property
     def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___Entry]: ...
     def __init__(
@@ -977,20 +990,21 @@ class GrepRequest(_message.Message):
     TIMEOUT_FIELD_NUMBER: _builtins.int
     INCLUDE_IGNORED_FIELD_NUMBER: _builtins.int
     pattern: _builtins.str
+    """ripgrep's syntax."""
     path: _builtins.str
     """File or directory to search; empty is the workspace."""
     ignore_case: _builtins.bool
     context_lines: _builtins.int
     """Lines around each match; at most 50."""
     glob: _builtins.str
-    """Only files whose path matches."""
+    """Only files whose path matches, as ripgrep's --glob does; empty is all."""
     max_matches: _builtins.int
     """0 is 1,000; at most 100,000."""
     include_ignored: _builtins.bool
     """Search hidden files and what .gitignore leaves out as well."""
     @_builtins.property
     def timeout(self) -> _duration_pb2.Duration:
-        """0 is 30 s."""
+        """0 is 30 s; at most 600 s."""
 
     def __init__(
         self,
@@ -1050,7 +1064,9 @@ class GrepLine(_message.Message):
     IS_CONTEXT_FIELD_NUMBER: _builtins.int
     path: _builtins.str
     number: _builtins.int
+    """1-based."""
     text: _builtins.str
+    """Without its newline; cut at 65,536 characters."""
     is_context: _builtins.bool
     """A neighbour of a match."""
     def __init__(
@@ -1135,6 +1151,7 @@ class RemoveRequest(_message.Message):
     RECURSIVE_FIELD_NUMBER: _builtins.int
     path: _builtins.str
     recursive: _builtins.bool
+    """Without it a directory must be empty."""
     def __init__(
         self,
         *,
@@ -1172,6 +1189,7 @@ class WatchRequest(_message.Message):
     RECURSIVE_FIELD_NUMBER: _builtins.int
     path: _builtins.str
     recursive: _builtins.bool
+    """Also what is below the directories in it, and those to come."""
     def __init__(
         self,
         *,
@@ -1223,6 +1241,7 @@ class WatchEvent(_message.Message):
     PATH_FIELD_NUMBER: _builtins.int
     type: Global___WatchEvent.Type.ValueType
     path: _builtins.str
+    """Absolute; that of the watch with TYPE_READY and TYPE_OVERFLOW, empty with TYPE_HEARTBEAT."""
     def __init__(
         self,
         *,
@@ -1821,7 +1840,7 @@ class StartRequest(_message.Message):
     """End the stream with `detached` as soon as the program has started."""
     @_builtins.property
     def argv(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The program and its arguments; the program is looked up in PATH."""
+        """The program and its arguments, at most 65,536 in all; the program is looked up in PATH."""
 
     @_builtins.property
     def env(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
@@ -1829,7 +1848,7 @@ class StartRequest(_message.Message):
 
     @_builtins.property
     def terminal(self) -> Global___TerminalSize:
-        """Give it a terminal of this size instead of pipes."""
+        """Give it a terminal of this size instead of pipes, and TERM=xterm-256color unless env has another."""
 
     @_builtins.property
     def timeout(self) -> _duration_pb2.Duration:
@@ -1839,7 +1858,7 @@ class StartRequest(_message.Message):
     def output(self) -> Global___OutputPolicy: ...
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Returned by List; at most 64, of at most 128 characters."""
+        """Returned by List; at most 64, of 1 to 128 characters, with values of at most 128."""
 
     def __init__(
         self,
@@ -1870,6 +1889,7 @@ class TerminalSize(_message.Message):
     COLUMNS_FIELD_NUMBER: _builtins.int
     ROWS_FIELD_NUMBER: _builtins.int
     columns: _builtins.int
+    """Each 1 to 65,535."""
     rows: _builtins.int
     def __init__(
         self,
@@ -1952,6 +1972,7 @@ class StdinState(_message.Message):
     accepted_bytes: _builtins.int
     """Bytes accepted over the program's life."""
     closed: _builtins.bool
+    """True after eof, and when the program takes no more."""
     def __init__(
         self,
         *,
@@ -1997,7 +2018,7 @@ class SignalRequest(_message.Message):
     KILL_AFTER_FIELD_NUMBER: _builtins.int
     process_id: _builtins.str
     signal: _builtins.int
-    """Its number on Linux, such as 15."""
+    """Its number on Linux, such as 15; 1 to 64, but not 37."""
     scope: Global___SignalRequest.Scope.ValueType
     @_builtins.property
     def kill_after(self) -> _duration_pb2.Duration:
@@ -2464,7 +2485,7 @@ class ProbeRequest(_message.Message):
 
     @_builtins.property
     def timeout(self) -> _duration_pb2.Duration:
-        """For each connection; at most 5 s."""
+        """For each connection; 0 is 1 s, and more than 5 s count as 5."""
 
     def __init__(
         self,
@@ -2642,7 +2663,9 @@ class DrainRequest(_message.Message):
 
     GRACE_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def grace(self) -> _duration_pb2.Duration: ...
+    def grace(self) -> _duration_pb2.Duration:
+        """How long running calls may go on; 0 ends them at once."""
+
     def __init__(
         self,
         *,

@@ -250,9 +250,10 @@ class ShellsServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Run(self, request, context):
-        """Run a command in a shell and stream its output. The same command_id attaches to it, from
-        resume_offset; attach_only makes sure that it is not run again once it was forgotten. A shell that runs another command fails with FAILED_PRECONDITION (SHELL_BUSY).
-        Losing the stream never stops the command.
+        """Run a command in a shell and stream its output. Use it where later commands build on earlier
+        ones. The same command_id attaches to it, from resume_offset; attach_only makes sure that it is
+        not run again once it was forgotten. A shell that runs another command fails with
+        FAILED_PRECONDITION (SHELL_BUSY). Losing the stream never stops the command.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -516,7 +517,8 @@ class ProcessesServicer:
     """
 
     def Start(self, request, context):
-        """Start a program and stream its output. The same process_id attaches from the beginning
+        """Start a program and stream its output. Use it for one that needs no shell, or that takes input, a
+        terminal or signals. The same process_id attaches from the beginning
         (started.replayed); another payload under it fails with ALREADY_EXISTS.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -524,7 +526,8 @@ class ProcessesServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Attach(self, request, context):
-        """Stream a program's output from an offset, also after it ended. Use it after a lost stream.
+        """Stream a program's output from an offset, also after it ended. Use it after a lost stream, for
+        further readers, and for a command that was detached from its shell.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -532,21 +535,22 @@ class ProcessesServicer:
 
     def WriteStdin(self, request_iterator, context):
         """Write to a program's stdin. Each frame names its offset, so that a repeated frame is written
-        once; the answer says how many bytes were accepted in all.
+        once; the answer says how many bytes were accepted in all, once they are. Use it after `started`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Signal(self, request, context):
-        """Send a signal to a program, its process group or its whole tree.
+        """Send a signal to a program, its process group or its whole tree. Use it to end a program before
+        its time, too: no other call does.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Resize(self, request, context):
-        """Change the size of a program's terminal.
+        """Change the size of a program's terminal. Use it whenever that of its user changes.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -560,7 +564,8 @@ class ProcessesServicer:
         raise NotImplementedError('Method not implemented!')
 
     def List(self, request, context):
-        """All programs that run, or whose output is retained.
+        """All programs that run, or whose output is retained. Use it to find again what a client that was
+        lost has started, by its labels.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -568,6 +573,7 @@ class ProcessesServicer:
 
     def Release(self, request, context):
         """Forget a program that has ended, with its output; one that runs fails with FAILED_PRECONDITION.
+        Use it when nobody reads the output any more, before the server forgets it by itself.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -941,7 +947,8 @@ class FilesServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Download(self, request, context):
-        """Read a file's bytes, from an offset when an earlier download was cut.
+        """Read a file's bytes, from an offset when an earlier download was cut, or a whole directory. Use it
+        for what is large or no text.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -966,49 +973,56 @@ class FilesServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ReadText(self, request, context):
-        """Read lines of a text file, with the etag that a later Edit can insist on.
+        """Read lines of a text file, with the etag that a later Edit can insist on. Use it before an Edit,
+        and for a part of a long text; it takes 60 s at most.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Edit(self, request, context):
-        """Replace strings in a text file, all of them or none; returns the change as a unified diff.
+        """Replace strings in a text file, all of them or none; returns the change as a unified diff. Use it
+        in place of an Upload where others may write to the file as well.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Glob(self, request, context):
-        """Find files by a pattern, newest first.
+        """Find files by a pattern, newest first. Use it where a List would tell much that is not wanted; it
+        takes 60 s at most.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Grep(self, request, context):
-        """Search file contents by a regular expression, with the engine of the grep tool.
+        """Search file contents by a regular expression, with the engine of the grep tool. Use it where
+        lines are wanted as data, their neighbours, or more of them than the tool shows.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Move(self, request, context):
-        """Rename a file, directory or link, atomically, into a directory that exists.
+        """Rename a file, directory or link, atomically, into a directory that exists. Use it to put what was
+        prepared elsewhere in its place; another file system fails with FAILED_PRECONDITION.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Remove(self, request, context):
-        """Remove a file or link, or a directory with all that is in it when recursive.
+        """Remove a file or link, or a directory with all that is in it when recursive; it takes 300 s at
+        most. Use it again where it failed: what was removed before stays so.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Watch(self, request, context):
-        """Follow changes below a path. The first event says that the watch is set. What is renamed is
+        """Follow changes below a path. Use it in place of a List now and then. The first event says that the
+        watch is set. What is renamed is
         told as removed and created. The stream ends after the removal of the path itself.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -129,9 +129,10 @@ class ShellsStub:
     Open: _grpc.UnaryUnaryMultiCallable[_exec_pb2.OpenShellRequest, _exec_pb2.Shell]
     """Open a shell, or find the one with this id. Use it once before the first Run."""
     Run: _grpc.UnaryStreamMultiCallable[_exec_pb2.RunRequest, _exec_pb2.OutputEvent]
-    """Run a command in a shell and stream its output. The same command_id attaches to it, from
-    resume_offset; attach_only makes sure that it is not run again once it was forgotten. A shell that runs another command fails with FAILED_PRECONDITION (SHELL_BUSY).
-    Losing the stream never stops the command.
+    """Run a command in a shell and stream its output. Use it where later commands build on earlier
+    ones. The same command_id attaches to it, from resume_offset; attach_only makes sure that it is
+    not run again once it was forgotten. A shell that runs another command fails with
+    FAILED_PRECONDITION (SHELL_BUSY). Losing the stream never stops the command.
     """
     Reset: _grpc.UnaryUnaryMultiCallable[_exec_pb2.ResetShellRequest, _exec_pb2.Shell]
     """End whatever the shell runs and start it afresh in its first directory. Use it when it is stuck."""
@@ -151,9 +152,10 @@ class ShellsAsyncStub(ShellsStub):
     Open: _aio.UnaryUnaryMultiCallable[_exec_pb2.OpenShellRequest, _exec_pb2.Shell]  # type: ignore[assignment]
     """Open a shell, or find the one with this id. Use it once before the first Run."""
     Run: _aio.UnaryStreamMultiCallable[_exec_pb2.RunRequest, _exec_pb2.OutputEvent]  # type: ignore[assignment]
-    """Run a command in a shell and stream its output. The same command_id attaches to it, from
-    resume_offset; attach_only makes sure that it is not run again once it was forgotten. A shell that runs another command fails with FAILED_PRECONDITION (SHELL_BUSY).
-    Losing the stream never stops the command.
+    """Run a command in a shell and stream its output. Use it where later commands build on earlier
+    ones. The same command_id attaches to it, from resume_offset; attach_only makes sure that it is
+    not run again once it was forgotten. A shell that runs another command fails with
+    FAILED_PRECONDITION (SHELL_BUSY). Losing the stream never stops the command.
     """
     Reset: _aio.UnaryUnaryMultiCallable[_exec_pb2.ResetShellRequest, _exec_pb2.Shell]  # type: ignore[assignment]
     """End whatever the shell runs and start it afresh in its first directory. Use it when it is stuck."""
@@ -182,9 +184,10 @@ class ShellsServicer(metaclass=_abc_1.ABCMeta):
         request: _exec_pb2.RunRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_exec_pb2.OutputEvent], _abc.AsyncIterator[_exec_pb2.OutputEvent]]:
-        """Run a command in a shell and stream its output. The same command_id attaches to it, from
-        resume_offset; attach_only makes sure that it is not run again once it was forgotten. A shell that runs another command fails with FAILED_PRECONDITION (SHELL_BUSY).
-        Losing the stream never stops the command.
+        """Run a command in a shell and stream its output. Use it where later commands build on earlier
+        ones. The same command_id attaches to it, from resume_offset; attach_only makes sure that it is
+        not run again once it was forgotten. A shell that runs another command fails with
+        FAILED_PRECONDITION (SHELL_BUSY). Losing the stream never stops the command.
         """
 
     @_abc_1.abstractmethod
@@ -223,25 +226,34 @@ class ProcessesStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ProcessesAsyncStub: ...
     Start: _grpc.UnaryStreamMultiCallable[_exec_pb2.StartRequest, _exec_pb2.OutputEvent]
-    """Start a program and stream its output. The same process_id attaches from the beginning
+    """Start a program and stream its output. Use it for one that needs no shell, or that takes input, a
+    terminal or signals. The same process_id attaches from the beginning
     (started.replayed); another payload under it fails with ALREADY_EXISTS.
     """
     Attach: _grpc.UnaryStreamMultiCallable[_exec_pb2.AttachRequest, _exec_pb2.OutputEvent]
-    """Stream a program's output from an offset, also after it ended. Use it after a lost stream."""
+    """Stream a program's output from an offset, also after it ended. Use it after a lost stream, for
+    further readers, and for a command that was detached from its shell.
+    """
     WriteStdin: _grpc.StreamUnaryMultiCallable[_exec_pb2.StdinFrame, _exec_pb2.StdinState]
     """Write to a program's stdin. Each frame names its offset, so that a repeated frame is written
-    once; the answer says how many bytes were accepted in all.
+    once; the answer says how many bytes were accepted in all, once they are. Use it after `started`.
     """
     Signal: _grpc.UnaryUnaryMultiCallable[_exec_pb2.SignalRequest, _exec_pb2.SignalResponse]
-    """Send a signal to a program, its process group or its whole tree."""
+    """Send a signal to a program, its process group or its whole tree. Use it to end a program before
+    its time, too: no other call does.
+    """
     Resize: _grpc.UnaryUnaryMultiCallable[_exec_pb2.ResizeRequest, _exec_pb2.ResizeResponse]
-    """Change the size of a program's terminal."""
+    """Change the size of a program's terminal. Use it whenever that of its user changes."""
     Wait: _grpc.UnaryUnaryMultiCallable[_exec_pb2.WaitRequest, _exec_pb2.Process]
     """Wait until a program ends, at most max_wait. Use it instead of a stream when only the end counts."""
     List: _grpc.UnaryUnaryMultiCallable[_exec_pb2.ListProcessesRequest, _exec_pb2.ListProcessesResponse]
-    """All programs that run, or whose output is retained."""
+    """All programs that run, or whose output is retained. Use it to find again what a client that was
+    lost has started, by its labels.
+    """
     Release: _grpc.UnaryUnaryMultiCallable[_exec_pb2.ReleaseRequest, _exec_pb2.ReleaseResponse]
-    """Forget a program that has ended, with its output; one that runs fails with FAILED_PRECONDITION."""
+    """Forget a program that has ended, with its output; one that runs fails with FAILED_PRECONDITION.
+    Use it when nobody reads the output any more, before the server forgets it by itself.
+    """
 
 @_typing.type_check_only
 class ProcessesAsyncStub(ProcessesStub):
@@ -251,25 +263,34 @@ class ProcessesAsyncStub(ProcessesStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Start: _aio.UnaryStreamMultiCallable[_exec_pb2.StartRequest, _exec_pb2.OutputEvent]  # type: ignore[assignment]
-    """Start a program and stream its output. The same process_id attaches from the beginning
+    """Start a program and stream its output. Use it for one that needs no shell, or that takes input, a
+    terminal or signals. The same process_id attaches from the beginning
     (started.replayed); another payload under it fails with ALREADY_EXISTS.
     """
     Attach: _aio.UnaryStreamMultiCallable[_exec_pb2.AttachRequest, _exec_pb2.OutputEvent]  # type: ignore[assignment]
-    """Stream a program's output from an offset, also after it ended. Use it after a lost stream."""
+    """Stream a program's output from an offset, also after it ended. Use it after a lost stream, for
+    further readers, and for a command that was detached from its shell.
+    """
     WriteStdin: _aio.StreamUnaryMultiCallable[_exec_pb2.StdinFrame, _exec_pb2.StdinState]  # type: ignore[assignment]
     """Write to a program's stdin. Each frame names its offset, so that a repeated frame is written
-    once; the answer says how many bytes were accepted in all.
+    once; the answer says how many bytes were accepted in all, once they are. Use it after `started`.
     """
     Signal: _aio.UnaryUnaryMultiCallable[_exec_pb2.SignalRequest, _exec_pb2.SignalResponse]  # type: ignore[assignment]
-    """Send a signal to a program, its process group or its whole tree."""
+    """Send a signal to a program, its process group or its whole tree. Use it to end a program before
+    its time, too: no other call does.
+    """
     Resize: _aio.UnaryUnaryMultiCallable[_exec_pb2.ResizeRequest, _exec_pb2.ResizeResponse]  # type: ignore[assignment]
-    """Change the size of a program's terminal."""
+    """Change the size of a program's terminal. Use it whenever that of its user changes."""
     Wait: _aio.UnaryUnaryMultiCallable[_exec_pb2.WaitRequest, _exec_pb2.Process]  # type: ignore[assignment]
     """Wait until a program ends, at most max_wait. Use it instead of a stream when only the end counts."""
     List: _aio.UnaryUnaryMultiCallable[_exec_pb2.ListProcessesRequest, _exec_pb2.ListProcessesResponse]  # type: ignore[assignment]
-    """All programs that run, or whose output is retained."""
+    """All programs that run, or whose output is retained. Use it to find again what a client that was
+    lost has started, by its labels.
+    """
     Release: _aio.UnaryUnaryMultiCallable[_exec_pb2.ReleaseRequest, _exec_pb2.ReleaseResponse]  # type: ignore[assignment]
-    """Forget a program that has ended, with its output; one that runs fails with FAILED_PRECONDITION."""
+    """Forget a program that has ended, with its output; one that runs fails with FAILED_PRECONDITION.
+    Use it when nobody reads the output any more, before the server forgets it by itself.
+    """
 
 class ProcessesServicer(metaclass=_abc_1.ABCMeta):
     """Programs without a shell: streams, terminals, stdin, signals, and output that can be read again
@@ -282,7 +303,8 @@ class ProcessesServicer(metaclass=_abc_1.ABCMeta):
         request: _exec_pb2.StartRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_exec_pb2.OutputEvent], _abc.AsyncIterator[_exec_pb2.OutputEvent]]:
-        """Start a program and stream its output. The same process_id attaches from the beginning
+        """Start a program and stream its output. Use it for one that needs no shell, or that takes input, a
+        terminal or signals. The same process_id attaches from the beginning
         (started.replayed); another payload under it fails with ALREADY_EXISTS.
         """
 
@@ -292,7 +314,9 @@ class ProcessesServicer(metaclass=_abc_1.ABCMeta):
         request: _exec_pb2.AttachRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_exec_pb2.OutputEvent], _abc.AsyncIterator[_exec_pb2.OutputEvent]]:
-        """Stream a program's output from an offset, also after it ended. Use it after a lost stream."""
+        """Stream a program's output from an offset, also after it ended. Use it after a lost stream, for
+        further readers, and for a command that was detached from its shell.
+        """
 
     @_abc_1.abstractmethod
     def WriteStdin(
@@ -301,7 +325,7 @@ class ProcessesServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_exec_pb2.StdinState, _abc.Awaitable[_exec_pb2.StdinState]]:
         """Write to a program's stdin. Each frame names its offset, so that a repeated frame is written
-        once; the answer says how many bytes were accepted in all.
+        once; the answer says how many bytes were accepted in all, once they are. Use it after `started`.
         """
 
     @_abc_1.abstractmethod
@@ -310,7 +334,9 @@ class ProcessesServicer(metaclass=_abc_1.ABCMeta):
         request: _exec_pb2.SignalRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_exec_pb2.SignalResponse, _abc.Awaitable[_exec_pb2.SignalResponse]]:
-        """Send a signal to a program, its process group or its whole tree."""
+        """Send a signal to a program, its process group or its whole tree. Use it to end a program before
+        its time, too: no other call does.
+        """
 
     @_abc_1.abstractmethod
     def Resize(
@@ -318,7 +344,7 @@ class ProcessesServicer(metaclass=_abc_1.ABCMeta):
         request: _exec_pb2.ResizeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_exec_pb2.ResizeResponse, _abc.Awaitable[_exec_pb2.ResizeResponse]]:
-        """Change the size of a program's terminal."""
+        """Change the size of a program's terminal. Use it whenever that of its user changes."""
 
     @_abc_1.abstractmethod
     def Wait(
@@ -334,7 +360,9 @@ class ProcessesServicer(metaclass=_abc_1.ABCMeta):
         request: _exec_pb2.ListProcessesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_exec_pb2.ListProcessesResponse, _abc.Awaitable[_exec_pb2.ListProcessesResponse]]:
-        """All programs that run, or whose output is retained."""
+        """All programs that run, or whose output is retained. Use it to find again what a client that was
+        lost has started, by its labels.
+        """
 
     @_abc_1.abstractmethod
     def Release(
@@ -342,7 +370,9 @@ class ProcessesServicer(metaclass=_abc_1.ABCMeta):
         request: _exec_pb2.ReleaseRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_exec_pb2.ReleaseResponse, _abc.Awaitable[_exec_pb2.ReleaseResponse]]:
-        """Forget a program that has ended, with its output; one that runs fails with FAILED_PRECONDITION."""
+        """Forget a program that has ended, with its output; one that runs fails with FAILED_PRECONDITION.
+        Use it when nobody reads the output any more, before the server forgets it by itself.
+        """
 
 def add_ProcessesServicer_to_server(servicer: ProcessesServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
@@ -364,7 +394,9 @@ class FilesStub:
     shown as such. Use depth to walk a tree in one call.
     """
     Download: _grpc.UnaryStreamMultiCallable[_exec_pb2.DownloadRequest, _exec_pb2.Chunk]
-    """Read a file's bytes, from an offset when an earlier download was cut."""
+    """Read a file's bytes, from an offset when an earlier download was cut, or a whole directory. Use it
+    for what is large or no text.
+    """
     Upload: _grpc.StreamUnaryMultiCallable[_exec_pb2.UploadFrame, _exec_pb2.Entry]
     """Write a file: the first frame names it, the others carry bytes, and the file appears under its
     name only when the last byte arrived. Directories above it are made, and a link is followed.
@@ -375,19 +407,32 @@ class FilesStub:
     UploadState: _grpc.UnaryUnaryMultiCallable[_exec_pb2.UploadStateRequest, _exec_pb2.UploadStateResponse]
     """How much of an upload has arrived. Use it before going on with one."""
     ReadText: _grpc.UnaryUnaryMultiCallable[_exec_pb2.ReadTextRequest, _exec_pb2.TextSlice]
-    """Read lines of a text file, with the etag that a later Edit can insist on."""
+    """Read lines of a text file, with the etag that a later Edit can insist on. Use it before an Edit,
+    and for a part of a long text; it takes 60 s at most.
+    """
     Edit: _grpc.UnaryUnaryMultiCallable[_exec_pb2.EditRequest, _exec_pb2.EditResult]
-    """Replace strings in a text file, all of them or none; returns the change as a unified diff."""
+    """Replace strings in a text file, all of them or none; returns the change as a unified diff. Use it
+    in place of an Upload where others may write to the file as well.
+    """
     Glob: _grpc.UnaryUnaryMultiCallable[_exec_pb2.GlobRequest, _exec_pb2.GlobResult]
-    """Find files by a pattern, newest first."""
+    """Find files by a pattern, newest first. Use it where a List would tell much that is not wanted; it
+    takes 60 s at most.
+    """
     Grep: _grpc.UnaryStreamMultiCallable[_exec_pb2.GrepRequest, _exec_pb2.GrepEvent]
-    """Search file contents by a regular expression, with the engine of the grep tool."""
+    """Search file contents by a regular expression, with the engine of the grep tool. Use it where
+    lines are wanted as data, their neighbours, or more of them than the tool shows.
+    """
     Move: _grpc.UnaryUnaryMultiCallable[_exec_pb2.MoveRequest, _exec_pb2.Entry]
-    """Rename a file, directory or link, atomically, into a directory that exists."""
+    """Rename a file, directory or link, atomically, into a directory that exists. Use it to put what was
+    prepared elsewhere in its place; another file system fails with FAILED_PRECONDITION.
+    """
     Remove: _grpc.UnaryUnaryMultiCallable[_exec_pb2.RemoveRequest, _exec_pb2.RemoveResponse]
-    """Remove a file or link, or a directory with all that is in it when recursive."""
+    """Remove a file or link, or a directory with all that is in it when recursive; it takes 300 s at
+    most. Use it again where it failed: what was removed before stays so.
+    """
     Watch: _grpc.UnaryStreamMultiCallable[_exec_pb2.WatchRequest, _exec_pb2.WatchEvent]
-    """Follow changes below a path. The first event says that the watch is set. What is renamed is
+    """Follow changes below a path. Use it in place of a List now and then. The first event says that the
+    watch is set. What is renamed is
     told as removed and created. The stream ends after the removal of the path itself.
     """
 
@@ -407,7 +452,9 @@ class FilesAsyncStub(FilesStub):
     shown as such. Use depth to walk a tree in one call.
     """
     Download: _aio.UnaryStreamMultiCallable[_exec_pb2.DownloadRequest, _exec_pb2.Chunk]  # type: ignore[assignment]
-    """Read a file's bytes, from an offset when an earlier download was cut."""
+    """Read a file's bytes, from an offset when an earlier download was cut, or a whole directory. Use it
+    for what is large or no text.
+    """
     Upload: _aio.StreamUnaryMultiCallable[_exec_pb2.UploadFrame, _exec_pb2.Entry]  # type: ignore[assignment]
     """Write a file: the first frame names it, the others carry bytes, and the file appears under its
     name only when the last byte arrived. Directories above it are made, and a link is followed.
@@ -418,19 +465,32 @@ class FilesAsyncStub(FilesStub):
     UploadState: _aio.UnaryUnaryMultiCallable[_exec_pb2.UploadStateRequest, _exec_pb2.UploadStateResponse]  # type: ignore[assignment]
     """How much of an upload has arrived. Use it before going on with one."""
     ReadText: _aio.UnaryUnaryMultiCallable[_exec_pb2.ReadTextRequest, _exec_pb2.TextSlice]  # type: ignore[assignment]
-    """Read lines of a text file, with the etag that a later Edit can insist on."""
+    """Read lines of a text file, with the etag that a later Edit can insist on. Use it before an Edit,
+    and for a part of a long text; it takes 60 s at most.
+    """
     Edit: _aio.UnaryUnaryMultiCallable[_exec_pb2.EditRequest, _exec_pb2.EditResult]  # type: ignore[assignment]
-    """Replace strings in a text file, all of them or none; returns the change as a unified diff."""
+    """Replace strings in a text file, all of them or none; returns the change as a unified diff. Use it
+    in place of an Upload where others may write to the file as well.
+    """
     Glob: _aio.UnaryUnaryMultiCallable[_exec_pb2.GlobRequest, _exec_pb2.GlobResult]  # type: ignore[assignment]
-    """Find files by a pattern, newest first."""
+    """Find files by a pattern, newest first. Use it where a List would tell much that is not wanted; it
+    takes 60 s at most.
+    """
     Grep: _aio.UnaryStreamMultiCallable[_exec_pb2.GrepRequest, _exec_pb2.GrepEvent]  # type: ignore[assignment]
-    """Search file contents by a regular expression, with the engine of the grep tool."""
+    """Search file contents by a regular expression, with the engine of the grep tool. Use it where
+    lines are wanted as data, their neighbours, or more of them than the tool shows.
+    """
     Move: _aio.UnaryUnaryMultiCallable[_exec_pb2.MoveRequest, _exec_pb2.Entry]  # type: ignore[assignment]
-    """Rename a file, directory or link, atomically, into a directory that exists."""
+    """Rename a file, directory or link, atomically, into a directory that exists. Use it to put what was
+    prepared elsewhere in its place; another file system fails with FAILED_PRECONDITION.
+    """
     Remove: _aio.UnaryUnaryMultiCallable[_exec_pb2.RemoveRequest, _exec_pb2.RemoveResponse]  # type: ignore[assignment]
-    """Remove a file or link, or a directory with all that is in it when recursive."""
+    """Remove a file or link, or a directory with all that is in it when recursive; it takes 300 s at
+    most. Use it again where it failed: what was removed before stays so.
+    """
     Watch: _aio.UnaryStreamMultiCallable[_exec_pb2.WatchRequest, _exec_pb2.WatchEvent]  # type: ignore[assignment]
-    """Follow changes below a path. The first event says that the watch is set. What is renamed is
+    """Follow changes below a path. Use it in place of a List now and then. The first event says that the
+    watch is set. What is renamed is
     told as removed and created. The stream ends after the removal of the path itself.
     """
 
@@ -465,7 +525,9 @@ class FilesServicer(metaclass=_abc_1.ABCMeta):
         request: _exec_pb2.DownloadRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_exec_pb2.Chunk], _abc.AsyncIterator[_exec_pb2.Chunk]]:
-        """Read a file's bytes, from an offset when an earlier download was cut."""
+        """Read a file's bytes, from an offset when an earlier download was cut, or a whole directory. Use it
+        for what is large or no text.
+        """
 
     @_abc_1.abstractmethod
     def Upload(
@@ -494,7 +556,9 @@ class FilesServicer(metaclass=_abc_1.ABCMeta):
         request: _exec_pb2.ReadTextRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_exec_pb2.TextSlice, _abc.Awaitable[_exec_pb2.TextSlice]]:
-        """Read lines of a text file, with the etag that a later Edit can insist on."""
+        """Read lines of a text file, with the etag that a later Edit can insist on. Use it before an Edit,
+        and for a part of a long text; it takes 60 s at most.
+        """
 
     @_abc_1.abstractmethod
     def Edit(
@@ -502,7 +566,9 @@ class FilesServicer(metaclass=_abc_1.ABCMeta):
         request: _exec_pb2.EditRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_exec_pb2.EditResult, _abc.Awaitable[_exec_pb2.EditResult]]:
-        """Replace strings in a text file, all of them or none; returns the change as a unified diff."""
+        """Replace strings in a text file, all of them or none; returns the change as a unified diff. Use it
+        in place of an Upload where others may write to the file as well.
+        """
 
     @_abc_1.abstractmethod
     def Glob(
@@ -510,7 +576,9 @@ class FilesServicer(metaclass=_abc_1.ABCMeta):
         request: _exec_pb2.GlobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_exec_pb2.GlobResult, _abc.Awaitable[_exec_pb2.GlobResult]]:
-        """Find files by a pattern, newest first."""
+        """Find files by a pattern, newest first. Use it where a List would tell much that is not wanted; it
+        takes 60 s at most.
+        """
 
     @_abc_1.abstractmethod
     def Grep(
@@ -518,7 +586,9 @@ class FilesServicer(metaclass=_abc_1.ABCMeta):
         request: _exec_pb2.GrepRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_exec_pb2.GrepEvent], _abc.AsyncIterator[_exec_pb2.GrepEvent]]:
-        """Search file contents by a regular expression, with the engine of the grep tool."""
+        """Search file contents by a regular expression, with the engine of the grep tool. Use it where
+        lines are wanted as data, their neighbours, or more of them than the tool shows.
+        """
 
     @_abc_1.abstractmethod
     def Move(
@@ -526,7 +596,9 @@ class FilesServicer(metaclass=_abc_1.ABCMeta):
         request: _exec_pb2.MoveRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_exec_pb2.Entry, _abc.Awaitable[_exec_pb2.Entry]]:
-        """Rename a file, directory or link, atomically, into a directory that exists."""
+        """Rename a file, directory or link, atomically, into a directory that exists. Use it to put what was
+        prepared elsewhere in its place; another file system fails with FAILED_PRECONDITION.
+        """
 
     @_abc_1.abstractmethod
     def Remove(
@@ -534,7 +606,9 @@ class FilesServicer(metaclass=_abc_1.ABCMeta):
         request: _exec_pb2.RemoveRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_exec_pb2.RemoveResponse, _abc.Awaitable[_exec_pb2.RemoveResponse]]:
-        """Remove a file or link, or a directory with all that is in it when recursive."""
+        """Remove a file or link, or a directory with all that is in it when recursive; it takes 300 s at
+        most. Use it again where it failed: what was removed before stays so.
+        """
 
     @_abc_1.abstractmethod
     def Watch(
@@ -542,7 +616,8 @@ class FilesServicer(metaclass=_abc_1.ABCMeta):
         request: _exec_pb2.WatchRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_exec_pb2.WatchEvent], _abc.AsyncIterator[_exec_pb2.WatchEvent]]:
-        """Follow changes below a path. The first event says that the watch is set. What is renamed is
+        """Follow changes below a path. Use it in place of a List now and then. The first event says that the
+        watch is set. What is renamed is
         told as removed and created. The stream ends after the removal of the path itself.
         """
 

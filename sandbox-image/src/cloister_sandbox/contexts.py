@@ -12,6 +12,7 @@ from typing import Any
 from .config import Config
 from .errors import Busy, NotFound, place
 from .finishing import each_to_its_end, to_its_end
+from .lacking import lacked
 from .mounts import mounted_files
 from .overflow import Overflows
 from .paths import Roots, ToolFailure
@@ -102,6 +103,8 @@ class Contexts:
             except ToolFailure as failure:
                 return ToolResult(str(failure), is_error=True)
             except Exception as error:
+                if what := lacked(error):
+                    return ToolResult(f"{tool}: the sandbox has no more {what}", is_error=True)
                 _, line = place(error)
                 log.error("tool %s: %s at line %d", tool, type(error).__name__, line)  # noqa: TRY400
                 return ToolResult(

@@ -5,10 +5,12 @@ import os
 
 from .entries import etag, shown
 from .errors import Busy, CallError, Exists, Forbidden, NotFound, Stale, WrongState
+from .lacking import LACKING, lacks
 from .paths import Roots, ToolFailure, reason
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+_LACKING = frozenset(reason(OSError(each, "")) for each in LACKING)
+"""The words for it."""
 
 
 def failed(path: str, error: OSError) -> CallError:
@@ -17,7 +19,7 @@ def failed(path: str, error: OSError) -> CallError:
     why = f"{path}: {reason(error)}"
     if error.errno in _FULL:
         return Busy("DISK_FULL", why, 5.0, "disk")
-    if error.errno in _EXHAUSTED:
+    if lacks(error):
         return Busy("OUT_OF_RESOURCES", why, 1.0, "processes")
     if isinstance(error, FileNotFoundError):
         return NotFound("NOT_FOUND", why, path=path)
@@ -32,6 +34,8 @@ def failed(path: str, error: OSError) -> CallError:
 
 def cannot_open(path: str, why: str) -> CallError:
     """The failure for a file that cannot be opened, in the words of `paths`."""
+    if why in _LACKING:
+        return Busy("OUT_OF_RESOURCES", f"{shown(path)}: {why}", 1.0, "processes")
     kind = {
         "no such file or directory": NotFound,
         "permission denied": Forbidden,

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from .entries import read_link
+from .lacking import lacks
 from .paths import Roots, follow
 from .toolset.patterns import Pattern
 from .walks import Found, TooLarge, walk
@@ -39,7 +40,7 @@ def find(
     There are at most `limit` of them, and fewer where their paths are very long.
     A link that leads out of the directory is no match; one that leads to a directory in it is
     entered where the pattern names it other than by `**`. Nothing is found where there is no
-    directory. Raises TooLarge beyond MAX_WALK entries or MAX_WAITING.
+    directory. Raises TooLarge beyond MAX_WALK entries or MAX_WAITING, OSError without a descriptor.
     """
     kept: list[tuple[int, str, int, Match]] = []
     total = size = 0
@@ -97,15 +98,20 @@ def _matches(
 
 
 def _entries(roots: Roots, where: str) -> Iterator[Found]:
-    """The entries below a resolved directory, none where it cannot be listed or is none."""
+    """The entries below a resolved directory, none where it cannot be listed or is none; raises
+    OSError where nobody can tell.
+    """
     try:
         directory = roots.directory(where)
-    except OSError:
+    except OSError as error:
+        if lacks(error):
+            raise
         return
     try:
         yield from walk(directory)
-    except OSError:
-        return
+    except OSError as error:
+        if lacks(error):
+            raise
     finally:
         os.close(directory)
 

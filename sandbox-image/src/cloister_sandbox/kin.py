@@ -6,7 +6,6 @@ PID 1 of its container.
 
 import asyncio
 import contextlib
-import errno
 import functools
 import os
 import signal
@@ -15,6 +14,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from .births import BIRTHS
+from .lacking import lacks
 from .looks import in_thread
 from .marks import Marks, number_of
 from .others import send
@@ -38,8 +38,6 @@ process may say that any part of its memory is its variables, and make that as l
 _VARIABLES_SECONDS = 0.25
 """For so long a process's variables are looked through. The kernel waits for each page of them
 while the process changes its memory, which it may do again and again, for a second each time."""
-_LACKING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
-"""What says nothing of a process, but that nobody can look at it now."""
 _CHASES, _LOOKS = 20, 3
 """Looks at the list of orphans after each look at the whole table: where that had some of a tree,
 and where it had none.
@@ -64,7 +62,7 @@ def _table() -> dict[int, tuple[int, int]]:
         try:
             fields = _fields(pid)
         except OSError as error:
-            if error.errno in _LACKING:
+            if lacks(error):
                 raise
             continue
         if not _is_over(fields):
@@ -85,7 +83,7 @@ def _marked(pid: int) -> set[str]:
                 if time.monotonic() > until:
                     break
     except OSError as error:
-        if error.errno in _LACKING:
+        if lacks(error):
             raise
         return set()
     name = f"{MARK}=".encode()

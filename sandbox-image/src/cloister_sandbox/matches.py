@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from .lacking import lacks
 from .paths import Roots
 
 _MAX_EVENT = 4 * 1024 * 1024
@@ -100,7 +101,7 @@ class Matches:
         self._close()
 
     def feed(self, data: bytes) -> Iterator[Line | Binary]:
-        """Take some more of the output."""
+        """Take some more of the output; raises OSError without a descriptor to confirm it."""
         for event in self._events.feed(data):
             if event.kind == "summary":
                 self.complete = True
@@ -163,7 +164,7 @@ class Matches:
     def _open(self, path: str) -> None:
         self._close()
         self._path, self._confirmed = path, False
-        with contextlib.suppress(OSError):
+        try:
             fd = self._roots.open(path, os.O_RDONLY)
             try:
                 if stat.S_ISREG(os.fstat(fd).st_mode):
@@ -171,6 +172,9 @@ class Matches:
             finally:
                 if self._content is None:
                     os.close(fd)
+        except OSError as error:
+            if lacks(error):
+                raise
 
     def _close(self) -> None:
         if self._content is not None:

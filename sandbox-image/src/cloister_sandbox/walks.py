@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from . import beneath
+from .lacking import lacks
 
 SORTED = 20_000
 """Names of one directory that are put in order; those after them come as the kernel tells."""
@@ -51,7 +52,8 @@ def walk(root: int, levels: int = MAX_LEVELS, *, strict: bool = False) -> Iterat
 
     `levels` bounds the depth, 1 is the directory's own entries; so does MAX_PATH. What vanishes is
     passed over. Directories that cannot be read are passed over, unless `strict`: then OSError is
-    raised, and TooLarge for a tree that is deeper. The root itself always raises.
+    raised, and TooLarge for a tree that is deeper. The root itself always raises, and so does what
+    the server lacks a descriptor for.
     """
     # Those of one directory share its path.
     pending = [("", "", 1)]
@@ -65,7 +67,7 @@ def walk(root: int, levels: int = MAX_LEVELS, *, strict: bool = False) -> Iterat
                 root, below.split("/") if below else (), beneath.LISTABLE
             )
         except OSError as error:
-            if below and (error.errno in _GONE or not strict):
+            if below and (error.errno in _GONE or not (strict or lacks(error))):
                 continue
             error.filename = below
             raise
@@ -75,7 +77,9 @@ def walk(root: int, levels: int = MAX_LEVELS, *, strict: bool = False) -> Iterat
             for name in _names(directory):
                 try:
                     info = os.stat(name, dir_fd=directory, follow_symlinks=False)
-                except OSError:
+                except OSError as error:
+                    if lacks(error):
+                        raise
                     continue
                 relative = f"{below}/{name}" if below else name
                 if stat.S_ISDIR(info.st_mode):

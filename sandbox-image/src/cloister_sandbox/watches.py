@@ -14,6 +14,7 @@ from enum import Enum
 from . import beneath, inotify
 from .errors import Busy
 from .failures import failed
+from .lacking import lacks
 from .paths import Roots
 from .uploads import PREFIX
 from .walks import walk
@@ -89,7 +90,8 @@ class Watch:
     def changes(self, stopped: Callable[[], bool]) -> list[tuple[Change, str]]:
         """What happened since the last call, in order; a path modified again is told once.
 
-        Raises Busy when there are too many directories, or files to look through.
+        Raises Busy when there are too many directories, or files to look through, and when the
+        server lacks a descriptor to look.
         """
         told: dict[tuple[Change, str], None] = {}
         size = 0
@@ -137,7 +139,8 @@ class Watch:
         """Whether the path still leads to what is watched."""
         try:
             top = self._roots.directory(self._path, _ANYTHING)
-        except OSError:
+        except OSError as error:
+            self._pass_over("", error)
             return False
         try:
             return _identity(top) == self._identity
@@ -177,7 +180,8 @@ class Watch:
         """Watch a directory and those below it; yields what is in them already."""
         try:
             directory = self._open(relative)
-        except OSError:
+        except OSError as error:
+            self._pass_over(relative, error)
             return
         try:
             self._add(directory, relative)
@@ -190,8 +194,8 @@ class Watch:
                     # Watched before the walk comes to list it: nothing is missed in between.
                     self._enter_one(found.name, found.directory, below)
                 yield below
-        except OSError:
-            return  # gone again
+        except OSError as error:
+            self._pass_over(relative, error)
         finally:
             os.close(directory)
 
@@ -209,12 +213,18 @@ class Watch:
     def _enter_one(self, name: str, directory: int, relative: str) -> None:
         try:
             fd = beneath.open_directory(directory, (name,))
-        except OSError:
+        except OSError as error:
+            self._pass_over(relative, error)
             return
         try:
             self._add(fd, relative)
         finally:
             os.close(fd)
+
+    def _pass_over(self, relative: str, error: OSError) -> None:
+        """What is there no more; raises Busy where nobody can tell, and changes may be lost."""
+        if lacks(error):
+            raise failed(self._full(relative), error) from None
 
     def _add(self, file: int, relative: str) -> None:
         if len(self._names) >= MAX_DIRECTORIES or self._named > MAX_NAMES:

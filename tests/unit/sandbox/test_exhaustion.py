@@ -79,6 +79,9 @@ def test_a_full_table_of_processes(crowded: tuple[Sandbox, Path]) -> None:
         other = tools.call("bash", context_id="other", command="echo new")
         assert other.is_error
         assert "bash cannot be started" in other.content[0].text
+        searched = tools.call("grep", pattern="x")
+        assert searched.is_error
+        assert searched.content[0].text == "grep: the sandbox has no more threads"
         (group / "pids.max").write_text("max")
         assert tools.call("bash", context_id="other", command="echo new").content[0].text == "new"
         assert tools.bash("/bin/true; echo on") == "on"

@@ -12,11 +12,10 @@ import grpc
 
 from ..authorize import abort
 from ..errors import Busy, CallError, InvalidField, Unavailable, place
+from ..lacking import MEMORY, lacked
 from ..state import Phase, ServerState
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)
-"""EAGAIN is what a full table of processes, or threads, answers."""
 MAX_ID = 128
 """Characters of an id that a caller chooses."""
 log = logging.getLogger(__name__)
@@ -26,13 +25,9 @@ def unforeseen(method: str, error: Exception) -> CallError:
     """The failure of a call for an error that no handler foresaw; logged by its kind and place."""
     if isinstance(error, OSError) and error.errno in _FULL:
         return Busy("DISK_FULL", "no space is left on the sandbox's disk", 5.0, "disk")
-    if isinstance(error, OSError) and error.errno in _EXHAUSTED:
-        why = "the sandbox has no more processes or descriptors"
-        return Busy("OUT_OF_RESOURCES", why, 1.0, "processes")
-    if isinstance(error, MemoryError):
-        return Busy("OUT_OF_RESOURCES", "the sandbox has no more memory", 1.0, "memory")
-    if isinstance(error, RuntimeError) and str(error) == "can't start new thread":
-        return Busy("OUT_OF_RESOURCES", "the sandbox has no more threads", 1.0, "processes")
+    if what := lacked(error):
+        bound = "memory" if what == MEMORY else "processes"
+        return Busy("OUT_OF_RESOURCES", f"the sandbox has no more {what}", 1.0, bound)
     file, line = place(error)
     log.error("%s: %s in %s, line %d", method, type(error).__name__, file, line)
     return CallError("UNFORESEEN", "the server failed in a way that was not foreseen")

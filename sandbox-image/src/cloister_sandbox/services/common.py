@@ -26,8 +26,8 @@ def unforeseen(method: str, error: Exception) -> CallError:
     if isinstance(error, OSError) and error.errno in _FULL:
         return Busy("DISK_FULL", "no space is left on the sandbox's disk", 5.0, "disk")
     if what := lacked(error):
-        bound = "memory" if what == MEMORY else "processes"
-        return Busy("OUT_OF_RESOURCES", f"the sandbox has no more {what}", 1.0, bound)
+        why = f"the sandbox has no more {what}"
+        return Busy("OUT_OF_RESOURCES", why, 1.0, "memory" if what == MEMORY else "processes")
     file, line = place(error)
     log.error("%s: %s in %s, line %d", method, type(error).__name__, file, line)
     return CallError("UNFORESEEN", "the server failed in a way that was not foreseen")

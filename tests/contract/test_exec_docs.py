@@ -7,11 +7,27 @@ from collections import defaultdict
 from pathlib import Path
 
 from cloister._server_info import FEATURES
-from cloister_sandbox import edits, errors, finds, jobs, server, texts, unpacking, walks
+from cloister_api import wire
+from cloister_sandbox import calls as called
+from cloister_sandbox import (
+    capture,
+    changes,
+    edits,
+    errors,
+    finds,
+    jobs,
+    leftovers,
+    overflow,
+    paths,
+    server,
+    texts,
+    unpacking,
+    walks,
+)
 from cloister_sandbox.authorize import HEAVY
 from cloister_sandbox.lanes import Lanes
 from cloister_sandbox.services.runtime import CAPABILITIES
-from cloister_sandbox.toolset import search
+from cloister_sandbox.toolset import read, search
 
 ROOT = Path(__file__).parents[2]
 SOURCES = ROOT / "sandbox-image" / "src" / "cloister_sandbox"
@@ -197,6 +213,15 @@ def test_the_bounds_in_the_text_are_those_of_the_server() -> None:
         f"more than {texts._MAX_CHANGED:,} changed ones",
         f"cut (`…`): messages at {errors.MAX_MESSAGE:,} bytes, values at {errors.MAX_VALUE}",
         f"keep more than {jobs.KEEP_BYTES // 1024**2} MiB",
+        f"the first {jobs.SHOWN_BYTES // 1024} KiB of a command line",
+        f"more than {leftovers.MOST} such outputs",
+        f"its first {overflow.FILE_BYTES // 1024**2} MiB",
+        f"at most {called.KEEP_RESULTS} of them and {called.KEEP_BYTES // 1024**2} MiB",
+        f"the last {capture.KEEP_BYTES:,} bytes of output",
+        f"{read.MAX_BYTES:,} bytes of text; images {read.IMAGE_MAX_BYTES:,}, PDFs 20 MiB",
+        f"of more than {paths.MAX_STEPS:,} parts",
+        f"removing more than {changes.MAX_LEVELS:,} directories",
+        f"have at most {wire.MOST:,} fields",
         f"Messages are at most {server.MAX_MESSAGE // 1024**2} MiB",
         f"At most {server.MAX_STREAMS:,} calls run on a connection",
         f"at most {server.MAX_CONNECTIONS:,} connections",

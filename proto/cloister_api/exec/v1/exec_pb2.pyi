@@ -4,8 +4,9 @@ isort:skip_file
 The exec server's API: what runs inside a sandbox pod, on port 7443, over mutual TLS.
 
 Status codes say that the call itself failed. What a tool found (a missing file, a non-zero exit,
-a command that ran out of time) is a result, not an error. Every failed call carries
-google.rpc.ErrorInfo {domain: "exec.cloister.dev", reason, metadata} in its status details.
+a command that ran out of time) is a result, not an error. Every call that the server fails carries
+google.rpc.ErrorInfo {domain: "exec.cloister.dev", reason, metadata} in its status details; those
+that gRPC itself refuses, or loses, have none.
 """
 
 from collections import abc as _abc

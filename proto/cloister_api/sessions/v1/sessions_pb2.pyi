@@ -8,8 +8,8 @@ the API server who that is (TokenReview) and what it may do (SubjectAccessReview
 list, watch, update and delete on sessions.cloister.dev, and create on sessions.cloister.dev/exec
 for anything that hands out a client certificate. RBAC is the only policy language.
 
-Every failed call carries google.rpc.ErrorInfo {domain: "sessions.cloister.dev", reason, metadata},
-and google.rpc.BadRequest names the field where input was wrong.
+Every call that the operator fails carries google.rpc.ErrorInfo {domain: "sessions.cloister.dev",
+reason, metadata}, and google.rpc.BadRequest names the field where input was wrong.
 """
 
 from collections import abc as _abc
@@ -67,15 +67,19 @@ class CreateSessionRequest(_message.Message):
     environment: _builtins.str
     """Name of the Environment."""
     name: _builtins.str
-    """Name of the new session: empty lets the operator choose."""
+    """Name of the new session, at most 63 characters: empty lets the operator choose."""
     request_id: _builtins.str
     """Idempotency key, 1 to 64 of [A-Za-z0-9._-]; empty means that a repeated call makes a second session."""
     @_builtins.property
     def env(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Variables for the session's commands, added to the Environment's."""
+        """Variables for the session's commands, added to the Environment's: at most 100,
+        each of at most 32,768 characters.
+        """
 
     @_builtins.property
-    def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___File]: ...
+    def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___File]:
+        """At most 64, with 768 KiB together."""
+
     @_builtins.property
     def idle_timeout(self) -> _duration_pb2.Duration:
         """May only shorten what the Environment allows; unset takes the Environment's."""
@@ -84,8 +88,8 @@ class CreateSessionRequest(_message.Message):
     def max_lifetime(self) -> _duration_pb2.Duration: ...
     @_builtins.property
     def wait(self) -> _duration_pb2.Duration:
-        """How long to wait for a pod before DEADLINE_EXCEEDED; unset is 60 s. The session stays, and Get
-        or a repeated Create with the same request_id finds it.
+        """How long to wait for a pod before DEADLINE_EXCEEDED; unset is 60 s, at most 10 minutes. The session
+        stays, and Get or a repeated Create with the same request_id finds it.
         """
 
     def __init__(
@@ -117,10 +121,11 @@ class File(_message.Message):
     MODE_FIELD_NUMBER: _builtins.int
     CONTENT_FIELD_NUMBER: _builtins.int
     path: _builtins.str
-    """Absolute, below /workspace or /mnt/session/uploads."""
+    """Absolute, below /workspace or /mnt/session/uploads; at most 512 characters."""
     mode: _builtins.int
     """Permission bits; 0 means 0644."""
     content: _builtins.bytes
+    """At most 256 KiB."""
     def __init__(
         self,
         *,
@@ -502,7 +507,9 @@ class ResumeRequest(_message.Message):
     name: _builtins.str
     @_builtins.property
     def wait(self) -> _duration_pb2.Duration:
-        """How long to wait for a pod before DEADLINE_EXCEEDED; unset is 60 s. The session goes on resuming."""
+        """How long to wait for a pod before DEADLINE_EXCEEDED; unset is 60 s, at most 10 minutes. The session
+        goes on resuming.
+        """
 
     def __init__(
         self,

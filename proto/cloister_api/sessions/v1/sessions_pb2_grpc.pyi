@@ -8,8 +8,8 @@ the API server who that is (TokenReview) and what it may do (SubjectAccessReview
 list, watch, update and delete on sessions.cloister.dev, and create on sessions.cloister.dev/exec
 for anything that hands out a client certificate. RBAC is the only policy language.
 
-Every failed call carries google.rpc.ErrorInfo {domain: "sessions.cloister.dev", reason, metadata},
-and google.rpc.BadRequest names the field where input was wrong.
+Every call that the operator fails carries google.rpc.ErrorInfo {domain: "sessions.cloister.dev",
+reason, metadata}, and google.rpc.BadRequest names the field where input was wrong.
 """
 
 from cloister_api.sessions.v1 import sessions_pb2 as _sessions_pb2

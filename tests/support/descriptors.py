@@ -22,14 +22,16 @@ async def let_go(hands: Hands) -> int:
 
 
 @contextlib.contextmanager
-def left(count: int) -> Iterator[None]:
-    """This process can open no more than so many."""
-    usual = resource.getrlimit(resource.RLIMIT_NOFILE)
-    taken = {int(each) for each in os.listdir("/proc/self/fd")}  # noqa: PTH208 - of numbers
+def left(count: int, pid: int = 0) -> Iterator[None]:
+    """This process, or another one, can open no more than so many."""
+    usual = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    open_now = f"/proc/{pid or 'self'}/fd"
+    listed = os.listdir(open_now)  # noqa: PTH208 - of numbers, also of the one that lists them
+    taken = {int(each) for each in listed if os.path.lexists(f"{open_now}/{each}")}
     free = (each for each in itertools.count() if each not in taken)
     bound = next(itertools.islice(free, count, None))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (bound, usual[1]))
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (bound, usual[1]))
     try:
         yield
     finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, usual)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, usual)

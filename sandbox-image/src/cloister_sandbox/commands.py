@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from .capture import Tail
 from .jobs import Ending, Failure, Job, Reason, oom_kills, reason_of
 from .outputs import Policy
-from .shell import Cancel, Finished, Shell, ShellError
+from .shell import Cancel, Finished, NotNow, Shell, ShellError
 from .sources import STDOUT
 from .wakes import wake
 
 FOREVER = 1e9
+LACKING = "RESOURCE_LIMIT"
+"""The kind of a failure after which the shell is as it was."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,8 @@ class Command(Job):
             finished = await shell.run(
                 self.script.text, FOREVER, self._cancel, _Printed(self), cancel_kills=True
             )
+        except NotNow as error:
+            return Failure(LACKING, 0, str(error))
         except ShellError as error:
             return Failure("OTHER", 0, str(error))
         finally:

@@ -5,10 +5,9 @@ import os
 
 from .entries import etag, shown
 from .errors import Busy, CallError, Exists, Forbidden, NotFound, Stale, WrongState
-from .lacking import LACKING, lacks
+from .lacking import FULL, LACKING, lacks
 from .paths import Roots, ToolFailure, reason
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 _LACKING = frozenset(reason(OSError(each, "")) for each in LACKING)
 """The words for it."""
 
@@ -17,7 +16,7 @@ def failed(path: str, error: OSError) -> CallError:
     """The failure for a path as the caller gave it."""
     path = shown(path)
     why = f"{path}: {reason(error)}"
-    if error.errno in _FULL:
+    if error.errno in FULL:
         return Busy("DISK_FULL", why, 5.0, "disk")
     if lacks(error):
         return Busy("OUT_OF_RESOURCES", why, 1.0, "processes")

@@ -7,6 +7,8 @@ it for that, or what is there would seem not to be.
 import errno
 
 LACKING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""What a disk without room answers."""
 _EXHAUSTED = (*LACKING, errno.EAGAIN)
 """EAGAIN is what a full table of processes answers."""
 MEMORY = "memory"
@@ -15,6 +17,11 @@ MEMORY = "memory"
 def lacks(error: OSError) -> bool:
     """Whether an error says that a descriptor or memory is lacking."""
     return error.errno in LACKING
+
+
+def no_room(error: OSError) -> bool:
+    """Whether it says so, or that the disk is full."""
+    return lacks(error) or error.errno in FULL
 
 
 def lacked(error: Exception) -> str:

@@ -20,6 +20,7 @@ from .capture import Output, Tail, readable
 from .framing import REAP, STATUS, report, told, waits
 from .interrupts import interrupt
 from .kin import MARK, background, kill_started
+from .lacking import no_room
 from .leftovers import KEPT
 from .overflow import Overflows
 from .processes import Reaper
@@ -66,6 +67,10 @@ class Finished:
 
 class ShellError(Exception):
     """bash cannot be started or used; the message says why."""
+
+
+class NotNow(ShellError):
+    """Nothing can be begun for want of room for it; bash is as it was."""
 
 
 class Shell:
@@ -185,7 +190,7 @@ class Shell:
 
         A command that runs out of time, or is cancelled, is interrupted (see `interrupt`), and what
         it printed until then is kept; with `cancel_kills` to cancel it ends the shell at once.
-        Raises ShellError when a tool took the shell's own files away; only a new shell helps then.
+        Raises NotNow, and ShellError when a tool took its own files away: then a new one helps.
         """
         began = time.monotonic()
         files = self._files
@@ -195,7 +200,8 @@ class Shell:
         try:
             printed = await files.put(command)
         except OSError as error:
-            raise ShellError(f"{unusable}: {error.strerror}") from None
+            kind = NotNow if no_room(error) else ShellError
+            raise kind(f"{unusable}: {error.strerror}") from None
         output = Output(printed, self._reaper.hands, into or Tail(overflow=self._new_file))
         if self._files is not files:
             output.close()

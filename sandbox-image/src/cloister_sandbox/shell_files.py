@@ -86,7 +86,11 @@ class ShellFiles:
 
 def make_output(name: str, directory: int) -> int:
     """A new FIFO, opened to read what a command prints; raises OSError."""
-    os.mkfifo(name, 0o600, dir_fd=directory)
+    try:
+        os.mkfifo(name, 0o600, dir_fd=directory)
+    except FileExistsError:  # who was to remove it lacked a descriptor
+        remove_output(name, directory)
+        os.mkfifo(name, 0o600, dir_fd=directory)
     # A tool may have put something else there since: a link to what only the server may read.
     flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
     fd = os.open(name, flags, dir_fd=directory)

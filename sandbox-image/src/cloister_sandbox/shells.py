@@ -13,7 +13,7 @@ from collections.abc import Coroutine, Mapping
 from pathlib import Path
 from typing import Any
 
-from .commands import FOREVER, Command, Script
+from .commands import FOREVER, LACKING, Command, Script
 from .errors import Busy, IdConflict, InvalidField, NotFound, WrongState
 from .finishing import each_to_its_end, to_its_end
 from .jobs import Ending, Failure, Job, Jobs, Reason
@@ -226,7 +226,7 @@ class Shells:
                 if slot.shell is not shell:
                     # It went on as a process, which ends with all that is left of its shell.
                     await shell.retire()
-                elif (isinstance(outcome, Failure) or not shell.alive) and not slot.closed:
+                elif (_is_unusable(outcome) or not shell.alive) and not slot.closed:
                     async with slot.lock:
                         # What fails here is tried again, and told, by the next command.
                         await self._start_again(slot)
@@ -243,7 +243,7 @@ class Shells:
         except ShellError as error:
             return Failure("OTHER", 0, str(error))
         except OSError as error:  # no descriptor is left to end with what was before
-            return Failure("RESOURCE_LIMIT", error.errno or 0, error.strerror or "no shell")
+            return Failure(LACKING, error.errno or 0, error.strerror or "no shell")
         return None
 
     def _time(self, slot: Slot, command: Command) -> asyncio.TimerHandle:
@@ -293,3 +293,8 @@ class Shells:
 
 def _key(shell_id: str, command_id: str) -> str:
     return f"{shell_id}\0{command_id}"
+
+
+def _is_unusable(outcome: Ending | Failure) -> bool:
+    """Whether a command could not be run in its shell, nor can another."""
+    return isinstance(outcome, Failure) and outcome.kind != LACKING

@@ -1,6 +1,7 @@
 """Searches and shells where the server lacks what a program takes."""
 
 import asyncio
+import contextlib
 import errno
 import os
 import selectors
@@ -13,9 +14,10 @@ import pytest
 from cloister_sandbox import processes, ripgrep, shell_files
 from cloister_sandbox.kin import children
 from cloister_sandbox.processes import Reaper
-from cloister_sandbox.shell import Shell, ShellError
+from cloister_sandbox.shell import NotNow, Shell, ShellError
 from cloister_sandbox.spawn import spawn
-from support.descriptors import let_go
+from cloister_sandbox.terminal import launcher
+from support.descriptors import descriptors, left, let_go
 from support.eventually import until
 from support.reaping import installed_reaper
 
@@ -133,3 +135,57 @@ async def test_files_of_a_shell_that_cannot_be_made_leave_none(
     with pytest.raises(ShellError, match="no descriptor"):
         await Shell("one", tmp_path, Reaper()).open("/", ENV)
     await until(lambda: not any(tmp_path.iterdir()))
+
+
+async def test_a_command_that_cannot_be_begun_costs_no_shell(tmp_path: Path) -> None:
+    """With its shell would go what other commands have left in it, and in the background."""
+    reaper = installed_reaper()
+    shell = Shell("one", tmp_path, reaper)
+    never: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    await shell.open("/", ENV)
+    leader = shell.leader
+    try:
+        await let_go(reaper.hands)
+        with left(0), pytest.raises(NotNow, match="cannot be used: Too many open files"):
+            await shell.run(":", 20, never)
+        for count in range(1, 4):
+            await let_go(reaper.hands)
+            with left(count), contextlib.suppress(NotNow):
+                await shell.run(":", 20, never)
+        assert (await shell.run("echo on", 20, never)).output == "on\n"
+        assert shell.leader == leader
+    finally:
+        await shell.retire()
+
+
+async def test_a_command_whose_output_cannot_be_opened_costs_no_shell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shell = Shell("one", tmp_path, installed_reaper())
+    never: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    await shell.open("/", ENV)
+    leader = shell.leader
+    opened = os.open
+
+    def lack(path: str, *how: Any, **where: Any) -> int:
+        if path == "out":
+            raise OSError(errno.EMFILE, "no descriptor")
+        return opened(path, *how, **where)
+
+    try:
+        with monkeypatch.context() as now:
+            now.setattr(os, "open", lack)
+            with pytest.raises(NotNow, match="no descriptor"):
+                await shell.run(":", 20, never)
+        assert (await shell.run("echo on", 20, never)).output == "on\n"
+        assert shell.leader == leader
+    finally:
+        await shell.retire()
+
+
+def test_what_cannot_be_told_a_launcher_leaves_no_descriptor() -> None:
+    before = descriptors()
+    for count in range(3):
+        with left(count), contextlib.suppress(OSError):
+            os.close(launcher(["true"], ENV, 1)[1])
+    assert descriptors() == before

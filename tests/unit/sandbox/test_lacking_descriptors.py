@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from cloister_api.exec.v1 import exec_pb2
 from cloister_sandbox import beneath
 from cloister_sandbox.errors import Busy
 from cloister_sandbox.failures import open_file
@@ -20,6 +21,8 @@ from cloister_sandbox.walks import walk
 from cloister_sandbox.watches import Change, Watch
 from support.descriptors import descriptors, left
 from support.file_calls import found_by_ripgrep
+from support.jobs import Jobs, read
+from support.sandbox_server import Sandbox, Tools
 
 _ENOUGH = 8
 """Descriptors for whatever is tried here."""
@@ -122,3 +125,21 @@ def test_who_watches_is_not_told_that_what_cannot_be_seen_is_gone(
             watch.changes(lambda: False)
     finally:
         watch.close()
+
+
+def test_shells_go_on_when_there_is_room_again(claimed: Sandbox) -> None:
+    """Whatever their commands were told meanwhile."""
+    with claimed.worker() as channel:
+        tools, jobs = Tools(channel), Jobs(channel)
+        tools.bash("x=kept")
+        jobs.open("s")
+        read(jobs.run("s", "x=kept"))
+        with left(0, claimed.process.pid):
+            refused = tools.call("bash", command=":")
+            failed = read(jobs.run("s", ":")).last.failed
+        assert refused.is_error
+        assert refused.content[0].text.endswith("cannot be used: Too many open files")
+        assert failed.kind == exec_pb2.ExecFailure.KIND_RESOURCE_LIMIT
+        assert failed.message.endswith("cannot be used: Too many open files")
+        assert tools.bash("echo $x") == "kept"
+        assert read(jobs.run("s", "echo $x")).text == "kept\n"

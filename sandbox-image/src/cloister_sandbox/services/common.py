@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import errno
 import functools
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -12,10 +11,9 @@ import grpc
 
 from ..authorize import abort
 from ..errors import Busy, CallError, InvalidField, Unavailable, place
-from ..lacking import MEMORY, lacked
+from ..lacking import FULL, MEMORY, lacked
 from ..state import Phase, ServerState
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 MAX_ID = 128
 """Characters of an id that a caller chooses."""
 log = logging.getLogger(__name__)
@@ -23,7 +21,7 @@ log = logging.getLogger(__name__)
 
 def unforeseen(method: str, error: Exception) -> CallError:
     """The failure of a call for an error that no handler foresaw; logged by its kind and place."""
-    if isinstance(error, OSError) and error.errno in _FULL:
+    if isinstance(error, OSError) and error.errno in FULL:
         return Busy("DISK_FULL", "no space is left on the sandbox's disk", 5.0, "disk")
     if what := lacked(error):
         why = f"the sandbox has no more {what}"

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..paths import ToolFailure
-from ..shell import Cancel, Finished, Shell, ShellError
+from ..shell import Cancel, Finished, NotNow, Shell, ShellError
 from .inputs import Inputs
 from .results import ToolResult
 
@@ -47,6 +47,8 @@ async def bash(
         await _open(shell, shell.cwd or cwd, env)
     try:
         finished = await shell.run(command, timeout, cancel)
+    except NotNow as error:
+        raise ToolFailure(f"bash: {error}") from None
     except ShellError as error:
         where = await _reopen(shell, shell.cwd, cwd, env)
         raise ToolFailure(f"bash: {error}; a new shell was opened in {where}") from None

@@ -88,9 +88,13 @@ def launcher(argv: Sequence[str], env: Mapping[str, str], report: int) -> tuple[
     """
     spec = os.memfd_create("start", os.MFD_CLOEXEC)
     text = json.dumps({"argv": list(argv), "env": dict(env)}).encode()
-    with os.fdopen(os.dup(spec), "wb") as file:
-        file.write(text)
-    os.lseek(spec, 0, os.SEEK_SET)
+    try:
+        with os.fdopen(spec, "wb", closefd=False) as file:
+            file.write(text)
+        os.lseek(spec, 0, os.SEEK_SET)
+    except OSError:
+        os.close(spec)
+        raise
     return [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(spec), str(report)], spec
 
 

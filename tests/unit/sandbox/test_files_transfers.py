@@ -58,6 +58,20 @@ def test_a_download_goes_on_only_with_the_same_file(files: FileCalls, claimed: S
         files.download("same", if_etag=etag)
 
 
+def test_a_file_that_changes_while_it_is_sent_has_another_etag_behind_it(
+    files: FileCalls, claimed: Sandbox
+) -> None:
+    """How a caller finds out: what was read before cannot be taken back."""
+    path = claimed.workspace / "changing"
+    path.write_bytes(b"A" * 64 * CHUNK)
+    chunks = files.stub.Download(exec_pb2.DownloadRequest(path="changing"), timeout=60)
+    first = next(chunks)
+    path.write_bytes(b"B" * 48 * CHUNK)
+    data = first.data + b"".join(each.data for each in chunks)
+    assert data == b"A" * data.count(b"A") + b"B" * data.count(b"B")
+    assert files.stat("changing").etag != first.entry.etag
+
+
 def test_a_file_replaced_by_one_of_the_same_size_and_time_has_another_etag(
     files: FileCalls, claimed: Sandbox
 ) -> None:

@@ -83,17 +83,21 @@ def test_no_certificate_and_a_foreign_ca_fail_the_handshake(warm: Sandbox) -> No
     assert info(warm.channel(foreign, POD_NAME)) is grpc.StatusCode.UNAVAILABLE
 
 
-def test_health_needs_a_certificate_too_and_is_that_of_the_whole_server(warm: Sandbox) -> None:
-    def check(channel: grpc.Channel, service: bytes = b"") -> bytes:
-        with channel:
-            method: Any = channel.unary_unary("/grpc.health.v1.Health/Check")
-            return bytes(method(service, timeout=5))
+def check(channel: grpc.Channel, service: bytes = b"") -> bytes:
+    with channel:
+        method: Any = channel.unary_unary("/grpc.health.v1.Health/Check")
+        return bytes(method(service, timeout=5))
 
+
+def test_health_needs_a_certificate_too(warm: Sandbox) -> None:
     assert check(warm.operator()) == b"\x08\x01"
     stranger = warm.authority.issue(uri="session:x")
     with pytest.raises(grpc.RpcError) as failure:
         check(warm.channel(stranger, POD_NAME))
     assert failure.value.code() is grpc.StatusCode.PERMISSION_DENIED
+
+
+def test_health_is_that_of_the_whole_server(warm: Sandbox) -> None:
     with pytest.raises(grpc.RpcError) as failure:
         check(warm.operator(), b"\x0a\x05Tools")
     assert failure.value.code() is grpc.StatusCode.NOT_FOUND

@@ -217,11 +217,13 @@ def orphans() -> list[int]:
 def children(pid: int) -> list[int]:
     """The children of a process's first thread; none where the kernel does not tell.
 
-    By the bare calls, because every command looks.
+    Raises OSError without a descriptor. By the bare calls, because every command looks.
     """
     try:
         fd = os.open(f"/proc/{pid}/task/{pid}/children", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
+    except OSError as error:
+        if lacks(error):
+            raise
         return []
     try:
         return [int(each) for each in whole(fd).split()]
@@ -231,15 +233,18 @@ def children(pid: int) -> list[int]:
         os.close(fd)
 
 
-async def background(leader: int, mark: str) -> list[int]:
-    """The processes of a tree beside its leader."""
-    found = _listed(leader, mark) if CHILDREN_ARE_LISTED else []
-    if CHILDREN_ARE_LISTED and len(found) < _MANY:
-        return found
-    # Not on the event loop: every command looks, and the others' calls go on. And a process may
-    # keep its variables, by which it is found, from being read.
-    with contextlib.suppress(OSError):  # no descriptor is left for the whole table
-        found = await in_thread(functools.partial(members, leader, mark))
+async def background(leader: int, mark: str, known: list[int]) -> list[int]:
+    """The processes of a tree beside its leader; those that were known, where no descriptor is left
+    to look for them.
+    """
+    try:
+        found = _listed(leader, mark) if CHILDREN_ARE_LISTED else []
+        if not CHILDREN_ARE_LISTED or len(found) >= _MANY:
+            # Not on the event loop: every command looks, and the others' calls go on. And a process
+            # may keep its variables, by which it is found, from being read.
+            found = await in_thread(functools.partial(members, leader, mark))
+    except OSError:
+        return known
     return [pid for pid in found if pid != leader]
 
 
@@ -260,10 +265,14 @@ def _listed(leader: int, mark: str) -> list[int]:
 
 
 def _has_ended(pid: int) -> bool:
-    """Whether a process is gone, or only waits for its parent to take notice."""
+    """Whether a process is gone, or only waits for its parent to take notice; raises OSError
+    without a descriptor.
+    """
     try:
         return _is_over(_fields(pid))
-    except OSError:
+    except OSError as error:
+        if lacks(error):
+            raise
         return True
 
 

@@ -21,6 +21,7 @@ from .errors import WrongState
 from .hands import STALLED_SECONDS
 from .jobs import Ending, Failure, Job, Jobs, Reason, oom_kills, reason_of
 from .kin import MARK, NOBODY, forget_tree, members, signal_all
+from .lacking import lacks
 from .leftovers import KEPT
 from .looks import in_thread
 from .outputs import Policy
@@ -148,12 +149,18 @@ class Program(Job):
         self._order = dataclasses.replace(self._order, argv=self.argv, env={}, labels={})
 
     async def resize(self, columns: int, rows: int) -> None:
-        """Change the size of its terminal; raises WrongState when it has none, or ended."""
+        """Change the size of its terminal.
+
+        Raises WrongState when it has none, or ended, OSError without a descriptor for it.
+        """
         self.require_running()
         if self._order.size is None:
             raise WrongState("NO_TERMINAL", "it was started without a terminal", id=self.id)
-        with contextlib.suppress(OSError):
+        try:
             await terminal.resize_held(self._terminal, columns, rows, self._reaper.hands)
+        except OSError as error:  # as a rule all have closed it
+            if lacks(error):
+                raise
 
     async def _start(self) -> "asyncio.Future[Ended]":
         if "\0" in self._order.cwd:

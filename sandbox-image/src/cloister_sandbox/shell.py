@@ -235,7 +235,7 @@ class Shell:
             lost = answer is None
             if answer is not None:
                 code, self.cwd = answer
-                self._earlier = await background(self._pid, self._mark)
+                self._earlier = await background(self._pid, self._mark, self._earlier)
                 if self._interrupted:
                     self._send(f"{REAP}\n")
                 self._hold()

@@ -169,6 +169,6 @@ async def test_where_no_children_are_listed_the_event_loop_reads_nobodys_variabl
 
     monkeypatch.setattr(kin, "CHILDREN_ARE_LISTED", False)
     monkeypatch.setattr(kin, "members", members)
-    assert await kin.background(50, "it") == [51]
+    assert await kin.background(50, "it", []) == [51]
     assert readers
     assert threading.main_thread() not in readers

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 
 from cloister_api.exec.v1 import exec_pb2
@@ -20,9 +21,9 @@ from cloister_sandbox.toolset.patterns import Pattern
 from cloister_sandbox.walks import walk
 from cloister_sandbox.watches import Change, Watch
 from support.descriptors import descriptors, left
-from support.file_calls import found_by_ripgrep
+from support.file_calls import eventually, found_by_ripgrep
 from support.jobs import Jobs, read
-from support.sandbox_server import Sandbox, Tools
+from support.sandbox_server import Sandbox, Tools, refused
 
 _ENOUGH = 8
 """Descriptors for whatever is tried here."""
@@ -135,11 +136,47 @@ def test_shells_go_on_when_there_is_room_again(claimed: Sandbox) -> None:
         jobs.open("s")
         read(jobs.run("s", "x=kept"))
         with left(0, claimed.process.pid):
-            refused = tools.call("bash", command=":")
+            told = tools.call("bash", command=":")
             failed = read(jobs.run("s", ":")).last.failed
-        assert refused.is_error
-        assert refused.content[0].text.endswith("cannot be used: Too many open files")
+        assert told.is_error
+        assert told.content[0].text.endswith("cannot be used: Too many open files")
         assert failed.kind == exec_pb2.ExecFailure.KIND_RESOURCE_LIMIT
         assert failed.message.endswith("cannot be used: Too many open files")
         assert tools.bash("echo $x") == "kept"
         assert read(jobs.run("s", "echo $x")).text == "kept\n"
+
+
+def test_what_goes_on_is_not_forgotten(claimed: Sandbox) -> None:
+    """Nor ended with a later command that runs out of time."""
+    with claimed.worker() as channel:
+        tools = Tools(channel)
+        pid = tools.bash("sleep 60 & echo $!", context_id="behind")
+
+        def ran() -> bool:
+            """With one for a command, unless somebody else has that at the moment."""
+            with left(1, claimed.process.pid):
+                return tools.bash("echo on", context_id="behind") == "on"
+
+        eventually(ran)
+        late = tools.call("bash", context_id="behind", command="sleep 60", timeout_ms=200)
+        assert late.is_error
+        assert tools.bash(f"kill -0 {pid} && echo lives", context_id="behind") == "lives"
+        tools.bash(f"kill {pid}", context_id="behind")
+
+
+def test_a_size_that_cannot_be_given_is_not_told_to_be(claimed: Sandbox) -> None:
+    size, first = (exec_pb2.TerminalSize(columns=80 + each, rows=24 + each) for each in (1, 0))
+    request = exec_pb2.ResizeRequest(process_id="sized", size=size)
+    with claimed.worker() as channel:
+        jobs = Jobs(channel)
+        script = "echo on; read x; stty size"
+        stream = jobs.start("sh", "-c", script, process_id="sized", terminal=first)
+        stream.line()
+        with (
+            left(0, claimed.process.pid),
+            refused(grpc.StatusCode.RESOURCE_EXHAUSTED, reason="OUT_OF_RESOURCES"),
+        ):
+            jobs.processes.Resize(request, timeout=30)
+        jobs.processes.Resize(request, timeout=30)
+        jobs.write("sized", (0, b"\n", False))
+        assert b"25 81" in b"".join(each.output.data for each in stream)

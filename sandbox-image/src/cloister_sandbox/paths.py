@@ -33,6 +33,8 @@ _WORDS = {
     errno.EPERM: "permission denied",
     errno.EEXIST: "file already exists",
     errno.ELOOP: "too many levels of symbolic links",
+    # The system's own words tell of a connection.
+    errno.ETIMEDOUT: "it takes too long",
 }
 
 

@@ -1,5 +1,7 @@
 """Failures as they travel: google.rpc's details, short, and as the client reads them."""
 
+import errno
+import os
 from typing import Any
 
 import grpc
@@ -8,7 +10,7 @@ from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-unty
 
 from cloister._status import Resource, Violation, decode
 from cloister_api.exec.v1 import exec_pb2
-from cloister_sandbox import errors
+from cloister_sandbox import errors, failures
 from cloister_sandbox.errors import Busy, CallError, IdConflict, InvalidField, NotFound, Stale
 from support.file_calls import FileCalls
 from support.sandbox_server import Sandbox, Tools
@@ -56,6 +58,11 @@ def test_a_precondition_is_named() -> None:
     assert decode(error.status_details()).violations == (
         Violation("ETAG_MISMATCH", "a.txt", "a.txt is not the file it was"),
     )
+
+
+def test_what_takes_too_long_tells_of_no_connection() -> None:
+    error = failures.failed("endless", TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)))
+    assert (error.reason, error.message) == ("FILE_ERROR", "endless: it takes too long")
 
 
 def test_a_bound_is_named_with_its_value() -> None:

@@ -63,10 +63,10 @@ def writable(roots: Roots, path: str) -> str:
         raise refused(path, failure) from None
 
 
-def writable_entry(roots: Roots, path: str) -> str:
-    """`Roots.resolve_entry` for a service; raises Forbidden."""
+def writable_entry(roots: Roots, path: str, field: str = "path") -> str:
+    """`Roots.resolve_entry` for a service; raises Forbidden, which names the field."""
     try:
-        return roots.resolve_entry("path", path)
+        return roots.resolve_entry(field, path)
     except ToolFailure as failure:
         raise refused(path, failure) from None
 

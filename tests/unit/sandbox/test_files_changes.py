@@ -103,9 +103,9 @@ def test_the_roots_and_what_is_outside_stay(files: FileCalls, claimed: Sandbox, 
     path = path.format(w=claimed.workspace, x=extra)
     with refused(STATUS.PERMISSION_DENIED, reason="PATH_REFUSED"):
         files.remove(path, recursive=True)
-    with refused(STATUS.PERMISSION_DENIED, reason="PATH_REFUSED"):
+    with refused(STATUS.PERMISSION_DENIED, "source: ", "PATH_REFUSED"):
         files.move(path, "elsewhere")
-    with refused(STATUS.PERMISSION_DENIED, reason="PATH_REFUSED"):
+    with refused(STATUS.PERMISSION_DENIED, "destination: ", "PATH_REFUSED"):
         files.move("stays", path, overwrite=True)
     assert (claimed.workspace / "stays").exists()
     assert (extra / "uploads" / "f").exists()

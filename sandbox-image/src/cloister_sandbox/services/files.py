@@ -247,8 +247,8 @@ class FilesService(Transfers):
             return await self._lanes.quick.run(self._move, request)
 
     def _move(self, request: exec_pb2.MoveRequest) -> exec_pb2.Entry:
-        source = writable_entry(self._roots, request.source)
-        target = writable_entry(self._roots, request.destination)
+        source = writable_entry(self._roots, request.source, "source")
+        target = writable_entry(self._roots, request.destination, "destination")
         return changes.move(self._roots, request, source, target)
 
     @unary

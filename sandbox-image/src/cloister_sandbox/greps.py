@@ -128,7 +128,7 @@ def _warnings(search: Search, matches: Matches, seconds: float, cut: int) -> lis
     if not matches.complete and any(each in complaint.lower() for each in _BAD_PATTERN):
         field = "glob" if "parsing glob" in complaint else "pattern"
         raise InvalidField(field, complaint[:1000])
-    warnings = matches.complaints(complaint)[:20]
+    warnings = matches.complaints(complaint, more=search.complained_more)[:20]
     if search.ended == "late":
         warnings.append(f"the search ended after {seconds:g} s")
     warnings += matches.warnings()

@@ -37,6 +37,7 @@ _BEGIN = re.compile(
 _END = re.compile(rb"""\},"line_number":(null|[0-9]{1,19}),"absolute_offset":([0-9]{1,19})\}\}""")
 """How a long event begins and ends: between is the line, and nothing else."""
 _ENDS_WITHIN = 100
+_MORE = "paths that are too long, or too many to be named, were not searched"
 _ENCODINGS = {b"\xff\xfe": "utf-16-le", b"\xfe\xff": "utf-16-be"}
 
 
@@ -123,9 +124,14 @@ class Matches:
                 self._close()
         self.too_long = self._events.too_long
 
-    def complaints(self, text: str) -> list[str]:
-        """Those of ripgrep's complaints that are about files which may be seen."""
-        return [each for each in text.splitlines() if self._may_say(each)]
+    def complaints(self, text: str, *, more: bool) -> list[str]:
+        """Those of ripgrep's complaints that are about files which may be seen.
+
+        Where there are `more`, the last is not whole: that there are is all that is told of it.
+        """
+        lines = text.splitlines()
+        said = [each for each in (lines[:-1] if more else lines) if self._may_say(each)]
+        return [*said, _MORE] if more else said
 
     def warnings(self) -> list[str]:
         """Sentences on what was left out, of a search that nobody ended early."""

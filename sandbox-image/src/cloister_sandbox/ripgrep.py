@@ -49,6 +49,8 @@ class Search:
         self.ended = ""
         self.complaint = b""
         """The beginning of what it complained about; whole once `output` is read to its end."""
+        self.complained_more = False
+        """Whether that is not all: one complaint is longer where a path is."""
         self._deadline = time.monotonic() + seconds
         # What tools make it start is no living tree's when it is over, and ends with the next one.
         self._mark = f"rg-{secrets.token_hex(4)}"
@@ -124,7 +126,9 @@ class Search:
                     elif key.fileobj is self._stdout:
                         yield data
                     else:
-                        self.complaint += data[: _COMPLAINT - len(self.complaint)]
+                        room = _COMPLAINT - len(self.complaint)
+                        self.complaint += data[:room]
+                        self.complained_more |= len(data) > room
                 if stopped():
                     self.ended = "stopped"
                 elif self.late:

@@ -152,6 +152,31 @@ def test_a_file_with_the_name_of_an_error_is_no_wrong_pattern(tmp_path: Path) ->
     assert not found.truncated
 
 
+def test_what_has_too_long_a_path_to_be_searched_is_told(
+    files: FileCalls, claimed: Sandbox, tools: Tools
+) -> None:
+    """ripgrep walks by path, and its complaint is longer than what is kept of all."""
+    top = claimed.workspace / "deep"
+    top.mkdir()
+    at = os.open(top, os.O_RDONLY)
+    for _ in range(40):
+        os.mkdir("d" * 200, dir_fd=at)
+        below = os.open("d" * 200, os.O_RDONLY, dir_fd=at)
+        os.close(at)
+        at = below
+    os.close(os.open("f", os.O_CREAT | os.O_WRONLY, dir_fd=at))
+    os.close(at)
+    why = "paths that are too long, or too many to be named, were not searched"
+    lines, found = files.grep("x", path="deep")
+    assert (lines, list(found.warnings)) == ([], [why])
+    failed = tools.call("grep", pattern="x", path="deep")
+    assert (failed.is_error, failed.content[0].text) == (True, f"grep: rg failed: {why}")
+    (top / "found").write_text("x\n")
+    told = tools.text("grep", pattern="x", path="deep")
+    assert told == f"{top}/found:1:x\n[some files were not searched: {why}]"
+    files.remove("deep", recursive=True)
+
+
 def test_a_pattern_that_looks_like_an_option_is_a_pattern(
     files: FileCalls, claimed: Sandbox
 ) -> None:

@@ -14,8 +14,8 @@ from .paths import Roots
 from .walks import Found, TooLarge, walk
 
 CHUNK = 262_144
-MAX_OFFSET = 1 << 62
-"""No file is so long, and the kernel takes no numbers that are much larger."""
+_LARGEST = (1 << 63) - 1
+"""Bytes of the longest file: the kernel takes no larger number."""
 _BLOCK = tarfile.BLOCKSIZE
 _END = b"\0" * (2 * _BLOCK)
 _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO)
@@ -25,15 +25,9 @@ Piece = tuple[int, bytes, int]
 
 def file_pieces(fd: int, offset: int, length: int) -> Iterator[Piece]:
     """A file's bytes from `offset`, `length` of them or all for 0; raises OSError."""
-    if offset > MAX_OFFSET:
-        return
-    end = offset + length if length else None
+    end = min(offset + length, _LARGEST) if length else _LARGEST
     crc = 0
-    while True:
-        wanted = CHUNK if end is None else min(CHUNK, end - offset)
-        data = os.pread(fd, wanted, offset) if wanted > 0 else b""
-        if not data:
-            return
+    while offset < end and (data := os.pread(fd, min(CHUNK, end - offset), offset)):
         crc = zlib.crc32(data, crc)
         yield offset, data, crc
         offset += len(data)

@@ -12,6 +12,7 @@ import pytest
 from cloister_api.exec.v1 import exec_pb2
 from cloister_sandbox import uploads as uploads_module
 from cloister_sandbox.paths import Roots
+from cloister_sandbox.trees import file_pieces
 from cloister_sandbox.uploads import Uploads
 from support.file_calls import CHUNK, FileCalls, Frame, eventually, frames
 from support.sandbox_server import Sandbox, refused, sandbox
@@ -45,6 +46,21 @@ def test_a_part_of_a_file(files: FileCalls, claimed: Sandbox) -> None:
     assert (entry.path, entry.size) == (str(claimed.workspace / "part"), 300_000)
     assert files.download("part", offset=299_999, length=10)[0] == content[-1:]
     assert files.download("part", offset=400_000)[0] == b""
+
+
+def test_the_end_of_the_longest_file_is_read() -> None:
+    """As long as files in memory may be."""
+    longest = 2**63 - 1
+    fd = os.memfd_create("longest")
+    try:
+        os.ftruncate(fd, longest)
+        os.pwrite(fd, b"end", longest - 3)
+        assert [data for _, data, _ in file_pieces(fd, longest - 3, 0)] == [b"end"]
+        assert [data for _, data, _ in file_pieces(fd, longest - 3, 2)] == [b"en"]
+        assert [data for _, data, _ in file_pieces(fd, longest - 2, 2**64 - 1)] == [b"nd"]
+        assert not [*file_pieces(fd, longest, 1), *file_pieces(fd, 2**64 - 1, 2**64 - 1)]
+    finally:
+        os.close(fd)
 
 
 def test_a_download_goes_on_only_with_the_same_file(files: FileCalls, claimed: Sandbox) -> None:

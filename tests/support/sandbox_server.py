@@ -48,6 +48,10 @@ class Sandbox:
         options = [
             ("grpc.ssl_target_name_override", name),
             ("grpc.max_receive_message_length", 64 * 1024 * 1024),
+            # Whoever knocks before the server listens would wait for a second otherwise.
+            ("grpc.initial_reconnect_backoff_ms", 10),
+            ("grpc.min_reconnect_backoff_ms", 20_000),  # for one attempt
+            ("grpc.max_reconnect_backoff_ms", 100),
         ]
         return grpc.secure_channel(f"127.0.0.1:{self.port}", credentials, options)
 

@@ -214,7 +214,7 @@ def test_a_file_that_cannot_be_read_keeps_no_descriptor(tmp_path: Path) -> None:
         assert not list(matches.feed(begin + b"\n"))
         before = descriptors()
         assert not list(matches.feed((begin + b"\n") * 50))
-        assert descriptors() == before
+        assert descriptors() <= before  # others may close some, too
 
 
 @pytest.mark.parametrize(

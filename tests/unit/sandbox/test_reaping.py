@@ -175,8 +175,12 @@ async def test_a_number_that_is_used_again_before_its_end_is_told_is_not_confuse
 
     reaper.hands.wary = True
     async with asyncio.timeout(30):
+        until_closed, keep = os.pipe()
+        argv = ("sh", "-c", "read -r _; exit 3")
+        pid, first = await reaper.launch(argv, cwd="/", env=ENV, stdin=until_closed)
         monkeypatch.setattr("cloister_sandbox.processes.os.wait4", slow)
-        pid, first = await reaper.launch(("sh", "-c", "exit 3"), cwd="/", env=ENV, stdin=nothing())
+        os.close(until_closed)
+        os.close(keep)
         await until(reaped.is_set, pause=0.001)
         monkeypatch.setattr(processes, "_begin", lambda *_: pid)
         monkeypatch.setattr(processes, "_is_child", lambda _: True)

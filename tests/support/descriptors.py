@@ -11,7 +11,10 @@ from support.eventually import until
 
 
 def descriptors() -> int:
-    """How many are open, as the kernel lists them."""
+    """How many are open, as the kernel lists them.
+
+    There may be fewer at any time: what earlier tests let go of, connections too, closes later.
+    """
     return len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - a count
 
 

@@ -131,7 +131,7 @@ async def test_what_is_held_is_closed_when_it_is_let_go(tmp_path: Path, hands: H
         await turns(memory)
         memory.release()
     os.close(printing)
-    assert await let_go(hands) == before
+    assert await let_go(hands) <= before
 
 
 def unread(theirs: int) -> bool:
@@ -357,7 +357,7 @@ async def test_a_launcher_whose_word_is_held_is_waited_for_no_longer(
         assert await terminal.launched(answer, ended, hands) == b"?"
         assert not memory.released.is_set()
     os.close(report)
-    assert await let_go(hands) == before
+    assert await let_go(hands) <= before
 
 
 def one_in(directory: Path) -> Path:

@@ -118,6 +118,6 @@ async def test_a_shell_that_is_closed_while_it_opens_leaves_nothing(
             await shell.open(str(tmp_path), env)
     assert not shell.alive
     await until(lambda: not any(tmp_path.iterdir()))
-    assert await let_go(reaper.hands) == before
+    assert await let_go(reaper.hands) <= before
     with pytest.raises(ProcessLookupError):
         os.kill(started[0], signal.SIGCONT)

@@ -49,7 +49,7 @@ def answers(work: Callable[[], Any]) -> list[Any]:
                 found.append(work())
             except (OSError, Busy):
                 continue
-    assert descriptors() <= before  # others may close some, too
+    assert descriptors() <= before
     assert len(found) < _ENOUGH, "it took none"
     return found
 

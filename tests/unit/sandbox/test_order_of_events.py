@@ -27,7 +27,7 @@ from cloister_sandbox.services.runtime import RuntimeService
 from cloister_sandbox.shell import Shell
 from cloister_sandbox.shells import Shells, Slot
 from cloister_sandbox.state import Activity, Phase, ServerState
-from support.descriptors import let_go
+from support.descriptors import descriptors, let_go
 from support.eventually import until
 
 PEM = b"-----BEGIN "
@@ -225,10 +225,10 @@ async def test_streams_that_begin_one_upload_at_once_leave_nothing(tmp_path: Pat
         assert isinstance(ends[1], exec_pb2.Entry)
 
     await both(0)
-    open_before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - as the kernel lists them
+    open_before = descriptors()
     for number in range(1, 5):
         await both(number)
-    assert len(os.listdir("/proc/self/fd")) == open_before  # noqa: PTH208
+    assert descriptors() <= open_before
     assert sorted(os.listdir(tmp_path)) == [f"f{each}" for each in range(5)]  # noqa: PTH208
     await files.close()
 
@@ -385,4 +385,4 @@ async def test_a_program_that_gets_no_terminal_leaves_no_descriptor(
     open_before = await let_go(reaper.hands)
     for number in range(5):
         await fails(f"{number}")
-    assert await let_go(reaper.hands) == open_before
+    assert await let_go(reaper.hands) <= open_before

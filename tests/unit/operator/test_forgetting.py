@@ -5,8 +5,10 @@ from datetime import timedelta
 
 import pytest
 
+from cloister_operator.api.pod import PodView
 from cloister_operator.cluster.resources import ENVIRONMENTS, SESSIONS
-from cloister_operator.controller import controller
+from cloister_operator.controller import controller, pods
+from cloister_operator.controller.context import Context
 from cloister_operator.plan.demand import WINDOWS, Demand
 from cloister_operator.plan.failure import Failure
 from support.fake_api import Connection
@@ -51,6 +53,24 @@ async def test_what_was_found_out_about_a_pod_just_as_it_went_is_forgotten(
     here = warm["metadata"]["uid"]
     assert here in context.usable & context.identified & context.made
     assert "gone" not in context.usable | context.identified | context.made
+
+
+async def test_a_pod_that_is_being_made_is_no_stranger(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody was told of it yet; its maker counts it as its own."""
+    identify = pods.ensure_identity
+
+    async def looked_through(context: Context, pod: PodView) -> None:
+        context.forget_strangers()
+        await identify(context, pod)
+
+    monkeypatch.setattr(pods, "ensure_identity", looked_through)
+    world.apply_environment(pool={"size": 1})
+    operator = world.start()
+    await operator.until(lambda: world.pool_is(1))
+    (warm,) = world.pods(state="warm")
+    assert warm["metadata"]["uid"] in operator.context.made
 
 
 async def test_what_was_noted_of_a_session_just_as_it_went_is_forgotten(

@@ -104,6 +104,8 @@ async def create(
         await ensure_identity(context, found)
     finally:
         context.pods.put(made)
+        # Before that a look at all pods may have taken it for a stranger.
+        context.made.add(found.uid)
     return found
 
 

@@ -300,6 +300,7 @@ TWO_NAMESPACES = (
 """One operator has seen that a namespace lost its label, the other one that it has it."""
 
 
+@pytest.mark.long
 def test_two_leaders_who_know_different_things_argue_slowly() -> None:
     """A resync shows each of them what the other one knows; as fast as they can write, a session
     is told its reason hundreds of times until then.

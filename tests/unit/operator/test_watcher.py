@@ -121,6 +121,7 @@ def kubeconfig(path: Path, server: str) -> str:
     return str(path)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("status", [410, 415])
 async def test_an_answer_that_ends_kopf_is_told(
     status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -122,6 +122,7 @@ async def test_a_server_that_cannot_be_reached_is_offered_its_certificate() -> N
     assert offered == [True]
 
 
+@pytest.mark.long
 def test_handshakes_in_many_threads_do_not_end_the_server(claimed: Sandbox) -> None:
     worker = claimed.authority.issue(uri=f"session:{SESSION_UID}")
 

@@ -158,6 +158,7 @@ def test_a_storm_ends_with_its_context(tools: Tools, seconds: str) -> None:
     assert sleeping(seconds) == []
 
 
+@pytest.mark.long
 def test_a_process_that_never_stays_is_caught(tools: Tools, tmp_path: Path) -> None:
     trace = tmp_path / "trace"
     try:

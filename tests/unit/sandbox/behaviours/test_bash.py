@@ -348,6 +348,7 @@ def test_row_69_close_ends_everything(both: Both, seconds: str) -> None:
     both.tools.stub.CloseContext(closing, timeout=20)
 
 
+@pytest.mark.long
 def test_row_69_the_reference_leaves_jobs_and_a_dead_shell(both: Both, seconds: str) -> None:
     both.theirs("bash", command=f"sleep {seconds} & x=1")
     both.reference.end()

@@ -81,6 +81,16 @@ class Sandbox:
                 assert time.monotonic() < end, f"state {state} was not reached"
                 time.sleep(0.005)
 
+    def begin_drain(self, channel: grpc.Channel) -> "grpc.Future[exec_pb2.DrainResponse]":
+        """Drain the claimed pod, over the operator's channel, for half a minute at most; returns
+        when no new calls are taken, with what is done when the pod is drained.
+        """
+        request = exec_pb2.DrainRequest()
+        request.grace.FromSeconds(30)
+        draining = exec_pb2_grpc.RuntimeStub(channel).Drain.future(request, timeout=60)
+        self.wait_for(exec_pb2.RuntimeInfo.STATE_DRAINING, SESSION_NAME)
+        return draining
+
     def claim(self, session_uid: str = SESSION_UID, **fields: Any) -> exec_pb2.ClaimResponse:
         """Claim the pod as the operator does."""
         pair = self.authority.issue(dns=f"session-{session_uid}.sandbox.cloister.dev")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import cloister
-from cloister_api.exec.v1 import exec_pb2, exec_pb2_grpc
+from cloister_api.exec.v1 import exec_pb2
 from support.eventually import until
 from support.fault_proxy import Fault, FaultProxy, Kind, Way
 from support.sandbox_server import SESSION_NAME, Sandbox, sandbox
@@ -33,10 +33,7 @@ async def test_a_call_and_a_program_survive_a_loss_while_the_sandbox_is_drained(
     call = asyncio.create_task(session.bash("echo > begun; cat end"))
     await asyncio.to_thread(begun.read_bytes)
     with server.operator(SESSION_NAME) as channel:
-        request = exec_pb2.DrainRequest()
-        request.grace.FromSeconds(30)
-        draining = exec_pb2_grpc.RuntimeStub(channel).Drain.future(request, timeout=60)
-        await asyncio.to_thread(server.wait_for, exec_pb2.RuntimeInfo.STATE_DRAINING, SESSION_NAME)
+        draining = await asyncio.to_thread(server.begin_drain, channel)
         proxy.arm([Fault(Kind.RESET, Way.DOWN, after_seconds=0.01)])
         await until(lambda: proxy.happened[Kind.RESET] == 1)
         await asyncio.to_thread(end.write_text, "finished")

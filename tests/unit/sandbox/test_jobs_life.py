@@ -134,11 +134,7 @@ def test_drain_lets_programs_finish(tmp_path: Path) -> None:
         program = jobs.start("bash", "-c", "echo up; read x; echo $x", process_id="p", stdin=True)
         assert program.output() == b"up\n"
         with server.operator(SESSION_NAME) as channel:
-            runtime = exec_pb2_grpc.RuntimeStub(channel)
-            request = exec_pb2.DrainRequest()
-            request.grace.FromSeconds(30)
-            draining = runtime.Drain.future(request, timeout=60)
-            server.wait_for(exec_pb2.RuntimeInfo.STATE_DRAINING, SESSION_NAME)
+            draining = server.begin_drain(channel)
             jobs.write("p", (0, b"late\n", False))
             assert program.output() == b"late\n"
             draining.result()

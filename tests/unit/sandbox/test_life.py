@@ -73,11 +73,7 @@ def test_drain_lets_calls_finish_and_refuses_new_ones(tmp_path: Path) -> None:
         call = pool.submit(tools.bash, "echo > begun; cat end")
         (server.workspace / "begun").read_bytes()
         with server.operator(SESSION_NAME) as channel:
-            runtime = exec_pb2_grpc.RuntimeStub(channel)
-            request = exec_pb2.DrainRequest()
-            request.grace.FromSeconds(30)
-            draining = runtime.Drain.future(request, timeout=60)
-            server.wait_for(exec_pb2.RuntimeInfo.STATE_DRAINING, SESSION_NAME)
+            draining = server.begin_drain(channel)
             with refused(grpc.StatusCode.UNAVAILABLE, reason="DRAINING"):
                 tools.bash("echo late")
             (server.workspace / "end").write_text("finished")
@@ -92,11 +88,7 @@ def test_a_call_that_runs_or_ran_is_answered_while_the_pod_is_drained(tmp_path: 
         first = pool.submit(tools.call, "bash", request_id="cut", **given)
         (server.workspace / "begun").read_bytes()
         with server.operator(SESSION_NAME) as channel:
-            runtime = exec_pb2_grpc.RuntimeStub(channel)
-            request = exec_pb2.DrainRequest()
-            request.grace.FromSeconds(30)
-            draining = runtime.Drain.future(request, timeout=60)
-            server.wait_for(exec_pb2.RuntimeInfo.STATE_DRAINING, SESSION_NAME)
+            draining = server.begin_drain(channel)
             again = pool.submit(tools.call, "bash", request_id="cut", **given)
             with refused(grpc.StatusCode.ALREADY_EXISTS, reason="ID_CONFLICT"):
                 tools.call("bash", request_id="cut", command="echo other")

@@ -6,15 +6,13 @@ import time
 from dataclasses import dataclass
 
 from .capture import Tail
-from .jobs import Ending, Failure, Job, Reason, oom_kills, reason_of
+from .jobs import RESOURCE_LIMIT, Ending, Failure, Job, Reason, oom_kills, reason_of
 from .outputs import Policy
 from .shell import Cancel, Finished, NotNow, Shell, ShellError
 from .sources import STDOUT
 from .wakes import wake
 
 FOREVER = 1e9
-LACKING = "RESOURCE_LIMIT"
-"""The kind of a failure after which the shell is as it was."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,7 @@ class Command(Job):
                 self.script.text, FOREVER, self._cancel, _Printed(self), cancel_kills=True
             )
         except NotNow as error:
-            return Failure(LACKING, 0, str(error))
+            return Failure(RESOURCE_LIMIT, 0, str(error))
         except ShellError as error:
             return Failure("OTHER", 0, str(error))
         finally:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from .entries import read_link
-from .lacking import lacks
+from .lacking import passing_over
 from .paths import Roots, follow
 from .toolset.patterns import Pattern
 from .walks import Found, TooLarge, walk
@@ -101,19 +101,12 @@ def _entries(roots: Roots, where: str) -> Iterator[Found]:
     """The entries below a resolved directory, none where it cannot be listed or is none; raises
     OSError where nobody can tell.
     """
-    try:
+    with passing_over():
         directory = roots.directory(where)
-    except OSError as error:
-        if lacks(error):
-            raise
-        return
-    try:
-        yield from walk(directory)
-    except OSError as error:
-        if lacks(error):
-            raise
-    finally:
-        os.close(directory)
+        try:
+            yield from walk(directory)
+        finally:
+            os.close(directory)
 
 
 def _leads(path: str) -> tuple[bool, bool]:

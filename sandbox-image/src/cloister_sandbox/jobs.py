@@ -70,6 +70,10 @@ class Ending:
     survivors: int = 0
 
 
+RESOURCE_LIMIT = "RESOURCE_LIMIT"
+"""The kind of a failure for want of room, after which a shell is as it was."""
+
+
 @dataclass(frozen=True)
 class Failure:
     """Why a job could not begin."""

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from .lacking import lacks
+from .lacking import passing_over
 from .paths import Roots
 
 _MAX_EVENT = 4 * 1024 * 1024
@@ -170,7 +170,7 @@ class Matches:
     def _open(self, path: str) -> None:
         self._close()
         self._path, self._confirmed = path, False
-        try:
+        with passing_over():
             fd = self._roots.open(path, os.O_RDONLY)
             try:
                 if stat.S_ISREG(os.fstat(fd).st_mode):
@@ -178,9 +178,6 @@ class Matches:
             finally:
                 if self._content is None:
                     os.close(fd)
-        except OSError as error:
-            if lacks(error):
-                raise
 
     def _close(self) -> None:
         if self._content is not None:

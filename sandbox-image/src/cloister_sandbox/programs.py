@@ -19,9 +19,9 @@ from cloister_api.turns import turn
 from . import terminal
 from .errors import WrongState
 from .hands import STALLED_SECONDS
-from .jobs import Ending, Failure, Job, Jobs, Reason, oom_kills, reason_of
+from .jobs import RESOURCE_LIMIT, Ending, Failure, Job, Jobs, Reason, oom_kills, reason_of
 from .kin import MARK, NOBODY, forget_tree, members, signal_all
-from .lacking import lacks
+from .lacking import EXHAUSTED, passing_over
 from .leftovers import KEPT
 from .looks import in_thread
 from .outputs import Policy
@@ -53,11 +53,7 @@ _KINDS = {
     errno.EISDIR: "NOT_EXECUTABLE",
     errno.E2BIG: "BAD_ARGUMENTS",
     errno.ENAMETOOLONG: "BAD_ARGUMENTS",
-    errno.EAGAIN: "RESOURCE_LIMIT",
-    errno.ENOMEM: "RESOURCE_LIMIT",
-    errno.EMFILE: "RESOURCE_LIMIT",
-    errno.ENFILE: "RESOURCE_LIMIT",
-    errno.ENOSPC: "RESOURCE_LIMIT",
+    **dict.fromkeys((*EXHAUSTED, errno.ENOSPC), RESOURCE_LIMIT),
 }
 
 
@@ -156,11 +152,8 @@ class Program(Job):
         self.require_running()
         if self._order.size is None:
             raise WrongState("NO_TERMINAL", "it was started without a terminal", id=self.id)
-        try:
+        with passing_over():  # as a rule all have closed it
             await terminal.resize_held(self._terminal, columns, rows, self._reaper.hands)
-        except OSError as error:  # as a rule all have closed it
-            if lacks(error):
-                raise
 
     async def _start(self) -> "asyncio.Future[Ended]":
         if "\0" in self._order.cwd:

@@ -4,7 +4,6 @@ The one engine of the grep tool and of Files.Grep.
 """
 
 import contextlib
-import errno
 import os
 import secrets
 import selectors
@@ -16,6 +15,7 @@ from typing import BinaryIO
 from .births import BIRTHS
 from .inlet import waiting
 from .kin import begin_tree, forget_tree
+from .lacking import EXHAUSTED
 from .polling import readable_now
 from .spawn import nothing, spawn, yield_to_server
 
@@ -23,7 +23,6 @@ _COMPLAINT = 4096
 _LOOK = 0.05
 """Seconds between looks at whether anybody still wants the result."""
 _READ = 65_536
-_LACKING = (errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM)
 _WITHOUT_END = 1 << 62
 """Bytes of a pipe into which a search may still print."""
 
@@ -65,7 +64,7 @@ class Search:
                     self._pid = spawn(["rg", "--no-config", *arguments], cwd, env, streams)
                     begin_tree(self._pid, self._mark)
             except OSError as error:
-                if error.errno in _LACKING:
+                if error.errno in EXHAUSTED:
                     raise
                 raise NotInstalled from None
             except ValueError:

@@ -13,10 +13,10 @@ from collections.abc import Coroutine, Mapping
 from pathlib import Path
 from typing import Any
 
-from .commands import FOREVER, LACKING, Command, Script
+from .commands import FOREVER, Command, Script
 from .errors import Busy, IdConflict, InvalidField, NotFound, WrongState
 from .finishing import each_to_its_end, to_its_end
-from .jobs import Ending, Failure, Job, Jobs, Reason
+from .jobs import RESOURCE_LIMIT, Ending, Failure, Job, Jobs, Reason
 from .processes import Reaper
 from .shell import Shell, ShellError
 from .state import Activity
@@ -243,7 +243,7 @@ class Shells:
         except ShellError as error:
             return Failure("OTHER", 0, str(error))
         except OSError as error:  # no descriptor is left to end with what was before
-            return Failure(LACKING, error.errno or 0, error.strerror or "no shell")
+            return Failure(RESOURCE_LIMIT, error.errno or 0, error.strerror or "no shell")
         return None
 
     def _time(self, slot: Slot, command: Command) -> asyncio.TimerHandle:
@@ -297,4 +297,4 @@ def _key(shell_id: str, command_id: str) -> str:
 
 def _is_unusable(outcome: Ending | Failure) -> bool:
     """Whether a command could not be run in its shell, nor can another."""
-    return isinstance(outcome, Failure) and outcome.kind != LACKING
+    return isinstance(outcome, Failure) and outcome.kind != RESOURCE_LIMIT

@@ -2,12 +2,12 @@
 
 import contextlib
 import ctypes
-import errno
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..lacking import FULL
 from ..paths import Roots, ToolFailure, reason
 from ..texts import (
     MAX_EDITED,
@@ -26,7 +26,6 @@ _WORDS = 4096
 """Characters of an error's text that a result has."""
 _libc = ctypes.CDLL(None, use_errno=True)
 _KEEP_SIZE = 1
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _EDIT = frozenset({"file_path", "old_string", "new_string", "replace_all"})
 
 
@@ -123,7 +122,7 @@ def _fill(fd: int, data: bytes) -> None:
     if _libc.fallocate(fd, _KEEP_SIZE, ctypes.c_long(0), ctypes.c_long(len(data))) != 0:
         # Some filesystems cannot reserve room; those that can say whether there is any.
         number = ctypes.get_errno()
-        if number in _NO_ROOM:
+        if number in FULL:
             raise OSError(number, os.strerror(number))
     done = 0
     view = memoryview(data)

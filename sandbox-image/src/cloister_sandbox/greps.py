@@ -123,7 +123,7 @@ def _shorten(line: exec_pb2.GrepLine) -> bool:
 
 
 def _warnings(search: Search, matches: Matches, seconds: float, cut: int) -> list[str]:
-    complaint = search.complaint.decode("utf-8", errors="replace").strip()
+    complaint = search.complaint
     # Of a search that came to its end it is a file that has such a name.
     if not matches.complete and any(each in complaint.lower() for each in _BAD_PATTERN):
         field = "glob" if "parsing glob" in complaint else "pattern"

@@ -46,10 +46,9 @@ class Search:
         Raises NotInstalled, BadArgument, and OSError where descriptors, processes or memory lack.
         """
         self.ended = ""
-        self.complaint = b""
-        """The beginning of what it complained about; whole once `output` is read to its end."""
+        self._complaint = b""
         self.complained_more = False
-        """Whether that is not all: one complaint is longer where a path is."""
+        """Whether `complaint` is not all: one is longer where a path is."""
         self._deadline = time.monotonic() + seconds
         # What tools make it start is no living tree's when it is over, and ends with the next one.
         self._mark = f"rg-{secrets.token_hex(4)}"
@@ -77,6 +76,11 @@ class Search:
                 raise
             ours.pop_all()
         yield_to_server(self._pid)
+
+    @property
+    def complaint(self) -> str:
+        """The beginning of what it complained about; whole once `output` is read to its end."""
+        return self._complaint.decode("utf-8", errors="replace").strip()
 
     @property
     def late(self) -> bool:
@@ -125,8 +129,8 @@ class Search:
                     elif key.fileobj is self._stdout:
                         yield data
                     else:
-                        room = _COMPLAINT - len(self.complaint)
-                        self.complaint += data[:room]
+                        room = _COMPLAINT - len(self._complaint)
+                        self._complaint += data[:room]
                         self.complained_more |= len(data) > room
                 if stopped():
                     self.ended = "stopped"

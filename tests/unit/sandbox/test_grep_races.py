@@ -278,7 +278,7 @@ def test_a_search_that_finds_nothing_lets_others_have_its_thread(
     """What ripgrep prints without end may hold no line that may be shown."""
 
     class Endless:
-        complaint = b""
+        complaint = ""
         complained_more = False
         ended = ""
         late = False

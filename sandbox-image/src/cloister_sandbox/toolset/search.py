@@ -102,8 +102,7 @@ def grep(
         late = search.ended == "late"
         note = f"grep: timed out after {seconds:g}s" if late else "grep: cancelled"
         return ToolResult("\n".join(filter(None, (text.rstrip("\n"), note))), is_error=True)
-    complaint = search.complaint.decode("utf-8", errors="replace").strip()
-    words = matches.complaints(complaint, more=search.complained_more)
+    words = matches.complaints(search.complaint, more=search.complained_more)
     if words and not text:
         raise ToolFailure("grep: rg failed: " + "\n".join(words))
     notes = [f"[{each}]" for each in matches.warnings()]
